@@ -1,0 +1,47 @@
+"""The attention hook: a loaded mlx-lm model asks the layer cache to attend, where the cache can."""
+
+from __future__ import annotations
+
+import functools
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import mlx.core as mx
+import mlx.nn as nn
+from mlx_lm.models import base
+
+NAME = "scaled_dot_product_attention"
+
+
+def install(model: nn.Module) -> None:
+    """Make every attention module of ``model`` call ``cache.attend(queries, scale, mask, sinks)`` where it exists.
+
+    mlx-lm's model files import ``scaled_dot_product_attention`` by name, so the name is replaced in the files that
+    define this model's modules. Caches without ``attend`` get mlx-lm's own function, untouched. Idempotent.
+    """
+    for file in {type(module).__module__ for module in model.modules()}:
+        namespace = sys.modules.get(file)
+        plain = getattr(namespace, NAME, None)
+        if plain is base.scaled_dot_product_attention:
+            setattr(namespace, NAME, dispatch(plain))
+
+
+def dispatch(plain: Callable[..., mx.array]) -> Callable[..., mx.array]:
+    """``plain`` with the choice in front of it."""
+
+    @functools.wraps(plain)
+    def attention(
+        queries: mx.array,
+        keys: Any,
+        values: Any,
+        cache: Any,
+        scale: float,
+        mask: Any,
+        sinks: mx.array | None = None,
+    ) -> mx.array:
+        if hasattr(cache, "attend"):
+            return cache.attend(queries, scale=scale, mask=mask, sinks=sinks)
+        return plain(queries, keys, values, cache=cache, scale=scale, mask=mask, sinks=sinks)
+
+    return attention

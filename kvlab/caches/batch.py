@@ -1,0 +1,108 @@
+"""``BatchLayerCache``: sequences side by side, each with storage of its own.
+
+Nothing is padded and nothing is copied when a sequence joins or leaves: a batch is a list. Each sequence attends over
+its own rows, so that it gets in a batch what it gets alone.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import mlx.core as mx
+
+if TYPE_CHECKING:
+    from kvlab.caches.layer import LayerCache
+
+
+class BatchLayerCache:
+    """The layer caches of a batch behind mlx-lm's batch protocol. Owns no arrays."""
+
+    def __init__(self, sequences: list[LayerCache]) -> None:
+        self.sequences = list(sequences)
+        self._waiting: list[int] | None = None
+
+    @property
+    def offset(self) -> mx.array:
+        """True positions of the next tokens, int32 ``[batch]``."""
+        return mx.array([sequence.offset for sequence in self.sequences])
+
+    def prepare(self, *, lengths: list[int], right_padding: list[int]) -> None:
+        """The next tokens are right-padded: only the first ``lengths[i]`` of sequence i are real."""
+        self._waiting = list(lengths)
+
+    def finalize(self) -> None:
+        """The padded tokens are through."""
+        self._waiting = None
+
+    def update_and_fetch(self, keys: mx.array, values: mx.array) -> tuple[mx.array, mx.array]:
+        """Give each sequence its real rows of ``[batch, n_kv_heads, n, head_dim]``."""
+        for i, (sequence, real) in enumerate(zip(self.sequences, self._real(keys.shape[2]), strict=True)):
+            if real:
+                sequence.update_and_fetch(keys[i : i + 1, :, :real], values[i : i + 1, :, :real])
+        return keys, values
+
+    def attend(self, queries: mx.array, *, scale: float, mask: Any = None, sinks: mx.array | None = None) -> mx.array:
+        """Attention ``[batch, n_heads, n, v_head_dim]``; rows of padding are zeros."""
+        count = queries.shape[2]
+        reals = self._real(count)
+        outs: list[mx.array | None] = [
+            sequence.attend(queries[i : i + 1, :, :real], scale=scale, mask=mask, sinks=sinks) if real else None
+            for i, (sequence, real) in enumerate(zip(self.sequences, reals, strict=True))
+        ]
+        if self._waiting is not None:
+            self._waiting = [left - real for left, real in zip(self._waiting, reals, strict=True)]
+        width = next((out.shape[-1] for out in outs if out is not None), queries.shape[-1])
+        return mx.concatenate([self._padded(out, queries, width) for out in outs])
+
+    @staticmethod
+    def _padded(out: mx.array | None, queries: mx.array, width: int) -> mx.array:
+        _, heads, count, _ = queries.shape
+        if out is None:
+            return mx.zeros((1, heads, count, width), queries.dtype)
+        missing = count - out.shape[2]
+        return mx.pad(out, [(0, 0), (0, 0), (0, missing), (0, 0)]) if missing else out
+
+    def make_mask(self, n: int, return_array: bool = False, window_size: int | None = None) -> Any:
+        """A stand-in: each sequence makes its own mask in ``attend``."""
+        return None if n == 1 else "causal"
+
+    def filter(self, keep: list[int]) -> None:
+        """Keep the sequences ``keep``, in that order."""
+        self.sequences = [self.sequences[i] for i in keep]
+
+    def extend(self, other: BatchLayerCache) -> None:
+        """Append the sequences of ``other``."""
+        self.sequences.extend(other.sequences)
+
+    def extract(self, index: int) -> LayerCache:
+        """The live cache of one sequence: the object itself, not a copy."""
+        return self.sequences[index]
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> BatchLayerCache:
+        # mlx-lm copies a batch only to split it in two, and each half keeps other sequences.
+        return BatchLayerCache(self.sequences)
+
+    @property
+    def state(self) -> list[mx.array]:
+        return [array for sequence in self.sequences for array in sequence.state]
+
+    @property
+    def nbytes(self) -> int:
+        return sum(sequence.nbytes for sequence in self.sequences)
+
+    def size(self) -> int:
+        return max((sequence.size() for sequence in self.sequences), default=0)
+
+    def empty(self) -> bool:
+        return all(sequence.empty() for sequence in self.sequences)
+
+    def is_trimmable(self) -> bool:
+        return all(sequence.is_trimmable() for sequence in self.sequences)
+
+    def trim(self, n: int) -> int:
+        return min((sequence.trim(n) for sequence in self.sequences), default=0)
+
+    def _real(self, count: int) -> list[int]:
+        if self._waiting is None:
+            return [count] * len(self.sequences)
+        return [min(count, left) for left in self._waiting]

@@ -1,0 +1,228 @@
+"""``LayerCache``: the live KV of one sequence in one layer, under any retention and codec.
+
+It speaks mlx-lm's cache protocol, so it also works in plain ``mlx_lm.generate``; in a batch, sequences keep storage of
+their own (see :mod:`kvlab.caches.batch`).
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import mlx.core as mx
+
+from kvlab.caches.batch import BatchLayerCache
+from kvlab.caches.rows import Rows, make_rows
+from kvlab.errors import ModelError
+from kvlab.policies import Module, Policy, Rotating, ScoreContext, Scorer
+
+
+@dataclass(frozen=True)
+class Eviction:
+    """Rows that left: their true positions ``[1, n_kv_heads, n]`` (lazy), and how many rows stayed per head."""
+
+    positions: mx.array
+    kept: int
+    offset: int
+
+
+class LayerCache:
+    """Live KV of one sequence in one layer.
+
+    Attributes:
+        offset: tokens of the sequence so far, evicted ones included: the RoPE position of the next one.
+        prompt_tokens: where the prompt ends; None means at the first step of a single token.
+        evictions: what left since the owner last emptied the list; filled only when ``record`` is set.
+        prompt_rows: the complete rows of the prompt, kept aside at its end when ``keep_prompt`` is set, because the
+            eviction that follows would lose them; the owner takes them and sets None.
+    """
+
+    def __init__(
+        self,
+        policy: Policy,
+        layer: int = 0,
+        n_layers: int = 1,
+        *,
+        prompt_tokens: int | None = None,
+        record: bool = False,
+    ) -> None:
+        self.retention: Module = policy.retention
+        self.rows: Rows = make_rows(policy.codec)
+        self.layer = layer
+        self.n_layers = n_layers
+        self.prompt_tokens = prompt_tokens
+        self.record = record
+        self.keep_prompt = policy.tiers is not None and isinstance(policy.retention, Scorer)
+        self.offset = 0
+        self.evictions: list[Eviction] = []
+        self.prompt_rows: Rows | None = None
+        self._budget: int | None = None
+        self._kept: mx.array | None = None
+        self._queries: mx.array | None = None
+        self._unattended = False
+
+    # -- mlx-lm's protocol ------------------------------------------------------------------------------------------
+
+    def update_and_fetch(self, keys: mx.array, values: mx.array) -> tuple[mx.array, mx.array]:
+        """Append new rows ``[1, n_kv_heads, n, head_dim]``. What is returned is unused: ``attend`` reads the rows.
+
+        Raises:
+            ModelError: the model's attention never reached ``attend``, so that its answers would be wrong.
+        """
+        if self._unattended:
+            raise ModelError(
+                "this model computes attention without mlx-lm's scaled_dot_product_attention, so kvlab's live caches "
+                "cannot be used with it: use the policy full"
+            )
+        self.rows.append(keys, values)
+        self.offset += keys.shape[2]
+        self._unattended = True
+        return keys, values
+
+    def attend(self, queries: mx.array, *, scale: float, mask: Any = None, sinks: mx.array | None = None) -> mx.array:
+        """Attention of the newest ``n`` queries ``[1, n_heads, n, head_dim]`` over the rows, then eviction.
+
+        The model's ``mask`` is not used: this layer's rows decide what is visible.
+
+        Raises:
+            ModelError: the model adds a bias of its own to the scores.
+        """
+        if isinstance(mask, mx.array) and mask.dtype != mx.bool_:
+            raise ModelError("this model adds its own terms to the attention scores: use the policy full")
+        self._unattended = False
+        count = queries.shape[2]
+        out = self.rows.attend(queries, scale, self._mask(count), sinks)
+        if isinstance(self.retention, Rotating):
+            self._drop_outside(self.retention)
+        elif isinstance(self.retention, Scorer):
+            self._remember(queries, self.retention.window)
+            self._evict(self.retention, count, scale)
+        return out
+
+    def make_mask(self, n: int, return_array: bool = False, window_size: int | None = None) -> Any:
+        """A stand-in for models that pass masks along; :meth:`attend` makes its own."""
+        return None if n == 1 else "causal"
+
+    @property
+    def state(self) -> list[mx.array]:
+        """Every array that is held, for ``mx.eval``."""
+        more = [array for array in (self._kept, self._queries) if array is not None]
+        return [*self.rows.arrays.values(), *more, *(e.positions for e in self.evictions)]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all arrays held for this layer: rows with unused capacity, positions, remembered queries."""
+        more = [array.nbytes for array in (self._kept, self._queries) if array is not None]
+        return self.rows.nbytes + sum(more)
+
+    def size(self) -> int:
+        return self.rows.length
+
+    def empty(self) -> bool:
+        return self.offset == 0
+
+    def is_trimmable(self) -> bool:
+        return not self.has_evicted and not self.compressed
+
+    def trim(self, n: int) -> int:
+        """Forget the last ``n`` tokens; 0 when rows have been evicted, because the cut would not be exact."""
+        if not self.is_trimmable():
+            return 0
+        n = min(n, self.offset)
+        self.offset -= n
+        self.rows.cut(self.offset)
+        return n
+
+    @staticmethod
+    def merge(caches: list[LayerCache]) -> BatchLayerCache:
+        return BatchLayerCache(caches)
+
+    # -- what is kept -----------------------------------------------------------------------------------------------
+
+    @property
+    def compressed(self) -> bool:
+        """True from the end of the prompt on, under a scorer: later rows are computed from what it kept."""
+        return self._budget is not None
+
+    @property
+    def has_evicted(self) -> bool:
+        return self.rows.length < self.offset
+
+    def positions(self) -> mx.array:
+        """True positions of the rows, int32 ``[1, heads, length]``; heads is 1 while all heads hold the same rows."""
+        if isinstance(self.retention, Rotating) and self.has_evicted:
+            first = min(self.retention.sinks, self.rows.length)
+            rest = self.rows.length - first
+            return mx.concatenate([mx.arange(first), mx.arange(self.offset - rest, self.offset)])[None, None]
+        if self._kept is None:
+            return mx.arange(self.rows.length)[None, None]
+        recent = self.rows.length - self._kept.shape[2]
+        tail = mx.broadcast_to(mx.arange(self.offset - recent, self.offset), (1, self._kept.shape[1], recent))
+        return mx.concatenate([self._kept, tail.astype(mx.int32)], axis=2)
+
+    def restore(self, rows: dict[str, mx.array]) -> None:
+        """Start from stored rows of the first tokens of the sequence (in this codec's form)."""
+        self.rows.append_encoded(rows)
+        self.offset = self.rows.length
+
+    def _mask(self, count: int) -> mx.array | str | None:
+        """What the newest ``count`` queries may see. Rows behind a query's position are the only ones in question."""
+        if not isinstance(self.retention, Rotating):
+            return None if count == 1 else "causal"
+        window, sinks = self.retention.window, self.retention.sinks
+        if self.rows.length <= window and not self.has_evicted:
+            return None if count == 1 else "causal"
+        at = mx.arange(self.offset - count, self.offset)[:, None]
+        row = self.positions()[0]
+        return ((row <= at) & ((row < sinks) | (row > at - window)))[None, None]
+
+    def _drop_outside(self, retention: Rotating) -> None:
+        slack = max(1, retention.window // 8)
+        held = self.rows.length
+        limit = retention.sinks + retention.window
+        if held < limit + slack:
+            return
+        if self.record:
+            gone = self.positions()[:, :, retention.sinks : held - retention.window]
+            self.evictions.append(Eviction(gone, limit, self.offset))
+        self.rows.keep_spans((0, retention.sinks), (held - retention.window, held))
+
+    def _remember(self, queries: mx.array, window: int) -> None:
+        if not window:
+            return
+        seen = queries if self._queries is None else mx.concatenate([self._queries, queries], axis=2)
+        self._queries = seen[:, :, -window:]
+
+    def _evict(self, scorer: Scorer, count: int, scale: float) -> None:
+        if self._budget is None:
+            ended = self.offset >= self.prompt_tokens if self.prompt_tokens is not None else count == 1
+            if not ended:
+                return
+            self._budget = scorer.rows(self.prompt_tokens or self.offset)
+            if self.keep_prompt:
+                self.prompt_rows = self.rows.snapshot()
+            target = self._budget
+        else:
+            # Rows leave in groups, so that the copy that frees them is paid once per group.
+            target = self._budget - min(scorer.interval, math.ceil(self._budget / 8)) + 1
+        if self.rows.length > self._budget:
+            self._keep_best(scorer, max(1, target), scale)
+
+    def _keep_best(self, scorer: Scorer, target: int, scale: float) -> None:
+        keys, values = self.rows.decode()
+        heads, length = keys.shape[1], keys.shape[2]
+        positions = mx.broadcast_to(self.positions(), (1, heads, length)).astype(mx.int32)
+        context = ScoreContext(keys, values, positions, self._queries, scale, self.layer, self.n_layers, self.offset)
+        scores = scorer.score(context)
+        if scores.shape != (1, heads, length):
+            raise ModelError(
+                f"{type(scorer).__name__}.score returned shape {scores.shape}: it must be {(1, heads, length)}"
+            )
+        order = mx.argsort(-scores, axis=-1)
+        stay = mx.sort(order[..., :target], axis=-1)
+        if self.record:
+            gone = mx.sort(order[..., target:], axis=-1)
+            self.evictions.append(Eviction(mx.take_along_axis(positions, gone, axis=2), target, self.offset))
+        self._kept = mx.take_along_axis(positions, stay, axis=2)
+        self.rows.keep(stay)

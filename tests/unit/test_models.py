@@ -1,0 +1,189 @@
+"""Loading models, and the fingerprint that keys their KV."""
+
+import json
+import shutil
+import time
+from pathlib import Path
+
+import mlx.core as mx
+import pytest
+
+from kvlab import models
+from kvlab.errors import ModelError
+from kvlab.models import LoadedModel, load
+from tests.helpers import random_model, random_model_folder
+
+TOOL = {"type": "function", "function": {"name": "look", "parameters": {"type": "object", "properties": {}}}}
+
+
+def test_random_weights_answer_by_all_of_the_context(random_weights: LoadedModel) -> None:
+    from mlx_lm.generate import generate_step
+
+    ids = random_weights.encode("a prompt of some length, whose first letters matter too")
+    other = [ids[0] + 1, *ids[1:]]
+    first, second = (
+        [token for token, _ in generate_step(mx.array(prompt), random_weights.model, max_tokens=12)]
+        for prompt in (ids, other)
+    )
+    assert first != second
+    assert len(set(first)) > 2
+
+
+def test_loaded_model_describes_itself(qwen3: LoadedModel) -> None:
+    assert (qwen3.dtype, qwen3.n_layers, qwen3.eos) == ("float32", 2, frozenset({2}))
+    assert qwen3.name == qwen3.path.name
+    assert qwen3.decode(qwen3.encode("hello <|im_end|> world")) == "hello <|im_end|> world"
+
+
+def test_half_precision_becomes_float32_on_the_cpu_only_when_not_asked(tmp_path: Path) -> None:
+    folder = random_model_folder("llama", tmp_path, dtype="bfloat16")
+    by_default = "float32" if mx.default_device().type == mx.DeviceType.cpu else "bfloat16"
+    assert load(folder).dtype == by_default
+    asked = load(folder, dtype="bfloat16")
+    assert asked.dtype == "bfloat16"
+    assert asked.model.model.layers[0].self_attn.q_proj.weight.dtype == mx.bfloat16
+    assert load(folder).fingerprint == asked.fingerprint
+    with pytest.raises(ModelError, match="float32, float16, bfloat16"):
+        load(folder, dtype="int4")
+
+
+def test_quantized_model_computes_in_the_dtype_of_its_scales(tmp_path: Path) -> None:
+    import mlx_lm
+    from mlx_lm.utils import quantize_model, save_model
+
+    source = random_model_folder("qwen3", tmp_path / "source", dtype="bfloat16")
+    network, _, config = mlx_lm.load(str(source), return_config=True)
+    network, config = quantize_model(network, config, 64, 4)
+    target = tmp_path / "q4"
+    shutil.copytree(source, target)
+    (target / "model.safetensors").unlink()
+    save_model(target, network)
+    (target / "config.json").write_text(json.dumps(config))
+    quantized = load(target)
+    assert quantized.dtype == ("float32" if mx.default_device().type == mx.DeviceType.cpu else "bfloat16")
+    assert quantized.model(mx.array([[5, 6, 7]])).shape == (1, 3, 261)
+    assert quantized.fingerprint != load(source).fingerprint
+
+
+def test_render_takes_openai_messages(qwen3: LoadedModel) -> None:
+    call = {"id": "1", "type": "function", "function": {"name": "look", "arguments": '{"at": "é"}'}}
+    messages = [
+        {"role": "user", "content": "hi"},
+        {"role": "assistant", "content": None, "tool_calls": [call]},
+        {"role": "tool", "tool_call_id": "1", "content": "seen"},
+    ]
+    text = qwen3.decode(qwen3.render(messages, [TOOL]))
+    assert '"name": "look"' in text
+    assert '{"name": "look", "arguments": {"at": "é"}}' in text
+    assert "None" not in text
+    assert text.endswith("<|im_start|>assistant\n")
+    assert not qwen3.decode(qwen3.render(messages, generation=False)).endswith("assistant\n")
+    assert call["function"]["arguments"] == '{"at": "é"}', "the caller's messages are left as they were"
+
+
+def test_render_extends_a_conversation_by_tokens(qwen3: LoadedModel) -> None:
+    messages = [{"role": "user", "content": "one"}]
+    first = qwen3.render(messages)
+    messages += [{"role": "assistant", "content": "two"}, {"role": "user", "content": "three"}]
+    assert qwen3.render(messages)[: len(first)] == first
+
+
+def test_render_without_template_says_so(tmp_path: Path) -> None:
+    folder = random_model_folder("llama", tmp_path)
+    settings = json.loads((folder / "tokenizer_config.json").read_text())
+    del settings["chat_template"]
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
+    with pytest.raises(ModelError, match="no chat template"):
+        load(folder).render([{"role": "user", "content": "hi"}])
+
+
+def test_template_that_refuses_is_a_model_error(qwen3: LoadedModel) -> None:
+    with pytest.raises(ModelError, match="refuses this conversation"):
+        qwen3.render([{"role": "assistant", "content": "", "tool_calls": [{"function": {"name": "f"}}]}])
+
+
+def test_fingerprint_covers_weights_and_config_but_not_the_name(tmp_path: Path) -> None:
+    first = random_model_folder("llama", tmp_path / "a")
+    same = random_model_folder("llama", tmp_path / "b")
+    other_weights = random_model_folder("llama", tmp_path / "c", seed=1)
+    other_config = random_model_folder("llama", tmp_path / "d", rope_theta=5e5)
+    prints = [models.fingerprint(folder) for folder in (first, same, other_weights, other_config)]
+    assert prints[0] == prints[1]
+    assert len(set(prints)) == 3
+    config = json.loads((same / "config.json").read_text())
+    (same / "config.json").write_text(json.dumps({"transformers_version": "9", "_name_or_path": "x", **config}))
+    assert models.fingerprint(same) == prints[0]
+
+
+def test_fingerprint_is_remembered_until_the_file_changes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = random_model_folder("llama", tmp_path / "m")
+    monkeypatch.setenv("KVLAB_HOME", str(tmp_path / "home"))
+    now = time.time()
+    monkeypatch.setattr(time, "time", lambda: now + 60)  # the file counts as settled
+    before = models.fingerprint(folder)
+    (memo,) = (tmp_path / "home" / "fingerprints").iterdir()
+    known = json.loads(memo.read_text())
+    memo.write_text(json.dumps({**known, "sha256": "remembered"}))
+    assert models.fingerprint(folder) != before, "the memo is what was read"
+    weights = bytearray((folder / "model.safetensors").read_bytes())
+    weights[-1] ^= 1
+    (folder / "model.safetensors").write_bytes(weights)
+    changed = models.fingerprint(folder)
+    memo.write_text("torn {")
+    assert models.fingerprint(folder) == changed
+    assert changed != before
+
+
+@pytest.mark.parametrize(
+    ("model", "says"),
+    [
+        ("nonesuch", "no model 'nonesuch'; give a folder, a Hugging Face id"),
+        ("./no/such/folder", "no model './no/such/folder'"),
+        ("some-org/some-model", "cannot load some-org/some-model from the Hugging Face hub"),
+    ],
+)
+def test_missing_models_are_one_clear_line(model: str, says: str) -> None:
+    with pytest.raises(ModelError) as caught:
+        load(model)
+    assert says in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_folders_that_hold_no_model_say_what_is_missing(tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match=r"holds no config\.json"):
+        load(tmp_path)
+    folder = random_model_folder("llama", tmp_path / "m")
+    with pytest.raises(ModelError, match="is a file; give the folder"):
+        load(folder / "config.json")
+    (folder / "model.safetensors").unlink()
+    with pytest.raises(ModelError, match="cannot load the model in"):
+        load(folder)
+    with pytest.raises(ModelError, match="holds no model"):
+        models.fingerprint(folder)
+
+
+def test_unknown_architecture_is_a_model_error(tmp_path: Path) -> None:
+    folder = random_model_folder("llama", tmp_path)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "model_type": "abacus"}))
+    with pytest.raises(ModelError, match="abacus"):
+        load(folder)
+
+
+def test_cut_weights_are_a_model_error(tmp_path: Path) -> None:
+    folder = random_model_folder("llama", tmp_path)
+    weights = (folder / "model.safetensors").read_bytes()
+    (folder / "model.safetensors").write_bytes(weights[: len(weights) // 2])
+    with pytest.raises(ModelError, match="cannot load the model in"):
+        load(folder)
+
+
+def test_bundled_model_is_the_default(bundled: LoadedModel) -> None:
+    assert bundled.name == models.bundled_path().name
+    assert bundled.fingerprint == load().fingerprint == load("tiny").fingerprint
+    assert bundled.dtype == "float32"
+    assert sum(file.stat().st_size for file in bundled.path.rglob("*") if file.is_file()) < 12e6
+
+
+def test_models_of_one_seed_are_equal(tmp_path: Path) -> None:
+    assert random_model("qwen3", tmp_path / "a").fingerprint == random_model("qwen3", tmp_path / "b").fingerprint

@@ -1,0 +1,52 @@
+"""What the project promises about itself: two set-up commands, pins, and checks that run what the README says."""
+
+import re
+import subprocess
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture
+def project() -> dict[str, Any]:
+    return tomllib.loads((ROOT / "pyproject.toml").read_text())
+
+
+@pytest.mark.parametrize("part", ["run", "test"])
+def test_readme_has_one_command_for_each_setup(part: str) -> None:
+    blocks = re.findall(rf"<!--\s*setup:\s*{part}\s*-->\s*```[a-z]*\n(.*?)```", (ROOT / "README.md").read_text(), re.S)
+    assert len(blocks) == 1
+    lines = [line for line in blocks[0].splitlines() if line.strip()]
+    assert len(lines) == 1
+    assert lines[0].startswith("python3 -m pip install uv && python3 -m uv run ")
+
+
+def test_ci_runs_the_readmes_test_command_and_stops_at_a_failure(tmp_path: Path) -> None:
+    (tmp_path / ".ci").mkdir()
+    script = tmp_path / ".ci" / "run"
+    script.write_text((ROOT / ".ci" / "run").read_text())
+    (tmp_path / "README.md").write_text("<!-- setup: test -->\n```sh\necho here && exit 3\n```\n")
+    done = subprocess.run(["bash", str(script)], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 3
+    assert "\nhere\n" in done.stdout
+    assert "ruff" not in done.stdout
+    (tmp_path / "README.md").write_text("nothing\n")
+    assert subprocess.run(["bash", str(script)], capture_output=True, timeout=60).returncode != 0
+
+
+def test_fast_movers_are_pinned_and_mlx_is_one_version_everywhere(project: dict[str, Any]) -> None:
+    extras = [item for extra in project["project"]["optional-dependencies"].values() for item in extra]
+    named = [item for item in [*project["project"]["dependencies"], *extras] if re.match(r"mlx[\[=]", item)]
+    assert len(named) == 4
+    assert len({re.search(r"==([\d.]+)", item).group(1) for item in named}) == 1  # type: ignore[union-attr]
+    assert any(re.match(r"mlx-lm==[\d.]+$", item) for item in project["project"]["dependencies"])
+
+
+def test_docs_link_to_files_that_exist() -> None:
+    for page in [ROOT / "README.md", *(ROOT / "docs").rglob("*.md")]:
+        for target in re.findall(r"\]\((?!https?:|#)([^)#]+)", page.read_text()):
+            assert (page.parent / target).exists(), f"{page.name} links to {target}"
