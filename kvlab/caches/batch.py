@@ -43,14 +43,11 @@ class BatchLayerCache:
 
     def attend(self, queries: mx.array, *, scale: float, mask: Any = None, sinks: mx.array | None = None) -> mx.array:
         """Attention ``[batch, n_heads, n, v_head_dim]``; rows of padding are zeros."""
-        count = queries.shape[2]
-        reals = self._real(count)
+        reals = self.claim(queries.shape[2])
         outs: list[mx.array | None] = [
             sequence.attend(queries[i : i + 1, :, :real], scale=scale, mask=mask, sinks=sinks) if real else None
             for i, (sequence, real) in enumerate(zip(self.sequences, reals, strict=True))
         ]
-        if self._waiting is not None:
-            self._waiting = [left - real for left, real in zip(self._waiting, reals, strict=True)]
         width = next((out.shape[-1] for out in outs if out is not None), queries.shape[-1])
         return mx.concatenate([self._padded(out, queries, width) for out in outs])
 
@@ -101,6 +98,13 @@ class BatchLayerCache:
 
     def trim(self, n: int) -> int:
         return min((sequence.trim(n) for sequence in self.sequences), default=0)
+
+    def claim(self, count: int) -> list[int]:
+        """How many of each sequence's next ``count`` tokens are real; they count as through from here on."""
+        reals = self._real(count)
+        if self._waiting is not None:
+            self._waiting = [left - real for left, real in zip(self._waiting, reals, strict=True)]
+        return reals
 
     def _real(self, count: int) -> list[int]:
         if self._waiting is None:

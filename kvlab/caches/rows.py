@@ -135,7 +135,9 @@ class QuantizedRows(Rows):
 
     def decode(self) -> tuple[mx.array, mx.array]:
         used = self.used()
-        keys, values = (mx.dequantize(*self._triple(used, side), **self._form) for side in "kv")
+        keys, values = (
+            mx.dequantize(*self._triple(used, side), group_size=self.group, bits=self.bits) for side in "kv"
+        )
         return keys, values
 
     def attend(self, queries: mx.array, scale: float, mask: mx.array | str | None, sinks: mx.array | None) -> mx.array:
@@ -147,18 +149,14 @@ class QuantizedRows(Rows):
         _, heads, _, dim = queries.shape
         kv_heads = keys[0].shape[1]
         grouped = (queries * scale).reshape(1, kv_heads, (heads // kv_heads) * count, dim)
-        scores = mx.quantized_matmul(grouped, *keys, transpose=True, **self._form)
+        scores = mx.quantized_matmul(grouped, *keys, transpose=True, group_size=self.group, bits=self.bits)
         if mask is not None:
             scores = scores.reshape(1, kv_heads, -1, count, self.length)
             scores = mx.where(mask[:, :, None], scores, mx.finfo(scores.dtype).min)
             scores = scores.reshape(1, kv_heads, -1, self.length)
         weights = mx.softmax(scores, axis=-1, precise=True)
-        out = mx.quantized_matmul(weights, *values, transpose=False, **self._form)
+        out = mx.quantized_matmul(weights, *values, transpose=False, group_size=self.group, bits=self.bits)
         return out.reshape(1, heads, count, out.shape[-1])
-
-    @property
-    def _form(self) -> dict[str, int]:
-        return {"group_size": self.group, "bits": self.bits}
 
     @staticmethod
     def _triple(arrays: Mapping[str, mx.array], side: str) -> tuple[mx.array, mx.array, mx.array]:
