@@ -4,23 +4,56 @@ from __future__ import annotations
 
 from typing import Any
 
+import mlx.core as mx
 import mlx.nn as nn
 from mlx_lm.models.cache import CacheList, KVCache, make_prompt_cache
 
 from kvlab.caches.attention import install
 from kvlab.caches.layer import LayerCache
+from kvlab.caches.unbatched import is_batchable, keep_apart
 from kvlab.errors import ModelError
-from kvlab.policies import Policy
+from kvlab.policies import Policy, Rotating
+
+NEAR = 0.05
+"""Largest difference between two ways to the same logits, as a part of the largest logit: above it, one is wrong."""
 
 
 def check_model(model: nn.Module, policy: Policy) -> None:
-    """Raise ModelError where ``policy`` cannot be used with ``model``."""
-    native = make_prompt_cache(model)
-    unbatched = sorted({type(cache).__name__ for cache in native if not hasattr(cache, "merge")})
-    if unbatched:
-        raise ModelError(f"this model's {', '.join(unbatched)} cannot be batched by mlx-lm: no policy can serve it yet")
-    if not policy.lossless and not any(_is_plain_kv(cache) for cache in native):
+    """Raise ModelError where ``policy`` cannot be used with ``model``.
+
+    A policy that changes the KV cache is tried on three tokens: models that compute attention in ways of their own
+    (multi-head latent attention, layers that share keys) would answer wrongly or not at all.
+    """
+    if policy.lossless:
+        return
+    if not any(_is_plain_kv(cache) for cache in make_prompt_cache(model)):
         raise ModelError(f"policy '{policy}' changes the KV cache, and this model has none: use full, paged or tiered")
+    refusal = (
+        f"policy '{policy}' cannot change this model's KV cache, because the model works on its keys and values outside "
+        "mlx-lm's attention function (as multi-head latent attention does): use full, paged or tiered"
+    )
+    try:
+        want, got = _first_logits(model, make_prompt_cache(model)), _first_logits(model, own_caches(model, Policy()))
+    except (ModelError, ValueError, RuntimeError) as error:  # shapes that do not fit are ValueErrors of mlx
+        raise ModelError(refusal) from error
+    if mx.abs(want - got).max().item() > NEAR * mx.abs(want).max().item():
+        raise ModelError(refusal)
+    _first_logits(model, own_caches(model, policy))
+
+
+def can_share(model: nn.Module) -> bool:
+    """True when every layer can be kvlab's own, so that live sequences can share prefixes: plain KV caches throughout.
+
+    Sliding windows and recurrent state differ from sequence to sequence behind a prefix, and a model that works on
+    keys and values by itself (multi-head latent attention) never lets the cache attend.
+    """
+    if any(type(cache) is not KVCache for cache in make_prompt_cache(model)):
+        return False
+    try:
+        check_model(model, Policy(Rotating(window=1 << 30)))
+    except ModelError:
+        return False
+    return True
 
 
 def make_caches(
@@ -39,10 +72,19 @@ def make_caches(
         PolicyError: ``policy`` cannot be read.
     """
     policy = Policy.parse(policy)
-    native = make_prompt_cache(model)
     if policy.lossless:
-        return native
+        caches = make_prompt_cache(model)
+    else:
+        caches = own_caches(model, policy, prompt_tokens=prompt_tokens, record=record)
+    return caches if is_batchable(model) else keep_apart(caches)
+
+
+def own_caches(
+    model: nn.Module, policy: Policy, *, prompt_tokens: int | None = None, record: bool = False
+) -> list[Any]:
+    """Layer caches with a :class:`LayerCache` under ``policy`` for every plain ``KVCache``, even if it is lossless."""
     install(model)
+    native = make_prompt_cache(model)
 
     def replace(cache: Any, layer: int) -> Any:
         if isinstance(cache, CacheList):
@@ -52,6 +94,14 @@ def make_caches(
         return LayerCache(policy, layer, len(native), prompt_tokens=prompt_tokens, record=record)
 
     return [replace(cache, layer) for layer, cache in enumerate(native)]
+
+
+def _first_logits(model: nn.Module, caches: list[Any]) -> mx.array:
+    """Logits after three tokens, computed as two and one: a prefill and a decode step."""
+    model(mx.array([[0, 1]]), cache=caches)
+    logits = model(mx.array([[2]]), cache=caches)[0, -1].astype(mx.float32)
+    mx.eval(logits)
+    return logits
 
 
 def _is_plain_kv(cache: Any) -> bool:

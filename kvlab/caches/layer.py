@@ -7,15 +7,22 @@ their own (see :mod:`kvlab.caches.batch`).
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import mlx.core as mx
 
 from kvlab.caches.batch import BatchLayerCache
-from kvlab.caches.rows import Rows, make_rows
+from kvlab.caches.cascade import private_part, shared_part
+from kvlab.caches.codecs import Codec, make_codec
+from kvlab.caches.exponential import is_composed
+from kvlab.caches.prefix import Prefix, join_rows
+from kvlab.caches.rows import Rows
+from kvlab.caches.sharing import SharingBatch
+from kvlab.caches.slab import Slab
 from kvlab.errors import ModelError
-from kvlab.policies import Module, Policy, Rotating, ScoreContext, Scorer
+from kvlab.policies import Full, Module, Policy, Rotating, ScoreContext, Scorer
 
 
 @dataclass(frozen=True)
@@ -33,7 +40,9 @@ class LayerCache:
     Attributes:
         offset: tokens of the sequence so far, evicted ones included: the RoPE position of the next one.
         prompt_tokens: where the prompt ends; None means at the first step of a single token.
+        moved: set when rows or prefixes changed places, for a batch that keeps a layout.
         evictions: what left since the owner last emptied the list; filled only when ``record`` is set.
+        prefixes: rows of the first tokens that other sequences read too; ``rows`` holds what follows them.
         prompt_rows: the complete rows of the prompt, kept aside at its end when ``keep_prompt`` is set, because the
             eviction that follows would lose them; the owner takes them and sets None.
     """
@@ -48,7 +57,9 @@ class LayerCache:
         record: bool = False,
     ) -> None:
         self.retention: Module = policy.retention
-        self.rows: Rows = make_rows(policy.codec)
+        self.codec: Codec = make_codec(policy.codec)
+        self.rows = Rows(self.codec)
+        self.prefixes: tuple[Prefix, ...] = ()
         self.layer = layer
         self.n_layers = n_layers
         self.prompt_tokens = prompt_tokens
@@ -61,6 +72,8 @@ class LayerCache:
         self._kept: mx.array | None = None
         self._queries: mx.array | None = None
         self._unattended = False
+        self._slab: Slab | None = None
+        self.moved = True
 
     # -- mlx-lm's protocol ------------------------------------------------------------------------------------------
 
@@ -92,7 +105,7 @@ class LayerCache:
             raise ModelError("this model adds its own terms to the attention scores: use the policy full")
         self._unattended = False
         count = queries.shape[2]
-        out = self.rows.attend(queries, scale, self._mask(count), sinks)
+        out = self._attend(queries, scale, sinks)
         if isinstance(self.retention, Rotating):
             self._drop_outside(self.retention)
         elif isinstance(self.retention, Scorer):
@@ -108,16 +121,26 @@ class LayerCache:
     def state(self) -> list[mx.array]:
         """Every array that is held, for ``mx.eval``."""
         more = [array for array in (self._kept, self._queries) if array is not None]
-        return [*self.rows.arrays.values(), *more, *(e.positions for e in self.evictions)]
+        shared = [array for prefix in self.prefixes for array in prefix.arrays.values()]
+        return [*self.rows.arrays.values(), *shared, *more, *(e.positions for e in self.evictions)]
 
     @property
     def nbytes(self) -> int:
-        """Bytes of all arrays held for this layer: rows with unused capacity, positions, remembered queries."""
-        more = [array.nbytes for array in (self._kept, self._queries) if array is not None]
-        return self.rows.nbytes + sum(more)
+        """Bytes of all arrays held for this layer: rows with unused capacity, positions, remembered queries.
+
+        What is held together with others, prefixes and slabs, counts in equal shares.
+        """
+        return self.own_nbytes + sum(prefix.nbytes // max(1, prefix.users) for prefix in self.prefixes)
+
+    @property
+    def own_nbytes(self) -> int:
+        """The same without prefixes."""
+        more = sum(array.nbytes for array in (self._kept, self._queries) if array is not None)
+        rows = self.rows.nbytes if self._slab is None else self._slab.nbytes // len(self._slab.lengths)
+        return rows + more
 
     def size(self) -> int:
-        return self.rows.length
+        return self.offset if isinstance(self.retention, Full) else self.rows.length
 
     def empty(self) -> bool:
         return self.offset == 0
@@ -129,14 +152,69 @@ class LayerCache:
         """Forget the last ``n`` tokens; 0 when rows have been evicted, because the cut would not be exact."""
         if not self.is_trimmable():
             return 0
-        n = min(n, self.offset)
+        self.take_out()
+        n = min(n, self.rows.length)
         self.offset -= n
-        self.rows.cut(self.offset)
+        self.rows.cut(self.rows.length - n)
         return n
 
     @staticmethod
     def merge(caches: list[LayerCache]) -> BatchLayerCache:
-        return BatchLayerCache(caches)
+        keeps_all = all(isinstance(cache.retention, Full) for cache in caches)
+        return SharingBatch(caches) if keeps_all else BatchLayerCache(caches)
+
+    # -- shared and batched rows ------------------------------------------------------------------------------------
+
+    @property
+    def is_in_slab(self) -> bool:
+        """True while the own rows stand in a slab, and not in ``rows``."""
+        return self._slab is not None
+
+    def put_in(self, slab: Slab, blank: Mapping[str, mx.array]) -> None:
+        """Move the own rows into ``slab``; ``blank`` are no rows in the codec's form."""
+        slab.join(self, self.rows.used() or blank, self.rows.length)
+        self._slab, self.rows = slab, Rows(self.codec)
+
+    def take_out(self) -> None:
+        """Move the own rows out of the slab, if they are in one."""
+        self.moved = True
+        if self._slab is not None:
+            self.rows, self._slab = Rows(self.codec, self._slab.leave(self)), None
+
+    def begin_with(self, prefixes: tuple[Prefix, ...]) -> None:
+        """Start an empty sequence from rows that others hold."""
+        self.share(prefixes)
+        self.offset = sum(prefix.length for prefix in prefixes)
+
+    def share(self, prefixes: tuple[Prefix, ...]) -> None:
+        """The same rows in other pieces."""
+        self.prefixes = prefixes
+        self.moved = True
+
+    def give(self, length: int) -> Prefix:
+        """Turn the first ``length`` own rows into a prefix that others may share; it follows the present ones."""
+        self.take_out()
+        used = self.rows.used()
+        prefix = Prefix(self.codec, {name: array[:, :, :length] for name, array in used.items()})
+        self.rows = Rows(self.codec, {name: mx.contiguous(array[:, :, length:]) for name, array in used.items()})
+        self.prefixes = (*self.prefixes, prefix)
+        return prefix
+
+    def all_rows(self) -> dict[str, mx.array]:
+        """The rows of all tokens, ``[1, n_kv_heads, offset, width]``, under a retention that keeps them all."""
+        own = self.rows.used() if self._slab is None else self._slab.rows(self)
+        return join_rows([*(prefix.arrays for prefix in self.prefixes), *([own] if own else [])])
+
+    def _attend(self, queries: mx.array, scale: float, sinks: mx.array | None) -> mx.array:
+        own, count = self.rows.used(), queries.shape[2]
+        if count == 1 and (self.prefixes or is_composed()) and isinstance(self.retention, Full):
+            scaled = queries * scale
+            part = private_part(self.codec, own, scaled, None)
+            for prefix in self.prefixes:
+                part = part.merge(shared_part(self.codec, prefix.arrays, scaled))
+            return part.finish(queries.dtype, sinks)
+        rows = join_rows([*(prefix.arrays for prefix in self.prefixes), own])
+        return self.codec.attend(queries, rows, scale, self._mask(count), sinks)
 
     # -- what is kept -----------------------------------------------------------------------------------------------
 
@@ -147,7 +225,7 @@ class LayerCache:
 
     @property
     def has_evicted(self) -> bool:
-        return self.rows.length < self.offset
+        return not isinstance(self.retention, Full) and self.rows.length < self.offset
 
     def positions(self) -> mx.array:
         """True positions of the rows, int32 ``[1, heads, length]``; heads is 1 while all heads hold the same rows."""
@@ -162,9 +240,10 @@ class LayerCache:
         return mx.concatenate([self._kept, tail.astype(mx.int32)], axis=2)
 
     def restore(self, rows: dict[str, mx.array]) -> None:
-        """Start from stored rows of the first tokens of the sequence (in this codec's form)."""
-        self.rows.append_encoded(rows)
-        self.offset = self.rows.length
+        """Start from stored rows of the first tokens (in this codec's form); those that prefixes hold are skipped."""
+        shared = self.offset
+        self.rows.append_encoded({name: array[:, :, shared:] for name, array in rows.items()})
+        self.offset = shared + self.rows.length
 
     def _mask(self, count: int) -> mx.array | str | None:
         """What the newest ``count`` queries may see. Rows behind a query's position are the only ones in question."""

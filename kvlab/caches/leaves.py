@@ -13,15 +13,18 @@ from typing import Any
 
 import mlx.core as mx
 import numpy as np
-from mlx_lm.models.cache import CacheList, KVCache
+from mlx_lm.models.cache import CacheList, ChunkedKVCache, KVCache, RotatingKVCache
 
 from kvlab.caches.layer import LayerCache
-from kvlab.caches.rows import STEP
 
 Payload = Mapping[str, np.ndarray]
 NONE = "none"
 NUMBER = "number"
 ARRAY = "array"
+
+
+class PayloadError(Exception):
+    """What was stored does not fit these caches: another version of the cache classes wrote it."""
 
 
 def leaves(caches: Sequence[Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -59,8 +62,8 @@ def token_rows(caches: Sequence[Any], *, prompt: bool = False) -> dict[str, mx.a
     out: dict[str, mx.array] = {}
     for name, cache in leaves(caches):
         if isinstance(cache, LayerCache):
-            rows = cache.prompt_rows if prompt and cache.prompt_rows is not None else cache.rows
-            out |= {f"{name}:{key}": array for key, array in rows.used().items()}
+            held = cache.prompt_rows.used() if prompt and cache.prompt_rows is not None else cache.all_rows()
+            out |= {f"{name}:{key}": array for key, array in held.items()}
         elif type(cache) is KVCache and cache.keys is not None:
             keys, values = cache.keys_and_values()
             out |= {f"{name}:k": keys, f"{name}:v": values}
@@ -73,42 +76,23 @@ def to_blocks(rows: Mapping[str, mx.array], start: int, end: int, block: int) ->
     The last block may be shorter. Every array is a copy of its own, so that a block that leaves memory frees its
     bytes. A model without cuttable leaves gets blocks of no bytes, which say that these tokens were seen.
     """
-    wide = {name: as_numpy(array[0, :, start:end]) for name, array in rows.items()}
-    wide = wide or {"none:seen": np.zeros((1, end - start, 0), np.uint8)}
+    wide = {name: view(array)[0] for name, array in rows.items()}
+    wide = wide or {"none:seen": np.zeros((1, end, 0), np.uint8)}
     return [
-        {name: np.ascontiguousarray(array[:, at : at + block]) for name, array in wide.items()}
-        for at in range(0, end - start, block)
+        {name: array[:, at : min(at + block, end)].copy() for name, array in wide.items()}
+        for at in range(start, end, block)
     ]
-
-
-def restore_rows(caches: Sequence[Any], blocks: Sequence[Payload], dtype: mx.Dtype) -> None:
-    """Fill the empty cuttable leaves with the rows of ``blocks``, in order."""
-    for name, cache in leaves(caches):
-        if not is_cuttable(cache):
-            continue
-        rows = {
-            key.split(":", 1)[1]: as_mlx(np.concatenate([block[key] for block in blocks], axis=1), dtype)[None]
-            for key in blocks[0]
-            if key.split(":", 1)[0] == name
-        }
-        if isinstance(cache, LayerCache):
-            cache.restore(rows)
-        else:
-            # Room to grow, so that the first new tokens do not copy the prefix again.
-            padding = [(0, 0), (0, 0), (0, STEP), (0, 0)]
-            cache.offset = rows["k"].shape[2]
-            cache.keys, cache.values = mx.pad(rows["k"], padding), mx.pad(rows["v"], padding)
 
 
 # -- whole state ------------------------------------------------------------------------------------------------------
 
 
 def to_checkpoint(caches: Sequence[Any]) -> Payload:
-    """The state of all stateful leaves, named ``<leaf>:<path>:<kind>``."""
+    """The state of all stateful leaves, named ``<leaf>:<path>:<kind>``, without rows that nothing will read again."""
     out: dict[str, np.ndarray] = {}
     for name, cache in leaves(caches):
         if not is_cuttable(cache):
-            for path, value in _flatten(cache.state):
+            for path, value in _flatten(_needed(cache)):
                 if value is None:
                     out[f"{name}:{path}:{NONE}"] = np.zeros(0, np.uint8)
                 elif isinstance(value, mx.array):
@@ -118,16 +102,19 @@ def to_checkpoint(caches: Sequence[Any]) -> Payload:
     return out
 
 
-def restore_checkpoint(caches: Sequence[Any], payload: Payload, dtype: mx.Dtype) -> None:
-    """Give the stateful leaves the state of ``payload``."""
-    for name, cache in leaves(caches):
-        if not is_cuttable(cache):
-            values = {}
-            for key, array in payload.items():
-                leaf, path, kind = key.split(":")
-                if leaf == name:
-                    values[path] = None if kind == NONE else array.item() if kind == NUMBER else as_mlx(array, dtype)
-            cache.state = _unflatten(cache.state, values)
+def _needed(cache: Any) -> Any:
+    """The state of a leaf, cut to the rows that later tokens can see."""
+    if isinstance(cache, RotatingKVCache) and cache.keys is not None and not cache.keep:
+        # A batch holds up to a prefill step more than the window, and storage that is not used yet.
+        rows = min(cache.offset, cache.max_size)
+        keys, values = (cache._temporal_order(array)[..., -rows:, :] for array in (cache.keys, cache.values))
+        return keys, values, cache.offset, cache.keep, cache.max_size, rows
+    if isinstance(cache, ChunkedKVCache) and cache.keys is not None:
+        # Attention never reaches back over the border of a chunk.
+        start = max(cache.start_position, cache.offset // cache.chunk_size * cache.chunk_size)
+        keys, values = (array[..., start - cache.start_position :, :] for array in cache.keys_and_values())
+        return keys, values, cache.offset, cache.chunk_size, start
+    return cache.state
 
 
 def _flatten(state: Any, path: str = "") -> Iterator[tuple[str, Any]]:
@@ -145,12 +132,65 @@ def _unflatten(like: Any, values: Mapping[str, Any], path: str = "") -> Any:
     return values[path]
 
 
+# -- and back ---------------------------------------------------------------------------------------------------------
+
+
+def restore(caches: Sequence[Any], blocks: Sequence[Payload], checkpoint: Payload | None, dtype: mx.Dtype) -> None:
+    """Fill empty caches: cuttable leaves with the rows of ``blocks``, in order, the others from ``checkpoint``.
+
+    Raises:
+        PayloadError: these payloads are of other caches; nothing was filled.
+    """
+    named = list(leaves(caches))
+    filled = [
+        _rows_of(name, blocks, dtype) if is_cuttable(cache) else _state_of(name, cache, checkpoint or {}, dtype)
+        for name, cache in named
+    ]
+    for (_, cache), content in zip(named, filled, strict=True):
+        if isinstance(cache, LayerCache):
+            cache.restore(content)
+        elif is_cuttable(cache):
+            cache.keys, cache.values, cache.offset = content["k"], content["v"], content["k"].shape[2]
+        else:
+            cache.state = content
+
+
+def _rows_of(leaf: str, blocks: Sequence[Payload], dtype: mx.Dtype) -> dict[str, mx.array]:
+    rows: dict[str, mx.array] = {}
+    for key in blocks[0]:
+        name, _, array = key.partition(":")
+        if name == leaf:
+            parts = [block[key] for block in blocks if key in block]
+            if len(parts) != len(blocks) or len({(part.dtype, part.shape[0], *part.shape[2:]) for part in parts}) != 1:
+                raise PayloadError(f"the blocks of layer {leaf} do not go together")
+            rows[array] = as_mlx(np.concatenate(parts, axis=1)[None], dtype)
+    if {array[0] for array in rows} != {"k", "v"}:
+        raise PayloadError(f"layer {leaf} is not in these blocks")
+    return rows
+
+
+def _state_of(leaf: str, cache: Any, payload: Payload, dtype: mx.Dtype) -> Any:
+    values = {}
+    for key, array in payload.items():
+        name, path, kind = key.split(":")
+        if name == leaf:
+            values[path] = None if kind == NONE else array.item() if kind == NUMBER else as_mlx(array, dtype)
+    if values.keys() != {path for path, _ in _flatten(cache.state)}:
+        raise PayloadError(f"layer {leaf} is not in this checkpoint")
+    return _unflatten(cache.state, values)
+
+
 # -- arrays -----------------------------------------------------------------------------------------------------------
 
 
+def view(array: mx.array) -> np.ndarray:
+    """The array's own memory, to be read only; bfloat16, which NumPy lacks, as its bits in uint16."""
+    return np.asarray(array.view(mx.uint16) if array.dtype == mx.bfloat16 else array)
+
+
 def as_numpy(array: mx.array) -> np.ndarray:
-    """A NumPy copy; bfloat16, which NumPy lacks, as its bits in uint16."""
-    return np.array(array.view(mx.uint16) if array.dtype == mx.bfloat16 else array)
+    """A contiguous copy of :func:`view`."""
+    return np.array(view(array), order="C", copy=True)
 
 
 def as_mlx(array: np.ndarray, dtype: mx.Dtype) -> mx.array:

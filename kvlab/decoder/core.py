@@ -14,14 +14,15 @@ import numpy as np
 from mlx_lm.generate import BatchGenerator, StopSequences
 
 from kvlab import events
-from kvlab.caches import check_model, make_caches
+from kvlab.caches import batchable, can_share, check_model, make_caches, own_caches
 from kvlab.caches.leaves import own_layers
 from kvlab.decoder.job import Job, Processor, Sampler
+from kvlab.decoder.live import WORTH, LivePrefixes
 from kvlab.decoder.rest import Rest, open_store
 from kvlab.decoder.stream import Completion, Stream
 from kvlab.errors import KvlabError
 from kvlab.models import LoadedModel
-from kvlab.policies import Paged, Policy
+from kvlab.policies import Full, Paged, Policy
 from kvlab.store import Store
 
 PREFILL_BATCH = 8
@@ -77,6 +78,9 @@ class Decoder:
         if self.store is not None and isinstance(self.policy.reuse, Paged):
             self._rest = Rest(self.store, loaded, self.policy, self.policy.reuse)
             self.store.on_event = self._store_event
+        # Sharing needs rows that stay as they are, and a hook in every layer.
+        shares = self._rest is not None and isinstance(self.policy.retention, Full) and can_share(loaded.model)
+        self._prefixes = LivePrefixes() if shares else None
         self._numbers = itertools.count()
         self._inbox: queue.SimpleQueue[Job | int | None] = queue.SimpleQueue()
         self._waiting: deque[Job] = deque()
@@ -158,7 +162,7 @@ class Decoder:
 
     def _new_generator(self) -> BatchGenerator:
         return BatchGenerator(
-            self.loaded.model,
+            batchable(self.loaded.model),
             stop_tokens=[[token] for token in self.loaded.eos],
             completion_batch_size=self.max_concurrency,
             prefill_batch_size=min(PREFILL_BATCH, self.max_concurrency),
@@ -196,26 +200,46 @@ class Decoder:
             idle = False
 
     def _admit(self) -> None:
-        while self._waiting and len(self._active) < self.max_concurrency:
-            job = self._waiting.popleft()
+        for job in list(self._waiting):
+            if len(self._active) >= self.max_concurrency:
+                return
+            if self._is_held(job):
+                continue
+            self._waiting.remove(job)
             job.admitted = time.perf_counter()
             try:
                 self._insert(job)
             except Exception as error:  # noqa: BLE001 - one request's trouble must not end the others
+                if self._prefixes:
+                    self._prefixes.leave(job)
                 job.stream.fail(error)
 
+    def _is_held(self, job: Job) -> bool:
+        """True while another job's prefill is about to compute a prefix that this one can then share."""
+        if self._prefixes is None or self._rest is None:
+            return False
+        if job.held_by is None:
+            donor, job.held_until = self._prefixes.donor(job, self._rest.limit(job))
+            if donor is None or job.held_until < donor.layers[0].offset + WORTH:
+                return False
+            job.held_by = donor
+        if job.held_by.uid in self._active and job.held_by.layers[0].offset < job.held_until:
+            return True
+        job.held_by = None
+        return False
+
     def _insert(self, job: Job) -> None:
-        caches = make_caches(
-            self.loaded.model, self.policy, prompt_tokens=len(job.prompt), record=self.recorder is not None
-        )
+        build = own_caches if self._prefixes else make_caches
+        caches = build(self.loaded.model, self.policy, prompt_tokens=len(job.prompt), record=self.recorder is not None)
+        job.caches, job.layers = caches, own_layers(caches)
         segments = [job.prompt]
         if self._rest:
-            restored = self._rest.restore(job, caches)
+            live = self._prefixes.join(job, self._rest.limit(job)) if self._prefixes else 0
+            restored = self._rest.restore(job, caches, live)
             self._emit(events.Matched, job, job.cached, job.by_tier, job.miss, job.lookup_s)
-            if job.cached:
-                self._emit(events.Restored, job, job.cached, restored, job.restore_s)
+            if restored:
+                self._emit(events.Restored, job, job.cached - live, restored, job.restore_s)
             segments = self._rest.segments(job)
-        job.caches, job.layers = caches, own_layers(caches)
         stop = StopSequences([*([token] for token in self.loaded.eos), *map(list, job.stop)])
         [job.uid] = self._generator.insert_segments(
             [segments],
@@ -236,7 +260,7 @@ class Decoder:
             self._record_prefill(job, *prompt.progress)
             if prompt.end_of_segment and not prompt.end_of_prompt and self._rest and self._rest.wants_checkpoints:
                 self._stored(job, self._rest.keep_checkpoint, *self._generator.extract_cache([prompt.uid])[prompt.uid])
-        share = max(self._generator.prompt_cache_nbytes, self._live_bytes) // max(1, len(self._active))
+        share = max(self._measure(), self._live_bytes) // max(1, len(self._active))
         for response in tokens:
             job = self._active[response.uid]
             job.tokens.append(response.token)
@@ -249,7 +273,7 @@ class Decoder:
                 self._stored(job, self._rest.keep_prompt, job.caches)
             if response.finish_reason is not None:
                 self._finish(job, response.finish_reason, kv_bytes, response.prompt_cache, response.all_tokens)
-        self._live_bytes = self._generator.prompt_cache_nbytes
+        self._live_bytes = self._measure()
 
     def _finish(self, job: Job, reason: str, kv_bytes: int, caches: Any, tokens: Any) -> None:
         if job.uid is not None:
@@ -257,6 +281,8 @@ class Decoder:
         completion = job.completion(reason, kv_bytes, self.loaded.eos)
         if self._rest and caches:
             self._stored(job, self._rest.keep, caches, tokens)
+        if self._prefixes:
+            self._prefixes.leave(job)
         job.caches, job.layers = [], []
         self._emit(events.Finished, job, reason, len(completion.tokens), kv_bytes)
         job.stream.finish(completion)
@@ -269,15 +295,24 @@ class Decoder:
             removed = self._generator.remove([job.uid], return_prompt_caches=self._rest is not None)
             caches, tokens = removed.get(job.uid, (None, None))
         self._finish(job, "cancelled", self._kv_bytes(job, 0), caches, tokens)
-        self._live_bytes = self._generator.prompt_cache_nbytes
+        self._live_bytes = self._measure()
 
     def _fail_all(self, error: Exception) -> None:
         for job in self._active.values():
             job.stream.fail(error)
+            if self._prefixes:
+                self._prefixes.leave(job)
         self._active.clear()
         self._generator.close()
         self._generator = self._new_generator()
         self._live_bytes = 0
+
+    def _measure(self) -> int:
+        """Bytes of all live KV; shared prefixes count once."""
+        if self._prefixes is None:
+            return self._generator.prompt_cache_nbytes
+        own = sum(layer.own_nbytes for job in self._active.values() for layer in job.layers)
+        return own + self._prefixes.nbytes()
 
     # -- what is told -----------------------------------------------------------------------------------------------
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import mlx.core as mx
+import numpy as np
 
 from kvlab.caches import LayerCache
 from kvlab.decoder.stream import Completion, Stream
@@ -42,6 +44,14 @@ class Job:
     tokens: list[int] = field(default_factory=list)
     times: list[float] = field(default_factory=list)
     prefilled: int = 0
+    path: list[Any] = field(default_factory=list)
+    held_by: Job | None = None
+    held_until: int = 0
+
+    @functools.cached_property
+    def prompt_array(self) -> np.ndarray:
+        """The prompt as int32."""
+        return np.array(self.prompt, np.int32)
 
     @property
     def request(self) -> int:

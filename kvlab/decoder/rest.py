@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +16,18 @@ from kvlab.caches import leaves, make_caches
 from kvlab.decoder.job import Job
 from kvlab.models import LoadedModel
 from kvlab.policies import Paged, Policy, Ram, Scorer, Tiered, parse_bytes
-from kvlab.store import Namespace, Store
+from kvlab.store import Match, Namespace, Store
 
 RECENT_BOUNDARIES = 4
 """Message boundaries at the end of a prompt that always get a checkpoint: there conversations go on, or fork."""
+
+NEAR = 32
+"""Tokens that are computed anew rather than given a checkpoint of their own."""
+
+RETRIES = 16
+"""Bad checkpoints in a row after which a request starts from nothing."""
+
+log = logging.getLogger("kvlab.decoder")
 
 
 def open_store(policy: Policy) -> Store | None:
@@ -51,46 +61,88 @@ class Rest:
         self._every = reuse.checkpoint
         self.wants_checkpoints = leaves.has_state(make_caches(loaded.model, policy))
 
-    def restore(self, job: Job, caches: Sequence[Any]) -> int:
-        """Fill empty ``caches`` with the longest stored prefix of the job's prompt; notes the match on the job.
+    def limit(self, job: Job) -> int:
+        """How many prompt tokens may be reused.
 
-        Returns the bytes restored. At least one prompt token is left, because its logits are wanted; scorers that
-        look at the last queries get those tokens computed anew.
+        At least one is left, because its logits are wanted; scorers that look at the last queries get those tokens
+        computed anew.
+        """
+        window = self._policy.retention.window if isinstance(self._policy.retention, Scorer) else 0
+        return max(0, len(job.prompt) - max(1, window))
+
+    def restore(self, job: Job, caches: Sequence[Any], live: int = 0) -> int:
+        """Fill ``caches`` with the longest stored prefix of the job's prompt; notes the match on the job.
+
+        ``live`` tokens are there already, shared with another sequence. Returns the bytes restored.
         """
         started = time.perf_counter()
-        window = self._policy.retention.window if isinstance(self._policy.retention, Scorer) else 0
-        limit = max(0, len(job.prompt) - max(1, window))
-        match = self.store.match(self._namespace(job), job.prompt[:limit], checkpoint=self.wants_checkpoints)
-        looked_up = time.perf_counter()
-        blocks, match = self.store.read(match)
-        checkpoint = self.store.read_checkpoint(match)
+        limit = self.limit(job)
+        match = self._match(job, limit)
         job.miss = match.miss
-        if blocks and self.wants_checkpoints and checkpoint is None:
-            blocks, job.miss = [], "corrupt"
+        if live:
+            job.cached, job.by_tier = live, {"live": live}
+        if live >= match.tokens:
+            self.store.release(match)
+            job.lookup_s = time.perf_counter() - started
+            return 0
+        looked_up = time.perf_counter()
+        blocks, checkpoint, match = self._read(job, limit, match)
+        job.miss = match.miss
         if blocks:
-            leaves.restore_rows(caches, blocks, self._dtype)
-            if checkpoint is not None:
-                leaves.restore_checkpoint(caches, checkpoint, self._dtype)
-            mx.eval([cache.state for cache in caches])
-            job.cached = job.stored = match.tokens
-            job.by_tier = match.by_tier
+            try:
+                leaves.restore(caches, blocks, checkpoint, self._dtype)
+            except leaves.PayloadError as error:
+                log.warning("kvlab: stored KV is not used: %s", error)
+                blocks, checkpoint, job.miss = [], None, "corrupt"
+            else:
+                mx.eval([cache.state for cache in caches])
+                job.cached = job.stored = match.tokens
+                job.by_tier = beyond(match.by_tier, live)
         job.lookup_s = looked_up - started
         job.restore_s = time.perf_counter() - looked_up
         held = [*blocks, checkpoint or {}]
         return sum(array.nbytes for payload in held for array in payload.values())
 
+    def _match(self, job: Job, limit: int) -> Match:
+        return self.store.match(self._namespace(job), job.prompt[:limit], checkpoint=self.wants_checkpoints)
+
+    def _read(self, job: Job, limit: int, match: Match) -> tuple[list[leaves.Payload], leaves.Payload | None, Match]:
+        """Blocks and checkpoint of a match, or of the best that is left after bad ones were set aside."""
+        spoiled = ""
+        for _ in range(RETRIES):
+            blocks, match = self.store.read(match)
+            if not self.wants_checkpoints:
+                return blocks, None, match
+            checkpoint = self.store.read_checkpoint(match)
+            if checkpoint is not None or match.checkpoint is None:
+                return (
+                    (blocks if checkpoint is not None else []),
+                    checkpoint,
+                    replace(match, miss=spoiled or match.miss),
+                )
+            spoiled = "corrupt"
+            match = self._match(job, limit)
+        self.store.release(match)
+        return [], None, replace(match, miss=spoiled)
+
     def segments(self, job: Job) -> list[list[int]]:
         """The tokens still to compute, cut where a checkpoint is wanted: at message boundaries and every N tokens.
 
-        A message ends with one of the model's end tokens. Of many boundaries the first and the last few count.
+        A message ends with one of the model's end tokens. Of many boundaries the first (behind the system prompt,
+        where other conversations fork) and the last few count. The prompt's end gets a checkpoint only where none
+        is near: what follows the last message, the opening of the answer, is computed anew sooner than stored.
         """
-        todo = job.prompt[job.cached :]
+        start, end = job.cached, len(job.prompt)
         if not self.wants_checkpoints:
-            return [todo]
-        ends = [i + 1 for i, token in enumerate(todo[:-1]) if token in self._loaded.eos]
-        cuts = {*ends[:1], *ends[-RECENT_BOUNDARIES:], *range(self._every, len(todo) - 1, self._every), len(todo) - 1}
-        marks = sorted({0, *cuts, len(todo)})
-        return [todo[a:b] for a, b in zip(marks, marks[1:], strict=False)]
+            return [job.prompt[start:]]
+        ends = [i + 1 for i in range(start, end - 1) if job.prompt[i] in self._loaded.eos]
+        cuts = {*ends[-RECENT_BOUNDARIES:], *range(start // self._every * self._every + self._every, end, self._every)}
+        if ends and not start:
+            cuts.add(ends[0])
+        if end - 1 - max([start, *cuts]) >= NEAR:
+            cuts.add(end - 1)
+        marks = sorted({start, *cuts, end})
+        return [job.prompt[a:b] for a, b in zip(marks, marks[1:], strict=False)]
 
     def keep_checkpoint(self, job: Job, caches: Sequence[Any], tokens: Sequence[int]) -> tuple[int, int]:
         """Store everything at exactly ``tokens``, in the middle of a prompt; blocks and bytes written."""
@@ -122,12 +174,23 @@ class Rest:
     def _put(self, job: Job, tokens: Sequence[int], rows: dict[str, mx.array]) -> tuple[int, int]:
         if len(tokens) <= job.stored:
             return 0, 0
-        # What was matched or put is stored already, up to its last whole block.
-        start = job.stored // self._block * self._block
         job.stored = len(tokens)
+        # Asked anew each time: since the match, blocks may have left, and other requests may have stored theirs.
+        start = self.store.stored(self._namespace(job), tokens)
         blocks = leaves.to_blocks(rows, start, len(tokens), self._block)
         put = self.store.put(self._namespace(job), tokens, start, blocks)
         return put.blocks, put.bytes
 
     def _namespace(self, job: Job) -> Namespace:
         return Namespace(self._loaded.fingerprint, self._policy.at_rest, self._loaded.dtype, self._block, job.tenant)
+
+
+def beyond(by_tier: Mapping[str, int], live: int) -> dict[str, int]:
+    """Tokens by tier when the first ``live`` of them came from another live sequence."""
+    out = {"live": live} if live else {}
+    for tier, tokens in by_tier.items():
+        taken = min(tokens, live)
+        live -= taken
+        if tokens > taken:
+            out[tier] = tokens - taken
+    return out

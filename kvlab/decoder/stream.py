@@ -53,6 +53,8 @@ class Stream:
         self._done = threading.Event()
         self._completion: Completion | None = None
         self._error: BaseException | None = None
+        self._listener: Callable[[int | None], None] | None = None
+        self._lock = threading.Lock()
 
     def __iter__(self) -> Iterator[int]:
         """Token ids as they come. Raises what ended the request, if that was an error."""
@@ -61,6 +63,17 @@ class Stream:
         self._tokens.put(None)
         if self._error is not None:
             raise self._error
+
+    def listen(self, listener: Callable[[int | None], None]) -> None:
+        """Instead of iterating: have ``listener`` called with every token, and with None once the request is done.
+
+        Tokens that came before are handed over at once; later calls are on the decoder's thread, so the listener must
+        neither block nor raise.
+        """
+        with self._lock:
+            while not self._tokens.empty():
+                listener(self._tokens.get())
+            self._listener = listener
 
     def cancel(self) -> None:
         """Stop within one decode step; the completion then has ``finish_reason`` ``cancelled``. Idempotent."""
@@ -88,16 +101,23 @@ class Stream:
 
     def push(self, token: int) -> None:
         """Hand over one token."""
-        self._tokens.put(token)
+        self._tell(token)
 
     def finish(self, completion: Completion) -> None:
         """End the stream well."""
         self._completion = completion
-        self._tokens.put(None)
         self._done.set()
+        self._tell(None)
 
     def fail(self, error: BaseException) -> None:
         """End the stream with an error."""
         self._error = error
-        self._tokens.put(None)
         self._done.set()
+        self._tell(None)
+
+    def _tell(self, token: int | None) -> None:
+        with self._lock:
+            if self._listener is not None:
+                self._listener(token)
+            else:
+                self._tokens.put(token)

@@ -238,3 +238,21 @@ def test_events_tell_the_whole_story(llama, tmp_path):
     assert log.of(events.Stored)[0].bytes > 0
     assert log.of(events.Restored)[0].tokens == 92
     assert all(a.t <= b.t for a, b in zip(first, first[1:], strict=False))
+
+
+@pytest.mark.parametrize("codec", ["raw", "quantized:bits=8"])
+def test_live_sequences_share_prefixes_and_nothing_else_changes(random_weights, codec):
+    """A tree: all share 150 tokens, half of them 80 more; they arrive at once and later, and leave in any order."""
+    trunk, branch = conversation(1, 150), conversation(2, 80)
+    prompts = [trunk + (branch if seed % 2 else []) + conversation(10 + seed, 5 + 9 * seed) for seed in range(10)]
+    limits = [6 + 7 * (seed % 3) for seed in range(10)]
+    with Decoder(random_weights, codec) as decoder:
+        want = [decoder.generate(p, max_tokens=n).tokens for p, n in zip(prompts, limits, strict=True)]
+    with Decoder(random_weights, f"{codec}|paged", max_concurrency=6) as decoder:
+        streams = [decoder.submit(p, max_tokens=n) for p, n in zip(prompts, limits, strict=True)]
+        completions = [stream.result() for stream in streams]
+        assert decoder.live_bytes() == 0
+    assert [completion.tokens for completion in completions] == want
+    assert completions[0].cached_tokens == 0
+    # Every later one waited for the prefix and took it from a live sequence, at least as far as the trunk goes.
+    assert all(completion.cached_by_tier.get("live", 0) >= 150 for completion in completions[1:6])

@@ -1,0 +1,128 @@
+"""Codecs at work: how K and V are written into arrays, and how attention reads them.
+
+A codec turns ``[batch, n_kv_heads, n, width]`` into named arrays of which axis 2 is the token axis. Names start with
+``k`` or ``v``. Codecs hold no arrays.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Protocol
+
+import mlx.core as mx
+
+from kvlab.errors import ModelError
+from kvlab.policies import Module, Quantized
+
+Arrays = Mapping[str, mx.array]
+FEW_QUERIES = 8
+"""Up to this many queries, attention reads quantized rows directly; above, expanding them once is cheaper."""
+
+
+class Codec(Protocol):
+    """How rows are written and read. All methods are pure."""
+
+    def encode(self, keys: mx.array, values: mx.array) -> dict[str, mx.array]:
+        """Named arrays for new rows. Raises ModelError when the heads do not fit the codec."""
+        ...
+
+    def decode(self, rows: Arrays) -> tuple[mx.array, mx.array]:
+        """Keys and values as attention sees them."""
+        ...
+
+    def scores(self, queries: mx.array, rows: Arrays) -> mx.array:
+        """``queries @ keys^T`` for ``[batch, n_kv_heads, n, head_dim]``."""
+        ...
+
+    def mix(self, weights: mx.array, rows: Arrays) -> mx.array:
+        """``weights @ values`` for ``[batch, n_kv_heads, n, length]``."""
+        ...
+
+    def attend(
+        self, queries: mx.array, rows: Arrays, scale: float, mask: mx.array | str | None, sinks: mx.array | None
+    ) -> mx.array:
+        """Attention ``[batch, n_heads, n, v_head_dim]`` over all rows; ``mask`` and ``sinks`` as in ``mx.fast``."""
+        ...
+
+
+class RawCodec:
+    """Rows in the model's own dtype: arrays ``k`` and ``v``."""
+
+    def encode(self, keys: mx.array, values: mx.array) -> dict[str, mx.array]:
+        return {"k": keys, "v": values}
+
+    def decode(self, rows: Arrays) -> tuple[mx.array, mx.array]:
+        return rows["k"], rows["v"]
+
+    def scores(self, queries: mx.array, rows: Arrays) -> mx.array:
+        return queries @ mx.swapaxes(rows["k"], -1, -2)
+
+    def mix(self, weights: mx.array, rows: Arrays) -> mx.array:
+        return weights @ rows["v"]
+
+    def attend(
+        self, queries: mx.array, rows: Arrays, scale: float, mask: mx.array | str | None, sinks: mx.array | None
+    ) -> mx.array:
+        return mx.fast.scaled_dot_product_attention(queries, rows["k"], rows["v"], scale=scale, mask=mask, sinks=sinks)
+
+
+class QuantizedCodec:
+    """Affine-quantized rows, as ``mx.quantize`` writes them: packed integers, scales and biases of K and of V."""
+
+    def __init__(self, bits: int, group: int) -> None:
+        self.bits = bits
+        self.group = group
+
+    def encode(self, keys: mx.array, values: mx.array) -> dict[str, mx.array]:
+        new: dict[str, mx.array] = {}
+        for side, array in (("k", keys), ("v", values)):
+            if array.shape[-1] % self.group:
+                raise ModelError(
+                    f"the model's heads are {array.shape[-1]} wide, which group={self.group} does not divide: "
+                    f"write quantized:bits={self.bits},group=32 if that divides it, or raw"
+                )
+            parts = mx.quantize(array, group_size=self.group, bits=self.bits)
+            new.update(zip((f"{side}.packed", f"{side}.scales", f"{side}.biases"), parts, strict=True))
+        return new
+
+    def decode(self, rows: Arrays) -> tuple[mx.array, mx.array]:
+        keys, values = (
+            mx.dequantize(*self._triple(rows, side), group_size=self.group, bits=self.bits) for side in "kv"
+        )
+        return keys, values
+
+    def scores(self, queries: mx.array, rows: Arrays) -> mx.array:
+        return mx.quantized_matmul(
+            queries, *self._triple(rows, "k"), transpose=True, group_size=self.group, bits=self.bits
+        )
+
+    def mix(self, weights: mx.array, rows: Arrays) -> mx.array:
+        return mx.quantized_matmul(
+            weights, *self._triple(rows, "v"), transpose=False, group_size=self.group, bits=self.bits
+        )
+
+    def attend(
+        self, queries: mx.array, rows: Arrays, scale: float, mask: mx.array | str | None, sinks: mx.array | None
+    ) -> mx.array:
+        batch, heads, count, dim = queries.shape
+        if count > FEW_QUERIES or sinks is not None or isinstance(mask, str):
+            keys, values = self.decode(rows)
+            return mx.fast.scaled_dot_product_attention(queries, keys, values, scale=scale, mask=mask, sinks=sinks)
+        kv_heads, length = rows["k.packed"].shape[1:3]
+        grouped = (queries * scale).reshape(batch, kv_heads, (heads // kv_heads) * count, dim)
+        scores = self.scores(grouped, rows)
+        if mask is not None:
+            scores = scores.reshape(batch, kv_heads, -1, count, length)
+            scores = mx.where(mask[:, :, None], scores, mx.finfo(scores.dtype).min)
+            scores = scores.reshape(batch, kv_heads, -1, length)
+        out = self.mix(mx.softmax(scores, axis=-1, precise=True), rows)
+        return out.reshape(batch, heads, count, out.shape[-1])
+
+    @staticmethod
+    def _triple(rows: Arrays, side: str) -> tuple[mx.array, mx.array, mx.array]:
+        return rows[f"{side}.packed"], rows[f"{side}.scales"], rows[f"{side}.biases"]
+
+
+def make_codec(module: Module) -> Codec:
+    """The codec that a policy's module asks for."""
+    return QuantizedCodec(module.bits, module.group) if isinstance(module, Quantized) else RawCodec()

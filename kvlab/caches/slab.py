@@ -1,0 +1,128 @@
+"""Slabs: rows of a few sequences of similar length side by side, so that one operation decodes them all.
+
+A slab is what mlx-lm's batch cache is for a whole batch, in small: rows end at a common cursor, and what stands left
+of a sequence's first row is masked. It holds few sequences, so that joining and leaving cost the same in a batch of
+any size, and only similar lengths, so that live bytes follow real tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+import mlx.core as mx
+
+from kvlab.caches.cascade import Part, private_part
+from kvlab.caches.codecs import Codec
+
+if TYPE_CHECKING:
+    from kvlab.caches.layer import LayerCache
+
+SLOTS = 16
+"""Sequences a slab."""
+STEP = 32
+"""Columns that a slab grows by."""
+SPREAD = 64
+"""Lengths that differ by less share a slab; longer sequences may differ by a quarter."""
+
+
+class Slab:
+    """Rows of up to SLOTS sequences in one layer: arrays ``[slots, n_kv_heads, columns, width]``.
+
+    Attributes:
+        members: the sequence of each slot.
+        lengths: rows of each sequence, which stand in the columns ``cursor - length`` to ``cursor``.
+    """
+
+    def __init__(self, codec: Codec) -> None:
+        self.codec = codec
+        self.arrays: dict[str, mx.array] = {}
+        self.members: list[LayerCache] = []
+        self.lengths: list[int] = []
+        self.cursor = 0
+
+    def has_room(self, length: int) -> bool:
+        """True when a sequence of ``length`` rows may join."""
+        if len(self.lengths) >= SLOTS:
+            return False
+        longest, shortest = max([length, *self.lengths]), min([length, *self.lengths])
+        return longest - shortest < max(SPREAD, longest // 4)
+
+    def join(self, member: LayerCache, rows: Mapping[str, mx.array], length: int) -> None:
+        """Copy a sequence's rows ``[1, n_kv_heads, length, width]`` into a slot of its own."""
+        columns = max([length, *self.lengths])
+        if self.arrays and length > self.cursor:
+            self._resize(columns)
+        elif not self.arrays:
+            self.cursor = columns
+        slot = len(self.lengths)
+        for name, array in rows.items():
+            shape = (1, array.shape[1], self.columns or columns + STEP, array.shape[3])
+            fresh = mx.zeros(shape, dtype=array.dtype)
+            fresh[:, :, self.cursor - length : self.cursor] = array
+            held = self.arrays.get(name)
+            self.arrays[name] = fresh if held is None else mx.concatenate([held[:slot], fresh])
+        self.members.append(member)
+        self.lengths.append(length)
+
+    def leave(self, member: LayerCache) -> dict[str, mx.array]:
+        """Give a sequence its rows back and free its slot, which the last sequence moves into."""
+        slot = self.members.index(member)
+        rows = {name: mx.contiguous(array) for name, array in self.rows(member).items()}
+        last = len(self.lengths) - 1
+        for name, array in self.arrays.items():
+            kept = array[:last]
+            if slot != last:
+                kept[slot : slot + 1] = array[last:]
+            self.arrays[name] = kept
+        self.members[slot], self.lengths[slot] = self.members[last], self.lengths[last]
+        self.members.pop()
+        self.lengths.pop()
+        if not self.members:
+            self.arrays = {}
+        return rows
+
+    def rows(self, member: LayerCache) -> dict[str, mx.array]:
+        """A sequence's rows, ``[1, n_kv_heads, length, width]``."""
+        slot = self.members.index(member)
+        start = self.cursor - self.lengths[slot]
+        return {name: array[slot : slot + 1, :, start : self.cursor] for name, array in self.arrays.items()}
+
+    def append(self, new: Mapping[str, mx.array]) -> None:
+        """One more row for every sequence, arrays ``[slots, n_kv_heads, 1, width]``."""
+        if self.cursor == self.columns:
+            self._resize(max(self.lengths))
+        for name, array in new.items():
+            self.arrays[name][:, :, self.cursor : self.cursor + 1] = array
+        self.cursor += 1
+        self.lengths = [length + 1 for length in self.lengths]
+
+    def attend(self, queries: mx.array) -> Part:
+        """What the newest queries, scaled, ``[slots, n_heads, 1, head_dim]``, get from their own rows."""
+        start = self.cursor - max(self.lengths)
+        rows = {name: array[:, :, start : self.cursor] for name, array in self.arrays.items()}
+        return private_part(self.codec, rows, queries, self._padding_mask(start))
+
+    @property
+    def columns(self) -> int:
+        return next(iter(self.arrays.values())).shape[2] if self.arrays else 0
+
+    @property
+    def nbytes(self) -> int:
+        return sum(array.nbytes for array in self.arrays.values())
+
+    def _padding_mask(self, start: int) -> mx.array | None:
+        if min(self.lengths) == max(self.lengths):
+            return None
+        first = mx.array([self.cursor - start - length for length in self.lengths])
+        return (mx.arange(self.cursor - start) >= first[:, None])[:, None, None]
+
+    def _resize(self, columns: int) -> None:
+        """Room for ``columns`` used columns and STEP more; columns that nobody uses are given up."""
+        keep = min(max(self.lengths, default=0), columns)
+        for name, array in self.arrays.items():
+            slots, heads, _, width = array.shape
+            left = mx.zeros((slots, heads, columns - keep, width), dtype=array.dtype)
+            right = mx.zeros((slots, heads, STEP, width), dtype=array.dtype)
+            self.arrays[name] = mx.concatenate([left, array[:, :, self.cursor - keep : self.cursor], right], axis=2)
+        self.cursor = columns

@@ -1,0 +1,197 @@
+"""Results: tidy rows, where they come from, and the record of what happened."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import re
+import time
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+import zarr
+
+from kvlab import provenance
+from kvlab.errors import RunError
+from kvlab.recorder import Recorder, opened_record, read_record, write_record
+from kvlab.zarr_frames import replacing, write_frame
+
+UNITS: Mapping[str, str] = {
+    "ttft_ms": "ms",
+    "tpot_ms": "ms",
+    "itl_p99_ms": "ms",
+    "tokens_per_s": "tokens/s",
+    "prompt_tokens": "tokens",
+    "cached_tokens": "tokens",
+    "kv_bytes_live": "bytes",
+    "kv_bytes_ram": "bytes",
+    "kv_bytes_ssd": "bytes",
+    "bytes_written": "bytes",
+    "restore_bytes_per_s": "bytes/s",
+    "accuracy": "fraction",
+    "kl": "nats",
+    "hit_ratio": "fraction",
+    "exact": "bool",
+    "ratio": "x",
+}
+PHASES = ("cold", "warm", "restart")
+SCHEMA: Mapping[str, Any] = {
+    "policy": pl.String,
+    "workload": pl.String,
+    "metric": pl.String,
+    "value": pl.Float64,
+    "unit": pl.String,
+    "turn": pl.Int64,
+    "phase": pl.String,
+    "n": pl.Int64,
+    "budget": pl.Float64,
+    "model": pl.String,
+    "seed": pl.Int64,
+    "conversation": pl.String,
+    "kind": pl.String,
+    "of": pl.String,
+    "to": pl.String,
+}
+Row = dict[str, Any]
+
+
+def row(policy: str, workload: str, metric: str, value: float, **where: Any) -> Row:
+    """One tidy row. `where` holds what applies of SCHEMA's other columns; None is left out.
+
+    Raises RunError for a metric, phase or column that the schema does not have, and for a value that is not finite.
+    """
+    if metric not in UNITS:
+        raise RunError(f"no metric {metric!r}; the metrics are {', '.join(UNITS)}")
+    if not math.isfinite(value):
+        raise RunError(f"{metric} of {policy} is {value}; leave out what was not measured")
+    if where.get("phase") not in (None, *PHASES):
+        raise RunError(f"no phase {where['phase']!r}; the phases are {', '.join(PHASES)}")
+    if unknown := set(where) - set(SCHEMA):
+        raise RunError(f"no column {min(unknown)!r}; the columns are {', '.join(SCHEMA)}")
+    head = {"policy": policy, "workload": workload, "metric": metric, "value": float(value), "unit": UNITS[metric]}
+    return head | {name: where[name] for name in SCHEMA if where.get(name) is not None and name not in head}
+
+
+@dataclass
+class Results:
+    """Rows of one or more runs, with their provenance and, for each policy, its recorder."""
+
+    rows: list[Row]
+    provenance: dict[str, Any]
+    recorders: dict[str, Recorder] = field(default_factory=dict)
+
+    @property
+    def policies(self) -> list[str]:
+        """The policies in the order of their first row: the order of every table and legend."""
+        return list(dict.fromkeys(r["policy"] for r in self.rows))
+
+    def frame(self) -> pl.DataFrame:
+        """The rows, with all columns of SCHEMA (null where a column does not apply)."""
+        return pl.DataFrame(self.rows, schema=dict(SCHEMA))
+
+    def events(self, kind: str) -> pl.DataFrame:
+        """The events of one kind under all recorded policies, with `policy` and the other tags as columns."""
+        frames = []
+        for policy, recorder in self.recorders.items():
+            frames.append(recorder.tagged(kind).select(pl.lit(policy).alias("policy"), pl.exclude("policy")))
+        return pl.concat(frames, how="diagonal_relaxed") if frames else Recorder().frame(kind)
+
+    def document(self, command: str) -> dict[str, Any]:
+        """What `--json` prints."""
+        return provenance.document(command, self.rows, self.provenance)
+
+    def save(self, folder: str | Path) -> Path:
+        """Writes `rows.ndjson`, `provenance.json` and `record.zarr` (the rows again, and the events of each policy)."""
+        folder = Path(folder)
+        make_folder(folder)
+        with replacing(folder / "record.zarr") as path:
+            root = zarr.create_group(path)
+            write_frame(root, "rows", self.frame())
+            for slug, policy in self._slugs().items():
+                group = root.create_group(f"events/{slug}", attributes={"policy": policy})
+                write_record(group, self.recorders[policy])
+            root.attrs.update({"provenance": self.provenance})
+        _write_text(folder / "rows.ndjson", "".join(json.dumps(r) + "\n" for r in self.rows))
+        _write_text(folder / "provenance.json", json.dumps(self.provenance, indent=2) + "\n")
+        return folder
+
+    @classmethod
+    def load(cls, folder: str | Path) -> Results:
+        """Reads a saved run. Raises RunError where it is missing or damaged."""
+        folder = Path(folder)
+        try:
+            provenance = json.loads((folder / "provenance.json").read_text())
+            rows = [json.loads(line) for line in (folder / "rows.ndjson").read_text().splitlines()]
+        except FileNotFoundError as error:
+            raise RunError(f"{folder}: not a run folder, it has no {Path(error.filename).name}") from error
+        except (OSError, ValueError) as error:
+            raise RunError(f"{folder}: the rows cannot be read ({error}); run the experiment again") from error
+        recorders = {}
+        with opened_record(folder / "record.zarr") as root:
+            events: Any = root.get("events")
+            for _, group in events.groups() if events is not None else ():
+                recorders[group.attrs["policy"]] = read_record(group)
+        order = list(dict.fromkeys(r["policy"] for r in rows))
+        known = {policy: recorders.pop(policy) for policy in order if policy in recorders}
+        return cls(rows, provenance, known | recorders)
+
+    def summary(self) -> pl.DataFrame:
+        """One row a policy: the figures one looks at first."""
+        from kvlab.summary import summarize
+
+        return summarize(self.frame())
+
+    def _slugs(self) -> dict[str, str]:
+        slugs: dict[str, str] = {}
+        for policy in self.recorders:
+            slug = base = re.sub(r"[^A-Za-z0-9.=-]+", "_", policy)[:80] or "policy"
+            count = 2
+            while slug in slugs:
+                slug, count = f"{base}-{count}", count + 1
+            slugs[slug] = policy
+        return slugs
+
+    def _repr_html_(self) -> str:
+        from kvlab.summary import html_summary
+
+        return html_summary(self.frame(), self.provenance)
+
+
+def merged(parts: Iterable[Results]) -> Results:
+    """All rows and recorders of `parts`; the provenance is that of the first."""
+    together = list(parts)
+    if not together:
+        raise RunError("no results to put together")
+    recorders = {policy: recorder for part in together for policy, recorder in part.recorders.items()}
+    return Results([r for part in together for r in part.rows], together[0].provenance, recorders)
+
+
+def new_run_folder(out: Path | None, command: str) -> Path:
+    """`out`, or the name of a new folder in `runs/`, after the command and the time."""
+    if out is not None:
+        return out
+    wanted = folder = Path("runs") / f"{command}-{time.strftime('%Y%m%d-%H%M%S')}"
+    count = 2
+    while folder.exists():
+        folder, count = wanted.with_name(f"{wanted.name}-{count}"), count + 1
+    return folder
+
+
+def make_folder(folder: Path) -> None:
+    """Raises RunError where the folder cannot be made or written to."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise RunError(f"cannot make the run folder {folder} ({error.strerror}); choose another one") from error
+    if not os.access(folder, os.W_OK):
+        raise RunError(f"cannot write to the run folder {folder}; choose another one")
+
+
+def _write_text(path: Path, text: str) -> None:
+    temporary = path.with_name(f".{path.name}.tmp")
+    temporary.write_text(text)
+    os.replace(temporary, path)

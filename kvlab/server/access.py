@@ -1,0 +1,48 @@
+"""Who may ask, and whose KV they share."""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+from collections.abc import Mapping, Sequence
+from urllib.parse import urlsplit
+
+from kvlab.server.errors import ApiError
+from kvlab.server.settings import is_loopback
+
+
+def tenant_of(headers: Mapping[str, str], keys: Sequence[str]) -> str:
+    """The tenant of a request: a salt made of its API key, so that keys never share KV at rest; "" without keys.
+
+    Raises ApiError 401. Every key is compared, in constant time, so that timing tells nothing about any of them.
+    """
+    if not keys:
+        return ""
+    given = headers.get("x-api-key") or ""
+    scheme, _, token = headers.get("authorization", "").partition(" ")
+    if scheme.lower() == "bearer":
+        given = token.strip()
+    digest = _digest(given)
+    matches = [hmac.compare_digest(digest, _digest(key)) for key in keys]
+    if not any(matches):
+        what = "this API key is not known" if given else "an API key is needed"
+        raise ApiError(
+            401,
+            f"{what}; send it as 'Authorization: Bearer KEY' or 'x-api-key: KEY'",
+            code="invalid_api_key",
+            headers={"www-authenticate": "Bearer"},
+        )
+    return hashlib.sha256(b"kvlab tenant\0" + digest).hexdigest()[:32]
+
+
+def check_origin(headers: Mapping[str, str], host: str) -> None:
+    """Refuse what a web page of another site sends through a visitor's browser. Raises ApiError 403."""
+    origin = headers.get("origin")
+    if not origin or not is_loopback(host):
+        return
+    if not is_loopback(urlsplit(origin).hostname or ""):
+        raise ApiError(403, f"requests from pages of {origin} are refused: this server is for its own machine")
+
+
+def _digest(key: str) -> bytes:
+    return hashlib.sha256(key.encode("utf-8", "surrogatepass")).digest()

@@ -1,0 +1,103 @@
+"""The application: routes, errors, and what happens at start and end."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from starlette.exceptions import HTTPException
+
+import kvlab
+from kvlab.errors import KvlabError
+from kvlab.models import LoadedModel
+from kvlab.policies import Full, Policy
+from kvlab.server import anthropic_routes, openai_routes, operations, slots
+from kvlab.server.errors import ApiError
+from kvlab.server.logs import log
+from kvlab.server.model import Model
+from kvlab.server.monitor import Monitor
+from kvlab.server.pool import Pool
+from kvlab.server.service import Service
+from kvlab.server.settings import Settings
+from kvlab.server.wire import Door
+
+
+def create_app(policy: Policy, sources: Mapping[str, str | Path | LoadedModel], settings: Settings) -> FastAPI:
+    """An ASGI application that serves ``sources`` (what to load, by name) under one policy.
+
+    The first model is loaded before the application accepts requests. ``app.state.service`` is the Service.
+    """
+
+    def open_model(loaded: LoadedModel) -> Model:
+        # Evictions from live KV are the only events that a completion does not sum up.
+        return Model(loaded, policy, settings, None if isinstance(policy.retention, Full) else monitor)
+
+    pool = Pool(sources, open_model, settings.model_memory)
+    monitor = Monitor(pool.open)
+    service = Service(settings, pool, monitor)
+
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        try:
+            async with pool.use(None):
+                pass
+        except KvlabError as error:
+            app.state.failure = error
+            raise
+        yield
+        log("closing", models=len(pool.open))
+        service.close()
+
+    app = FastAPI(title="kvlab", version=kvlab.__version__, lifespan=lifespan, docs_url=None, redoc_url=None)
+    app.state.service = service
+    app.state.failure = None
+    app.include_router(openai_routes.router(service))
+    app.include_router(anthropic_routes.router(service))
+    app.include_router(slots.router(service))
+    app.include_router(operations.router(service))
+    _answer_errors(app)
+
+    def counted(scope: Mapping[str, Any], status: int) -> None:
+        route = scope.get("route")
+        monitor.requests.labels(getattr(route, "path", "other"), str(status)).inc()
+
+    app.add_middleware(Door, settings=settings, counted=counted)
+    return app
+
+
+def _answer_errors(app: FastAPI) -> None:
+    """Every error in the shape of the protocol that was spoken."""
+
+    def answer(request: Request, error: ApiError) -> JSONResponse:
+        return JSONResponse(error.body(request.url.path), error.status, error.headers)
+
+    @app.exception_handler(KvlabError)
+    async def ours(request: Request, error: KvlabError) -> JSONResponse:
+        return answer(request, error if isinstance(error, ApiError) else ApiError(400, str(error)))
+
+    @app.exception_handler(RequestValidationError)
+    async def invalid(request: Request, error: RequestValidationError) -> JSONResponse:
+        first: Mapping[str, Any] = (error.errors() or [{}])[0]
+        place = ".".join(str(part) for part in first.get("loc", ()) if part != "body")
+        message = f"{place}: {first.get('msg')}" if place else str(first.get("msg", "the request cannot be read"))
+        return answer(request, ApiError(400, message, param=place or None))
+
+    @app.exception_handler(HTTPException)
+    async def http(request: Request, error: HTTPException) -> JSONResponse:
+        what = {404: f"no such path: {request.url.path}", 405: f"{request.method} is not answered here"}
+        message = what.get(error.status_code, str(error.detail))
+        return answer(request, ApiError(error.status_code, message, headers=error.headers))
+
+    @app.exception_handler(RecursionError)
+    async def too_deep(request: Request, error: RecursionError) -> JSONResponse:
+        return answer(request, ApiError(400, "the request is nested too deeply"))
+
+    @app.exception_handler(Exception)
+    async def unexpected(request: Request, error: Exception) -> JSONResponse:
+        log("failed", level=40, path=request.url.path, error=f"{type(error).__name__}")
+        return answer(request, ApiError(500, "the server failed; its log says how"))

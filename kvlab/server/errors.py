@@ -1,0 +1,49 @@
+"""What a client is told when something is wrong: a status, one clear message, in its protocol's shape."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from kvlab.errors import KvlabError
+
+OPENAI_KINDS = {
+    400: "invalid_request_error",
+    401: "authentication_error",
+    403: "permission_error",
+    404: "not_found_error",
+    408: "timeout_error",
+    413: "invalid_request_error",
+    429: "rate_limit_error",
+    500: "server_error",
+    503: "server_error",
+}
+ANTHROPIC_KINDS = OPENAI_KINDS | {413: "request_too_large", 500: "api_error", 503: "overloaded_error"}
+
+
+class ApiError(KvlabError):
+    """An answer that is an error. ``param`` names the field at fault, ``code`` is for programs."""
+
+    def __init__(
+        self,
+        status: int,
+        message: str,
+        *,
+        code: str | None = None,
+        param: str | None = None,
+        headers: Mapping[str, str] | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.status = status
+        self.message = message
+        self.code = code
+        self.param = param
+        self.headers = dict(headers or {})
+
+    def body(self, path: str) -> dict[str, Any]:
+        """The error object of the protocol that ``path`` belongs to."""
+        if path.startswith("/v1/messages"):
+            kind = ANTHROPIC_KINDS.get(self.status, "invalid_request_error")
+            return {"type": "error", "error": {"type": kind, "message": self.message}}
+        kind = OPENAI_KINDS.get(self.status, "invalid_request_error")
+        return {"error": {"message": self.message, "type": kind, "param": self.param, "code": self.code}}

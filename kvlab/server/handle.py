@@ -1,0 +1,150 @@
+"""From a notebook: ``kvlab.serve(policy)`` returns a running server."""
+
+from __future__ import annotations
+
+import html
+import threading
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from kvlab.errors import KvlabError
+from kvlab.models import BUNDLED, LoadedModel
+from kvlab.policies import Module, Policy
+from kvlab.server.settings import Settings
+
+Source = str | Path | LoadedModel
+
+
+def serve(
+    policy: Policy | Module | str = "tiered",
+    model: Source | Mapping[str, Source] | None = None,
+    *,
+    port: int = 0,
+    **settings: Any,
+) -> Handle:
+    """Serve a policy from this process and return at once; stop it with the handle.
+
+    Args:
+        policy: a Policy or its spec.
+        model: what to serve: a folder, a hub id, a loaded model, or several by name; None is the bundled model.
+        port: where; 0 takes a free port.
+        settings: the other fields of :class:`Settings`, such as ``api_keys`` or ``max_concurrency``.
+
+    Raises:
+        KvlabError: a policy, model or setting that cannot be, or a port that is taken.
+    """
+    return Handle(Policy.parse(policy), sources(model), Settings(port=port, **settings))
+
+
+class Handle:
+    """A running server. ``url`` is its address; :meth:`stop` ends it. A context manager."""
+
+    def __init__(self, policy: Policy, models: Mapping[str, Source], settings: Settings) -> None:
+        import uvicorn
+
+        from kvlab.server.app import create_app
+
+        self.policy = policy
+        self.models = tuple(models)
+        self._socket = listening(settings.host, settings.port)
+        host, port = self._socket.getsockname()[:2]
+        self.url = f"http://{f'[{host}]' if ':' in host else host}:{port}"
+        self.app = create_app(policy, models, settings)
+        self._server = uvicorn.Server(uvicorn_config(self.app, settings))
+        self._error: BaseException | None = None
+        self._thread = threading.Thread(target=self._run, name="kvlab-server", daemon=True)
+        self._thread.start()
+        while not self._server.started and self._thread.is_alive():
+            time.sleep(0.01)
+        if not self._server.started:
+            self._socket.close()
+            reason = getattr(self.app.state, "failure", None) or self._error
+            raise KvlabError(f"the server did not start: {reason or 'see its log'}")
+
+    def stop(self) -> None:
+        """Let running requests finish, keep their KV, and let go of the port. Idempotent."""
+        self._server.should_exit = True
+        self._thread.join()
+        self._socket.close()
+
+    def _run(self) -> None:
+        try:
+            self._server.run([self._socket])
+        except BaseException as error:  # noqa: BLE001 - uvicorn ends its thread with SystemExit when the start fails
+            self._error = error
+
+    def __enter__(self) -> Handle:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+
+    def __repr__(self) -> str:
+        state = "running" if self._thread.is_alive() else "stopped"
+        return f"<kvlab server {self.url} {state}: {self.policy} over {', '.join(self.models)}>"
+
+    def _repr_html_(self) -> str:
+        running = self._thread.is_alive()
+        link = f'<a href="{self.url}" target="_blank">{self.url}</a>' if running else f"<s>{self.url}</s>"
+        base = f"{self.url}/v1"
+        return (
+            f"<div><b>kvlab server</b> {link} · {'running' if running else 'stopped'}<br>"
+            f"policy <code>{html.escape(str(self.policy))}</code> · models "
+            f"<code>{html.escape(', '.join(self.models))}</code><br>"
+            f'<code>OpenAI(base_url="{base}", api_key="-")</code> · '
+            f'<code>Anthropic(base_url="{self.url}", api_key="-")</code></div>'
+        )
+
+
+def sources(model: Source | Mapping[str, Source] | None) -> dict[str, Source]:
+    """Models by the name under which they are asked for. Raises KvlabError for two of one name."""
+    if isinstance(model, Mapping):
+        return dict(model)
+    return named([BUNDLED if model is None else model])
+
+
+def named(models: list[Source]) -> dict[str, Source]:
+    """A name for each: hub ids as they are, folders by their last part. Raises KvlabError for two of one name."""
+    made: dict[str, Source] = {}
+    for model in models:
+        if isinstance(model, LoadedModel):
+            name = model.name
+        else:
+            name = Path(model).expanduser().resolve().name if Path(model).expanduser().is_dir() else str(model)
+        if name in made:
+            raise KvlabError(f"two models are called {name}; rename one folder")
+        made[name] = model
+    return made
+
+
+def listening(host: str, port: int) -> Any:
+    """A bound socket, so that the address is known before the server runs. Raises KvlabError when it is taken."""
+    import socket
+
+    try:
+        family, kind, proto, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        made = socket.socket(family, kind, proto)
+        made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        made.bind(address)
+        made.listen(2048)
+    except OSError as error:
+        raise KvlabError(f"cannot listen on {host}:{port}: {error.strerror or error}; choose another --port") from error
+    return made
+
+
+def uvicorn_config(app: Any, settings: Settings) -> Any:
+    """uvicorn, quiet, with a backlog for crowds and a shutdown that waits."""
+    import uvicorn
+
+    return uvicorn.Config(
+        app,
+        log_config=None,
+        access_log=False,
+        lifespan="on",
+        backlog=2048,
+        timeout_keep_alive=30,
+        timeout_graceful_shutdown=max(1, round(settings.drain)),
+        server_header=False,
+    )

@@ -1,0 +1,187 @@
+"""One block in one file.
+
+    0   8 s   magic "KVLABBLK"
+    8   u32   format version
+    12  u32   bytes of the JSON header, h
+    16  u64   bytes of the payload, p
+    24  16 s  xxh3-128 of the payload
+    40  16 s  xxh3-128 of bytes 0..40 and the header
+    56        header: JSON, spaces after it up to a multiple of 64; tokens in it are hex of little-endian int32
+    56 + h    payload: each array C-contiguous, at a multiple of 64
+
+All integers are little-endian. Both checksums are verified on every read, so is that the file has exactly the length
+it says and holds the very block that was asked for.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import struct
+from collections.abc import Mapping
+from dataclasses import astuple
+from typing import Any
+
+import numpy as np
+import xxhash
+
+from kvlab.store import keys as k
+from kvlab.store.types import BLOCK, CHECKPOINT, NUMBERS, Block
+
+MAGIC = b"KVLABBLK"
+ALIGN = 64
+_FIXED = struct.Struct("<8sIIQ16s")
+_SUM = 16
+_START = _FIXED.size + _SUM
+_MOST_HEADER = 1 << 20
+
+
+Buffer = bytes | memoryview
+
+
+class BadBlock(Exception):
+    """The bytes are not the block they should be; the message says how."""
+
+
+def encode(block: Block) -> list[Buffer]:
+    """The file's bytes as buffers to write one after the other; arrays that are contiguous are not copied."""
+    arrays: list[list[Any]] = []
+    parts: list[Buffer] = []
+    at = 0
+    digest = xxhash.xxh3_128()
+    for name, given in block.payload.items():
+        array = np.ascontiguousarray(given)
+        if array.dtype.kind not in NUMBERS:
+            raise BadBlock(f"array {name!r} has dtype {array.dtype}, which cannot be stored")
+        arrays.append([name, array.dtype.str, list(given.shape), at])
+        at += array.nbytes
+        if array.nbytes:
+            parts.append(array.reshape(-1).view(np.uint8).data)
+            digest.update(parts[-1])
+        if gap := -at % ALIGN:
+            parts.append(bytes(gap))
+            digest.update(parts[-1])
+            at += gap
+    header = json.dumps(
+        {
+            "key": block.key.hex(),
+            "parent": block.parent.hex(),
+            "ns": astuple(block.ns),
+            "kind": block.kind,
+            "tokens": block.tokens.hex(),
+            "start": block.start,
+            "cost": block.cost,
+            "arrays": arrays,
+        },
+        separators=(",", ":"),
+    ).encode()
+    header += b" " * (-(_START + len(header)) % ALIGN)
+    fixed = _FIXED.pack(MAGIC, k.FORMAT, len(header), at, digest.digest())
+    seal = xxhash.xxh3_128_digest(fixed + header)
+    return [fixed + seal + header, *parts]
+
+
+def size_of(parts: list[Buffer]) -> int:
+    return sum(len(part) for part in parts)
+
+
+def write(fd: int, parts: list[Buffer]) -> int:
+    """Write all of ``parts`` at the start of an open file; bytes written. Raises ``OSError``."""
+    done = 0
+    batch = 512  # below any system's IOV_MAX
+    for at in range(0, len(parts), batch):
+        chunk = parts[at : at + batch]
+        total = size_of(chunk)
+        sent = os.writev(fd, chunk)
+        if sent < total:  # a short write: a signal or a disk that is nearly full; go on, or learn why not
+            rest = memoryview(b"".join(chunk))
+            while sent < total:
+                sent += os.write(fd, rest[sent:])
+        done += total
+    return done
+
+
+def read(path: str | os.PathLike[str], key: bytes) -> Block:
+    """The block ``key`` in ``path``, verified. Raises ``BadBlock``, or ``OSError`` when it cannot be opened or read."""
+    fd = os.open(path, os.O_RDONLY)
+    try:
+        size = os.fstat(fd).st_size
+        start = os.read(fd, _START)
+        _check_size(start, size)  # before any memory is taken for it
+        data = np.empty(size, dtype=np.uint8)
+        view, got = memoryview(data), _START
+        view[:_START] = start
+        while got < size:
+            n = os.readv(fd, [view[got:]])
+            if n == 0:
+                raise BadBlock("it shrank while it was read")
+            got += n
+    finally:
+        os.close(fd)
+    header, offset = _header(view, size)
+    payload = view[offset:]
+    if xxhash.xxh3_128_digest(payload) != header["sum"]:
+        raise BadBlock("its payload does not match its checksum")
+    data.flags.writeable = False  # shared by every reader of the block
+    return _block(header, data[offset:], key)
+
+
+def read_header(path: str | os.PathLike[str]) -> tuple[Block, int]:
+    """The block in ``path`` without its arrays, and the file's size: enough to index it. Raises as ``read``."""
+    with open(path, "rb") as file:
+        size = os.fstat(file.fileno()).st_size
+        start = file.read(_START)
+        if len(start) == _START:
+            start += file.read(min(_FIXED.unpack_from(start)[2], _MOST_HEADER))
+    header, _ = _header(memoryview(start), size)
+    try:
+        key = bytes.fromhex(header["key"])
+    except (KeyError, TypeError, ValueError):
+        raise BadBlock("its header names no key") from None
+    return _block(header | {"arrays": []}, np.empty(0, np.uint8), key), size
+
+
+def _check_size(start: bytes | memoryview, size: int) -> tuple[int, bytes]:
+    """Header length and payload checksum of a file of ``size`` bytes."""
+    if size < _START or len(start) < _START:
+        raise BadBlock("it is too short to be a block")
+    magic, version, length, payload, digest = _FIXED.unpack_from(start)
+    if magic != MAGIC:
+        raise BadBlock("it is not a kvlab block")
+    if version != k.FORMAT:
+        raise BadBlock(f"it has format {version}, not {k.FORMAT}")
+    if length > _MOST_HEADER or size != _START + length + payload:
+        raise BadBlock(f"it has {size} bytes, not {_START + length + payload}")
+    return length, digest
+
+
+def _header(view: memoryview, size: int) -> tuple[dict[str, Any], int]:
+    length, digest = _check_size(view, size)
+    raw = bytes(view[_START : _START + length])
+    if xxhash.xxh3_128_digest(bytes(view[: _FIXED.size]) + raw) != bytes(view[_FIXED.size : _START]):
+        raise BadBlock("its header does not match its checksum")
+    try:
+        header = json.loads(raw)
+    except ValueError:
+        header = None
+    if not isinstance(header, dict):
+        raise BadBlock("its header is not JSON")
+    return header | {"sum": digest}, _START + length
+
+
+def _block(header: Mapping[str, Any], data: np.ndarray, key: bytes) -> Block:
+    try:
+        parent, tokens, kind = bytes.fromhex(header["parent"]), bytes.fromhex(header["tokens"]), int(header["kind"])
+        name = {BLOCK: k.chain, CHECKPOINT: k.checkpoint_key}[kind](parent, tokens)
+        if bytes.fromhex(header["key"]) != key or name != key:
+            raise BadBlock("it holds another block")
+        payload: dict[str, np.ndarray] = {}
+        for array, dtype, shape, at in header["arrays"]:
+            kind_of = np.dtype(dtype)
+            if kind_of.kind not in NUMBERS:
+                raise BadBlock(f"its array {array!r} has dtype {dtype}")
+            payload[array] = np.ndarray(shape, kind_of, data, at)
+        ns, start, cost = k.Namespace(*header["ns"]), int(header["start"]), float(header["cost"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise BadBlock(f"its header makes no sense ({error})") from None
+    return Block(key, parent, ns, kind, tokens, start, cost, payload)

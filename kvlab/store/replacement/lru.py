@@ -1,0 +1,37 @@
+"""Least recently used leaves first."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Hashable
+
+from kvlab.store.replacement.base import Evictable, Replacement, absent, anyone
+
+
+class Lru(Replacement):
+    """One queue by last use. The owner touches a chain from its leaf to its head, so heads are always younger."""
+
+    name = "lru"
+
+    def __init__(self, capacity: int) -> None:
+        super().__init__(capacity)
+        self._order: OrderedDict[Hashable, None] = OrderedDict()
+
+    def admit(self, key: Hashable, size: int = 1, cost: float = 1.0, uses: int = 1) -> None:
+        absent(key, key in self._order)
+        self._order[key] = None
+
+    def touch(self, key: Hashable) -> None:
+        self._order.move_to_end(key)
+
+    def victim(self, evictable: Evictable = anyone) -> Hashable | None:
+        return next((key for key in self._order if evictable(key)), None)
+
+    def remove(self, key: Hashable, evicted: bool = True) -> None:
+        del self._order[key]
+
+    def __contains__(self, key: object) -> bool:
+        return key in self._order
+
+    def __len__(self) -> int:
+        return len(self._order)

@@ -1,0 +1,80 @@
+"""Room in RAM: what comes in, and who leaves for it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from kvlab.store.ledger import Ledger
+from kvlab.store.pins import Pins
+from kvlab.store.ram import Ram
+from kvlab.store.types import BLOCK, Block, Index, Put, Tier
+from kvlab.store.writer import Writer
+
+
+class Room:
+    """Fills RAM within its budget. The caller holds the store's lock, which ``add`` lets go of while it waits."""
+
+    def __init__(
+        self, ram: Ram, tiers: Sequence[Tier], writer: Writer | None, ledger: Ledger, pins: Pins
+    ) -> None:
+        self._ram, self._tiers, self._writer, self._ledger, self._pins = ram, tiers, writer, ledger, pins
+
+    def add(self, new: Sequence[Block]) -> Put:
+        """Take in blocks that no tier has, parents first; waits for the writer when RAM is full of unwritten ones."""
+        blocks = nbytes = 0
+        for block in new:
+            if block.kind == BLOCK and block.length < block.ns.block and self._covered(block):
+                continue
+            if not self._make(block.nbytes, wait=True):
+                break  # everything is being read; a child without its parent would never be found
+            if block.key in self._ram:  # another thread put it while this one waited for room
+                continue
+            if block.kind == BLOCK:
+                self._drop_covered_by(block)
+            entry = self._ram.add(block, dirty=self._writer is not None)
+            self._ledger.ghosts.back(block.key)
+            if self._writer is not None:
+                self._writer.add(block.key)
+            blocks, nbytes = blocks + 1, nbytes + entry.nbytes
+        if blocks:
+            self._ledger.stored(blocks, nbytes)
+            if self._writer is not None:
+                self._writer.wake()
+        return Put(blocks, nbytes)
+
+    def keep(self, block: Block) -> None:
+        """Take in a block read from below, if that takes no waiting."""
+        if block.key not in self._ram and self._make(block.nbytes, wait=False):
+            self._ram.add(block, dirty=False)
+
+    def _make(self, need: int, *, wait: bool) -> bool:
+        """Let blocks leave until ``need`` more bytes fit, or RAM is empty. False when those that are left must stay."""
+        while self._ram.held and self._ram.held + need > self._ram.budget:
+            entry = self._ram.victim()
+            if entry is None:
+                return False
+            if entry.dirty and self._writer is not None and self._writer.admits(entry):
+                if not wait:
+                    return False
+                self._writer.wait_for(entry)
+                continue  # much may have changed meanwhile
+            lost = entry.dirty or not self._tiers
+            self._ram.remove(entry.block.key, evicted=True)
+            if lost:
+                self._ledger.left(entry.block.key, entry.nbytes, "evicted")
+        return True
+
+    def _covered(self, tail: Block) -> bool:
+        indexes: tuple[Index, ...] = (self._ram, *self._tiers)
+        for index in indexes:
+            child = index.nearest(tail.parent, tail.tokens)
+            if child is not None and child.tokens.startswith(tail.tokens):
+                return True
+        return False
+
+    def _drop_covered_by(self, block: Block) -> None:
+        for tail in self._ram.covered(block.parent, block.tokens):
+            if tail not in self._pins:
+                self._ram.remove(tail, evicted=False)
+                for tier in self._tiers:
+                    tier.delete([tail])

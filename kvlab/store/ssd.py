@@ -1,0 +1,312 @@
+"""The SSD tier: one file a block in a folder that several processes and models share under one byte budget.
+
+Files are written aside and renamed into place. A killed process loses nothing that was written; against a power cut,
+``sync`` flushes the files and the index, and ``Store.flush`` calls it: what was not synced may be lost then, and a file
+that is short or garbled for it fails its checksum and is a miss.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import logging
+import os
+import sqlite3
+import time
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, TypeVar
+
+from kvlab.errors import StoreError
+from kvlab.store import blockfile
+from kvlab.store.booking import Booking
+from kvlab.store.catalog import GARBLED
+from kvlab.store.eviction import Evictor
+from kvlab.store.folder import Folder, Layout, folder_problems
+from kvlab.store.types import Block, Child, TierCorrupt, TierMiss
+from kvlab.store.view import View
+
+RETRY_S = 30.0  # how long a tier in trouble takes nothing
+TROUBLE = (OSError, sqlite3.Error, *GARBLED)
+SYNCS = 4  # files synced at once: a journal commits them together
+log = logging.getLogger("kvlab.store")
+T = TypeVar("T")
+
+
+class Ssd:
+    """Implements ``Tier``. ``pinned`` says which keys must stay; ``dropped(key, bytes, reason)`` hears of those gone.
+
+    ``write_cap`` bounds the bytes that all processes together write into the folder on one day (UTC). In trouble (full
+    disk, read-only or deleted folder, damaged index) it warns once, takes nothing, serves what can still be read, and
+    tries again after a while.
+    """
+
+    name = "ssd"
+
+    def __init__(
+        self,
+        directory: Path,
+        budget: int,
+        replace: str,
+        *,
+        pinned: Callable[[bytes], bool],
+        dropped: Callable[[bytes, int, str], None],
+        write_cap: int | None = None,
+    ) -> None:
+        self.directory, self.budget = directory, budget
+        self._replace, self._pinned, self._dropped, self._write_cap = replace, pinned, dropped, write_cap
+        self._counts: Counter[str] = Counter()
+        self._trouble = ""
+        self._warned = False
+        self._reopen = False
+        self._retry_at = 0.0
+        self._unsynced: set[Path] = set()
+        self._folder: Folder | None = None  # to write to
+        self._layout: Layout | None = None  # to read from: the same, or what can be had of it
+        self._open()
+
+    # -- trouble ------------------------------------------------------------------------------------------------
+
+    def _open(self) -> None:
+        try:
+            folder = Folder(self.directory)
+        except StoreError:
+            raise
+        except TROUBLE as error:
+            self._fail(error)
+            with contextlib.suppress(*TROUBLE):  # full or read-only: what is there can still be read
+                self._layout = Layout(self.directory)
+            return
+        self._evictor = Evictor(folder, self.budget, self._replace, self._pinned, self._left)
+        self._booking = Booking(folder, self._evictor, self._pinned, self._counts, self._write_cap)
+        self._unsynced = set()
+        self._folder = self._layout = folder
+
+    def _fail(self, error: Exception) -> None:
+        self._trouble = _reason(error)
+        self._retry_at = time.monotonic() + RETRY_S
+        self._counts["failures"] += 1
+        if self._folder is not None:
+            self._evictor.reset()  # what it evicted may have been rolled back
+            if _damaged(error):
+                self._reopen = True
+                with contextlib.suppress(OSError):
+                    self._folder.suspect.touch(mode=0o600)
+        if not self._warned:
+            self._warned = True
+            log.warning("kvlab store: %s: %s; nothing more is written for now", self.directory, self._trouble)
+
+    def _ready(self) -> Folder | None:
+        """The folder if it can be written to; opens it anew where it was deleted, damaged or could not be opened."""
+        if self._trouble and time.monotonic() < self._retry_at:
+            return None
+        if self._folder is not None and self._deleted(self._folder):
+            return None
+        if self._folder is None or self._reopen:
+            self.close()
+            self._reopen = False
+            with contextlib.suppress(StoreError):  # by now a newer kvlab has taken the folder over
+                self._open()
+        if self._folder is not None:
+            self._trouble = ""
+        return self._folder
+
+    def _deleted(self, folder: Layout) -> bool:
+        """Whether the folder is gone, and then let go of it: what SQLite still has open would swallow writes."""
+        if folder.view.in_place():
+            return False
+        self._fail(FileNotFoundError(errno.ENOENT, "the folder was deleted"))
+        self.close()
+        return True
+
+    def _left(self, key: bytes, nbytes: int, reason: str) -> None:
+        self._dropped(key, nbytes, reason)
+
+    # -- looking ------------------------------------------------------------------------------------------------
+
+    def _look(self, ask: Callable[[View], T], otherwise: T) -> T:
+        layout = self._layout
+        if layout is None:
+            return otherwise
+        try:
+            return ask(layout.view)
+        except TROUBLE as error:
+            if layout is self._layout:  # else it was closed under this thread
+                self._fail(error)
+            return otherwise
+
+    def contains(self, keys: Sequence[bytes]) -> set[bytes]:
+        return self._look(lambda view: view.contains(keys), set()) if keys else set()
+
+    def with_checkpoints(self, parents: Sequence[bytes]) -> set[bytes]:
+        return self._look(lambda view: view.with_checkpoints(parents), set())
+
+    def nearest(self, parent: bytes, tokens: bytes) -> Child | None:
+        return self._look(lambda view: view.nearest(parent, tokens), None)
+
+    def why_gone(self, key: bytes) -> str:
+        return self._look(lambda view: view.why_gone(key), "")
+
+    def roots_of(self, head: bytes) -> set[bytes]:
+        return self._look(lambda view: view.roots_of(head), set())
+
+    def nbytes(self) -> int:
+        return self._look(lambda view: view.sum("bytes"), 0)
+
+    def stats(self) -> dict[str, Any]:
+        return {
+            "ssd_bytes": self.nbytes(),
+            "ssd_blocks": self._look(lambda view: view.sum("blocks"), 0),
+            "folder_bytes_written": self._look(lambda view: view.sum("written"), 0),
+            **{name: self._counts[name] for name in ("bytes_written", "refused", "capped", "failures")},
+            "trouble": self._trouble,
+        }
+
+    def problems(self) -> list[str]:
+        folder = self._folder
+        try:
+            return folder_problems(folder) if folder is not None else []
+        except TROUBLE as error:
+            return [f"{self.directory}: {_reason(error)}"]
+
+    # -- reading ------------------------------------------------------------------------------------------------
+
+    def read(self, key: bytes) -> Block:
+        layout = self._layout
+        if layout is None:
+            raise TierMiss("the tier is not there")
+        try:
+            return blockfile.read(layout.path(key), key)
+        except (OSError, blockfile.BadBlock) as error:
+            if self._deleted(layout) or not isinstance(layout, Folder):
+                raise TierMiss(str(error)) from None
+            return self._second_look(layout, key)
+
+    def distrust(self, key: bytes) -> None:
+        folder = self._folder
+        if folder is not None:
+            with contextlib.suppress(TierMiss):
+                self._second_look(folder, key, trust=False)
+
+    def _second_look(self, folder: Folder, key: bytes, *, trust: bool = True) -> Block:
+        """Read again with the folder's write lock held, so that no other process changes the file meanwhile.
+
+        Without ``trust`` the block is set aside even if the file is sound.
+        """
+        nbytes, reason = 0, "the index led to another block"
+        try:
+            with folder.catalog.write():
+                row = folder.catalog.one("SELECT bytes FROM blocks WHERE key = ? AND owner IS NULL", key)
+                if row is None:
+                    raise TierMiss("it was evicted")
+                nbytes = row[0]
+                if trust:
+                    try:
+                        return blockfile.read(folder.path(key), key)
+                    except (OSError, blockfile.BadBlock) as error:
+                        reason = str(error)
+                folder.set_aside(key)
+        except TROUBLE as error:
+            self._fail(error)
+            raise TierMiss(self._trouble) from None
+        self._left(key, nbytes, "corrupt")
+        raise TierCorrupt(f"{key.hex()}: {reason}")
+
+    # -- changing -----------------------------------------------------------------------------------------------
+
+    def touch(self, keys: Sequence[bytes]) -> None:
+        if self._folder is not None:
+            self._booking.touch(keys)
+
+    def delete(self, keys: Sequence[bytes]) -> None:
+        if self._folder is not None:
+            self._booking.doom(keys)
+
+    def write(self, blocks: Sequence[Block], heads: Sequence[tuple[bytes, bytes]] = ()) -> set[bytes]:
+        if self._ready() is None:
+            return set()
+        try:
+            held, booked = self._booking.book(blocks, heads)
+        except TROUBLE as error:
+            self._fail(error)
+            return set()
+        written: set[bytes] = set()
+        failure: Exception | None = None
+        try:
+            for block, parts in booked:
+                self._unsynced.add(self._booking.write(block.key, parts))
+                written.add(block.key)
+        except OSError as error:
+            failure = error
+        try:
+            self._booking.acknowledge(written, booked)
+        except TROUBLE as error:
+            failure, written = error, set()
+        if failure is not None:
+            self._fail(failure)
+        return held | written
+
+    def note(self, counters: Mapping[str, int]) -> None:
+        folder = self._ready()
+        if folder is None:
+            return
+        try:
+            with folder.catalog.write():
+                self._booking.tidy()
+                self._evictor.make_room(0)  # the budget may have been lowered since
+                folder.catalog.session(folder.owner.name, counters)
+        except TROUBLE as error:
+            self._fail(error)
+
+    def sync(self) -> bool:
+        folder = self._ready()
+        if folder is None:
+            return False
+        paths, self._unsynced = self._unsynced, set()
+        folders = {path.parent for path in paths} | {folder.blocks}
+        try:
+            with ThreadPoolExecutor(SYNCS, thread_name_prefix="kvlab-store-sync") as pool:
+                for some in (paths, folders):  # files before the names that lead to them
+                    list(pool.map(_sync_path, some))
+            folder.catalog.sync()
+        except TROUBLE as error:
+            self._fail(error)
+            return False
+        return True
+
+    def close(self) -> None:
+        layout, self._folder, self._layout = self._layout, None, None
+        if layout is not None:
+            layout.close()
+
+
+def _sync_path(path: Path) -> None:
+    try:
+        fd = os.open(path, os.O_RDONLY)
+    except FileNotFoundError:
+        return  # evicted since
+    try:
+        full = getattr(fcntl, "F_FULLFSYNC", None)  # macOS: fsync alone leaves data in the drive's cache
+        if full is not None:
+            fcntl.fcntl(fd, full)
+        else:
+            os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def _damaged(error: Exception) -> bool:
+    """Whether an error means that the index itself is broken, rather than busy, full or out of reach."""
+    if isinstance(error, sqlite3.Error):
+        codes = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
+        return isinstance(error, sqlite3.IntegrityError) or getattr(error, "sqlite_errorcode", 0) & 0xFF in codes
+    return isinstance(error, GARBLED)
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, OSError):
+        return error.strerror or str(error)
+    return f"index: {error}"

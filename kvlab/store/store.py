@@ -1,0 +1,326 @@
+"""The store: KV at rest, found by its tokens, in RAM and on SSD."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+
+from kvlab.errors import StoreError
+from kvlab.store import keys as k
+from kvlab.store.cutting import cut_blocks, cut_checkpoint, plan
+from kvlab.store.ledger import Ledger, Observer
+from kvlab.store.lookup import Lookup
+from kvlab.store.pins import Pins
+from kvlab.store.ram import Ram
+from kvlab.store.room import Room
+from kvlab.store.settings import check_settings
+from kvlab.store.ssd import Ssd
+from kvlab.store.types import (
+    Block,
+    Match,
+    Namespace,
+    Payload,
+    Piece,
+    Put,
+    Query,
+    Report,
+    Tier,
+    TierCorrupt,
+    TierMiss,
+)
+from kvlab.store.writer import Writer
+
+
+class Store:
+    """Blocks of KV by chained key, in RAM (``ram`` bytes) and, with ``directory``, on SSD (``ssd`` bytes).
+
+    ``block`` is the block size in tokens that every namespace must have. ``replace`` names the replacement policy of
+    both tiers. ``write`` is ``back``, ``through`` or ``snapshot`` and ``admit`` the uses after which a block may be
+    written to SSD, see ``Writer``; ``write_cap`` bounds the bytes written to the folder on one day.
+    ``on_event(kind, fields)`` hears ``stored``, ``spilled``, ``evicted`` and ``corrupt``, each with ``blocks`` and
+    ``bytes``; it is called from any thread with the store's lock held, and must neither block nor raise.
+
+    Thread-safe. Settings that cannot be raise ``StoreError``; after that nothing does but misuse: a folder in trouble
+    costs hits, never an exception.
+    """
+
+    def __init__(
+        self,
+        *,
+        block: int,
+        ram: int,
+        ssd: int | None = None,
+        directory: Path | str | None = None,
+        replace: str = "lru",
+        write: str = "back",
+        admit: int = 1,
+        write_cap: int | None = None,
+        on_event: Observer | None = None,
+    ) -> None:
+        check_settings(block, ram, ssd, directory, write, admit, write_cap)
+        self.block = block
+        self._lock = threading.Condition(threading.RLock())
+        self._ledger = Ledger(on_event)
+        self._pins = Pins()
+        self._closed = False
+        self._ram = Ram(ram, replace, self._pins.__contains__)
+        self._tiers: tuple[Tier, ...] = ()
+        self._writer: Writer | None = None
+        if ssd is not None and directory is not None:
+            tier = Ssd(
+                Path(directory), ssd, replace, pinned=self._needed, dropped=self._left_tier, write_cap=write_cap
+            )
+            self._tiers = (tier,)
+            self._writer = Writer(self._lock, self._ram, tier, self._ledger, write=write, admit=admit)
+        self._room = Room(self._ram, self._tiers, self._writer, self._ledger, self._pins)
+
+    @property
+    def on_event(self) -> Observer | None:
+        return self._ledger.observer
+
+    @on_event.setter
+    def on_event(self, observer: Observer | None) -> None:
+        self._ledger.observer = observer
+
+    # -- finding and reading ------------------------------------------------------------------------------------
+
+    def match(self, ns: Namespace, tokens: Sequence[int] | np.ndarray, *, checkpoint: bool = False) -> Match:
+        """The longest reusable prefix of ``tokens``; with ``checkpoint``, the longest that also has one.
+
+        What it names stays until it is read or released.
+        """
+        return self._find(self._query(ns, tokens, checkpoint))
+
+    def _find(self, query: Query, because: str = "") -> Match:
+        with self._lock:
+            self._pins.collect()
+            found = Lookup(query, self._ram, self._tiers, self._ledger.ghosts).run()
+            miss = because or found.miss
+            self._ledger.missed(miss)
+            return self._pins.hold(Match.of(query, found.pieces, miss, found.checkpoint, self._pins.ticket()))
+
+    def stored(self, ns: Namespace, tokens: Sequence[int] | np.ndarray) -> int:
+        """How many leading tokens are stored as full blocks: a put need not bring those. Pins and counts nothing."""
+        query = self._query(ns, tokens, False)
+        with self._lock:
+            return Lookup(query, self._ram, self._tiers, self._ledger.ghosts).full_tokens()
+
+    def read(self, match: Match) -> tuple[list[Payload], Match]:
+        """The payloads of a match, in order, each cut to its used tokens, and the match that they make up.
+
+        That is ``match`` itself, unless a block proved bad or gone: then it is shorter, with ``miss`` saying why, and
+        for a match with a checkpoint it is the next best one. The arrays are shared and cannot be written to.
+        """
+        query = match.query
+        if query is None or not self._pins.held(match):
+            raise StoreError("this match was read or released before; match again")
+        payloads: list[Payload] = []
+        reason, parent = "", query.ns.root()
+        for piece in match.pieces:
+            try:
+                block = self._fetch(piece.key)
+                self._check_piece(block, piece, parent, query)
+            except TierMiss as error:
+                reason = error.reason
+                break
+            parent = block.key
+            cut = piece.used < block.length
+            payloads.append({n: a[:, : piece.used] for n, a in block.payload.items()} if cut else block.payload)
+        used = match.pieces[: len(payloads)]
+        with self._lock:
+            self._touch([piece.key for piece in reversed(used)])  # leaves first, so that heads are the younger ones
+            self._ledger.restored(len(used))
+            if not reason:
+                self._pins.let_go(match, keep=[match.checkpoint] if match.checkpoint is not None else [])
+                return payloads, match
+            self._pins.let_go(match)
+            if match.checkpoint is None:
+                self._ledger.missed(reason)
+                return payloads, Match.of(query, used, reason, None, match.ticket)
+        return self.read(self._find(query, reason))
+
+    def read_checkpoint(self, match: Match) -> Payload | None:
+        """The state at exactly ``match.tokens``, or None when it proved bad or gone (then match again)."""
+        if match.checkpoint is None:
+            return None
+        try:
+            payload = self._fetch(match.checkpoint).payload
+        except TierMiss as error:
+            with self._lock:
+                self._ledger.missed(error.reason)
+            return None
+        else:
+            with self._lock:
+                self._touch([match.checkpoint])
+            return payload
+        finally:
+            self.release(match)
+
+    def release(self, match: Match) -> None:
+        """Let go of a match that will not be read. Harmless when it was."""
+        with self._lock:
+            self._pins.let_go(match)
+
+    # -- storing ------------------------------------------------------------------------------------------------
+
+    def put(
+        self,
+        ns: Namespace,
+        tokens: Sequence[int] | np.ndarray,
+        start: int,
+        payloads: Sequence[Payload],
+        *,
+        seconds: float | None = None,
+    ) -> Put:
+        """Store KV of ``tokens`` from position ``start`` (on a block boundary) on: full blocks, the last maybe a tail.
+
+        Each array is ``[heads, tokens, width]``; it is kept as it is, so do not write to it afterwards. What is stored
+        already is left alone; a tail that a longer block covers is dropped. ``seconds`` is how long computing all this
+        took, for ``replace=cost``; without it a block costs what its tokens and its position suggest. Raises
+        ``StoreError`` for shapes that do not fit.
+        """
+        query = self._query(ns, tokens, False)
+        slots = plan(ns, query.tokens, start, payloads, seconds)
+        with self._lock:
+            new = self._unknown([slot.key for slot in slots])
+            put = self._room.add(cut_blocks(ns, [slot for slot in slots if slot.key in new]))
+            if put.blocks and start == 0:
+                head, root = ns.head(query.tokens), ns.root()
+                if self._ledger.ghosts.seen(head, root) and self._writer is not None:
+                    self._writer.head(head, root)
+        return put
+
+    def put_checkpoint(
+        self, ns: Namespace, tokens: Sequence[int] | np.ndarray, payload: Payload, *, seconds: float | None = None
+    ) -> Put:
+        """Store whole-layer state after exactly ``tokens``, arrays of any shape. Kept as ``put`` keeps them."""
+        query = self._query(ns, tokens, True)
+        block = cut_checkpoint(ns, query.tokens, payload, seconds)
+        with self._lock:
+            return self._room.add([block] if self._unknown([block.key]) else [])
+
+    def _unknown(self, keys: Sequence[bytes]) -> set[bytes]:
+        """Those that no tier has."""
+        self._pins.collect()
+        new = {key for key in keys if key not in self._ram}
+        for tier in self._tiers:
+            new -= tier.contains(list(new))
+        return new
+
+    # -- state --------------------------------------------------------------------------------------------------
+
+    def tiers_bytes(self) -> dict[str, int]:
+        """Bytes at rest by tier; for SSD those of the whole folder."""
+        with self._lock:
+            held = {self._ram.name: self._ram.held}
+        return held | {tier.name: tier.nbytes() for tier in self._tiers}
+
+    def stats(self) -> dict[str, Any]:
+        """What is held now, and what has happened since this store was opened."""
+        with self._lock:
+            stats = self._ledger.figures() | {
+                "ram_bytes": self._ram.held,
+                "ram_blocks": len(self._ram),
+                "unwritten_bytes": self._ram.dirty_bytes,
+            }
+        stats |= {"ssd_bytes": 0, "ssd_blocks": 0, "bytes_written": 0, "trouble": ""}
+        for tier in self._tiers:
+            stats |= tier.stats()
+        return stats
+
+    def check_integrity(self) -> Report:
+        """Compare every structure with every other. Files are looked at, not read: ``kvlab store verify`` does that."""
+        with self._lock:
+            problems = self._ram.problems() + self._pins.problems()
+            blocks, nbytes = len(self._ram), self._ram.held
+        for tier in self._tiers:
+            problems += tier.problems()
+            blocks, nbytes = blocks + tier.stats()[f"{tier.name}_blocks"], nbytes + tier.nbytes()
+        return Report(blocks, nbytes, tuple(problems))
+
+    def flush(self) -> bool:
+        """Write what is unwritten and make it survive a power cut. False when the folder cannot promise that."""
+        if self._writer is None or self._closed:
+            return self._writer is None
+        with self._lock:
+            return self._writer.flush()
+
+    def close(self) -> None:
+        """Flush and let go of the folder. Idempotent."""
+        if self._closed:
+            return
+        self.flush()
+        self._closed = True
+        if self._writer is not None:
+            with self._lock:
+                self._writer.stop()
+        for tier in self._tiers:
+            tier.close()
+
+    def __enter__(self) -> Store:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    # -- inner parts --------------------------------------------------------------------------------------------
+
+    def _query(self, ns: Namespace, tokens: Sequence[int] | np.ndarray, checkpoint: bool) -> Query:
+        if ns.block != self.block:
+            raise StoreError(f"the namespace has blocks of {ns.block} tokens, the store of {self.block}")
+        if self._closed:
+            raise StoreError("the store is closed")
+        return Query(ns, k.as_tokens(tokens), checkpoint)
+
+    def _fetch(self, key: bytes) -> Block:
+        """The block from the fastest tier that has it; one from below is kept in RAM if there is room at once."""
+        with self._lock:
+            entry = self._ram.get(key)
+        if entry is not None:
+            return entry.block
+        error = TierMiss("no tier has it")
+        for tier in self._tiers:
+            try:
+                block = tier.read(key)
+            except TierMiss as miss:
+                error = miss
+                continue
+            with self._lock:
+                self._room.keep(block)
+            return block
+        raise error
+
+    def _check_piece(self, block: Block, piece: Piece, parent: bytes, query: Query) -> None:
+        """A damaged index may name the wrong block: only parent and tokens prove that it is the right one."""
+        asked = query.tokens[piece.start : piece.start + piece.used].tobytes()
+        if block.parent == parent and block.tokens.startswith(asked):
+            return
+        with self._lock:
+            if block.key in self._ram:
+                self._ram.remove(block.key, evicted=False)
+        for tier in self._tiers:
+            tier.distrust(block.key)
+        raise TierCorrupt("the index led to another block")
+
+    def _touch(self, keys: list[bytes]) -> None:
+        for key in keys:
+            if key in self._ram:
+                self._ram.touch(key)
+        for tier in self._tiers:
+            tier.touch(keys)
+        if self._writer is not None:
+            self._writer.wake()
+
+    def _needed(self, key: bytes) -> bool:
+        return key in self._pins or self._ram.has_children(key)
+
+    def _left_tier(self, key: bytes, nbytes: int, reason: str) -> None:
+        with self._lock:
+            self._ledger.left(key, nbytes, reason)

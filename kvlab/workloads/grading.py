@@ -1,0 +1,56 @@
+"""Grading by what a text states, not by how it is worded: tool calls as JSON, values as `#` and three digits."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Sequence
+from typing import Any
+
+CALL = re.compile(r"\s*<tool_call>\s*(\{.*\})\s*</tool_call>\s*", re.DOTALL)
+VALUE = re.compile(r"#(\d+)")
+
+
+def parse_call(text: str) -> tuple[str, dict[str, Any]] | None:
+    """`(name, arguments)` of a text that is exactly one `<tool_call>{json}</tool_call>`, else None."""
+    match = CALL.fullmatch(text)
+    if match is None:
+        return None
+    try:
+        call = json.loads(match.group(1))
+    except json.JSONDecodeError:
+        return None
+    name, arguments = call.get("name"), call.get("arguments")
+    if not isinstance(name, str) or not isinstance(arguments, dict):
+        return None
+    return name, arguments
+
+
+def call_of(message: dict[str, Any]) -> tuple[str, dict[str, Any]]:
+    """`(name, arguments)` of the first tool call of an OpenAI message; arguments may be a JSON string or a dict."""
+    function = message["tool_calls"][0]["function"]
+    arguments = function["arguments"]
+    return function["name"], json.loads(arguments) if isinstance(arguments, str) else arguments
+
+
+def grade_call(text: str, reference: dict[str, Any], tools: Sequence[dict[str, Any]]) -> dict[str, float]:
+    """`tool_call`, `argument` and `accuracy` of a text that should be the reference's call."""
+    schemas = {tool["function"]["name"]: tool["function"].get("parameters", {}) for tool in tools}
+    parsed = parse_call(text)
+    if parsed is None:
+        return {"tool_call": 0.0, "argument": 0.0, "accuracy": 0.0}
+    name, arguments = parsed
+    right_name, right_arguments = call_of(reference)
+    valid = name in schemas and set(schemas[name].get("required", ())) <= set(arguments)
+    argument = arguments == right_arguments
+    return {
+        "tool_call": float(valid),
+        "argument": float(argument),
+        "accuracy": float(valid and argument and name == right_name),
+    }
+
+
+def grade_values(text: str, reference: str) -> dict[str, float]:
+    """`accuracy`: the text states the reference's values and no others; `{}` when the reference states none."""
+    right = set(VALUE.findall(reference))
+    return {"accuracy": float(set(VALUE.findall(text)) == right)} if right else {}

@@ -1,0 +1,66 @@
+"""`retrieval`: a document of facts between filler sentences, then questions about single facts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from random import Random
+
+from kvlab.workloads.base import Message, Request, assistant, check_count, cut_turns, system, user
+from kvlab.workloads.words import NAMES, THINGS, estimate_tokens, fact, filler, question, value
+
+SYSTEM = "You answer questions about the document that the user gives you."
+_FRAME_TOKENS = 60  # system prompt, question and the template around them
+_TOKENS_PER_FACT = 45  # one fact per about three filler sentences
+
+
+class Retrieval:
+    """`n` documents of about `tokens` tokens, each followed by `turns` questions.
+
+    `count` counts the tokens of a text; without it a rule of thumb for the bundled tokenizer does.
+    """
+
+    name = "retrieval"
+
+    def __init__(
+        self,
+        n: int = 1,
+        seed: int = 0,
+        tokens: int = 1500,
+        turns: int = 1,
+        count: Callable[[str], int] | None = None,
+    ) -> None:
+        check_count("tokens", tokens, least=100)
+        check_count("turns", turns)
+        check_count("n", n)
+        self.n, self.seed, self.tokens, self.turns = n, seed, tokens, turns
+        self.count = count or estimate_tokens
+
+    def requests(self) -> list[Request]:
+        return [request for i in range(self.n) for request in self._conversation(i)]
+
+    def _conversation(self, index: int) -> list[Request]:
+        rng = Random(f"retrieval/{self.seed}/{index}")
+        facts, document = self._document(rng)
+        messages: list[Message] = [system(SYSTEM)]
+        asked = rng.sample(facts, min(self.turns, len(facts)))
+        asked += rng.choices(facts, k=self.turns - len(asked))  # more questions than facts: some come twice
+        for turn, (thing, name, known) in enumerate(asked):
+            asks = question(rng, thing, name)
+            messages.append(user(f"{document}\n\n{asks}" if turn == 0 else asks))
+            messages.append(assistant(fact(thing, name, known)))
+        kinds = dict.fromkeys(range(len(messages)), "retrieve")
+        return cut_turns(f"retrieval-{index}", messages, kinds)
+
+    def _document(self, rng: Random) -> tuple[list[tuple[str, str, str]], str]:
+        """Facts and the text that states them, filler sentences shuffled in between up to the wanted length."""
+        room = self.tokens - _FRAME_TOKENS
+        n_facts = min(len(NAMES), max(2, room // _TOKENS_PER_FACT))
+        facts = [(rng.choice(THINGS), name, value(rng)) for name in rng.sample(NAMES, n_facts)]
+        sentences = [fact(*item) for item in facts]
+        used = sum(self.count(" " + sentence) for sentence in sentences)
+        while used < room:
+            sentence = filler(rng)
+            used += self.count(" " + sentence)
+            sentences.append(sentence)
+        rng.shuffle(sentences)
+        return facts, " ".join(sentences)
