@@ -115,6 +115,14 @@ class Dropped(Event):
 
 
 @dataclass(frozen=True)
+class Paused(Event):
+    """Live memory was short: the request stepped aside after ``tokens`` tokens, its KV at rest, to go on later."""
+
+    tokens: int
+    live_bytes: int
+
+
+@dataclass(frozen=True)
 class Finished(Event):
     """The request ended: ``stop``, ``length``, ``cancelled`` or ``error``. ``kv_bytes`` is its live KV at the end."""
 
@@ -124,5 +132,5 @@ class Finished(Event):
 
 
 KINDS: tuple[type[Event], ...] = (
-    Submitted, Matched, Restored, Prefilled, FirstToken, Token, Evicted, Stored, Spilled, Dropped, Finished,
+    Submitted, Matched, Restored, Prefilled, FirstToken, Token, Evicted, Stored, Spilled, Dropped, Paused, Finished,
 )  # fmt: skip

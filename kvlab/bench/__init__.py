@@ -18,7 +18,7 @@ Rows = list[dict[str, Any]]
 
 def names() -> list[str]:
     """The benchmarks there are."""
-    return sorted(module.name for module in pkgutil.iter_modules(__path__))
+    return sorted(module.name for module in pkgutil.iter_modules(__path__) if module.name != "models")
 
 
 def get(name: str) -> Callable[..., Rows]:

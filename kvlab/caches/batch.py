@@ -6,18 +6,15 @@ its own rows, so that it gets in a batch what it gets alone.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import mlx.core as mx
-
-if TYPE_CHECKING:
-    from kvlab.caches.layer import LayerCache
 
 
 class BatchLayerCache:
     """The layer caches of a batch behind mlx-lm's batch protocol. Owns no arrays."""
 
-    def __init__(self, sequences: list[LayerCache]) -> None:
+    def __init__(self, sequences: list[Any]) -> None:
         self.sequences = list(sequences)
         self._waiting: list[int] | None = None
 
@@ -71,7 +68,7 @@ class BatchLayerCache:
         """Append the sequences of ``other``."""
         self.sequences.extend(other.sequences)
 
-    def extract(self, index: int) -> LayerCache:
+    def extract(self, index: int) -> Any:
         """The live cache of one sequence: the object itself, not a copy."""
         return self.sequences[index]
 

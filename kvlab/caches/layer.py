@@ -128,16 +128,16 @@ class LayerCache:
     def nbytes(self) -> int:
         """Bytes of all arrays held for this layer: rows with unused capacity, positions, remembered queries.
 
-        What is held together with others, prefixes and slabs, counts in equal shares.
+        A slab counts in equal shares. Prefixes, which are held together with others, do not count.
         """
-        return self.own_nbytes + sum(prefix.nbytes // max(1, prefix.users) for prefix in self.prefixes)
-
-    @property
-    def own_nbytes(self) -> int:
-        """The same without prefixes."""
         more = sum(array.nbytes for array in (self._kept, self._queries) if array is not None)
         rows = self.rows.nbytes if self._slab is None else self._slab.nbytes // len(self._slab.lengths)
         return rows + more
+
+    @property
+    def shared_nbytes(self) -> int:
+        """This sequence's equal share of the bytes of its prefixes."""
+        return sum(prefix.nbytes // max(1, prefix.users) for prefix in self.prefixes)
 
     def size(self) -> int:
         return self.offset if isinstance(self.retention, Full) else self.rows.length
@@ -263,7 +263,9 @@ class LayerCache:
         if held < limit + slack:
             return
         if self.record:
+            heads = next(iter(self.rows.arrays.values())).shape[1]
             gone = self.positions()[:, :, retention.sinks : held - retention.window]
+            gone = mx.broadcast_to(gone, (1, heads, gone.shape[2]))
             self.evictions.append(Eviction(gone, limit, self.offset))
         self.rows.keep_spans((0, retention.sinks), (held - retention.window, held))
 

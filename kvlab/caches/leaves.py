@@ -8,6 +8,7 @@ token count.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -16,6 +17,7 @@ import numpy as np
 from mlx_lm.models.cache import CacheList, ChunkedKVCache, KVCache, RotatingKVCache
 
 from kvlab.caches.layer import LayerCache
+from kvlab.caches.rows import STEP, Rows
 
 Payload = Mapping[str, np.ndarray]
 NONE = "none"
@@ -142,15 +144,19 @@ def restore(caches: Sequence[Any], blocks: Sequence[Payload], checkpoint: Payloa
         PayloadError: these payloads are of other caches; nothing was filled.
     """
     named = list(leaves(caches))
+    tokens = sum(next(iter(block.values())).shape[1] for block in blocks)
     filled = [
         _rows_of(name, blocks, dtype) if is_cuttable(cache) else _state_of(name, cache, checkpoint or {}, dtype)
         for name, cache in named
     ]
     for (_, cache), content in zip(named, filled, strict=True):
-        if isinstance(cache, LayerCache):
-            cache.restore(content)
+        if isinstance(cache, LayerCache) and cache.offset:
+            cache.restore({key: array[:, :, :tokens] for key, array in content.items()})
+        elif isinstance(cache, LayerCache):
+            cache.rows, cache.offset = Rows(cache.codec, content), tokens
+            cache.rows.length = tokens
         elif is_cuttable(cache):
-            cache.keys, cache.values, cache.offset = content["k"], content["v"], content["k"].shape[2]
+            cache.keys, cache.values, cache.offset = content["k"], content["v"], tokens
         else:
             cache.state = content
 
@@ -163,10 +169,21 @@ def _rows_of(leaf: str, blocks: Sequence[Payload], dtype: mx.Dtype) -> dict[str,
             parts = [block[key] for block in blocks if key in block]
             if len(parts) != len(blocks) or len({(part.dtype, part.shape[0], *part.shape[2:]) for part in parts}) != 1:
                 raise PayloadError(f"the blocks of layer {leaf} do not go together")
-            rows[array] = as_mlx(np.concatenate(parts, axis=1)[None], dtype)
+            rows[array] = _joined(parts, dtype)
     if {array[0] for array in rows} != {"k", "v"}:
         raise PayloadError(f"layer {leaf} is not in these blocks")
     return rows
+
+
+def _joined(parts: Sequence[np.ndarray], dtype: mx.Dtype) -> mx.array:
+    """Arrays ``[n_kv_heads, tokens, width]`` as one with room for more tokens, copied once, into MLX's own memory."""
+    heads, _, *width = parts[0].shape
+    tokens = sum(part.shape[1] for part in parts)
+    kind: mx.Dtype = getattr(mx, parts[0].dtype.name)
+    out = mx.zeros((1, heads, math.ceil((tokens + 1) / STEP) * STEP, *width), kind)
+    mx.eval(out)
+    np.concatenate(parts, axis=1, out=view(out)[0, :, :tokens])
+    return out.view(mx.bfloat16) if (kind, dtype) == (mx.uint16, mx.bfloat16) else out
 
 
 def _state_of(leaf: str, cache: Any, payload: Payload, dtype: mx.Dtype) -> Any:
@@ -184,7 +201,7 @@ def _state_of(leaf: str, cache: Any, payload: Payload, dtype: mx.Dtype) -> Any:
 
 
 def view(array: mx.array) -> np.ndarray:
-    """The array's own memory, to be read only; bfloat16, which NumPy lacks, as its bits in uint16."""
+    """The array's own memory; bfloat16, which NumPy lacks, as its bits in uint16."""
     return np.asarray(array.view(mx.uint16) if array.dtype == mx.bfloat16 else array)
 
 

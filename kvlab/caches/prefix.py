@@ -38,7 +38,7 @@ class Prefix:
 
 
 def join_rows(parts: Sequence[Mapping[str, mx.array]]) -> dict[str, mx.array]:
-    """Rows that stand one behind the other, as one."""
-    if len(parts) == 1:
-        return dict(parts[0])
+    """Rows that stand one behind the other, as one; nothing for nothing."""
+    if len(parts) <= 1:
+        return dict(*parts)
     return {name: mx.concatenate([part[name] for part in parts], axis=2) for name in parts[0]}

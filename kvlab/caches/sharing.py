@@ -2,18 +2,36 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
 
 import mlx.core as mx
 
 from kvlab.caches.batch import BatchLayerCache
 from kvlab.caches.cascade import Part, concatenate, shared_part
+from kvlab.caches.codecs import Codec
 from kvlab.caches.prefix import Prefix
+from kvlab.caches.rows import Rows
 from kvlab.caches.slab import Slab
 
-if TYPE_CHECKING:
-    from kvlab.caches.layer import LayerCache
+
+class SharingSequence(Protocol):
+    """What a sequence must be to share: see :class:`kvlab.caches.layer.LayerCache`, which is the one there is."""
+
+    codec: Codec
+    rows: Rows
+    prefixes: tuple[Prefix, ...]
+    offset: int
+    moved: bool
+
+    @property
+    def is_in_slab(self) -> bool: ...
+    @property
+    def state(self) -> list[mx.array]: ...
+    @property
+    def nbytes(self) -> int: ...
+    def put_in(self, slab: Slab, blank: Mapping[str, mx.array]) -> None: ...
+    def take_out(self) -> None: ...
 
 
 class SharingBatch(BatchLayerCache):
@@ -23,8 +41,8 @@ class SharingBatch(BatchLayerCache):
     are attended to together with everybody who shares them. Alone, or in a prefill, it reads its rows by itself.
     """
 
-    def __init__(self, sequences: list[LayerCache]) -> None:
-        super().__init__(sequences)
+    def __init__(self, sequences: Sequence[SharingSequence]) -> None:
+        super().__init__(list(sequences))
         self._slabs: list[Slab] = []
         self._order: mx.array | None = None
         self._back: mx.array | None = None
@@ -93,6 +111,12 @@ class SharingBatch(BatchLayerCache):
     def state(self) -> list[mx.array]:
         slabs = [array for slab in self._slabs for array in slab.arrays.values()]
         return slabs + [array for sequence in self.sequences if not sequence.is_in_slab for array in sequence.state]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all own rows; prefixes, which other batches may hold too, do not count."""
+        apart = sum(sequence.nbytes for sequence in self.sequences if not sequence.is_in_slab)
+        return apart + sum(slab.nbytes for slab in self._slabs)
 
     def _together(self, count: int) -> bool:
         return count == 1 and self._waiting is None and (len(self.sequences) > 1 or self.sequences[0].is_in_slab)

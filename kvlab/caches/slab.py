@@ -8,15 +8,11 @@ any size, and only similar lengths, so that live bytes follow real tokens.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
 
 import mlx.core as mx
 
 from kvlab.caches.cascade import Part, private_part
 from kvlab.caches.codecs import Codec
-
-if TYPE_CHECKING:
-    from kvlab.caches.layer import LayerCache
 
 SLOTS = 16
 """Sequences a slab."""
@@ -37,7 +33,7 @@ class Slab:
     def __init__(self, codec: Codec) -> None:
         self.codec = codec
         self.arrays: dict[str, mx.array] = {}
-        self.members: list[LayerCache] = []
+        self.members: list[object] = []
         self.lengths: list[int] = []
         self.cursor = 0
 
@@ -48,7 +44,7 @@ class Slab:
         longest, shortest = max([length, *self.lengths]), min([length, *self.lengths])
         return longest - shortest < max(SPREAD, longest // 4)
 
-    def join(self, member: LayerCache, rows: Mapping[str, mx.array], length: int) -> None:
+    def join(self, member: object, rows: Mapping[str, mx.array], length: int) -> None:
         """Copy a sequence's rows ``[1, n_kv_heads, length, width]`` into a slot of its own."""
         columns = max([length, *self.lengths])
         if self.arrays and length > self.cursor:
@@ -65,7 +61,7 @@ class Slab:
         self.members.append(member)
         self.lengths.append(length)
 
-    def leave(self, member: LayerCache) -> dict[str, mx.array]:
+    def leave(self, member: object) -> dict[str, mx.array]:
         """Give a sequence its rows back and free its slot, which the last sequence moves into."""
         slot = self.members.index(member)
         rows = {name: mx.contiguous(array) for name, array in self.rows(member).items()}
@@ -82,7 +78,7 @@ class Slab:
             self.arrays = {}
         return rows
 
-    def rows(self, member: LayerCache) -> dict[str, mx.array]:
+    def rows(self, member: object) -> dict[str, mx.array]:
         """A sequence's rows, ``[1, n_kv_heads, length, width]``."""
         slot = self.members.index(member)
         start = self.cursor - self.lengths[slot]

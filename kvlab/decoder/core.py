@@ -8,9 +8,8 @@ import threading
 import time
 from collections import deque
 from collections.abc import Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any
 
-import numpy as np
 from mlx_lm.generate import BatchGenerator, StopSequences
 
 from kvlab import events
@@ -18,21 +17,18 @@ from kvlab.caches import batchable, can_share, check_model, make_caches, own_cac
 from kvlab.caches.leaves import own_layers
 from kvlab.decoder.job import Job, Processor, Sampler
 from kvlab.decoder.live import WORTH, LivePrefixes
+from kvlab.decoder.memory import LiveBudget, measure
+from kvlab.decoder.pace import Pace
 from kvlab.decoder.rest import Rest, open_store
 from kvlab.decoder.stream import Completion, Stream
+from kvlab.decoder.teller import Sink, Teller
 from kvlab.errors import KvlabError
 from kvlab.models import LoadedModel
-from kvlab.policies import Full, Paged, Policy
+from kvlab.policies import Full, Paged, Policy, parse_bytes
 from kvlab.store import Store
 
 PREFILL_BATCH = 8
 """Prompts that are prefilled side by side (mlx-lm's default)."""
-
-
-class Sink(Protocol):
-    """Whoever wants to know: the recorder."""
-
-    def emit(self, event: events.Event) -> None: ...
 
 
 class Decoder:
@@ -47,7 +43,9 @@ class Decoder:
         store: where KV rests; None opens what the policy's tiers describe, and closes it at the end.
         recorder: gets every event; None costs nothing.
         max_concurrency: sequences that decode side by side; more wait in a queue.
-        prefill_step: prompt tokens computed between two decode steps.
+        prefill_step: most prompt tokens computed at a time; beside decoding sequences it is less, by time.
+        live_memory: byte budget for live KV, such as ``"2GB"``; None is no limit. Requests wait for room; where the
+            policy keeps KV at rest, running ones step aside to it and go on later, token for token.
 
     Raises:
         PolicyError: the policy cannot be read. ModelError: it cannot be used with this model. StoreError: its folder
@@ -63,12 +61,13 @@ class Decoder:
         recorder: Sink | None = None,
         max_concurrency: int = 32,
         prefill_step: int = 512,
+        live_memory: int | str | None = None,
     ) -> None:
         if max_concurrency < 1 or prefill_step < 1:
             raise KvlabError("max_concurrency and prefill_step must be 1 or more")
         self.loaded = loaded
         self.policy = Policy.parse(policy)
-        self.recorder = recorder
+        self._tell = Teller(recorder)
         self.max_concurrency = max_concurrency
         self.prefill_step = prefill_step
         check_model(loaded.model, self.policy)
@@ -77,10 +76,12 @@ class Decoder:
         self._rest: Rest | None = None
         if self.store is not None and isinstance(self.policy.reuse, Paged):
             self._rest = Rest(self.store, loaded, self.policy, self.policy.reuse)
-            self.store.on_event = self._store_event
+            self.store.on_event = self._tell.store
         # Sharing needs rows that stay as they are, and a hook in every layer.
         shares = self._rest is not None and isinstance(self.policy.retention, Full) and can_share(loaded.model)
         self._prefixes = LivePrefixes() if shares else None
+        self._budget = self._make_budget(live_memory)
+        self._pace = Pace(prefill_step)
         self._numbers = itertools.count()
         self._inbox: queue.SimpleQueue[Job | int | None] = queue.SimpleQueue()
         self._waiting: deque[Job] = deque()
@@ -103,6 +104,7 @@ class Decoder:
         stop: Sequence[Sequence[int]] = (),
         tags: Mapping[str, Any] | None = None,
         tenant: str = "",
+        priority: int = 0,
     ) -> Stream:
         """Queue a request and return at once.
 
@@ -113,9 +115,11 @@ class Decoder:
             stop: token sequences that end the request besides the model's own end tokens.
             tags: labels for events and rows.
             tenant: salts the block keys, so that tenants never share KV at rest.
+            priority: requests of higher priority start first, and step aside last.
 
         Raises:
-            KvlabError: an empty prompt, a token outside the vocabulary, ``max_tokens`` below 1, or a closed decoder.
+            KvlabError: an empty prompt, a token outside the vocabulary, ``max_tokens`` below 1, a request that can
+                never fit the live memory, or a closed decoder.
         """
         if self._closed:
             raise KvlabError("this decoder is closed: make a new one")
@@ -127,13 +131,22 @@ class Decoder:
             raise KvlabError(
                 f"the prompt holds a token outside the model's vocabulary, 0 to {self.loaded.vocab_size - 1}"
             )
-        stream = Stream(next(self._numbers), self._inbox.put)
+        if self._budget is not None:
+            self._budget.check(len(prompt), max_tokens)
         job = Job(
-            stream, [int(t) for t in prompt], max_tokens, sampler, logits_processors, stop, dict(tags or {}), tenant
+            stream=Stream(next(self._numbers), self._inbox.put),
+            prompt=[int(token) for token in prompt],
+            max_tokens=max_tokens,
+            sampler=sampler,
+            processors=logits_processors,
+            stop=stop,
+            tags=dict(tags or {}),
+            tenant=tenant,
+            priority=priority,
         )
-        self._emit(events.Submitted, job, len(job.prompt), max_tokens, job.tags)
+        self._tell.emit(events.Submitted, job, len(job.prompt), max_tokens, job.tags)
         self._inbox.put(job)
-        return stream
+        return job.stream
 
     def generate(self, prompt: Sequence[int], **options: Any) -> Completion:
         """:meth:`submit` and wait for the end."""
@@ -159,6 +172,18 @@ class Decoder:
         self.close()
 
     # -- the decoder's thread ---------------------------------------------------------------------------------------
+
+    def _make_budget(self, live_memory: int | str | None) -> LiveBudget | None:
+        if live_memory is None:
+            return None
+        cost = measure(self.loaded, self._make_caches(2))
+        pauses = self._rest is not None and isinstance(self.policy.retention, Full)
+        return LiveBudget(parse_bytes(live_memory), cost, self.policy.retention, pauses=pauses)
+
+    def _make_caches(self, prompt_tokens: int) -> list[Any]:
+        build = own_caches if self._prefixes else make_caches
+        record = self._tell.sink is not None
+        return build(self.loaded.model, self.policy, prompt_tokens=prompt_tokens, record=record)
 
     def _new_generator(self) -> BatchGenerator:
         return BatchGenerator(
@@ -192,27 +217,53 @@ class Decoder:
             if message is None:
                 return False
             if isinstance(message, Job):
-                self._waiting.append(message)
+                self._queue(message)
             else:
                 jobs = [*self._waiting, *self._active.values()]
                 for job in (job for job in jobs if job.request == message):
                     self._cancel(job)
             idle = False
 
+    def _queue(self, job: Job) -> None:
+        """Behind those of its priority or a higher one that came before it."""
+        behind = (i for i, other in enumerate(self._waiting) if (-other.priority, other.request) > job.rank)
+        self._waiting.insert(next(behind, len(self._waiting)), job)
+
     def _admit(self) -> None:
         for job in list(self._waiting):
-            if len(self._active) >= self.max_concurrency:
+            if len(self._active) >= self.max_concurrency or not self._has_room(job):
                 return
             if self._is_held(job):
                 continue
             self._waiting.remove(job)
-            job.admitted = time.perf_counter()
+            job.admitted = job.admitted or time.perf_counter()
             try:
                 self._insert(job)
             except Exception as error:  # noqa: BLE001 - one request's trouble must not end the others
-                if self._prefixes:
-                    self._prefixes.leave(job)
+                self._let_go(job)
                 job.stream.fail(error)
+
+    def _has_room(self, job: Job) -> bool:
+        if self._budget is None or not self._active:
+            return True
+        answer = job.max_tokens - len(job.tokens)
+        promised = sum(self._budget.whole(len(other.prompt), other.max_tokens) for other in self._active.values())
+        shared = 0
+        if self._prefixes and self._rest:
+            donor, common = self._prefixes.donor(job, self._rest.limit(job))
+            shared = min(common, donor.layers[0].offset) if donor else 0
+        tokens = len(job.context) - (shared if shared >= WORTH else 0)
+        whole = self._budget.whole(len(job.context), answer)
+        return self._budget.has_room(self._live_bytes, promised, len(self._active), tokens, whole)
+
+    def _pause(self, job: Job) -> None:
+        """Take a running job out, keep its KV at rest, and queue it again."""
+        [(caches, tokens)] = self._generator.remove([job.uid], return_prompt_caches=True).values()
+        if self._rest:
+            self._stored(job, self._rest.keep, caches, tokens)
+        self._let_go(job)
+        self._tell.emit(events.Paused, job, len(job.tokens), self._live_bytes)
+        self._queue(job)
 
     def _is_held(self, job: Job) -> bool:
         """True while another job's prefill is about to compute a prefix that this one can then share."""
@@ -229,23 +280,24 @@ class Decoder:
         return False
 
     def _insert(self, job: Job) -> None:
-        build = own_caches if self._prefixes else make_caches
-        caches = build(self.loaded.model, self.policy, prompt_tokens=len(job.prompt), record=self.recorder is not None)
+        context = job.begin()
+        caches = self._make_caches(len(job.prompt))
         job.caches, job.layers = caches, own_layers(caches)
-        segments = [job.prompt]
+        segments = [context]
         if self._rest:
             live = self._prefixes.join(job, self._rest.limit(job)) if self._prefixes else 0
             restored = self._rest.restore(job, caches, live)
-            self._emit(events.Matched, job, job.cached, job.by_tier, job.miss, job.lookup_s)
+            self._tell.emit(events.Matched, job, job.cached, job.by_tier, job.miss, job.lookup_s)
             if restored:
-                self._emit(events.Restored, job, job.cached - live, restored, job.restore_s)
+                self._tell.emit(events.Restored, job, job.cached - live, restored, job.restore_s)
             segments = self._rest.segments(job)
+        job.note_start()
         stop = StopSequences([*([token] for token in self.loaded.eos), *map(list, job.stop)])
         [job.uid] = self._generator.insert_segments(
             [segments],
-            max_tokens=[job.max_tokens],
+            max_tokens=[job.max_tokens - len(job.tokens)],
             caches=[caches],
-            all_tokens=[job.prompt[: job.cached]],
+            all_tokens=[context[: job.cached]],
             samplers=[job.sampler],
             logits_processors=[list(job.processors)],
             stop_sequences=[stop],
@@ -253,20 +305,27 @@ class Decoder:
         self._active[job.uid] = job
 
     def _step(self) -> None:
+        decoding = sum(bool(job.tokens) for job in self._active.values())
+        prefilling = min(PREFILL_BATCH, len(self._active) - decoding)
+        self._generator.prefill_step_size = self._pace.chunk(prefilling, decoding)
+        before = sum(job.prefilled for job in self._active.values())
+        started = time.perf_counter()
         prompts, tokens = self._generator.next()
         now = time.perf_counter()
         for prompt in prompts:
             job = self._active[prompt.uid]
-            self._record_prefill(job, *prompt.progress)
+            self._tell.prefill(job, *prompt.progress)
             if prompt.end_of_segment and not prompt.end_of_prompt and self._rest and self._rest.wants_checkpoints:
                 self._stored(job, self._rest.keep_checkpoint, *self._generator.extract_cache([prompt.uid])[prompt.uid])
-        share = max(self._measure(), self._live_bytes) // max(1, len(self._active))
+        self._pace.saw(now - started, sum(job.prefilled for job in self._active.values()) - before, len(tokens))
+        share = self._live_bytes // max(1, len(self._active))
         for response in tokens:
             job = self._active[response.uid]
             job.tokens.append(response.token)
             job.times.append(now)
-            kv_bytes = self._kv_bytes(job, share)
-            self._record_token(job, kv_bytes)
+            wanted = self._tell.sink is not None or response.finish_reason is not None
+            kv_bytes = self._kv_bytes(job, share) if wanted else 0
+            self._tell.token(job, kv_bytes)
             if not (response.finish_reason == "stop" and response.token in self.loaded.eos):
                 job.stream.push(response.token)
             if self._rest and any(layer.prompt_rows is not None for layer in job.layers):
@@ -274,18 +333,25 @@ class Decoder:
             if response.finish_reason is not None:
                 self._finish(job, response.finish_reason, kv_bytes, response.prompt_cache, response.all_tokens)
         self._live_bytes = self._measure()
+        while self._budget is not None and self._budget.is_tight(self._live_bytes, len(self._active)):
+            self._pause(max(self._active.values(), key=lambda job: job.rank))
+            self._live_bytes = self._measure()
 
     def _finish(self, job: Job, reason: str, kv_bytes: int, caches: Any, tokens: Any) -> None:
-        if job.uid is not None:
-            del self._active[job.uid]
         completion = job.completion(reason, kv_bytes, self.loaded.eos)
         if self._rest and caches:
             self._stored(job, self._rest.keep, caches, tokens)
+        self._let_go(job)
+        self._tell.emit(events.Finished, job, reason, len(completion.tokens), kv_bytes)
+        job.stream.finish(completion)
+
+    def _let_go(self, job: Job) -> None:
+        """The job runs no longer: nothing of it stays live."""
+        if job.uid is not None:
+            self._active.pop(job.uid, None)
         if self._prefixes:
             self._prefixes.leave(job)
-        job.caches, job.layers = [], []
-        self._emit(events.Finished, job, reason, len(completion.tokens), kv_bytes)
-        job.stream.finish(completion)
+        job.uid, job.caches, job.layers = None, [], []
 
     def _cancel(self, job: Job) -> None:
         caches, tokens = None, None
@@ -298,62 +364,22 @@ class Decoder:
         self._live_bytes = self._measure()
 
     def _fail_all(self, error: Exception) -> None:
-        for job in self._active.values():
+        for job in list(self._active.values()):
+            self._let_go(job)
             job.stream.fail(error)
-            if self._prefixes:
-                self._prefixes.leave(job)
-        self._active.clear()
         self._generator.close()
         self._generator = self._new_generator()
         self._live_bytes = 0
 
     def _measure(self) -> int:
         """Bytes of all live KV; shared prefixes count once."""
-        if self._prefixes is None:
-            return self._generator.prompt_cache_nbytes
-        own = sum(layer.own_nbytes for job in self._active.values() for layer in job.layers)
-        return own + self._prefixes.nbytes()
-
-    # -- what is told -----------------------------------------------------------------------------------------------
+        return self._generator.prompt_cache_nbytes + (self._prefixes.nbytes() if self._prefixes else 0)
 
     def _kv_bytes(self, job: Job, share: int) -> int:
-        return sum(layer.nbytes for layer in job.layers) if job.layers else share
+        return sum(layer.nbytes + layer.shared_nbytes for layer in job.layers) if job.layers else share
 
     def _stored(self, job: Job, keep: Any, *what: Any) -> None:
         started = time.perf_counter()
         blocks, size = keep(job, *what)
         if blocks:
-            self._emit(events.Stored, job, blocks, size, time.perf_counter() - started)
-
-    def _record_prefill(self, job: Job, done: int, total: int) -> None:
-        before = job.prefilled
-        if done > before:
-            job.prefilled = done
-            self._emit(events.Prefilled, job, done - before, done, total)
-
-    def _record_token(self, job: Job, kv_bytes: int) -> None:
-        if self.recorder is None:
-            return
-        step = len(job.tokens) - 1
-        if step == 0:
-            self._emit(events.FirstToken, job, job.tokens[0])
-        else:
-            self._emit(events.Token, job, job.tokens[-1], step, kv_bytes)
-        for cache in job.layers:
-            for eviction in cache.evictions:
-                at = max(0, eviction.offset - len(job.prompt))
-                self._emit(events.Evicted, job, cache.layer, at, np.array(eviction.positions[0]), eviction.kept)
-            cache.evictions.clear()
-
-    def _emit(self, kind: type[events.Event], job: Job, *fields: Any) -> None:
-        if self.recorder is not None:
-            self.recorder.emit(kind(job.request, time.perf_counter(), *fields))
-
-    def _store_event(self, kind: str, what: Mapping[str, Any]) -> None:
-        if self.recorder is None:
-            return
-        now = time.perf_counter()
-        if kind == "spilled":
-            self.recorder.emit(events.Spilled(-1, now, what["blocks"], what["bytes"]))
-        elif kind in ("evicted", "corrupt"):
-            self.recorder.emit(events.Dropped(-1, now, what["blocks"], what["bytes"], kind))
+            self._tell.emit(events.Stored, job, blocks, size, time.perf_counter() - started)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -30,6 +29,7 @@ class Job:
     stop: Sequence[Sequence[int]]
     tags: Mapping[str, Any]
     tenant: str
+    priority: int = 0
     submitted: float = field(default_factory=time.perf_counter)
     admitted: float = 0.0
     lookup_s: float = 0.0
@@ -48,10 +48,35 @@ class Job:
     held_by: Job | None = None
     held_until: int = 0
 
-    @functools.cached_property
-    def prompt_array(self) -> np.ndarray:
-        """The prompt as int32."""
-        return np.array(self.prompt, np.int32)
+    context_array: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int32))
+    _start: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def context(self) -> list[int]:
+        """The prompt and what was generated so far: what a job that was paused goes on from."""
+        return self.prompt + self.tokens
+
+    @property
+    def rank(self) -> tuple[int, int]:
+        """Who goes first: the higher priority, then the earlier request."""
+        return (-self.priority, self.request)
+
+    def begin(self) -> list[int]:
+        """Start, or go on after a pause; the tokens to compute or find."""
+        self.cached = self.stored = self.prefilled = 0
+        self.by_tier = {}
+        self.context_array = np.array(self.context, np.int32)
+        return self.context
+
+    def note_start(self) -> None:
+        """Remember how the request was started; going on after a pause does not change its figures."""
+        self._start = self._start or {
+            "cached_tokens": self.cached,
+            "cached_by_tier": dict(self.by_tier),
+            "miss": self.miss,
+            "lookup_ms": 1e3 * self.lookup_s,
+            "restore_ms": 1e3 * self.restore_s,
+        }
 
     @property
     def request(self) -> int:
@@ -63,20 +88,21 @@ class Job:
         tokens = self.tokens[:-1] if ended else self.tokens
         gaps = [1e3 * (b - a) for a, b in zip(self.times, self.times[1:], strict=False)]
         first = self.times[0] if self.times else None
-        begun = self.admitted + self.lookup_s + self.restore_s
+        start = self._start or {
+            "cached_tokens": 0, "cached_by_tier": {}, "miss": "", "lookup_ms": 0.0, "restore_ms": 0.0
+        }  # fmt: skip
+        queued = (self.admitted or time.perf_counter()) - self.submitted
+        ttft = first - self.submitted if first is not None else 0.0
+        spent = 1e3 * (ttft - queued) - start["lookup_ms"] - start["restore_ms"]
         return Completion(
             request=self.request,
             tokens=tuple(tokens),
             finish_reason=reason,
             prompt_tokens=len(self.prompt),
-            cached_tokens=self.cached,
-            cached_by_tier=dict(self.by_tier),
-            miss=self.miss,
-            queue_ms=1e3 * ((self.admitted or time.perf_counter()) - self.submitted),
-            lookup_ms=1e3 * self.lookup_s,
-            restore_ms=1e3 * self.restore_s,
-            prefill_ms=1e3 * (first - begun) if first is not None else 0.0,
-            ttft_ms=1e3 * (first - self.submitted) if first is not None else 0.0,
+            queue_ms=1e3 * queued,
+            prefill_ms=spent if first is not None else 0.0,
+            ttft_ms=1e3 * ttft,
+            **start,
             tpot_ms=sum(gaps) / len(gaps) if gaps else 0.0,
             itl_ms=tuple(gaps),
             kv_bytes_live=kv_bytes,

@@ -39,8 +39,9 @@ class LivePrefixes:
     def donor(self, job: Job, limit: int) -> tuple[Job | None, int]:
         """The live job that has, or will have when its prefill is through, most of this prompt; and how much."""
         best, most = None, 0
+        context = np.array(job.context[:limit], np.int32)
         for other in self._jobs:
-            if other.tenant == job.tenant and (common := self._common(job, other, limit)) > most:
+            if other.tenant == job.tenant and (common := common_prefix(context, other.context_array)) > most:
                 best, most = other, common
         return best, most
 
@@ -102,10 +103,6 @@ class LivePrefixes:
         for node in nodes:
             for prefix in node.layers:
                 prefix.users = len(node.jobs)
-
-    @staticmethod
-    def _common(job: Job, other: Job, limit: int) -> int:
-        return common_prefix(job.prompt_array[:limit], other.prompt_array)
 
 
 def common_prefix(a: np.ndarray, b: np.ndarray) -> int:

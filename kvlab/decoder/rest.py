@@ -68,7 +68,7 @@ class Rest:
         computed anew.
         """
         window = self._policy.retention.window if isinstance(self._policy.retention, Scorer) else 0
-        return max(0, len(job.prompt) - max(1, window))
+        return max(0, len(job.context) - max(1, window))
 
     def restore(self, job: Job, caches: Sequence[Any], live: int = 0) -> int:
         """Fill ``caches`` with the longest stored prefix of the job's prompt; notes the match on the job.
@@ -104,7 +104,7 @@ class Rest:
         return sum(array.nbytes for payload in held for array in payload.values())
 
     def _match(self, job: Job, limit: int) -> Match:
-        return self.store.match(self._namespace(job), job.prompt[:limit], checkpoint=self.wants_checkpoints)
+        return self.store.match(self._namespace(job), job.context[:limit], checkpoint=self.wants_checkpoints)
 
     def _read(self, job: Job, limit: int, match: Match) -> tuple[list[leaves.Payload], leaves.Payload | None, Match]:
         """Blocks and checkpoint of a match, or of the best that is left after bad ones were set aside."""
@@ -132,17 +132,18 @@ class Rest:
         where other conversations fork) and the last few count. The prompt's end gets a checkpoint only where none
         is near: what follows the last message, the opening of the answer, is computed anew sooner than stored.
         """
-        start, end = job.cached, len(job.prompt)
+        context = job.context
+        start, end = job.cached, len(context)
         if not self.wants_checkpoints:
-            return [job.prompt[start:]]
-        ends = [i + 1 for i in range(start, end - 1) if job.prompt[i] in self._loaded.eos]
+            return [context[start:]]
+        ends = [i + 1 for i in range(start, end - 1) if context[i] in self._loaded.eos]
         cuts = {*ends[-RECENT_BOUNDARIES:], *range(start // self._every * self._every + self._every, end, self._every)}
         if ends and not start:
             cuts.add(ends[0])
         if end - 1 - max([start, *cuts]) >= NEAR:
             cuts.add(end - 1)
         marks = sorted({start, *cuts, end})
-        return [job.prompt[a:b] for a, b in zip(marks, marks[1:], strict=False)]
+        return [context[a:b] for a, b in zip(marks, marks[1:], strict=False)]
 
     def keep_checkpoint(self, job: Job, caches: Sequence[Any], tokens: Sequence[int]) -> tuple[int, int]:
         """Store everything at exactly ``tokens``, in the middle of a prompt; blocks and bytes written."""

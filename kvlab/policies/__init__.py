@@ -2,8 +2,7 @@
 
 from kvlab.policies.codecs import Quantized, Raw
 from kvlab.policies.knorm import KNorm
-from kvlab.policies.module import SLOTS, Module, ModuleInfo, parse_module, registry
-from kvlab.policies.policy import Policy
+from kvlab.policies.policy import SLOTS, Module, ModuleInfo, Policy, parse_module, registry
 from kvlab.policies.random import Random
 from kvlab.policies.retention import Full, Rotating
 from kvlab.policies.reuse import NoReuse, Paged

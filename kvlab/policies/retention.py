@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from kvlab.errors import PolicyError
-from kvlab.policies.module import Module
+from kvlab.policies.policy import Module, Policy
 
 
 @dataclass(frozen=True)
@@ -40,6 +40,13 @@ class Rotating(Module):
             raise PolicyError(f"rotating: sinks={self.sinks} is negative; write sinks=0 or more")
         if self.window <= self.sinks:
             raise PolicyError(f"rotating: window={self.window} must be above sinks={self.sinks}")
+
+    def check(self, policy: Policy) -> None:
+        if policy.reuse.name != "none":
+            raise PolicyError(
+                f"'{self}' drops rows that '{policy.reuse}' would need to rebuild a prefix: "
+                "use 'rotating' without reuse, or 'full' with it"
+            )
 
     @property
     def at_rest(self) -> str:

@@ -9,7 +9,7 @@ from typing import ClassVar
 import mlx.core as mx
 
 from kvlab.errors import PolicyError
-from kvlab.policies.module import Module
+from kvlab.policies.policy import Module
 
 
 @dataclass(frozen=True)

@@ -6,11 +6,22 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from kvlab.errors import PolicyError
-from kvlab.policies.module import Module
+from kvlab.policies.policy import Module, Policy
 from kvlab.policies.sizes import format_bytes, parse_bytes
 
 REPLACEMENTS = ("lru", "lfu", "s3fifo", "sieve", "gdsf", "cost")
 WRITES = ("back", "through")
+
+
+@dataclass(frozen=True)
+class Tiers(Module):
+    """Base of the modules of this slot: they need a reuse that finds what rests in them."""
+
+    slot: ClassVar[str] = "tiers"
+
+    def check(self, policy: Policy) -> None:
+        if policy.reuse.name == "none":
+            raise PolicyError(f"'{self}' keeps KV at rest but reuse is 'none': write 'paged|{self}'")
 
 
 def check_replacement(name: str, replace: str) -> None:
@@ -20,7 +31,7 @@ def check_replacement(name: str, replace: str) -> None:
 
 
 @dataclass(frozen=True)
-class Ram(Module):
+class Ram(Tiers):
     """KV at rest in memory; it is gone with the process.
 
     Args:
@@ -29,7 +40,6 @@ class Ram(Module):
     """
 
     name: ClassVar[str] = "ram"
-    slot: ClassVar[str] = "tiers"
     ram: str = "1GB"
     replace: str = "lru"
 
@@ -39,7 +49,7 @@ class Ram(Module):
 
 
 @dataclass(frozen=True)
-class Tiered(Module):
+class Tiered(Tiers):
     """KV at rest in memory, spilling to an SSD folder that survives a restart.
 
     Args:
@@ -51,7 +61,6 @@ class Tiered(Module):
     """
 
     name: ClassVar[str] = "tiered"
-    slot: ClassVar[str] = "tiers"
     ram: str = "1GB"
     ssd: str = "10GB"
     replace: str = "lru"

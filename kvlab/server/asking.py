@@ -30,7 +30,9 @@ def ask_chat(body: ChatRequest, model: Model, settings: Settings) -> list[Ask]:
         settings,
         messages,
         tools if call != "none" else [],
-        template_options=_template_options(body.chat_template_kwargs, constrained=schema is not None or call == "required"),
+        template_options=_template_options(
+            body.chat_template_kwargs, constrained=schema is not None or call == "required"
+        ),
         max_tokens=body.max_completion_tokens or body.max_tokens,
         sampling=sampling_of(body, model),
         n=body.n or 1,
@@ -71,7 +73,7 @@ def ask_completions(body: CompletionRequest, model: Model, settings: Settings) -
         raise ApiError(400, "best_of is not supported beyond n", param="best_of")
     if body.echo and body.logprobs is not None:
         raise ApiError(400, "logprobs of the prompt are not supported; leave echo or logprobs out", param="echo")
-    asks = []
+    asks: list[Ask] = []
     for ids in _prompts(body.prompt, model):
         if not ids:
             raise ApiError(400, "the prompt is empty: send at least one token", param="prompt")
@@ -92,9 +94,7 @@ def ask_completions(body: CompletionRequest, model: Model, settings: Settings) -
     return asks
 
 
-def chosen_tools(
-    choice: str | NamedTool | None, tools: list[dict[str, Any]]
-) -> tuple[str, list[dict[str, Any]]]:
+def chosen_tools(choice: str | NamedTool | None, tools: list[dict[str, Any]]) -> tuple[str, list[dict[str, Any]]]:
     """``none``, ``auto`` or ``required``, and the tools that may be called. Raises ApiError 400."""
     names = [tool["function"]["name"] for tool in tools]
     if len(set(names)) < len(names):

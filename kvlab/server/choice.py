@@ -13,8 +13,16 @@ from kvlab.server.errors import ApiError
 from kvlab.server.feed import Feed
 from kvlab.server.formats import Format
 from kvlab.server.grammar import Constraint
+from kvlab.server.logs import log
 from kvlab.server.sampling import Logprobs, Token
 from kvlab.server.text import REASONING, TOOL, Piece, Reader
+
+
+def _place(error: BaseException) -> str:
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    return f"{trace.tb_frame.f_code.co_filename}:{trace.tb_lineno}" if trace is not None else ""
 
 
 class Choice:
@@ -90,6 +98,10 @@ class Choice:
             return self.stream.result(0)
         except KvlabError as error:
             raise ApiError(400, str(error)) from error
+        except Exception as error:
+            # What broke in a batch is no fault of this request; a type and a place tell enough, and quote no prompt.
+            log("decoder failed", level=40, error=type(error).__name__, where=_place(error))
+            raise ApiError(500, "the model failed while answering; the server's log says where") from error
 
     def _read(self, token: int) -> list[Event]:
         self.tokens.append(token)

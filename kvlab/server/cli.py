@@ -23,7 +23,9 @@ from kvlab.errors import KvlabError
 @click.option("--max-body", default="32MB", show_default=True, metavar="SIZE", help="Largest request.")
 @click.option("--timeout", type=click.FloatRange(0, min_open=True), default=900.0, show_default=True, help="Seconds.")
 @click.option("--heartbeat", type=click.FloatRange(0, min_open=True), default=5.0, show_default=True, help="Seconds.")
-@click.option("--drain", type=click.FloatRange(0), default=30.0, show_default=True, help="Seconds to finish at the end.")
+@click.option(
+    "--drain", type=click.FloatRange(0), default=30.0, show_default=True, help="Seconds to finish at the end."
+)
 @click.option("--prefill-step", type=click.IntRange(1), default=512, show_default=True, help="Tokens between steps.")
 def serve(
     policy: str,

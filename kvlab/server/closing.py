@@ -7,9 +7,10 @@ from collections.abc import Set
 import numpy as np
 from llguidance import LLMatcher, LLTokenizer
 
+from kvlab.server.formats import XML_END
+
 # What closes most comes first; within a class the shortest token wins, except for forced text, where the longest does.
 ORDER = '}])>",:'
-IN_STRING = '"'
 
 
 class Closer:
@@ -19,17 +20,18 @@ class Closer:
         self.end = min(end_tokens)
         self._end_tokens = sorted(end_tokens)
         self._size = size
+        self._tag = tokenizer.tokenize_str(XML_END)
         texts = [b"" if tokenizer.is_special_token(i) else tokenizer.decode_bytes([i]) for i in range(size)]
         length = np.array([min(len(text), 99) for text in texts], np.int64)
         rank = np.full(size, 50)
         for i, text in enumerate(texts):
-            first = text[:1].decode("latin-1")
-            if first and first in ORDER:
-                rank[i] = ORDER.index(first)
-            elif not text.strip():
+            first = text.strip()[:1].decode("latin-1")
+            if not first:
                 rank[i] = 80 if text else 60
-            elif first.isdigit() or first in "-{[":
+            elif first.isdigit() or first == "-" or b"{" in text or b"[" in text:
                 rank[i] = 70
+            elif first in ORDER:
+                rank[i] = ORDER.index(first)
         # Short closers, long words: a forced key or marker is over in fewer tokens.
         self._outside = rank * 1000 + np.where(rank < len(ORDER), length, 500 - length)
         quotes = np.array([text[:1] == b'"' for text in texts])
@@ -41,18 +43,20 @@ class Closer:
         matcher = matcher.deep_copy()
         tokens: list[int] = []
         while len(tokens) < limit and not matcher.is_stopped():
-            token = self._choose(matcher)
-            tokens.append(token)
-            if not matcher.consume_token(token):
+            step = self._choose(matcher)
+            tokens += step
+            if not matcher.consume_tokens(step):
                 break
         return tokens
 
-    def _choose(self, matcher: LLMatcher) -> int:
+    def _choose(self, matcher: LLMatcher) -> list[int]:
         bits = np.unpackbits(np.frombuffer(matcher.compute_bitmask(), np.uint8), bitorder="little")[: self._size]
         for token in self._end_tokens:
             if bits[token]:
-                return token
-        # Where both a rare letter and a brace may follow, this is the inside of a string: a quote ends it.
+                return [token]
+        # Where both a rare letter and a brace may follow, this is the inside of a string: a quote ends it, or a tag.
         inside = bool(self._letters) and all(bits[i] for i in self._letters)
+        if matcher.validate_tokens(self._tag) == len(self._tag):
+            return self._tag
         cost = np.where(bits.astype(bool), self._inside if inside else self._outside, np.iinfo(np.int64).max)
-        return int(cost.argmin())
+        return [int(cost.argmin())]

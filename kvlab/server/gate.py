@@ -46,8 +46,8 @@ class Gate:
         if self._budget is not None and nbytes > self._budget:
             raise ApiError(
                 400,
-                f"this request may need {nbytes} bytes of live KV, but {self._budget} are allowed: shorten the prompt or "
-                "lower max_tokens",
+                f"this request may need {nbytes} bytes of live KV, but {self._budget} are allowed: "
+                "shorten the prompt or lower max_tokens",
                 code="context_length_exceeded",
             )
         while not self._fits(nbytes):

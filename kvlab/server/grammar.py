@@ -35,7 +35,9 @@ class Grammars:
         if self._tokenizer is None:
             try:
                 self._tokenizer = llguidance.hf.from_tokenizer(
-                    self._loaded.tokenizer._tokenizer, n_vocab=self._loaded.vocab_size, eos_token=sorted(self._loaded.eos)
+                    self._loaded.tokenizer._tokenizer,
+                    n_vocab=self._loaded.vocab_size,
+                    eos_token=sorted(self._loaded.eos),
                 )
             except ValueError as error:
                 raise ApiError(400, f"{self._loaded.name} has a tokenizer without grammar support: {error}") from error
@@ -71,7 +73,9 @@ class Grammars:
             self._compiled.move_to_end(lark)
             return matcher.deep_copy()
 
-    def constraint(self, *, max_tokens: int, matcher: LLMatcher | None = None, trigger: Trigger | None = None) -> Constraint:
+    def constraint(
+        self, *, max_tokens: int, matcher: LLMatcher | None = None, trigger: Trigger | None = None
+    ) -> Constraint:
         """A logits processor: under ``matcher`` from the first token, or under the trigger's once it is generated."""
         if self._closer is None:
             self._closer = Closer(self.tokenizer, self._loaded.vocab_size, self._loaded.eos)
@@ -95,7 +99,12 @@ class Constraint:
     """
 
     def __init__(
-        self, tokenizer: LLTokenizer, closer: Closer, max_tokens: int, matcher: LLMatcher | None, trigger: Trigger | None
+        self,
+        tokenizer: LLTokenizer,
+        closer: Closer,
+        max_tokens: int,
+        matcher: LLMatcher | None,
+        trigger: Trigger | None,
     ) -> None:
         self._tokenizer, self._closer = tokenizer, closer
         self._left = max_tokens
@@ -111,7 +120,7 @@ class Constraint:
             newest = tokens[-1:]
             mx.async_eval(newest)  # before the forward pass in the queue: it is ready when the last step is
             mx.async_eval(logits)
-            self._advance(int(newest.item()))
+            self._advance(int(np.array(newest)[0]))
         self._begun = True
         if self._matcher is None:
             return logits
@@ -181,4 +190,3 @@ def allowed(matcher: LLMatcher, size: int) -> np.ndarray:
 
 def _only(logits: mx.array, token: int) -> mx.array:
     return mx.where(mx.arange(logits.shape[-1]) == token, logits, -mx.inf)
-

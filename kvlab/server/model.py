@@ -30,6 +30,7 @@ class Model:
 
     def __init__(self, loaded: LoadedModel, policy: Policy, settings: Settings, sink: Sink | None = None) -> None:
         self.loaded, self.policy = loaded, policy
+        self.name = loaded.name  # what clients call it; a pool may call it otherwise
         self.decoder = Decoder(
             loaded,
             policy,
@@ -57,7 +58,7 @@ class Model:
         if room < 1:
             raise ApiError(
                 400,
-                f"the prompt has {ask_tokens} tokens, but the context of {self.loaded.name} is {self.context}: shorten it",
+                f"the prompt has {ask_tokens} tokens, but the context of {self.name} is {self.context}: shorten it",
                 code="context_length_exceeded",
                 param="messages",
             )

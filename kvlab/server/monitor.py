@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections import deque
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
@@ -29,7 +29,7 @@ class Monitor:
         self.latest: deque[dict[str, Any]] = deque(maxlen=LATEST)
         self.live: dict[str, dict[str, Any]] = {}
         self.began = time.time()
-        make = {"registry": self.registry, "namespace": "kvlab"}
+        make: dict[str, Any] = {"registry": self.registry, "namespace": "kvlab"}
         self.requests = Counter("requests", "Answered HTTP requests.", ["path", "status"], **make)
         self.prompt = Counter("prompt_tokens", "Prompt tokens received.", **make)
         self.cached = Counter("cached_tokens", "Prompt tokens not recomputed, by tier.", ["tier"], **make)
@@ -48,13 +48,16 @@ class Monitor:
         if isinstance(event, events.Evicted):
             self.evicted_rows.inc(int((event.positions >= 0).sum()))
 
-    def began_request(self, request: str, facts: Mapping[str, Any]) -> None:
+    def began_request(self, request: str, facts: Mapping[str, Any], tokens: Callable[[], int]) -> None:
+        """A request runs; ``tokens`` says how many it has generated so far."""
         with self._lock:
-            self.live[request] = {"id": request, "began": time.time(), "tokens": 0, **facts}
+            self.live[request] = {"id": request, "began": time.time(), "tokens": tokens, **facts}
 
     def ended_request(self, request: str, facts: Mapping[str, Any]) -> None:
         with self._lock:
-            begun = self.live.pop(request, {"id": request, "began": time.time()})
+            begun = self.live.pop(request, None)
+            if begun is None:
+                return
             self.latest.append({**begun, **facts, "seconds": round(time.time() - begun["began"], 4)})
 
     def completed(self, completion: Completion, tokens: int, reason: str) -> None:
@@ -92,7 +95,8 @@ class Monitor:
     def state(self) -> dict[str, Any]:
         """Everything that the dashboard shows."""
         with self._lock:
-            live, latest = [dict(row) for row in self.live.values()], list(self.latest)
+            live = [{**row, "tokens": row["tokens"]()} for row in self.live.values()]
+            latest = list(self.latest)
         models = [
             {"name": name, "policy": str(model.policy), "context": model.context, "bytes": model.nbytes}
             for name, model in list(self._models.items())

@@ -6,7 +6,7 @@ import time
 from collections.abc import AsyncGenerator, Iterable
 from typing import Any
 
-from kvlab.server.ask import Called, Ended, Event, Text
+from kvlab.server.ask import Called, Ended, Text
 from kvlab.server.errors import ApiError
 from kvlab.server.logs import log
 from kvlab.server.sampling import Token
@@ -34,9 +34,9 @@ class Shape:
 
     kind = ""
 
-    def __init__(self, session: Session, name: str, *, details: bool) -> None:
+    def __init__(self, session: Session, *, details: bool) -> None:
         self._session, self._details = session, details
-        self._head = {"id": session.request, "created": int(time.time()), "model": name}
+        self._head = {"id": session.request, "created": int(time.time()), "model": session.model.name}
 
     def head(self, chunk: bool) -> dict[str, Any]:
         raise NotImplementedError
@@ -159,8 +159,8 @@ class Chat(Shape):
 class Plain(Shape):
     """/v1/completions."""
 
-    def __init__(self, session: Session, name: str, *, details: bool, echo: bool) -> None:
-        super().__init__(session, name, details=details)
+    def __init__(self, session: Session, *, details: bool, echo: bool) -> None:
+        super().__init__(session, details=details)
         self._echo = echo
         self._offset: dict[int, int] = {}
 

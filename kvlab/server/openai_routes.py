@@ -33,7 +33,7 @@ def router(service: Service) -> APIRouter:
                 return ask_chat(body, model, service.settings)
 
             session = await service.open(body.model, make, **_facts(request, "chatcmpl"))
-            return Chat(session, service.pool.name_of(body.model), details=wants_details(request))
+            return Chat(session, details=wants_details(request))
 
         return await _answered(body, request, shaped)
 
@@ -46,8 +46,7 @@ def router(service: Service) -> APIRouter:
                 return ask_completions(body, model, service.settings)
 
             session = await service.open(body.model, make, **_facts(request, "cmpl"))
-            name = service.pool.name_of(body.model)
-            return Plain(session, name, details=wants_details(request), echo=bool(body.echo))
+            return Plain(session, details=wants_details(request), echo=bool(body.echo))
 
         return await _answered(body, request, shaped)
 

@@ -39,7 +39,8 @@ class Pool:
         """The name that a request means: the only model when it names none. Raises ApiError 404."""
         if asked in self.sources:
             return str(asked)
-        if not asked or asked == "default":
+        # Clients of Anthropic ask for its models by default, and for a small one beside the main one.
+        if not asked or asked == "default" or asked.startswith("claude"):
             return next(iter(self.sources))
         names = ", ".join(self.sources)
         raise ApiError(404, f"no model {asked!r} here; there is {names}", code="model_not_found", param="model")
@@ -68,6 +69,7 @@ class Pool:
             raise
         except KvlabError as error:
             raise ApiError(503, f"model {name} cannot be loaded: {error}") from error
+        model.name = name
         self.open[name] = model
         return model
 

@@ -158,10 +158,8 @@ class Prompts:
                 return None
         return text[position:]
 
-    def _keys(
-        self, messages: Sequence[Message], tools: Sequence[Message], options: Mapping[str, Any]
-    ) -> list[bytes]:
-        """A hash for every prefix of the conversation. What templates do not show, such as ids of calls, is left out."""
+    def _keys(self, messages: Sequence[Message], tools: Sequence[Message], options: Mapping[str, Any]) -> list[bytes]:
+        """A hash for every prefix of the conversation, without what templates do not show, such as ids of calls."""
         digest = hashlib.sha256(json.dumps([list(tools), dict(options)], sort_keys=True, default=str).encode())
         keys = []
         for message in messages:

@@ -124,15 +124,10 @@ class Logprobs:
         if self._before is not None:
             newest = tokens[-1:]
             logprobs = self._before - mx.logsumexp(self._before, axis=-1, keepdims=True)
-            own = logprobs[0, newest]
-            order: Any = None
-            if self._top:
-                order = mx.argsort(-logprobs[0])[: self._top]
-                mx.eval(own, order, best := logprobs[0, order])
-                top = list(zip(order.tolist(), best.tolist(), strict=True))
-            else:
-                mx.eval(own)
-                top = []
-            self.entries.append(Token(own.item(), top))
+            own: Any = logprobs[0, newest]
+            order: Any = mx.argsort(-logprobs[0])[: self._top]
+            best: Any = logprobs[0, order]
+            mx.eval(own, order, best)
+            self.entries.append(Token(own.item(), list(zip(order.tolist(), best.tolist(), strict=True))))
         self._before = logits
         return logits

@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from functools import lru_cache
 from typing import Any
 
-from jsonschema import Draft202012Validator
-from jsonschema.exceptions import SchemaError, UnknownType
+from jsonschema import Draft202012Validator  # type: ignore[import-untyped]
+from jsonschema.exceptions import SchemaError, UnknownType  # type: ignore[import-untyped]
 from referencing import Registry
 from referencing.exceptions import Unresolvable
 
@@ -64,8 +64,8 @@ def normal(schema: Any, close: bool = True) -> Any:
 def parameters(tool: Mapping[str, Any]) -> dict[str, Any]:
     """The sound schema of a tool's arguments: always an object."""
     schema = normal(tool["function"].get("parameters") or {})
-    if not schema or schema.get("type") not in ("object", None):
-        return {"type": "object", "properties": {}, "additionalProperties": False} if not schema else schema
+    if not schema:
+        return {"type": "object", "properties": {}, "additionalProperties": False}
     return {"type": "object", **schema}
 
 

@@ -64,7 +64,14 @@ class Session:
     """One admitted request. An async context manager: leaving it cancels what still runs."""
 
     def __init__(
-        self, service: Service, model: Model, asks: list[Ask], stack: AsyncExitStack, request: str, tenant: str, path: str
+        self,
+        service: Service,
+        model: Model,
+        asks: list[Ask],
+        stack: AsyncExitStack,
+        request: str,
+        tenant: str,
+        path: str,
     ) -> None:
         self.model, self.asks, self.request = model, asks, request
         self._service, self._stack, self._tenant = service, stack, tenant
@@ -78,12 +85,12 @@ class Session:
         """Submit every choice."""
         facts = {
             "path": self._path,
-            "model": self.model.loaded.name,
+            "model": self.model.name,
             "prompt_tokens": sum(len(ask.prompt.ids) for ask in self.asks),
             "max_tokens": max(ask.max_tokens for ask in self.asks),
             "n": sum(ask.n for ask in self.asks),
         }
-        self._service.monitor.began_request(self.request, facts)
+        self._service.monitor.began_request(self.request, facts, self.tokens)
         for ask in self.asks:
             for index in range(ask.first, ask.first + ask.n):
                 tags = {"request": self.request, "prompt": ask.first}
@@ -119,11 +126,15 @@ class Session:
             index = await self._service.off_loop(self.model.prompts.message_at, choice.ask.prompt, at)
             event = replace(event, message=index)
         recent = self._service.recent
-        recent[self.request] = (self.model.loaded.name, [*choice.ask.prompt.ids, *completion.tokens], self._tenant)
+        recent[self.request] = (self.model.name, [*choice.ask.prompt.ids, *completion.tokens], self._tenant)
         while len(recent) > 256:
             del recent[next(iter(recent))]
         self._ended.append(event)
         return event
+
+    def tokens(self) -> int:
+        """Tokens generated so far."""
+        return sum(len(choice.tokens) for choice in self._choices)
 
     async def leave(self) -> None:
         """Cancel what runs, and tell the log and the dashboard how it went."""
@@ -131,12 +142,12 @@ class Session:
             choice.cancel()
         facts: dict[str, Any] = {
             "ended": "cancelled" if len(self._ended) < len(self._choices) else self._ended[0].reason,
-            "tokens": sum(len(choice.tokens) for choice in self._choices),
+            "tokens": self.tokens(),
         }
         if self._ended:
             facts |= figures(self._ended[0])
         self._service.monitor.ended_request(self.request, facts)
-        log("answered", request=self.request, path=self._path, model=self.model.loaded.name, **facts)
+        log("answered", request=self.request, path=self._path, model=self.model.name, **facts)
 
 
 def figures(event: Ended) -> dict[str, Any]:
@@ -176,7 +187,7 @@ async def _merged(sources: list[AsyncGenerator[Event, None]]) -> AsyncGenerator[
             async for event in events:
                 yield event
         return
-    arrived: asyncio.Queue[Event | BaseException | None] = asyncio.Queue()
+    arrived: asyncio.Queue[Event | ApiError | None] = asyncio.Queue()
 
     async def pump(source: AsyncGenerator[Event, None]) -> None:
         try:
@@ -191,13 +202,13 @@ async def _merged(sources: list[AsyncGenerator[Event, None]]) -> AsyncGenerator[
     try:
         running = len(tasks)
         while running:
-            event = await arrived.get()
-            if event is None:
+            news = await arrived.get()
+            if news is None:
                 running -= 1
-            elif isinstance(event, BaseException):
-                raise event
+            elif isinstance(news, ApiError):
+                raise news
             else:
-                yield event
+                yield news
     finally:
         for task in tasks:
             task.cancel()

@@ -33,7 +33,7 @@ def ls(directory: Path, *, tenant: str | None = None) -> list[Row]:
     with _reading(directory) as layout:
         view, now, rows = layout.view, time.time(), list[Row]()
         for root, *names in view.rows("SELECT root, model, policy, dtype, block, tenant FROM namespaces"):
-            space = dict(zip(("model", "policy", "dtype", "block", "tenant"), names, strict=True))
+            space: Row = dict(zip(("model", "policy", "dtype", "block", "tenant"), names, strict=True))
             counted = view.rows(
                 "SELECT count(*), sum(kind = ?1), sum(kind <> ?1 AND length(tokens) < ?2),"
                 " sum(length(tokens) * (kind <> ?1)) / 4, sum(bytes), min(created), max(used)"

@@ -55,6 +55,7 @@ class Room:
                 return False
             if entry.dirty and self._writer is not None and self._writer.admits(entry):
                 if not wait:
+                    self._writer.hurry(entry)
                     return False
                 self._writer.wait_for(entry)
                 continue  # much may have changed meanwhile

@@ -9,10 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import fcntl
 import logging
-import os
-import sqlite3
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -23,14 +20,13 @@ from typing import Any, TypeVar
 from kvlab.errors import StoreError
 from kvlab.store import blockfile
 from kvlab.store.booking import Booking
-from kvlab.store.catalog import GARBLED
+from kvlab.store.disk import TROUBLE, damaged, in_words, sync_path
 from kvlab.store.eviction import Evictor
 from kvlab.store.folder import Folder, Layout, folder_problems
 from kvlab.store.types import Block, Child, TierCorrupt, TierMiss
 from kvlab.store.view import View
 
 RETRY_S = 30.0  # how long a tier in trouble takes nothing
-TROUBLE = (OSError, sqlite3.Error, *GARBLED)
 SYNCS = 4  # files synced at once: a journal commits them together
 log = logging.getLogger("kvlab.store")
 T = TypeVar("T")
@@ -64,6 +60,7 @@ class Ssd:
         self._reopen = False
         self._retry_at = 0.0
         self._unsynced: set[Path] = set()
+        self._unreadable: set[bytes] = set()  # in the index, but bad, and it cannot be said there
         self._folder: Folder | None = None  # to write to
         self._layout: Layout | None = None  # to read from: the same, or what can be had of it
         self._open()
@@ -80,18 +77,18 @@ class Ssd:
             with contextlib.suppress(*TROUBLE):  # full or read-only: what is there can still be read
                 self._layout = Layout(self.directory)
             return
-        self._evictor = Evictor(folder, self.budget, self._replace, self._pinned, self._left)
+        self._evictor = Evictor(folder, self.budget, self._replace, self._pinned, self._dropped)
         self._booking = Booking(folder, self._evictor, self._pinned, self._counts, self._write_cap)
-        self._unsynced = set()
+        self._unsynced, self._unreadable = set(), set()
         self._folder = self._layout = folder
 
     def _fail(self, error: Exception) -> None:
-        self._trouble = _reason(error)
+        self._trouble = in_words(error)
         self._retry_at = time.monotonic() + RETRY_S
         self._counts["failures"] += 1
         if self._folder is not None:
             self._evictor.reset()  # what it evicted may have been rolled back
-            if _damaged(error):
+            if damaged(error):
                 self._reopen = True
                 with contextlib.suppress(OSError):
                     self._folder.suspect.touch(mode=0o600)
@@ -122,9 +119,6 @@ class Ssd:
         self.close()
         return True
 
-    def _left(self, key: bytes, nbytes: int, reason: str) -> None:
-        self._dropped(key, nbytes, reason)
-
     # -- looking ------------------------------------------------------------------------------------------------
 
     def _look(self, ask: Callable[[View], T], otherwise: T) -> T:
@@ -139,13 +133,14 @@ class Ssd:
             return otherwise
 
     def contains(self, keys: Sequence[bytes]) -> set[bytes]:
-        return self._look(lambda view: view.contains(keys), set()) if keys else set()
+        return self._look(lambda view: view.contains(keys), set[bytes]()) - self._unreadable if keys else set()
 
     def with_checkpoints(self, parents: Sequence[bytes]) -> set[bytes]:
         return self._look(lambda view: view.with_checkpoints(parents), set())
 
     def nearest(self, parent: bytes, tokens: bytes) -> Child | None:
-        return self._look(lambda view: view.nearest(parent, tokens), None)
+        child = self._look(lambda view: view.nearest(parent, tokens), None)
+        return None if child is None or child.key in self._unreadable else child
 
     def why_gone(self, key: bytes) -> str:
         return self._look(lambda view: view.why_gone(key), "")
@@ -170,9 +165,17 @@ class Ssd:
         try:
             return folder_problems(folder) if folder is not None else []
         except TROUBLE as error:
-            return [f"{self.directory}: {_reason(error)}"]
+            return [f"{self.directory}: {in_words(error)}"]
 
     # -- reading ------------------------------------------------------------------------------------------------
+
+    def prefetch(self, keys: Sequence[bytes]) -> None:
+        layout = self._layout
+        if layout is None or len(keys) < 2:
+            return
+        for key in keys:  # files that are not in the page cache are then read side by side
+            with contextlib.suppress(OSError):
+                blockfile.advise(layout.path(key))
 
     def read(self, key: bytes) -> Block:
         layout = self._layout
@@ -181,7 +184,10 @@ class Ssd:
         try:
             return blockfile.read(layout.path(key), key)
         except (OSError, blockfile.BadBlock) as error:
-            if self._deleted(layout) or not isinstance(layout, Folder):
+            if self._deleted(layout):
+                raise TierMiss(str(error)) from None
+            if not isinstance(layout, Folder):
+                self._unreadable.add(key)
                 raise TierMiss(str(error)) from None
             return self._second_look(layout, key)
 
@@ -210,9 +216,10 @@ class Ssd:
                         reason = str(error)
                 folder.set_aside(key)
         except TROUBLE as error:
+            self._unreadable.add(key)
             self._fail(error)
             raise TierMiss(self._trouble) from None
-        self._left(key, nbytes, "corrupt")
+        self._dropped(key, nbytes, "corrupt")
         raise TierCorrupt(f"{key.hex()}: {reason}")
 
     # -- changing -----------------------------------------------------------------------------------------------
@@ -247,6 +254,7 @@ class Ssd:
             failure, written = error, set()
         if failure is not None:
             self._fail(failure)
+        self._unreadable -= written
         return held | written
 
     def note(self, counters: Mapping[str, int]) -> None:
@@ -270,7 +278,7 @@ class Ssd:
         try:
             with ThreadPoolExecutor(SYNCS, thread_name_prefix="kvlab-store-sync") as pool:
                 for some in (paths, folders):  # files before the names that lead to them
-                    list(pool.map(_sync_path, some))
+                    list(pool.map(sync_path, some))
             folder.catalog.sync()
         except TROUBLE as error:
             self._fail(error)
@@ -281,32 +289,3 @@ class Ssd:
         layout, self._folder, self._layout = self._layout, None, None
         if layout is not None:
             layout.close()
-
-
-def _sync_path(path: Path) -> None:
-    try:
-        fd = os.open(path, os.O_RDONLY)
-    except FileNotFoundError:
-        return  # evicted since
-    try:
-        full = getattr(fcntl, "F_FULLFSYNC", None)  # macOS: fsync alone leaves data in the drive's cache
-        if full is not None:
-            fcntl.fcntl(fd, full)
-        else:
-            os.fsync(fd)
-    finally:
-        os.close(fd)
-
-
-def _damaged(error: Exception) -> bool:
-    """Whether an error means that the index itself is broken, rather than busy, full or out of reach."""
-    if isinstance(error, sqlite3.Error):
-        codes = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
-        return isinstance(error, sqlite3.IntegrityError) or getattr(error, "sqlite_errorcode", 0) & 0xFF in codes
-    return isinstance(error, GARBLED)
-
-
-def _reason(error: Exception) -> str:
-    if isinstance(error, OSError):
-        return error.strerror or str(error)
-    return f"index: {error}"

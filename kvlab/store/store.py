@@ -119,6 +119,8 @@ class Store:
         query = match.query
         if query is None or not self._pins.held(match):
             raise StoreError("this match was read or released before; match again")
+        for tier in self._tiers:
+            tier.prefetch([piece.key for piece in match.pieces if piece.tier == tier.name])
         payloads: list[Payload] = []
         reason, parent = "", query.ns.root()
         for piece in match.pieces:

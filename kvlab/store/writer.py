@@ -80,11 +80,14 @@ class Writer:
 
     def wait_for(self, entry: Entry) -> None:
         """Have a block written now, and return once it is, or was refused. Lets go of the lock meanwhile."""
-        key = entry.block.key
         while entry.dirty and self.admits(entry) and self._thread.is_alive():
-            self._urgent = key
-            self._condition.notify_all()
+            self.hurry(entry)
             self._condition.wait(1.0)
+
+    def hurry(self, entry: Entry) -> None:
+        """Have a block written next, without waiting for it."""
+        self._urgent = entry.block.key
+        self._condition.notify_all()
 
     def flush(self) -> bool:
         """Write every admitted block and make it durable; False when the tier could not promise that."""

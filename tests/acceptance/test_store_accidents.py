@@ -18,6 +18,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from kvlab.errors import StoreError
@@ -271,6 +272,28 @@ def test_read_only_folder_costs_hits_only(small_disk: Path, caplog: pytest.LogCa
         put(store, talk(77))
         assert not store.flush()
         assert fetch(store, talk(77)).by_tier == {"ram": len(talk(77))}
+    assert len(caplog.records) == 1
+
+
+def test_bad_blocks_that_cannot_be_set_aside_are_not_tried_again(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(*_: object) -> None:
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    files = filled(tmp_path)
+    with opened(tmp_path) as store:
+        store.put_checkpoint(NS, TALKS[0], {"s": np.ones(3)})
+        store.put_checkpoint(NS, TALKS[0][:9], {"s": np.ones(1)})
+    monkeypatch.setattr(ssd.Folder, "_open", fails)
+    with opened(tmp_path) as store:
+        bad = store.match(NS, TALKS[0]).pieces[2].key.hex()
+        path = next(file for file in files if file.name == bad)
+        path.write_bytes(path.read_bytes()[:-1] + b"x")
+        got, match = store.read(store.match(NS, TALKS[0], checkpoint=True))
+        assert (len(got), match.tokens, match.miss) == (2, 9, "evicted")
+        assert store.read_checkpoint(match) is not None
+        assert fetch(store, TALKS[0]).tokens == 16
     assert len(caplog.records) == 1
 
 

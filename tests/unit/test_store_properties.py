@@ -164,7 +164,7 @@ class Tight(Machine):
 
 
 HOW = settings(
-    max_examples=12 * SOAK, stateful_step_count=40, deadline=None, derandomize=SOAK == 1,
+    max_examples=8 * SOAK, stateful_step_count=40, deadline=None, derandomize=SOAK == 1,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
 )  # fmt: skip
 TestRoomy = Roomy.TestCase

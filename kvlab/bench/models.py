@@ -1,0 +1,52 @@
+"""Models with random weights, for figures that do not depend on what a model has learnt."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from types import SimpleNamespace
+
+import mlx.core as mx
+import numpy as np
+from mlx.utils import tree_map
+from mlx_lm.models import qwen3
+
+from kvlab.models import LoadedModel
+
+VOCABULARY = 1024
+END = 0
+
+
+def random_qwen3(*, layers: int = 6, width: int = 384, seed: int = 0) -> LoadedModel:
+    """A Qwen3 that was never trained: by default about 10M parameters, 6 KB of KV a token, float32.
+
+    Its tokenizer knows nothing but the end token: give it token ids below ``VOCABULARY``.
+    """
+    settings = {
+        "model_type": "qwen3",
+        "hidden_size": width,
+        "num_hidden_layers": layers,
+        "intermediate_size": width * 8 // 3,
+        "num_attention_heads": width // 64,
+        "num_key_value_heads": 2,
+        "head_dim": 64,
+        "rms_norm_eps": 1e-6,
+        "vocab_size": VOCABULARY,
+        "max_position_embeddings": 32768,
+        "rope_theta": 1e6,
+        "tie_word_embeddings": True,
+    }
+    model = qwen3.Model(qwen3.ModelArgs.from_dict(settings))
+    rng = np.random.default_rng(seed)
+
+    def draw(array: mx.array) -> mx.array:
+        if array.ndim == 1:
+            return mx.ones(array.shape)
+        return mx.array(rng.standard_normal(array.shape, dtype=np.float32) / array.shape[-1] ** 0.5)
+
+    model.update(tree_map(draw, model.parameters()))
+    mx.eval(model.parameters())
+    name = f"qwen3-random-{layers}x{width}"
+    tokenizer = SimpleNamespace(eos_token_ids=[END], vocab_size=VOCABULARY)
+    fingerprint = hashlib.sha256(f"{name} {seed}".encode()).hexdigest()[:32]
+    return LoadedModel(model, tokenizer, name, Path(), fingerprint, "float32", layers)

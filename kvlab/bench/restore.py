@@ -1,0 +1,206 @@
+"""Restoring KV from SSD: against plain files, against computing it, and what write-behind costs the decoder."""
+
+from __future__ import annotations
+
+import shutil
+import statistics
+import tempfile
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+import numpy as np
+
+from kvlab import events
+from kvlab.bench.models import random_qwen3
+from kvlab.bench.overhead import no_end
+from kvlab.decoder import Completion, Decoder
+from kvlab.errors import RunError
+from kvlab.models import LoadedModel, load
+from kvlab.store import Namespace, Store
+
+PREFIX = 8000
+PROMPT = 3900
+DECODING = 4
+"""Sequences that decode while blocks are written behind them."""
+
+BUSY = 50 << 20
+"""Bytes a second that are written meanwhile: more than prefill makes of any model on the machine that computes it."""
+
+
+def run(
+    *, model: str | None = None, seed: int = 0, rounds: int = 7, prefix: int = PREFIX, prompt: int = PROMPT
+) -> list[dict[str, Any]]:
+    """Rows of three comparisons, each alternating its two sides; values are medians over ``rounds``.
+
+    ``restore``: ``restore_bytes_per_s`` of a prefix from SSD to live caches by the decoder, with an empty RAM tier, and
+    of the same bytes from one plain file an array into MLX arrays; both from the operating system's page cache.
+    ``restart``: ``ttft_ms`` of a prompt cold, and by a new decoder on the folder that the first has closed.
+    ``write-behind``: ``tokens_per_s`` while the store writes ``BUSY`` bytes a second, and while it rests.
+    The first and last use a random-weight Qwen3 of 10M parameters; the second that and ``model``.
+    """
+    random = random_qwen3(seed=seed)
+    with tempfile.TemporaryDirectory(prefix="kvlab-bench-") as name:
+        folder = Path(name)
+        rows = _restore(random, folder / "restore", prefix, rounds, seed)
+        for loaded in (random, load(model)):
+            rows += _restart(loaded, folder / "restart", prompt, max(3, rounds // 2), seed)
+        return rows + _write_behind(random, folder / "busy", rounds, seed)
+
+
+def policy(folder: Path) -> str:
+    return f"tiered:ram=256MB,ssd=4GB,dir={folder}"
+
+
+def _tokens(loaded: LoadedModel, count: int, seed: int) -> list[int]:
+    return np.random.default_rng(seed).integers(3, min(1000, loaded.vocab_size), count).tolist()
+
+
+def _ratio(about: dict[str, Any], value: float, of: str, to: str) -> dict[str, Any]:
+    return {**about, "metric": "ratio", "value": value, "unit": "x", "of": of, "to": to}
+
+
+# -- against plain files ----------------------------------------------------------------------------------------------
+
+
+class Restored:
+    """A recorder that keeps only how many bytes were restored."""
+
+    def __init__(self) -> None:
+        self.bytes = 0
+
+    def emit(self, event: events.Event) -> None:
+        if isinstance(event, events.Restored):
+            self.bytes += event.bytes
+
+
+def _restore(loaded: LoadedModel, folder: Path, prefix: int, rounds: int, seed: int) -> list[dict[str, Any]]:
+    prompt = _tokens(loaded, prefix + 1, seed)
+    with Decoder(loaded, policy(folder)) as decoder:
+        decoder.generate(prompt, max_tokens=1)
+    _, size = _first_token(loaded, folder, prompt)
+    plain = _plain_files(folder / "plain", 2 * loaded.n_layers, size)
+    rates: dict[str, list[float]] = {"store": [], "plain files": []}
+    for round_ in range(rounds):
+        for side in sorted(rates, reverse=bool(round_ % 2)):
+            if side == "store":
+                completion, size = _first_token(loaded, folder, prompt)
+                seconds = (completion.lookup_ms + completion.restore_ms) / 1e3
+            else:
+                seconds = _read(plain)
+            rates[side].append(size / seconds)
+    about = {"policy": "tiered", "workload": "restore", "model": loaded.name, "tokens": prefix}
+    unit = {"metric": "restore_bytes_per_s", "unit": "B/s"}
+    rows = [{**about, **unit, "value": statistics.median(values), "library": name} for name, values in rates.items()]
+    ratio = statistics.median(a / b for a, b in zip(rates["store"], rates["plain files"], strict=True))
+    return [*rows, _ratio(about, ratio, "store", "plain files")]
+
+
+def _first_token(loaded: LoadedModel, folder: Path, prompt: list[int]) -> tuple[Completion, int]:
+    """How a new decoder on a filled folder answers, and the bytes that it restored."""
+    restored = Restored()
+    with Decoder(loaded, policy(folder), recorder=restored) as decoder:
+        return decoder.generate(prompt, max_tokens=1), restored.bytes
+
+
+def _plain_files(folder: Path, count: int, size: int) -> list[Path]:
+    """``count`` files of float32 numbers, ``size`` bytes together."""
+    folder.mkdir()
+    paths = [folder / str(i) for i in range(count)]
+    for i, path in enumerate(paths):
+        np.random.default_rng(i).standard_normal(size // count // 4, dtype=np.float32).tofile(path)
+    return paths
+
+
+def _read(paths: list[Path]) -> float:
+    """Seconds that it takes to have the files as MLX arrays."""
+    start = time.perf_counter()
+    mx.eval([mx.array(np.fromfile(path, np.float32)) for path in paths])
+    mx.synchronize()
+    return time.perf_counter() - start
+
+
+# -- against computing ------------------------------------------------------------------------------------------------
+
+
+def _restart(loaded: LoadedModel, folder: Path, prompt: int, rounds: int, seed: int) -> list[dict[str, Any]]:
+    times: dict[str, list[float]] = {"cold": [], "restart": []}
+    for round_ in range(rounds + 1):
+        tokens = _tokens(loaded, prompt, seed + round_)
+        for phase in times:
+            with Decoder(loaded, policy(folder)) as decoder:
+                completion = decoder.generate(tokens, max_tokens=1)
+            if round_:  # the first round warms up
+                times[phase].append(completion.ttft_ms)
+        shutil.rmtree(folder)
+    about = {"policy": "tiered", "workload": "restart", "model": loaded.name, "tokens": prompt}
+    unit = {"metric": "ttft_ms", "unit": "ms"}
+    rows = [{**about, **unit, "value": statistics.median(values), "phase": phase} for phase, values in times.items()]
+    ratio = statistics.median(a / b for a, b in zip(times["restart"], times["cold"], strict=True))
+    return [*rows, _ratio(about, ratio, "restart", "cold")]
+
+
+# -- behind decoding --------------------------------------------------------------------------------------------------
+
+
+def _write_behind(loaded: LoadedModel, folder: Path, rounds: int, seed: int, tokens: int = 96) -> list[dict[str, Any]]:
+    prompts = [_tokens(loaded, 256, seed + i) for i in range(DECODING)]
+    rates: dict[str, list[float]] = {"busy": [], "at rest": []}
+    written = 0
+    # Written through: what is put is written at once.
+    with Decoder(loaded, policy(folder) + ",write=through") as decoder, _feeder(decoder.store, seed) as feed:
+        for round_ in range(rounds + 1):
+            for state in sorted(rates, reverse=bool(round_ % 2)):
+                before = feed.store.stats()["bytes_written"]
+                feed.on = state == "busy"
+                streams = [decoder.submit(p, max_tokens=tokens, logits_processors=[no_end(loaded)]) for p in prompts]
+                rate = sum(1e3 / stream.result().tpot_ms for stream in streams)
+                feed.on = False
+                feed.store.flush()
+                if round_:  # the first round warms up
+                    rates[state].append(rate)
+                    written += (feed.store.stats()["bytes_written"] - before) * (state == "busy")
+    about = {"policy": "tiered", "workload": "write-behind", "model": loaded.name, "n": DECODING}
+    unit = {"metric": "tokens_per_s", "unit": "tokens/s"}
+    rows = [{**about, **unit, "value": statistics.median(values), "store": state} for state, values in rates.items()]
+    rows.append({**about, "metric": "bytes_written", "value": written, "unit": "B", "store": "busy"})
+    ratio = statistics.median(a / b for a, b in zip(rates["busy"], rates["at rest"], strict=True))
+    return [*rows, _ratio(about, ratio, "busy", "at rest")]
+
+
+class Feed:
+    """Puts blocks of random numbers into a store at a steady rate while ``on``."""
+
+    def __init__(self, store: Store, seed: int) -> None:
+        self.store = store
+        self.on = False
+        self.ended = False
+        self._rng = np.random.default_rng(seed)
+        self._payload = {"0:k": self._rng.standard_normal((8, store.block, 256), dtype=np.float32)}
+        self.thread = threading.Thread(target=self._run, daemon=True)
+
+    def _run(self) -> None:
+        ns = Namespace("feed", "", "float32", self.store.block)
+        size = sum(array.nbytes for array in self._payload.values())
+        while not self.ended:
+            if self.on:
+                tokens = self._rng.integers(0, 1 << 30, self.store.block)
+                self.store.put(ns, tokens, 0, [self._payload])
+            time.sleep(size / BUSY)
+
+
+@contextmanager
+def _feeder(store: Store | None, seed: int) -> Iterator[Feed]:
+    if store is None:
+        raise RunError("the policy of this benchmark has no store")
+    feed = Feed(store, seed)
+    feed.thread.start()
+    try:
+        yield feed
+    finally:
+        feed.ended = True
+        feed.thread.join()

@@ -1,0 +1,71 @@
+"""Servers in processes of their own, as users run them, and clients for them."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import threading
+from pathlib import Path
+from typing import Any
+
+import httpx
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+class Served:
+    """``kvlab serve`` in a process. ``url`` once it is ready; a context manager that ends it."""
+
+    def __init__(self, *options: str, home: Path | None = None) -> None:
+        environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+        if home is not None:
+            environment["KVLAB_HOME"] = str(home)
+        command = [sys.executable, "-m", "kvlab.server", "--port", "0", *options]
+        self.process = subprocess.Popen(
+            command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment, cwd=ROOT
+        )
+        self.log: list[str] = []
+        assert self.process.stdout is not None
+        threading.Thread(target=self._read_log, daemon=True).start()
+        line = self.process.stdout.readline()
+        found = re.search(r"http://\S+", line)
+        if not found:
+            self.process.wait(10)
+            raise RuntimeError(f"no server: {line} {''.join(self.log)}")
+        self.url = found.group(0)
+
+    def _read_log(self) -> None:
+        assert self.process.stderr is not None
+        for line in self.process.stderr:
+            self.log.append(line)
+
+    def get(self, path: str, **options: Any) -> httpx.Response:
+        return httpx.get(self.url + path, timeout=60, **options)
+
+    def post(self, path: str, body: Any, **options: Any) -> httpx.Response:
+        return httpx.post(self.url + path, json=body, timeout=120, **options)
+
+    def kill(self) -> None:
+        """As a power cut would."""
+        self.process.send_signal(signal.SIGKILL)
+        self.process.wait(10)
+
+    def terminate(self) -> int:
+        """As a user or a supervisor would; the exit status."""
+        self.process.send_signal(signal.SIGTERM)
+        return self.process.wait(60)
+
+    def __enter__(self) -> Served:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.process.poll() is None:
+            self.terminate()
+
+
+def chat(content: str, **fields: Any) -> dict[str, Any]:
+    """A chat request of one user message."""
+    return {"messages": [{"role": "user", "content": content}], "max_tokens": 8, **fields}

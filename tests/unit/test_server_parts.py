@@ -1,0 +1,337 @@
+"""The server's parts that need no server: settings, keys, schemas, reading text, grammars, prompts."""
+
+import json
+
+import mlx.core as mx
+import numpy as np
+import pytest
+
+from kvlab.errors import KvlabError
+from kvlab.models import LoadedModel
+from kvlab.server import Settings, schemas
+from kvlab.server.access import check_origin, tenant_of
+from kvlab.server.closing import Closer
+from kvlab.server.errors import ApiError
+from kvlab.server.formats import Format, json_rule
+from kvlab.server.grammar import Grammars, Trigger
+from kvlab.server.prompts import Prompts
+from kvlab.server.sampling import Penalties, Sampling
+from kvlab.server.text import CONTENT, REASONING, TOOL, Reader
+from kvlab.workloads.desk import TOOLS
+
+CALL = '<tool_call>\n{"name": "find_badge", "arguments": {"handle": "@mira"}}\n</tool_call>'
+
+
+# -- access ---------------------------------------------------------------------------------------------------------
+
+
+def test_a_server_for_others_needs_a_key():
+    for host in ("0.0.0.0", "::", "192.168.1.5", "example.org"):
+        with pytest.raises(KvlabError, match="refusing to listen"):
+            Settings(host=host)
+        assert Settings(host=host, api_keys=("secret",)).host == host
+    for host in ("127.0.0.1", "localhost", "::1", "127.8.0.1"):
+        Settings(host=host)
+
+
+@pytest.mark.parametrize(
+    ("fields", "words"),
+    [
+        ({"max_concurrency": 0}, "max_concurrency"),
+        ({"queue": -1}, "queue"),
+        ({"port": 70000}, "port 70000"),
+        ({"api_keys": (" ",)}, "empty API key"),
+        ({"heartbeat": 0}, "heartbeat"),
+        ({"live_memory": 0}, "live_memory"),
+    ],
+)
+def test_impossible_settings_are_refused(fields, words):
+    with pytest.raises(KvlabError, match=words):
+        Settings(**fields)
+
+
+def test_keys_are_checked_and_salt_tenants():
+    assert tenant_of({}, ()) == ""
+    with pytest.raises(ApiError, match="needed") as none:
+        tenant_of({}, ("a", "b"))
+    with pytest.raises(ApiError, match="not known"):
+        tenant_of({"authorization": "Bearer c"}, ("a", "b"))
+    a, b = tenant_of({"authorization": "Bearer a"}, ("a", "b")), tenant_of({"x-api-key": "b"}, ("a", "b"))
+    assert none.value.status == 401
+    assert len({a, b, ""}) == 3
+    assert tenant_of({"x-api-key": "a"}, ("a", "b")) == a
+
+
+def test_pages_of_other_sites_are_refused():
+    check_origin({}, "127.0.0.1")
+    check_origin({"origin": "http://localhost:3000"}, "127.0.0.1")
+    check_origin({"origin": "https://example.org"}, "0.0.0.0")
+    with pytest.raises(ApiError, match="refused"):
+        check_origin({"origin": "https://example.org"}, "127.0.0.1")
+
+
+def test_errors_have_the_shape_of_their_protocol():
+    error = ApiError(429, "full")
+    assert error.body("/v1/chat/completions")["error"]["type"] == "rate_limit_error"
+    assert error.body("/v1/messages") == {"type": "error", "error": {"type": "rate_limit_error", "message": "full"}}
+
+
+# -- schemas --------------------------------------------------------------------------------------------------------
+
+
+def test_schemas_of_tool_catalogues_become_sound_and_closed():
+    made = schemas.normal({"type": "dict", "properties": {"a": {"type": "float"}, "b": {"type": "any"}}})
+    assert made == {
+        "type": "object",
+        "properties": {"a": {"type": "number"}, "b": {}},
+        "additionalProperties": False,
+    }
+    both = {"allOf": [{"properties": {"a": {}}}, {"properties": {"b": {}}}]}
+    assert schemas.normal(both) == both
+    assert schemas.normal({"type": "object"}) == {"type": "object"}
+
+
+def test_references_to_other_places_are_never_fetched():
+    assert schemas.problem({"a": 1}, {"$ref": "http://127.0.0.1:9/schema.json"}) == ""
+    assert schemas.problem({"a": 1}, {"properties": {"a": {"type": "string"}}}) == "1 is not of type 'string'"
+
+
+# -- reading --------------------------------------------------------------------------------------------------------
+
+
+def read(loaded: LoadedModel, text: str, **options) -> tuple[list[tuple[str, str]], Reader]:
+    """Pieces of a text, joined while their kind stays."""
+    reader = Reader(loaded.tokenizer, **options)
+    joined: list[tuple[str, str]] = []
+    pieces = [piece for token in loaded.encode(text) if reader.stopped is None for piece in reader.add(token)]
+    for piece in [*pieces, *reader.finish()]:
+        if joined and joined[-1][0] == piece.kind and piece.kind != TOOL:
+            joined[-1] = (piece.kind, joined[-1][1] + piece.text)
+        elif piece.text or piece.ended:
+            joined.append((piece.kind, piece.text))
+    return joined, reader
+
+
+def test_text_and_calls_are_told_apart(bundled):
+    tags = ("<tool_call>", "</tool_call>")
+    pieces, _ = read(bundled, f"Let me look.\n{CALL}\n{CALL}", call=tags)
+    texts = [text for kind, text in pieces if kind == CONTENT]
+    calls = "".join(text for kind, text in pieces if kind == TOOL)
+    assert texts == ["Let me look."]
+    assert calls.count("find_badge") == 2
+    plain, _ = read(bundled, CALL, call=None)
+    assert plain == [(CONTENT, CALL)]
+
+
+def test_stop_strings_end_the_text_wherever_tokens_end(bundled):
+    for text in ("one two STOP three", "one two STOP", "one two S"):
+        pieces, reader = read(bundled, text, call=None, stop=["never", "STOP"])
+        stopped = "STOP" in text
+        assert pieces == [(CONTENT, "one two " if stopped else "one two S")]
+        assert reader.stopped == ("STOP" if stopped else None)
+
+
+def test_characters_of_several_tokens_come_whole(bundled):
+    pieces, _ = read(bundled, "naïve ☃ 漢字 🎉", call=None)
+    assert pieces == [(CONTENT, "naïve ☃ 漢字 🎉")]
+
+
+class Thinking:
+    """The bundled tokenizer, with the thinking markers of another."""
+
+    has_thinking, think_start, think_end = True, "<think>", "</think>"
+
+    def __init__(self, loaded: LoadedModel) -> None:
+        self._tokenizer = loaded.tokenizer
+
+    @property
+    def detokenizer(self):
+        return self._tokenizer.detokenizer
+
+
+@pytest.mark.parametrize("opened", [True, False])
+def test_thinking_is_told_apart(bundled, opened):
+    text = ("" if opened else "<think>") + "is it 4?</think>\n\nIt is 4."
+    reader = Reader(Thinking(bundled), call=None, reasoning=opened)
+    pieces = [piece for token in bundled.encode(text) for piece in reader.add(token)] + reader.finish()
+    assert "".join(piece.text for piece in pieces if piece.kind == REASONING) == "is it 4?"
+    assert "".join(piece.text for piece in pieces if piece.kind == CONTENT) == "It is 4."
+
+
+# -- grammars -------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def grammars(bundled) -> Grammars:
+    return Grammars(bundled)
+
+
+@pytest.fixture(scope="module")
+def form(bundled) -> Format:
+    return Format(bundled.tokenizer)
+
+
+def generate(grammars: Grammars, loaded: LoadedModel, constraint, tokens: int, seed: int = 0, said=()) -> list[int]:
+    """Tokens drawn from random logits under a constraint, called as mlx-lm calls it."""
+    rng = np.random.default_rng(seed)
+    context = [1, 2, 3]
+    made: list[int] = []
+    while len(made) < tokens:
+        logits = mx.array(rng.normal(0, 3, (1, loaded.vocab_size)).astype(np.float32))
+        masked = constraint(mx.array([*context, *made]), logits)
+        token = said[len(made)] if len(made) < len(said) else int(mx.argmax(masked).item())
+        made.append(token)
+        if token in loaded.eos:
+            return made[:-1]
+    return made
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_random_logits_make_valid_calls_before_the_length_ends(bundled, grammars, form, seed):
+    matcher = grammars.compile(form.grammar(TOOLS, grammars.literal, many=True, lenient=False))
+    limit = 40 + 20 * seed
+    text = bundled.decode(generate(grammars, bundled, grammars.constraint(max_tokens=limit, matcher=matcher), limit, seed))
+    parts = [part for part in text.split("<tool_call>") if part.strip()]
+    assert parts
+    for part in parts:
+        assert part.rstrip().endswith("</tool_call>")
+        assert len(form.read(part.rstrip().removesuffix("</tool_call>"), TOOLS)) == 1
+
+
+def test_a_call_that_begins_by_itself_follows_its_schema(bundled, grammars, form):
+    lark = form.grammar(TOOLS, grammars.literal, many=False, lenient=True)
+    trigger = Trigger(form.start, grammars.compile(lark))
+    said = bundled.encode("Well, <tool_call>")
+    constraint = grammars.constraint(max_tokens=120, trigger=trigger)
+    text = bundled.decode(generate(grammars, bundled, constraint, 120, said=said))
+    body = text.partition("<tool_call>")[2].partition("</tool_call>")[0]
+    assert len(form.read(body, TOOLS)) == 1
+
+
+SCHEMAS = [
+    {"type": "object"},
+    {"type": "array", "items": {"type": "integer"}, "minItems": 2},
+    {"type": "object", "properties": {"a": {"enum": ["x", "y"]}, "b": {"type": "number"}}, "required": ["a", "b"]},
+    {
+        "type": "object",
+        "properties": {"next": {"$ref": "#"}, "date": {"type": "string", "pattern": "^[0-9]{4}-[0-9]{2}$"}},
+        "required": ["date"],
+        "additionalProperties": False,
+    },
+]
+
+
+@pytest.mark.parametrize("schema", SCHEMAS)
+@pytest.mark.parametrize("seed", range(3))
+def test_random_logits_make_valid_json(bundled, grammars, schema, seed):
+    matcher = grammars.compile("%llguidance {}\nstart: json\njson: " + json_rule(schemas.normal(schema)))
+    text = bundled.decode(generate(grammars, bundled, grammars.constraint(max_tokens=60, matcher=matcher), 60, seed))
+    assert schemas.problem(json.loads(text), schema) == ""
+
+
+def test_the_way_out_is_short(bundled, grammars):
+    closer = Closer(grammars.tokenizer, bundled.vocab_size, bundled.eos)
+    matcher = grammars.compile("%llguidance {}\nstart: json\njson: " + json_rule({"type": "object"}))
+    for token in bundled.encode('{"a": [1, {"b": "some words and {braces'):
+        assert matcher.consume_token(token)
+    plan = closer.plan(matcher, 100)
+    assert len(plan) <= 6
+    assert json.loads('{"a": [1, {"b": "some words and {braces' + bundled.decode([t for t in plan if t not in bundled.eos]))
+
+
+def test_a_schema_that_cannot_be_enforced_is_named(grammars):
+    with pytest.raises(ApiError, match="cannot be enforced") as error:
+        grammars.compile("%llguidance {}\nstart: json\njson: " + json_rule({"type": "string", "pattern": "(?=x)"}))
+    assert error.value.status == 400
+
+
+class Family:
+    """A tokenizer of another model family, as far as formats look at it."""
+
+    def __init__(self, kind: str, template: str = "") -> None:
+        import importlib
+
+        module = importlib.import_module(f"mlx_lm.tool_parsers.{kind}")
+        self.init_kwargs = {"tool_parser_type": kind}
+        self.has_tool_calling = True
+        self.tool_call_start, self.tool_call_end = module.tool_call_start, module.tool_call_end
+        self.tool_parser, self.chat_template = module.parse_tool_call, template
+
+
+@pytest.mark.parametrize(
+    ("family", "tags"),
+    [
+        (Family("qwen3_coder"), ("<tool_call>", "</tool_call>")),
+        (Family("mistral"), ("[TOOL_CALLS]", "")),
+        (Family("mistral", "[TOOL_CALLS] [ARGS]"), ("[TOOL_CALLS]", "")),
+    ],
+)
+def test_other_families_write_calls_that_their_parsers_read(bundled, grammars, family, tags):
+    form = Format(family)
+    properties = {"handle": {"type": "string"}, "count": {"type": "integer"}, "tags": {"type": "array", "items": {"type": "string"}}}
+    tool = {"function": {"name": "find", "parameters": {"type": "object", "properties": properties, "required": ["count", "handle"]}}}
+    matcher = grammars.compile(form.grammar([tool], grammars.literal, many=False, lenient=False))
+    for seed in range(4):
+        constraint = grammars.constraint(max_tokens=90, matcher=matcher.deep_copy())
+        text = bundled.decode(generate(grammars, bundled, constraint, 90, seed))
+        body = text.removeprefix(tags[0]).strip()
+        [call] = form.read(body.removesuffix(tags[1]) if tags[1] else body, [tool])
+        assert call.name == "find"
+        assert isinstance(json.loads(call.arguments)["count"], int)
+
+
+def test_what_is_no_call_is_not_read_as_one(form):
+    for text in ("", "{", '{"name": "nobody", "arguments": {}}', '{"name": "find_badge", "arguments": {}}', "[1]", "null"):
+        assert form.read(text, TOOLS) == []
+    [call] = form.read('{"name": "find_badge", "arguments": "{\\"handle\\": 5}"}', TOOLS)
+    assert json.loads(call.arguments) == {"handle": "5"}
+
+
+# -- prompts --------------------------------------------------------------------------------------------------------
+
+
+def test_an_answer_comes_back_as_the_tokens_that_were_generated(bundled):
+    prompts = Prompts(bundled)
+    messages = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Find the badge of @mira."}]
+    prompt = prompts.render(messages, TOOLS)
+    # The same call with other spacing than the template's: rendering it anew would end the common prefix here.
+    ids = bundled.encode('<tool_call>{"name":"find_badge","arguments":{"handle":"@mira"}}</tool_call>')
+    call = {"id": "x", "type": "function", "function": {"name": "find_badge", "arguments": '{"handle": "@mira"}'}}
+    answer = {"role": "assistant", "content": "", "tool_calls": [{"function": call["function"]}]}
+    prompts.remember(prompt, answer, ids)
+    later = [*messages, {"role": "assistant", "content": None, "tool_calls": [call]}, {"role": "tool", "content": "{}"}]
+    again = prompts.render(later, TOOLS)
+    known = [*prompt.ids, *ids]
+    assert again.ids[: len(known)] == known
+    assert again.reused == len(known)
+    rendered = prompts.text(later, TOOLS, {})
+    assert bundled.decode(again.ids[len(known) :]) == rendered[rendered.index("<|im_end|>\n<|im_start|>user\n<tool_resp") :]
+    assert prompts.render(later, TOOLS[:3]).reused == 0
+
+
+def test_a_broken_prefix_is_traced_to_its_message(bundled):
+    prompts = Prompts(bundled)
+    messages = [{"role": role, "content": f"words {i}"} for i, role in enumerate(["system", "user", "assistant"] * 4)]
+    prompt = prompts.render(messages)
+    for index in range(len(messages)):
+        other = [dict(message) for message in messages]
+        other[index]["content"] = "other"
+        ids = prompts.render(other).ids
+        differs = next(i for i, (a, b) in enumerate(zip(prompt.ids, ids, strict=False)) if a != b)
+        assert prompts.message_at(prompt, differs) == index
+
+
+def test_what_is_no_text_is_refused(bundled):
+    with pytest.raises(ApiError, match="no text"):
+        Prompts(bundled).encode("\ud800")
+
+
+# -- sampling -------------------------------------------------------------------------------------------------------
+
+
+def test_penalties_count_generated_tokens_only():
+    logits = mx.zeros((1, 8))
+    made = Penalties(Sampling(presence=1.0, frequency=0.5), 2)(mx.array([7, 7, 3, 3, 4]), logits)
+    assert made.tolist() == [[0, 0, 0, -2.0, -1.5, 0, 0, 0]]
+    made = Penalties(Sampling(repetition=2.0), 2)(mx.array([7, 3]), mx.array([[1.0, -1.0] * 4]))
+    assert made.tolist() == [[1, -1, 1, -2, 1, -1, 1, -2]]
