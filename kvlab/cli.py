@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib
 import json
 import os
 import re
@@ -30,7 +31,22 @@ out_option = click.option(
 seed_option = click.option("--seed", type=int, default=0, show_default=True, help="Seed of what is random.")
 
 
-@click.group(name="kvlab", context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+class Lazy(click.Group):
+    """A group that imports some of its commands when they are asked for, so that ``--help`` stays quick."""
+
+    elsewhere = {"store": "kvlab.store.cli:app", "serve": "kvlab.server.cli:serve"}
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return sorted([*super().list_commands(ctx), *self.elsewhere])
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in self.elsewhere:
+            return super().get_command(ctx, cmd_name)
+        module, _, name = self.elsewhere[cmd_name].partition(":")
+        return getattr(importlib.import_module(module), name)
+
+
+@click.group(name="kvlab", cls=Lazy, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
 @click.version_option(kvlab.__version__, prog_name="kvlab")
 def cli() -> None:
     """A laboratory for KV caching on MLX."""

@@ -66,6 +66,11 @@ class Served:
             self.terminate()
 
 
+def endless(content: str, **fields: Any) -> dict[str, Any]:
+    """A chat request to the bundled model whose answer never ends by itself."""
+    return chat(content, max_tokens=20000, logit_bias={"2297": -100}) | fields
+
+
 def chat(content: str, **fields: Any) -> dict[str, Any]:
     """A chat request of one user message."""
     return {"messages": [{"role": "user", "content": content}], "max_tokens": 8, **fields}

@@ -1,6 +1,6 @@
 """How fast are the store's block files? Beside plain NumPy files, and zarr with one chunk a block.
 
-    python experiments/store_bench/bench.py [--blocks 256] [--dir FOLDER]
+    PYTHONPATH=. python experiments/store_bench/bench.py [--blocks 256] [--dir FOLDER]
 
 One block is 393,216 bytes in 16 arrays: keys and values of 8 layers, [4, 64, 24] float32. Every format writes and reads
 each block in turn, in one process, so that they share whatever else the machine does; the figures are medians and tenth
@@ -63,7 +63,7 @@ class Clock:
     def show(self) -> None:
         for name, values in self.times.items():
             tenth = sorted(values)[len(values) // 10]
-            print(f"{name:<32}{statistics.median(values):9.4f}   p10 {tenth:8.4f}   n {len(values)}")
+            print(f"{name:<36}{statistics.median(values):9.4f}   p10 {tenth:8.4f}   n {len(values)}")
 
 
 def files(clock: Clock, folder: Path, data: list[Payload]) -> None:
@@ -92,8 +92,9 @@ def whole(clock: Clock, folder: Path, data: list[Payload]) -> None:
         part, n = data[at : at + some], some * SHAPE[1]
         tokens = np.arange(at * 1000, at * 1000 + n).tolist()
         plain = [np.concatenate([array.reshape(-1) for array in one.values()]) for one in part]
-        for i, array in enumerate(plain):
-            array.tofile(folder / f"{i}.plain")
+        paths = [folder / f"{i}.plain" for i in range(some)]
+        for path, array in zip(paths, plain, strict=True):
+            array.tofile(path)
         with Store(block=SHAPE[1], ram=GB, ssd=4 * GB, directory=folder / "store") as store:
             clock("store put", lambda s=store, t=tokens, p=part: s.put(NS, t, 0, p), some)
             clock("store put again", lambda s=store, t=tokens, p=part: s.put(NS, t, 0, p), some)
@@ -103,12 +104,12 @@ def whole(clock: Clock, folder: Path, data: list[Payload]) -> None:
             clock("store flush, with syncs", store.flush, some)
         with Store(block=SHAPE[1], ram=GB, ssd=4 * GB, directory=folder / "store") as store:
             match = clock("store match, on SSD", lambda s=store, t=tokens: s.match(NS, t), some)
-            kept = clock("store read, from SSD", lambda s=store, m=match: s.read(m), some)
-            again = clock(
-                "  beside numpy.fromfile", lambda: [np.fromfile(folder / f"{i}.plain", np.float32) for i in range(some)],
-                some,
-            )  # fmt: skip
-            assert len(kept[0]) == len(again) == some
+            beside = "store read, numpy.fromfile beside"
+            first = clock(beside, lambda p=paths: [np.fromfile(path, np.float32) for path in p], some)
+            own = clock("store read, from SSD", lambda s=store, m=match: s.read(m), some)
+            again = clock(beside, lambda p=paths: [np.fromfile(path, np.float32) for path in p], some)
+            assert len(own[0]) == len(first) == len(again) == some
+            del own, first, again
 
 
 def main() -> None:

@@ -15,12 +15,13 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
+import kvlab  # noqa: E402, F401, I001  (before MLX: it loads a fast BLAS)
+
 import mlx.core as mx  # noqa: E402
 import mlx_lm  # noqa: E402
 from mlx_lm.models.cache import make_prompt_cache, trim_prompt_cache  # noqa: E402
 from tqdm import tqdm  # noqa: E402
 
-import kvlab  # noqa: E402, F401  (loads a fast BLAS before MLX)
 from kvlab.workloads import Request, load_workload  # noqa: E402
 
 CHUNK = 512
@@ -85,6 +86,16 @@ def measure(greedy: Greedy, name: str, requests: list[Request], show: int, **col
     ]
 
 
+def record(path: Path, document: dict) -> None:
+    """Writes the rows into the model's provenance; rows of what was not measured now stay."""
+    provenance = json.loads(path.read_text())
+    measured = {(row["workload"], row.get("tokens")) for row in document["rows"]}
+    earlier = provenance.get("measured", {}).get("rows", [])
+    kept = [row for row in earlier if (row["workload"], row.get("tokens")) not in measured]
+    provenance["measured"] = {**document, "rows": kept + document["rows"]}
+    path.write_text(json.dumps(provenance, indent=2) + "\n")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", type=Path, default=ROOT / "data" / "tiny")
@@ -92,6 +103,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--show", type=int, default=0, help="wrong answers to print for each workload")
     parser.add_argument("--only", choices=("retrieval", "agent", "chat"))
+    parser.add_argument("--tokens", type=int, nargs="*", default=[1500, 4000], help="lengths of retrieval prompts")
     parser.add_argument("--record", action="store_true", help="write the rows into the folder's provenance.json")
     arguments = parser.parse_args()
     greedy = Greedy(arguments.model)
@@ -109,14 +121,13 @@ def main() -> None:
         requests = load_workload("chat", n=-(-arguments.n // 4), seed=arguments.seed).requests()
         rows += measure(greedy, "chat", requests, arguments.show)
     if arguments.only in (None, "retrieval"):
-        for tokens in (1500, 4000):
+        for tokens in arguments.tokens:
             workload = load_workload("retrieval", n=arguments.n, seed=arguments.seed, tokens=tokens, count=count)
             rows += measure(greedy, "retrieval", workload.requests(), arguments.show, tokens=tokens)
     document = {"command": "evaluate", "provenance": {"seed": arguments.seed, "mlx": mx.__version__}, "rows": rows}
     print(json.dumps(document, indent=2))
     if arguments.record:
-        path = arguments.model / "provenance.json"
-        path.write_text(json.dumps({**json.loads(path.read_text()), "measured": document}, indent=2) + "\n")
+        record(arguments.model / "provenance.json", document)
 
 
 if __name__ == "__main__":

@@ -87,6 +87,10 @@ def serve(
                 click.echo(f"kvlab serves {parsed} at {url}")
                 sys.stdout.flush()
 
+        async def shutdown(self, sockets: object = None) -> None:
+            await super().shutdown(sockets)  # type: ignore[arg-type]
+            self._captured_signals.clear()  # an end that was asked for is a good end: status 0
+
     Announcing(uvicorn_config(app, settings)).run([socket])
     if app.state.failure is not None:
         raise KvlabError(str(app.state.failure))

@@ -20,7 +20,7 @@ class Closer:
         self.end = min(end_tokens)
         self._end_tokens = sorted(end_tokens)
         self._size = size
-        self._tag = tokenizer.tokenize_str(XML_END)
+        self._tags = [tokenizer.tokenize_str(tag) for tag in (XML_END, "</function>")]
         texts = [b"" if tokenizer.is_special_token(i) else tokenizer.decode_bytes([i]) for i in range(size)]
         length = np.array([min(len(text), 99) for text in texts], np.int64)
         rank = np.full(size, 50)
@@ -54,9 +54,10 @@ class Closer:
         for token in self._end_tokens:
             if bits[token]:
                 return [token]
-        # Where both a rare letter and a brace may follow, this is the inside of a string: a quote ends it, or a tag.
+        # Where both a rare letter and a brace may follow, this is the inside of a string: a quote ends it.
         inside = bool(self._letters) and all(bits[i] for i in self._letters)
-        if matcher.validate_tokens(self._tag) == len(self._tag):
-            return self._tag
+        for tag in self._tags:
+            if matcher.validate_tokens(tag) == len(tag):
+                return tag
         cost = np.where(bits.astype(bool), self._inside if inside else self._outside, np.iinfo(np.int64).max)
         return [int(cost.argmin())]

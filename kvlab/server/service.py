@@ -39,9 +39,8 @@ class Service:
         try:
             model = await stack.enter_async_context(self.pool.use(asked))
             asks = await self.off_loop(_prepared, make, model)
-            tokens = sum(ask.n * (len(ask.prompt.ids) + ask.max_tokens) for ask in asks)
-            n = sum(ask.n for ask in asks)
-            await stack.enter_async_context(self.gate.enter(n, round(model.bytes_per_token * tokens)))
+            nbytes = sum(ask.n * model.live_bytes(len(ask.prompt.ids) + ask.max_tokens) for ask in asks)
+            await stack.enter_async_context(self.gate.enter(sum(ask.n for ask in asks), nbytes))
             session = Session(self, model, asks, stack, request, tenant, path)
             stack.push_async_callback(session.leave)
             session.start()
@@ -116,9 +115,7 @@ class Session:
     async def _finished(self, event: Ended) -> Ended:
         choice, completion = self._choices[event.index], event.completion
         self._service.monitor.completed(completion, event.tokens, event.reason)
-        used = completion.prompt_tokens + len(completion.tokens)
-        if completion.kv_bytes_live and used > 16:
-            self.model.bytes_per_token = completion.kv_bytes_live / used
+        self.model.learn(completion.prompt_tokens + len(completion.tokens), completion.kv_bytes_live)
         if not choice.ask.raw and event.stopped is None:
             self.model.prompts.remember(choice.ask.prompt, answer_message(choice), choice.tokens)
         if completion.miss.startswith("diverged_at=") and not choice.ask.raw:

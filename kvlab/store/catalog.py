@@ -159,9 +159,7 @@ class Catalog:
 
     def touch(self, uses: Iterable[tuple[bytes, float, int]]) -> None:
         """Note ``(key, when, how often)``; inside ``write``."""
-        self._db.executemany(
-            "UPDATE blocks SET used = max(used, ?2), uses = uses + ?3 WHERE key = ?1", list(uses)
-        )
+        self._db.executemany("UPDATE blocks SET used = max(used, ?2), uses = uses + ?3 WHERE key = ?1", list(uses))
 
     def session(self, owner: str, counters: Mapping[str, int]) -> None:
         """Add to the counters of one store, and say that it lives; inside ``write``."""

@@ -52,9 +52,7 @@ def verify(directory: Path | None, tenant: str | None, as_json: bool) -> None:
 @dir_option
 @tenant_option
 @json_option
-def prune(
-    keep: str | None, unused: str | None, directory: Path | None, tenant: str | None, as_json: bool
-) -> None:
+def prune(keep: str | None, unused: str | None, directory: Path | None, tenant: str | None, as_json: bool) -> None:
     """Remove old blocks, leaves first."""
     size, seconds = _quantity(keep, _SIZES, "--keep", "5GB"), _quantity(unused, _TIMES, "--unused", "12h")
     _answer(

@@ -52,7 +52,7 @@ class Layout:
 
     def path(self, key: bytes) -> Path:
         name = key.hex()
-        return self.blocks / name[0] / name  # few folders: each one written to costs a sync at a flush
+        return Path(f"{self.blocks}/{name[0]}/{name}")  # few folders: each one written to costs a sync at a flush
 
     def close(self) -> None:
         with contextlib.suppress(sqlite3.Error):

@@ -14,9 +14,7 @@ from kvlab.store.writer import Writer
 class Room:
     """Fills RAM within its budget. The caller holds the store's lock, which ``add`` lets go of while it waits."""
 
-    def __init__(
-        self, ram: Ram, tiers: Sequence[Tier], writer: Writer | None, ledger: Ledger, pins: Pins
-    ) -> None:
+    def __init__(self, ram: Ram, tiers: Sequence[Tier], writer: Writer | None, ledger: Ledger, pins: Pins) -> None:
         self._ram, self._tiers, self._writer, self._ledger, self._pins = ram, tiers, writer, ledger, pins
 
     def add(self, new: Sequence[Block]) -> Put:

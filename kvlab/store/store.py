@@ -72,9 +72,7 @@ class Store:
         self._tiers: tuple[Tier, ...] = ()
         self._writer: Writer | None = None
         if ssd is not None and directory is not None:
-            tier = Ssd(
-                Path(directory), ssd, replace, pinned=self._needed, dropped=self._left_tier, write_cap=write_cap
-            )
+            tier = Ssd(Path(directory), ssd, replace, pinned=self._needed, dropped=self._left_tier, write_cap=write_cap)
             self._tiers = (tier,)
             self._writer = Writer(self._lock, self._ram, tier, self._ledger, write=write, admit=admit)
         self._room = Room(self._ram, self._tiers, self._writer, self._ledger, self._pins)

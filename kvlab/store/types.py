@@ -93,9 +93,7 @@ class Match:
     query: Query | None = field(default=None, repr=False, compare=False)
 
     @classmethod
-    def of(
-        cls, query: Query, pieces: Sequence[Piece], miss: str, checkpoint: bytes | None, ticket: int
-    ) -> Match:
+    def of(cls, query: Query, pieces: Sequence[Piece], miss: str, checkpoint: bytes | None, ticket: int) -> Match:
         """The match that ``pieces`` make up."""
         by_tier: Counter[str] = Counter()
         for piece in pieces:

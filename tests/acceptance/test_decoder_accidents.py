@@ -170,7 +170,7 @@ def test_a_read_only_folder(answers: Answers, small_disk: Path) -> None:
         answers.ask(decoder)
 
 
-# -- other processes ----------------------------------------------------------------------------------------------------
+# -- other processes --------------------------------------------------------------------------------------------------
 
 
 class Child:

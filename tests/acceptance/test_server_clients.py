@@ -58,7 +58,10 @@ def agent_loop(client: openai.OpenAI, messages, tools, answer, *, stream: bool =
         else:
             message = ask(client, messages, tools).choices[0].message
             content = message.content or ""
-            said = [{"id": c.id, "name": c.function.name, "arguments": c.function.arguments} for c in message.tool_calls or []]
+            said = [
+                {"id": c.id, "name": c.function.name, "arguments": c.function.arguments}
+                for c in message.tool_calls or []
+            ]
         turn = {"role": "assistant", "content": content}
         if said:
             turn["tool_calls"] = [
@@ -124,7 +127,10 @@ def test_a_changed_message_is_named(client):
 
 def test_choices_of_tools_are_kept(client):
     request, tools = TURNS[0], list(TURNS[0].tools)
-    for choice, finish in (("required", "tool_calls"), ({"type": "function", "function": {"name": "set_desk"}}, "tool_calls")):
+    for choice, finish in (
+        ("required", "tool_calls"),
+        ({"type": "function", "function": {"name": "set_desk"}}, "tool_calls"),
+    ):
         made = ask(client, told(request), tools, tool_choice=choice).choices[0]
         assert made.finish_reason == finish
     assert made.message.tool_calls[0].function.name == "set_desk"
@@ -178,7 +184,12 @@ def test_a_stream_says_what_a_whole_answer_says(client):
 
 
 def test_the_same_seed_is_the_same_answer_beside_others(client):
-    options = {"model": "tiny", "messages": [{"role": "user", "content": "hello"}], "max_tokens": 16, "temperature": 1.2}
+    options = {
+        "model": "tiny",
+        "messages": [{"role": "user", "content": "hello"}],
+        "max_tokens": 16,
+        "temperature": 1.2,
+    }
     first = client.chat.completions.create(**options, seed=5, n=1).choices[0].message.content
     crowd = client.chat.completions.create(**options, seed=5, n=4).choices
     assert crowd[0].message.content == first
@@ -186,7 +197,9 @@ def test_the_same_seed_is_the_same_answer_beside_others(client):
 
 
 def test_plain_completions(client):
-    made = client.completions.create(model="tiny", prompt=["The badge", "A desk"], max_tokens=5, n=2, logprobs=3, echo=False)
+    made = client.completions.create(
+        model="tiny", prompt=["The badge", "A desk"], max_tokens=5, n=2, logprobs=3, echo=False
+    )
     assert [choice.index for choice in made.choices] == [0, 1, 2, 3]
     assert all(len(choice.logprobs.tokens) == len(choice.logprobs.token_logprobs) <= 5 for choice in made.choices)
     echoed = client.completions.create(model="tiny", prompt="The badge", max_tokens=5, echo=True).choices[0].text
@@ -214,7 +227,16 @@ def test_errors_are_clear_and_of_the_right_kind(client):
         ({**chat("x"), "tool_choice": "required"}, "no tools"),
         ({**chat("x"), "logit_bias": {"99999": 1}}, "token ids"),
         ({**chat("word " * 40000)}, "context"),
-        ({**chat("x"), "response_format": {"type": "json_schema", "json_schema": {"schema": {"type": "string", "pattern": "(?=a)"}}}}, "enforced"),
+        (
+            {
+                **chat("x"),
+                "response_format": {
+                    "type": "json_schema",
+                    "json_schema": {"schema": {"type": "string", "pattern": "(?=a)"}},
+                },
+            },
+            "enforced",
+        ),
     ):
         with pytest.raises(openai.BadRequestError, match=words) as error:
             client.post("/chat/completions", body={"model": "tiny", **fields}, cast_to=object)
@@ -250,7 +272,9 @@ def test_claude_clients_call_tools(claude, stream):
     made = ask()
     assert made.stop_reason == "tool_use"
     usage = made.usage
-    assert usage.input_tokens + usage.cache_read_input_tokens + usage.cache_creation_input_tokens == counted.input_tokens
+    assert (
+        usage.input_tokens + usage.cache_read_input_tokens + usage.cache_creation_input_tokens == counted.input_tokens
+    )
     [call] = [block for block in made.content if block.type == "tool_use"]
     assert {"name": call.name, "arguments": call.input} == {
         "name": request.reference["tool_calls"][0]["function"]["name"],
@@ -298,7 +322,9 @@ def test_the_loop_goes_on_after_a_kill(tmp_path):
             if request.kind == "call":
                 wanted = request.reference["tool_calls"][0]["function"]
                 [call] = message.tool_calls
-                right += call.function.name == wanted["name"] and json.loads(call.function.arguments) == json.loads(wanted["arguments"])
+                right += call.function.name == wanted["name"] and json.loads(call.function.arguments) == json.loads(
+                    wanted["arguments"]
+                )
             else:
                 right += request.grade(message.content)["accuracy"]
         assert right == len(TURNS[7:])

@@ -190,7 +190,9 @@ def generate(grammars: Grammars, loaded: LoadedModel, constraint, tokens: int, s
 def test_random_logits_make_valid_calls_before_the_length_ends(bundled, grammars, form, seed):
     matcher = grammars.compile(form.grammar(TOOLS, grammars.literal, many=True, lenient=False))
     limit = 40 + 20 * seed
-    text = bundled.decode(generate(grammars, bundled, grammars.constraint(max_tokens=limit, matcher=matcher), limit, seed))
+    text = bundled.decode(
+        generate(grammars, bundled, grammars.constraint(max_tokens=limit, matcher=matcher), limit, seed)
+    )
     parts = [part for part in text.split("<tool_call>") if part.strip()]
     assert parts
     for part in parts:
@@ -236,7 +238,9 @@ def test_the_way_out_is_short(bundled, grammars):
         assert matcher.consume_token(token)
     plan = closer.plan(matcher, 100)
     assert len(plan) <= 6
-    assert json.loads('{"a": [1, {"b": "some words and {braces' + bundled.decode([t for t in plan if t not in bundled.eos]))
+    assert json.loads(
+        '{"a": [1, {"b": "some words and {braces' + bundled.decode([t for t in plan if t not in bundled.eos])
+    )
 
 
 def test_a_schema_that_cannot_be_enforced_is_named(grammars):
@@ -268,8 +272,17 @@ class Family:
 )
 def test_other_families_write_calls_that_their_parsers_read(bundled, grammars, family, tags):
     form = Format(family)
-    properties = {"handle": {"type": "string"}, "count": {"type": "integer"}, "tags": {"type": "array", "items": {"type": "string"}}}
-    tool = {"function": {"name": "find", "parameters": {"type": "object", "properties": properties, "required": ["count", "handle"]}}}
+    properties = {
+        "handle": {"type": "string"},
+        "count": {"type": "integer"},
+        "tags": {"type": "array", "items": {"type": "string"}},
+    }
+    tool = {
+        "function": {
+            "name": "find",
+            "parameters": {"type": "object", "properties": properties, "required": ["count", "handle"]},
+        }
+    }
     matcher = grammars.compile(form.grammar([tool], grammars.literal, many=False, lenient=False))
     for seed in range(4):
         constraint = grammars.constraint(max_tokens=90, matcher=matcher.deep_copy())
@@ -281,7 +294,14 @@ def test_other_families_write_calls_that_their_parsers_read(bundled, grammars, f
 
 
 def test_what_is_no_call_is_not_read_as_one(form):
-    for text in ("", "{", '{"name": "nobody", "arguments": {}}', '{"name": "find_badge", "arguments": {}}', "[1]", "null"):
+    for text in (
+        "",
+        "{",
+        '{"name": "nobody", "arguments": {}}',
+        '{"name": "find_badge", "arguments": {}}',
+        "[1]",
+        "null",
+    ):
         assert form.read(text, TOOLS) == []
     [call] = form.read('{"name": "find_badge", "arguments": "{\\"handle\\": 5}"}', TOOLS)
     assert json.loads(call.arguments) == {"handle": "5"}
@@ -305,7 +325,10 @@ def test_an_answer_comes_back_as_the_tokens_that_were_generated(bundled):
     assert again.ids[: len(known)] == known
     assert again.reused == len(known)
     rendered = prompts.text(later, TOOLS, {})
-    assert bundled.decode(again.ids[len(known) :]) == rendered[rendered.index("<|im_end|>\n<|im_start|>user\n<tool_resp") :]
+    assert (
+        bundled.decode(again.ids[len(known) :])
+        == rendered[rendered.index("<|im_end|>\n<|im_start|>user\n<tool_resp") :]
+    )
     assert prompts.render(later, TOOLS[:3]).reused == 0
 
 
