@@ -91,6 +91,8 @@ def ask_completions(body: CompletionRequest, model: Model, settings: Settings) -
                 first=len(asks) * (body.n or 1),
             )
         )
+    if not asks:
+        raise ApiError(400, "the prompt is empty: send at least one", param="prompt")
     return asks
 
 

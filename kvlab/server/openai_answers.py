@@ -29,6 +29,11 @@ def usage(ended: Iterable[Ended]) -> dict[str, Any]:
     }
 
 
+def finite(logprob: float) -> float:
+    """JSON has no infinity: what cannot happen gets OpenAI's own floor."""
+    return logprob if logprob > -9999.0 else -9999.0
+
+
 class Shape:
     """One endpoint's way of writing text, calls and ends. ``kind`` is the ``object`` of its answers."""
 
@@ -149,8 +154,7 @@ class Chat(Shape):
     def _logprob(self, token: int, entry: Token) -> dict[str, Any]:
         def one(token: int, logprob: float) -> dict[str, Any]:
             text = self._session.model.loaded.decode([token])
-            # JSON has no infinity: what cannot happen gets OpenAI's own floor.
-            return {"token": text, "logprob": max(logprob, -9999.0), "bytes": list(text.encode("utf-8", "replace"))}
+            return {"token": text, "logprob": finite(logprob), "bytes": list(text.encode("utf-8", "replace"))}
 
         top = [one(*item) for item in entry.top if item[1] > float("-inf")]
         return {**one(token, entry.logprob), "top_logprobs": top}
@@ -202,9 +206,9 @@ class Plain(Shape):
         self._offset[index] = at
         return {
             "tokens": tokens,
-            "token_logprobs": [max(entry.logprob, -9999.0) for _, entry in event.tokens],
+            "token_logprobs": [finite(entry.logprob) for _, entry in event.tokens],
             "top_logprobs": [
-                {decode([token]): max(logprob, -9999.0) for token, logprob in entry.top} for _, entry in event.tokens
+                {decode([token]): finite(logprob) for token, logprob in entry.top} for _, entry in event.tokens
             ],
             "text_offset": offsets,
         }

@@ -74,7 +74,7 @@ class Sampled(Loose):
     seed: Seed | None = None
     presence_penalty: Bounded | None = None
     frequency_penalty: Bounded | None = None
-    repetition_penalty: Annotated[float, Field(gt=0, le=10)] | None = None
+    repetition_penalty: Annotated[float, Field(ge=0.01, le=10)] | None = None
     logit_bias: dict[str, Bias] | None = None
     n: Annotated[int, Field(ge=1, le=16)] | None = None
     max_tokens: Annotated[int, Field(ge=1, le=2**31)] | None = None

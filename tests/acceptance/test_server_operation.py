@@ -7,6 +7,8 @@ import random
 import re
 import signal
 import socket
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -374,3 +376,14 @@ def test_an_interrupt_ends_it_too(tmp_path):
     with Served("--policy", "full", home=tmp_path) as server:
         server.process.send_signal(signal.SIGINT)
         assert server.process.wait(20) == 0
+
+
+@pytest.mark.parametrize("phases", ["coverage", pytest.param("coverage,fuzzing,stateful", marks=pytest.mark.soak)])
+def test_nothing_that_its_own_description_allows_breaks_it(tmp_path, phases):
+    pytest.importorskip("schemathesis")
+    limits = ["--max-tokens", "8", "--timeout", "2", "--heartbeat", "0.5"]
+    with Served("--policy", "paged", *limits, home=tmp_path) as server:
+        options = ["--checks", "not_a_server_error", "--phases", phases, "--suppress-health-check", "all"]
+        command = [sys.executable, "-m", "schemathesis.cli", "run", f"{server.url}/openapi.json", *options]
+        made = subprocess.run([*command, "--max-examples", "40"], capture_output=True, text=True, cwd=tmp_path)
+        assert made.returncode == 0, made.stdout[-3000:] + made.stderr[-1000:]

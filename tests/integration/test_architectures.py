@@ -153,7 +153,7 @@ def test_lossy_policies_on_every_kind_of_layer(lab, recipe, retention, tmp_path)
         assert [answer.tokens for answer in ask(decoder, prompts)] == want
     if not retention.startswith("rotating"):
         with Decoder(lab.loaded, f"{retention}|{policy(tmp_path, 16)}", prefill_step=STEP) as decoder:
-            assert [ask(decoder, [prompt])[0].tokens for prompt in prompts] == want
+            assert [answer.tokens for answer in ask(decoder, prompts)] == want
             again = ask(decoder, prompts)
         assert [answer.tokens for answer in again] == want
         assert sum(answer.completion.cached_tokens for answer in again) > len(FIRST)
@@ -170,20 +170,20 @@ def test_a_chunk_may_end_exactly_at_a_checkpoint(labs, tmp_path):
     assert answer.completion.cached_tokens == 2 * CHUNK
 
 
-@pytest.mark.parametrize("block", [32, 64])
-def test_an_agent_loop_writes_little_more_than_its_unique_kv(qwen3, block, tmp_path):
-    """Even if the store is closed after each of 15 turns, and with it every growing tail written."""
-    prompt, written = chat(300), 0
-    for turn in range(15):
-        with Decoder(qwen3, policy(tmp_path, block)) as decoder:
-            answer = decoder.generate(prompt, max_tokens=4)
+def test_an_agent_loop_writes_little_more_than_its_unique_kv(qwen3, tmp_path):
+    """Even if the store is flushed after each of 15 turns, and with it every growing tail written."""
+    prompt = chat(300)
+    with Decoder(qwen3, policy(tmp_path, 32)) as decoder:
         assert decoder.store is not None
-        written += decoder.store.stats()["bytes_written"]
-        told = len(prompt) + len(answer.tokens)
-        prompt = (*prompt, *answer.tokens, *message(turn, 120))
+        for turn in range(15):
+            answer = decoder.generate(prompt, max_tokens=4)
+            told = len(prompt) + len(answer.tokens)
+            prompt = (*prompt, *answer.tokens, *message(turn, 120))
+            assert decoder.store.flush()
+        written = decoder.store.stats()["bytes_written"]
     unique = told * qwen3.n_layers * 2 * 2 * 64 * 4
     print(f"{written / unique:.3f} of the unique KV bytes were written")
-    assert written <= 1.25 * unique
+    assert unique < written <= 1.25 * unique
 
 
 @pytest.mark.parametrize("name", ["gemma3", "falcon-h1"])

@@ -1,0 +1,60 @@
+"""Figures of many sequences at once, from the rows of ``kvlab bench decode`` and ``kvlab bench pace``."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import altair as alt
+import polars as pl
+
+from kvlab.chart_style import WIDTH, color, require, styled
+from kvlab.errors import RunError
+
+
+def throughput_by_concurrency(rows: pl.DataFrame) -> Any:
+    """Tokens a second of all sequences together against how many decode side by side, a line a policy and workload."""
+    return _by_concurrency(rows, "tokens_per_s", "tokens a second, all together", "Throughput by concurrency", 1.0)
+
+
+def live_bytes_by_concurrency(rows: pl.DataFrame) -> Any:
+    """Live KV in MB against how many sequences decode side by side."""
+    return _by_concurrency(rows, "kv_bytes_live", "live KV (MB)", "Live KV by concurrency", 1e-6)
+
+
+def gaps_beside_a_long_prompt(rows: pl.DataFrame) -> Any:
+    """Gaps between tokens of decoding sequences: usual when quiet, 99th percentile while a long prompt is prefilled."""
+    require(rows, "model", "metric", "value", "phase")
+    data = rows.filter(pl.col("metric").is_in(["itl_p50_ms", "itl_p99_ms"])).select("model", "phase", "value")
+    if data.is_empty():
+        raise RunError("no itl rows: this chart shows the rows of `kvlab bench pace --json`")
+    chart = (
+        alt.Chart(data)
+        .mark_bar(size=26)
+        .encode(
+            x=alt.X("value:Q", title="gap between two tokens (ms)"),
+            y=alt.Y("phase:N", title=None, sort=["quiet", "prefill"]),
+            color=alt.Color("phase:N", legend=None),
+            row=alt.Row("model:N", title=None),
+            tooltip=["model:N", "phase:N", alt.Tooltip("value:Q", format=".2f")],
+        )
+        .properties(width=WIDTH, height=70)
+    )
+    return styled(chart, "While a long prompt is prefilled", ["quiet: median gap; prefill: 99th percentile."])
+
+
+def _by_concurrency(rows: pl.DataFrame, metric: str, axis: str, title: str, unit: float) -> Any:
+    require(rows, "policy", "workload", "metric", "value", "n", "model")
+    data = rows.filter(pl.col("metric") == metric).select("policy", "workload", "n", "model", "value")
+    if data.is_empty():
+        raise RunError(f"no {metric} rows: this chart shows the rows of `kvlab bench decode --json`")
+    data = data.with_columns(pl.col("value") * unit)
+    base = alt.Chart(data).encode(
+        x=alt.X("n:Q", title="sequences side by side", scale=alt.Scale(type="log", base=2, nice=False)),
+        y=alt.Y("value:Q", title=axis, scale=alt.Scale(zero=True)),
+        color=color(data),
+        shape=alt.Shape("workload:N", title=None),
+        tooltip=["policy:N", "workload:N", "model:N", "n:Q", alt.Tooltip("value:Q", format=",.1f")],
+    )
+    lines = base.mark_line(strokeWidth=2).encode(detail=["workload:N", "model:N"])
+    chart = alt.layer(lines, base.mark_point(size=70, filled=True)).properties(width=WIDTH // 2, height=260)
+    return styled(chart.facet(alt.Facet("model:N", title=None)), title)
