@@ -75,7 +75,7 @@ RECIPES: dict[str, Recipe] = {
     "gemma3": Recipe(
         "gemma3_text",
         {
-            "num_hidden_layers": 4,
+            "num_hidden_layers": 2,
             "sliding_window": WINDOW,
             "sliding_window_pattern": 2,
             "query_pre_attn_scalar": 64,
@@ -86,7 +86,7 @@ RECIPES: dict[str, Recipe] = {
     "gpt-oss": Recipe(
         "gpt_oss",
         {
-            "num_hidden_layers": 4,
+            "num_hidden_layers": 2,
             "sliding_window": WINDOW,
             "num_local_experts": 4,
             "num_experts_per_tok": 2,
@@ -97,7 +97,7 @@ RECIPES: dict[str, Recipe] = {
     "qwen3-next": Recipe(
         "qwen3_next",
         {
-            "num_hidden_layers": 4,
+            "num_hidden_layers": 2,
             "full_attention_interval": 2,
             "linear_num_value_heads": 4,
             "linear_num_key_heads": 2,
@@ -120,7 +120,7 @@ RECIPES: dict[str, Recipe] = {
             "hidden_size": 128,
             "num_attention_heads": 2,
             "num_key_value_heads": 1,
-            "num_hidden_layers": 4,
+            "num_hidden_layers": 2,
             "norm_eps": 1e-6,
             "conv_bias": False,
             "conv_L_cache": 3,
@@ -128,7 +128,7 @@ RECIPES: dict[str, Recipe] = {
             "block_multiple_of": 32,
             "block_ffn_dim_multiplier": 1.0,
             "block_auto_adjust_ff_dim": False,
-            "layer_types": ["conv", "full_attention", "conv", "full_attention"],
+            "layer_types": ["conv", "full_attention"],
         },
         stateful=True,
     ),
@@ -140,12 +140,12 @@ RECIPES: dict[str, Recipe] = {
     "granite-hybrid": Recipe(
         "granitemoehybrid",
         {
-            "num_hidden_layers": 4,
+            "num_hidden_layers": 2,
             "head_dim": None,
             "hidden_size": 128,
             "num_attention_heads": 2,
             "num_key_value_heads": 1,
-            "layer_types": ["mamba", "attention", "mamba", "attention"],
+            "layer_types": ["mamba", "attention"],
             "embedding_multiplier": 1.0,
             "attention_multiplier": 0.125,
             "logits_scaling": 1.0,
@@ -165,7 +165,7 @@ RECIPES: dict[str, Recipe] = {
     "mamba2": Recipe(
         "mamba2",
         {
-            "num_hidden_layers": 3,
+            "num_hidden_layers": 2,
             "num_heads": 4,
             "head_dim": 32,
             "state_size": 16,

@@ -17,7 +17,7 @@ from kvlab.models import LoadedModel
 TIE = 1e-4
 """Two best logits that are nearer than this make a tie: rounding decides between them."""
 
-NEAR = 2e-3
+NEAR = 5e-4
 """Largest difference between two ways to the same logits, whose standard deviation is 1 to 3."""
 
 STEP = 64

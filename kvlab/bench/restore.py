@@ -33,7 +33,13 @@ BUSY = 50 << 20
 
 
 def run(
-    *, model: str | None = None, seed: int = 0, rounds: int = 7, prefix: int = PREFIX, prompt: int = PROMPT
+    *,
+    model: str | None = None,
+    seed: int = 0,
+    rounds: int = 7,
+    prefix: int = PREFIX,
+    prompt: int = PROMPT,
+    tokens: int = 96,
 ) -> list[dict[str, Any]]:
     """Rows of three comparisons, each alternating its two sides; values are medians over ``rounds``.
 
@@ -48,8 +54,8 @@ def run(
         folder = Path(name)
         rows = _restore(random, folder / "restore", prefix, rounds, seed)
         for loaded in (random, load(model)):
-            rows += _restart(loaded, folder / "restart", prompt, max(3, rounds // 2), seed)
-        return rows + _write_behind(random, folder / "busy", rounds, seed)
+            rows += _restart(loaded, folder / "restart", prompt, max(1, rounds // 2), seed)
+        return rows + _write_behind(random, folder / "busy", rounds, seed, tokens)
 
 
 def policy(folder: Path) -> str:
@@ -147,7 +153,7 @@ def _restart(loaded: LoadedModel, folder: Path, prompt: int, rounds: int, seed: 
 # -- behind decoding --------------------------------------------------------------------------------------------------
 
 
-def _write_behind(loaded: LoadedModel, folder: Path, rounds: int, seed: int, tokens: int = 96) -> list[dict[str, Any]]:
+def _write_behind(loaded: LoadedModel, folder: Path, rounds: int, seed: int, tokens: int) -> list[dict[str, Any]]:
     prompts = [_tokens(loaded, 256, seed + i) for i in range(DECODING)]
     rates: dict[str, list[float]] = {"busy": [], "at rest": []}
     written = 0

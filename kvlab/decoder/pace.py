@@ -30,7 +30,7 @@ class Pace:
         return max(min(LEAST, self.most), min(self.most, int(tokens)))
 
     def saw(self, seconds: float, prefilled: int, decoded: int) -> None:
-        """One round took ``seconds``: it computed ``prefilled`` prompt tokens and gave ``decoded`` sequences a token."""
+        """A round took ``seconds``, computed ``prefilled`` prompt tokens and gave ``decoded`` sequences a token."""
         if prefilled:
             spent = max(seconds - (self._step_s or 0.0 if decoded else 0.0), seconds / 10)
             self._tokens_per_s = blend(self._tokens_per_s, prefilled / spent)

@@ -56,7 +56,7 @@ class Closer:
                 return [token]
         # Where both a rare letter and a brace may follow, this is the inside of a string: a quote ends it.
         inside = bool(self._letters) and all(bits[i] for i in self._letters)
-        for tag in self._tags:
+        for tag in self._tags[:1] if inside else self._tags:
             if matcher.validate_tokens(tag) == len(tag):
                 return tag
         cost = np.where(bits.astype(bool), self._inside if inside else self._outside, np.iinfo(np.int64).max)

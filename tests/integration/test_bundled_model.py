@@ -58,9 +58,14 @@ def test_transformers_gives_the_same_logits() -> None:
 def test_tokenizer_round_trips_any_text_and_keeps_names_and_values_whole(bundled: LoadedModel) -> None:
     for text in ("def f(x):\n    return x  # 12345\n", "naïve café, 日本語 🙂", ' {"a": [1, 2]}'):
         assert bundled.decode(bundled.encode(text)) == text
-    prose, code = bundled.encode("@mira is #482"), bundled.encode('"@mira": "#482"')
-    assert len(prose) == 5 and len(code) == 6
-    assert prose[1] == code[1] and prose[4] == code[4]  # name and value: the same tokens, three apart in both
+    (name,), (value,) = bundled.encode("mira"), bundled.encode("482")
+    for text in (
+        "The desk of @mira is #482.",
+        "Set it for @mira to #482.",
+        '{"desk": {"@ven": "#1", "@mira": "#482"}}',
+    ):
+        ids = bundled.encode(text)
+        assert ids.index(value) - ids.index(name) == 3  # prose and JSON alike
 
 
 def test_its_tool_calls_are_read_by_the_parser_of_mlx_lm(bundled: LoadedModel) -> None:
@@ -88,18 +93,18 @@ def test_template_takes_every_shape_of_message(bundled: LoadedModel) -> None:
     assert "Two calls, please." in text and "None" not in text
 
 
-@pytest.mark.parametrize(("tokens", "n", "least"), [(500, 20, 0.9), (1500, 20, 0.9), (4000, 8, 0.75)])
+@pytest.mark.parametrize(("tokens", "n", "least"), [(500, 10, 0.9), (1500, 10, 0.9), (4000, 4, 0.75)])
 def test_retrieval(tokens: int, n: int, least: float, bundled: LoadedModel) -> None:
     assert scores(bundled, load_workload("retrieval", n=n, seed=12, tokens=tokens).requests()) >= least
 
 
 def test_chat(bundled: LoadedModel) -> None:
-    requests = [r for r in load_workload("chat", n=5, seed=13).requests() if r.kind == "recall"]
+    requests = [r for r in load_workload("chat", n=3, seed=13).requests() if r.kind == "recall"]
     assert scores(bundled, requests) >= 0.9
 
 
 def test_agent(bundled: LoadedModel) -> None:
-    requests = load_workload("agent", n=2, seed=14).requests()
+    requests = load_workload("agent", turns=8, seed=14).requests()
     calls = [r for r in requests if r.kind == "call"]
     assert scores(bundled, calls, "tool_call") >= 0.95
     assert scores(bundled, calls, "argument") >= 0.9

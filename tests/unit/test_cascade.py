@@ -83,7 +83,9 @@ class Member:
         self.number = number
 
 
-actions = st.lists(st.one_of(st.tuples(st.just("join"), st.integers(0, 70)), st.tuples(st.just("leave"), st.integers(0, 99)), st.just(("append", 0))), max_size=60)  # fmt: skip
+joins = st.tuples(st.just("join"), st.integers(0, 70))
+leaves = st.tuples(st.just("leave"), st.integers(0, 99))
+actions = st.lists(st.one_of(joins, leaves, st.just(("append", 0))), max_size=60)
 
 
 @settings(max_examples=40, deadline=None)
