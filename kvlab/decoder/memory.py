@@ -15,7 +15,7 @@ from kvlab.models import LoadedModel
 from kvlab.policies import Module, Rotating
 
 GROWTH = 80
-"""Rows by which a sequence's storage may run ahead of its tokens: it grows by steps, and in slabs of similar lengths."""
+"""Rows that a sequence's storage may run ahead of its tokens: it grows by steps, and in slabs of similar lengths."""
 
 
 @dataclass(frozen=True)

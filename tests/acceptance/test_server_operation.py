@@ -81,8 +81,7 @@ def test_oversized_and_broken_requests_are_refused(keyed):
 
 
 def events(response: httpx.Response) -> Iterator[str]:
-    for line in response.iter_lines():
-        yield line
+    yield from response.iter_lines()
 
 
 def test_crowds_are_told_to_come_back(keyed):
