@@ -18,7 +18,6 @@ from __future__ import annotations
 import json
 import os
 import struct
-import sys
 from collections.abc import Mapping
 from dataclasses import astuple
 from typing import Any
@@ -125,17 +124,6 @@ def read(path: str | os.PathLike[str], key: bytes) -> Block:
         raise BadBlock("its payload does not match its checksum")
     data.flags.writeable = False  # shared by every reader of the block
     return _block(header, data[offset:], key)
-
-
-def advise(path: str | os.PathLike[str]) -> None:
-    """Tell the system that ``path`` is read soon, where there is a way to. Raises ``OSError``."""
-    if sys.platform != "linux":
-        return
-    fd = os.open(path, os.O_RDONLY)
-    try:
-        os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_WILLNEED)
-    finally:
-        os.close(fd)
 
 
 def read_header(path: str | os.PathLike[str]) -> tuple[Block, int]:

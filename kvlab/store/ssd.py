@@ -169,14 +169,6 @@ class Ssd:
 
     # -- reading ------------------------------------------------------------------------------------------------
 
-    def prefetch(self, keys: Sequence[bytes]) -> None:
-        layout = self._layout
-        if layout is None or len(keys) < 2:
-            return
-        for key in keys:  # files that are not in the page cache are then read side by side
-            with contextlib.suppress(OSError):
-                blockfile.advise(layout.path(key))
-
     def read(self, key: bytes) -> Block:
         layout = self._layout
         if layout is None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -34,6 +35,9 @@ from kvlab.store.types import (
     TierMiss,
 )
 from kvlab.store.writer import Writer
+
+READERS, READ_TOGETHER = 3, 8
+"""Threads that read a long match from below RAM, and the blocks that one of them reads at a time."""
 
 
 class Store:
@@ -117,13 +121,12 @@ class Store:
         query = match.query
         if query is None or not self._pins.held(match):
             raise StoreError("this match was read or released before; match again")
-        for tier in self._tiers:
-            tier.prefetch([piece.key for piece in match.pieces if piece.tier == tier.name])
         payloads: list[Payload] = []
         reason, parent = "", query.ns.root()
-        for piece in match.pieces:
+        for piece, block in zip(match.pieces, self._fetch_all(match.pieces), strict=False):
             try:
-                block = self._fetch(piece.key)
+                if isinstance(block, TierMiss):
+                    raise block
                 self._check_piece(block, piece, parent, query)
             except TierMiss as error:
                 reason = error.reason
@@ -278,6 +281,28 @@ class Store:
         if self._closed:
             raise StoreError("the store is closed")
         return Query(ns, k.as_tokens(tokens), checkpoint)
+
+    def _fetch_all(self, pieces: Sequence[Piece]) -> list[Block | TierMiss]:
+        """The blocks in order, up to the first that is missing; those below RAM are read side by side.
+
+        Most of a read is spent in the system and in the checksum, where other threads can go on.
+        """
+
+        def some(part: Sequence[Piece]) -> list[Block | TierMiss]:
+            got: list[Block | TierMiss] = []
+            for piece in part:
+                try:
+                    got.append(self._fetch(piece.key))
+                except TierMiss as error:
+                    got.append(error)
+                    break
+            return got
+
+        if sum(piece.tier != self._ram.name for piece in pieces) <= READ_TOGETHER:
+            return some(pieces)
+        parts = [pieces[at : at + READ_TOGETHER] for at in range(0, len(pieces), READ_TOGETHER)]
+        with ThreadPoolExecutor(READERS, thread_name_prefix="kvlab-store-read") as pool:
+            return [block for part in pool.map(some, parts) for block in part]
 
     def _fetch(self, key: bytes) -> Block:
         """The block from the fastest tier that has it; one from below is kept in RAM if there is room at once."""

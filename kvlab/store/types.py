@@ -171,10 +171,6 @@ class Tier(Index, Memory, Protocol):
     ``write``, ``note`` and ``sync`` are called by one thread, the writer's; the rest by any.
     """
 
-    def prefetch(self, keys: Sequence[bytes]) -> None:
-        """A hint that these are read next, in this order."""
-        ...
-
     def read(self, key: bytes) -> Block:
         """The block, verified. Raises ``TierMiss``, or ``TierCorrupt`` once it has been set aside."""
         ...
