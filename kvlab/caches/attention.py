@@ -12,6 +12,7 @@ import mlx.nn as nn
 from mlx_lm.models import base
 
 NAME = "scaled_dot_product_attention"
+MARK = "_kvlab_hooked"
 
 
 def install(model: nn.Module) -> None:
@@ -20,6 +21,9 @@ def install(model: nn.Module) -> None:
     mlx-lm's model files import ``scaled_dot_product_attention`` by name, so the name is replaced in the files that
     define this model's modules. Caches without ``attend`` get mlx-lm's own function, untouched. Idempotent.
     """
+    if getattr(model, MARK, False):
+        return
+    object.__setattr__(model, MARK, True)
     for file in {type(module).__module__ for module in model.modules()}:
         namespace = sys.modules.get(file)
         plain = getattr(namespace, NAME, None)

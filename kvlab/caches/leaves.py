@@ -180,7 +180,7 @@ def _joined(parts: Sequence[np.ndarray], dtype: mx.Dtype) -> mx.array:
     heads, _, *width = parts[0].shape
     tokens = sum(part.shape[1] for part in parts)
     kind: mx.Dtype = getattr(mx, parts[0].dtype.name)
-    out = mx.zeros((1, heads, math.ceil((tokens + 1) / STEP) * STEP, *width), kind)
+    out = mx.zeros((1, heads, math.ceil(tokens / STEP + 1) * STEP, *width), kind)
     mx.eval(out)
     np.concatenate(parts, axis=1, out=view(out)[0, :, :tokens])
     return out.view(mx.bfloat16) if (kind, dtype) == (mx.uint16, mx.bfloat16) else out

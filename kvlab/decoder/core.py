@@ -314,6 +314,8 @@ class Decoder:
         now = time.perf_counter()
         for prompt in prompts:
             job = self._active[prompt.uid]
+            if prompt.end_of_prompt:
+                self._hand_out_first(job)
             self._tell.prefill(job, *prompt.progress)
             if prompt.end_of_segment and not prompt.end_of_prompt and self._rest and self._rest.wants_checkpoints:
                 self._stored(job, self._rest.keep_checkpoint, *self._generator.extract_cache([prompt.uid])[prompt.uid])
@@ -322,12 +324,12 @@ class Decoder:
         for response in tokens:
             job = self._active[response.uid]
             job.tokens.append(response.token)
-            job.times.append(now)
+            if len(job.times) < len(job.tokens):
+                job.times.append(now)
             wanted = self._tell.sink is not None or response.finish_reason is not None
             kv_bytes = self._kv_bytes(job, share) if wanted else 0
             self._tell.token(job, kv_bytes)
-            if not (response.finish_reason == "stop" and response.token in self.loaded.eos):
-                job.stream.push(response.token)
+            self._hand_out(job, response.token)
             if self._rest and any(layer.prompt_rows is not None for layer in job.layers):
                 self._stored(job, self._rest.keep_prompt, job.caches)
             if response.finish_reason is not None:
@@ -336,6 +338,21 @@ class Decoder:
         while self._budget is not None and self._budget.is_tight(self._live_bytes, len(self._active)):
             self._pause(max(self._active.values(), key=lambda job: job.rank))
             self._live_bytes = self._measure()
+
+    def _hand_out_first(self, job: Job) -> None:
+        """The first token is sampled one round before mlx-lm reports it: the client gets it without that wait."""
+        batch = self._generator._generation_batch
+        token = int(batch._next_tokens[batch.uids.index(job.uid)].item())
+        job.times.append(time.perf_counter())
+        self._hand_out(job, token, early=True)
+
+    def _hand_out(self, job: Job, token: int, *, early: bool = False) -> None:
+        """Push a token once; end tokens are never pushed."""
+        place = len(job.tokens) + 1 if early else len(job.tokens)
+        if place > job.pushed:
+            job.pushed = place
+            if token not in self.loaded.eos:
+                job.stream.push(token)
 
     def _finish(self, job: Job, reason: str, kv_bytes: int, caches: Any, tokens: Any) -> None:
         completion = job.completion(reason, kv_bytes, self.loaded.eos)

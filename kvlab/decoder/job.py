@@ -38,6 +38,7 @@ class Job:
     caches: list[Any] = field(default_factory=list)
     layers: list[LayerCache] = field(default_factory=list)
     stored: int = 0
+    pushed: int = 0
     cached: int = 0
     by_tier: Mapping[str, int] = field(default_factory=dict)
     miss: str = ""
