@@ -43,6 +43,8 @@ class SharingBatch(BatchLayerCache):
 
     def __init__(self, sequences: Sequence[SharingSequence]) -> None:
         super().__init__(list(sequences))
+        for sequence in sequences:  # a batch that was split leaves them in slabs that are not this batch's
+            sequence.take_out()
         self._slabs: list[Slab] = []
         self._order: mx.array | None = None
         self._back: mx.array | None = None

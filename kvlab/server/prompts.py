@@ -97,7 +97,7 @@ class Prompts:
                 self._answers.popitem(last=False)
 
     def message_at(self, prompt: Prompt, token: int) -> int:
-        """The index of the message that holds the prompt's token number ``token``; -1 for the tools before it.
+        """The index of the message that holds the token number ``token`` of the prompt; tools count as the first.
 
         Messages are told apart by their end tokens, where the template writes one after each.
         """

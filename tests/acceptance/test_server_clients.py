@@ -12,6 +12,8 @@ from kvlab.server import Handle, serve
 from kvlab.workloads.agent import Agent
 from tests.server_kit import Served, chat
 
+pytestmark = pytest.mark.soak  # minutes of real processes and clients
+
 DETAILS = {"x-kvlab": "1"}
 
 

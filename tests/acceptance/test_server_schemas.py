@@ -15,6 +15,8 @@ from kvlab.models import bundled_path, load
 from kvlab.server import serve
 from tests.helpers import random_model_folder
 
+pytestmark = pytest.mark.soak  # minutes of real processes and clients
+
 CATALOGUE = Path(os.environ.get("KVLAB_BFCL") or Path(__file__).parents[3] / "shared" / "data" / "bfcl")
 TYPES = {"dict": "object", "float": "number", "tuple": "array"}
 

@@ -179,6 +179,14 @@ def test_a_stream_gives_tokens_as_they_come_and_any_thread_may_ask(llama):
     assert [tuple(got[seed]) for seed in range(6)] == uncached(llama, [conversation(s, 40) for s in range(6)], 10)
 
 
+@pytest.mark.parametrize("length", [1, 2, 3])
+def test_the_shortest_prompts_together(llama, length):
+    prompts = [conversation(seed, length) for seed in range(3)]
+    with Decoder(llama, "paged") as decoder:
+        streams = [decoder.submit(prompt, max_tokens=5) for prompt in prompts]
+        assert [stream.result().tokens for stream in streams] == uncached(llama, prompts, 5)
+
+
 def test_samplers_processors_and_stop_sequences(llama):
     prompt = conversation(2, 30)
     [want] = uncached(llama, [prompt])
