@@ -5,7 +5,7 @@ import sys
 import click
 
 from kvlab.errors import KvlabError
-from kvlab.server.cli import serve
+from kvlab.serve_command import serve
 
 try:
     serve.main(prog_name="kvlab serve", standalone_mode=False)
