@@ -191,6 +191,22 @@ class LayerCache:
         self.prefixes = prefixes
         self.moved = True
 
+    def take_over(self, other: LayerCache, tokens: int) -> None:
+        """Start an empty sequence with the first ``tokens`` of one that has ended, its storage included.
+
+        ``tokens`` reach beyond the prefixes of ``other``, which is empty afterwards.
+        """
+        other.take_out()
+        self.share(other.prefixes)
+        self.rows, self.offset = other.rows, tokens
+        self.rows.cut(tokens - sum(prefix.length for prefix in self.prefixes))
+        other.rows, other.prefixes, other.offset = Rows(other.codec), (), 0
+
+    def reserve(self, tokens: int) -> None:
+        """Have room for ``tokens`` more rows, so that the next ones do not wait for a copy."""
+        self.take_out()
+        self.rows.reserve(tokens)
+
     def give(self, length: int) -> Prefix:
         """Turn the first ``length`` own rows into a prefix that others may share; it follows the present ones."""
         self.take_out()

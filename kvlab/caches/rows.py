@@ -74,6 +74,11 @@ class Rows:
         """Bytes of the arrays that are held, unused capacity included."""
         return sum(array.nbytes for array in self.arrays.values())
 
+    def reserve(self, count: int) -> None:
+        """Have room for ``count`` more rows."""
+        if self.arrays and self.length + count > self.capacity:
+            self._grow(self.arrays, self.length + count)
+
     def _grow(self, new: Mapping[str, mx.array], end: int) -> None:
         room = math.ceil(end / STEP) * STEP - self.length
         for name, array in new.items():

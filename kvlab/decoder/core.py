@@ -27,6 +27,9 @@ from kvlab.models import LoadedModel
 from kvlab.policies import Full, Paged, Policy, parse_bytes
 from kvlab.store import Store
 
+RESERVE = 128
+"""Rows of room that a warm sequence gets for what its next turn brings, where live memory is not counted."""
+
 PREFILL_BATCH = 8
 """Prompts that are prefilled side by side (mlx-lm's default)."""
 
@@ -46,6 +49,9 @@ class Decoder:
         prefill_step: most prompt tokens computed at a time; beside decoding sequences it is less, by time.
         live_memory: byte budget for live KV, such as ``"2GB"``; None is no limit. Requests wait for room; where the
             policy keeps KV at rest, running ones step aside to it and go on later, token for token.
+        warm: sequences that keep their live KV when they end, where the policy shares live KV: their next turn goes on
+            from it without a restore. They count as live, never make more than ``max_concurrency`` sequences with the
+            running ones, and leave when live memory is short.
 
     Raises:
         PolicyError: the policy cannot be read. ModelError: it cannot be used with this model. StoreError: its folder
@@ -62,14 +68,16 @@ class Decoder:
         max_concurrency: int = 32,
         prefill_step: int = 512,
         live_memory: int | str | None = None,
+        warm: int = 4,
     ) -> None:
-        if max_concurrency < 1 or prefill_step < 1:
-            raise KvlabError("max_concurrency and prefill_step must be 1 or more")
+        if max_concurrency < 1 or prefill_step < 1 or warm < 0:
+            raise KvlabError("max_concurrency and prefill_step must be 1 or more, warm 0 or more")
         self.loaded = loaded
         self.policy = Policy.parse(policy)
         self._tell = Teller(recorder)
         self.max_concurrency = max_concurrency
         self.prefill_step = prefill_step
+        self.warm = warm
         check_model(loaded.model, self.policy)
         self._owns_store = store is None
         self.store = store or open_store(self.policy)
@@ -231,7 +239,7 @@ class Decoder:
 
     def _admit(self) -> None:
         for job in list(self._waiting):
-            if len(self._active) >= self.max_concurrency or not self._has_room(job):
+            if len(self._active) >= self.max_concurrency or not self._make_room(job):
                 return
             if self._is_held(job):
                 continue
@@ -239,12 +247,31 @@ class Decoder:
             job.admitted = job.admitted or time.perf_counter()
             try:
                 self._insert(job)
+                self._cool(self.max_concurrency - len(self._active))
             except Exception as error:  # noqa: BLE001 - one request's trouble must not end the others
                 self._let_go(job)
                 job.stream.fail(error)
 
+    def _make_room(self, job: Job) -> bool:
+        """True when the job may start, after warm sequences have left if need be."""
+        while not self._has_room(job):
+            if not self._cool_one():
+                return not self._active
+        return True
+
+    def _cool(self, most: int) -> None:
+        """Let no more than ``most`` sequences stay warm."""
+        while self._prefixes and self._prefixes.warm > most:
+            self._cool_one()
+
+    def _cool_one(self) -> bool:
+        cooled = self._prefixes is not None and self._prefixes.cool_one()
+        if cooled:
+            self._live_bytes = self._measure()
+        return cooled
+
     def _has_room(self, job: Job) -> bool:
-        if self._budget is None or not self._active:
+        if self._budget is None:
             return True
         answer = job.max_tokens - len(job.tokens)
         promised = sum(self._budget.whole(len(other.prompt), other.max_tokens) for other in self._active.values())
@@ -336,6 +363,10 @@ class Decoder:
                 self._finish(job, response.finish_reason, kv_bytes, response.prompt_cache, response.all_tokens)
         self._live_bytes = self._measure()
         while self._budget is not None and self._budget.is_tight(self._live_bytes, len(self._active)):
+            if self._cool_one():
+                continue
+            if len(self._active) < 2:
+                return
             self._pause(max(self._active.values(), key=lambda job: job.rank))
             self._live_bytes = self._measure()
 
@@ -358,17 +389,26 @@ class Decoder:
         completion = job.completion(reason, kv_bytes, self.loaded.eos)
         if self._rest and caches:
             self._stored(job, self._rest.keep, caches, tokens)
-        self._let_go(job)
+        if self._prefixes and self.warm and caches and reason != "cancelled":
+            self._retire(job)
+            self._prefixes.stay_warm(job, tokens, room=0 if self._budget else RESERVE)
+            self._cool(self.warm)
+        else:
+            self._let_go(job)
         self._tell.emit(events.Finished, job, reason, len(completion.tokens), kv_bytes)
         job.stream.finish(completion)
 
     def _let_go(self, job: Job) -> None:
         """The job runs no longer: nothing of it stays live."""
-        if job.uid is not None:
-            self._active.pop(job.uid, None)
+        self._retire(job)
         if self._prefixes:
             self._prefixes.leave(job)
-        job.uid, job.caches, job.layers = None, [], []
+        job.caches, job.layers = [], []
+
+    def _retire(self, job: Job) -> None:
+        if job.uid is not None:
+            self._active.pop(job.uid, None)
+        job.uid = None
 
     def _cancel(self, job: Job) -> None:
         caches, tokens = None, None
@@ -386,7 +426,7 @@ class Decoder:
             job.stream.fail(error)
         self._generator.close()
         self._generator = self._new_generator()
-        self._live_bytes = 0
+        self._live_bytes = self._measure()
 
     def _measure(self) -> int:
         """Bytes of all live KV; shared prefixes count once."""

@@ -1,10 +1,15 @@
-"""Prefixes that live sequences share: a tree over what is decoding now, so that a common prefix is held once."""
+"""Prefixes that live sequences share: a tree over what is decoding now, so that a common prefix is held once.
+
+Sequences that have ended may stay *warm* for a while: their next turn takes their rows over as they are, where a
+restore would copy them.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
+import mlx.core as mx
 import numpy as np
 
 from kvlab.caches.prefix import Prefix
@@ -35,6 +40,7 @@ class LivePrefixes:
 
     def __init__(self) -> None:
         self._jobs: list[Job] = []
+        self._warm: list[Job] = []
 
     def donor(self, job: Job, limit: int) -> tuple[Job | None, int]:
         """The live job that has, or will have when its prefill is through, most of this prompt; and how much."""
@@ -51,6 +57,8 @@ class LivePrefixes:
         self._jobs.append(job)
         if donor is None:
             return 0
+        if self._goes_on(donor, most):
+            return self._take_over(job, donor, most)
         nodes = self._nodes(donor, min(most, donor.layers[0].offset))
         for node in nodes:
             node.jobs.append(job)
@@ -62,6 +70,8 @@ class LivePrefixes:
 
     def leave(self, job: Job) -> None:
         """The job is done. Nodes that nobody reads any more are freed."""
+        if job in self._warm:
+            self._warm.remove(job)
         if job in self._jobs:
             self._jobs.remove(job)
             for node in job.path:
@@ -69,10 +79,58 @@ class LivePrefixes:
             self._count(job.path)
             job.path = []
 
+    def stay_warm(self, job: Job, tokens: Sequence[int], *, room: int) -> None:
+        """The job has ended, with ``tokens`` in its layers; its rows stay until its next turn or :meth:`cool_one`.
+
+        ``room`` more rows are made ready for that turn, so that it need not wait for them.
+        """
+        job.context_array = np.array(tokens, np.int32)
+        for layer in job.layers:
+            layer.reserve(room)
+        mx.async_eval([layer.state for layer in job.layers])
+        self._warm.append(job)
+
+    def cool_one(self) -> bool:
+        """Free the rows of the sequence that has been warm for longest; False when there is none."""
+        if not self._warm:
+            return False
+        job = self._warm[0]
+        self.leave(job)
+        job.caches, job.layers = [], []
+        return True
+
+    @property
+    def warm(self) -> int:
+        """Sequences that have ended and still hold their rows."""
+        return len(self._warm)
+
+    def warm_nbytes(self) -> int:
+        """Bytes that warm sequences hold by themselves."""
+        return sum(layer.nbytes for job in self._warm for layer in job.layers)
+
     def nbytes(self) -> int:
-        """Bytes of all shared rows, each counted once."""
+        """Bytes of all shared rows, each counted once, and of warm ones."""
         nodes = {id(node): node for job in self._jobs for node in job.path}
-        return sum(prefix.nbytes for node in nodes.values() for prefix in node.layers)
+        return self.warm_nbytes() + sum(prefix.nbytes for node in nodes.values() for prefix in node.layers)
+
+    def _goes_on(self, donor: Job, tokens: int) -> bool:
+        """True when the donor has ended and little of it is lost to a job that goes on from its first ``tokens``."""
+        if donor not in self._warm:
+            return False
+        held, shared = donor.layers[0].offset, sum(node.length for node in donor.path)
+        return min(tokens, held) >= max(WORTH, shared, held - max(WORTH, held // 8))
+
+    def _take_over(self, job: Job, donor: Job, tokens: int) -> int:
+        tokens = min(tokens, donor.layers[0].offset)
+        for mine, theirs in zip(job.layers, donor.layers, strict=True):
+            mine.take_over(theirs, tokens)
+        job.path = donor.path
+        for node in job.path:
+            node.jobs[node.jobs.index(donor)] = job
+        donor.path, donor.layers, donor.caches = [], [], []
+        self._warm.remove(donor)
+        self._jobs.remove(donor)
+        return tokens
 
     def _nodes(self, donor: Job, tokens: int) -> list[Node]:
         """Nodes for the first ``tokens`` of the donor, split or made as needed; a rest not worth it is left."""

@@ -85,7 +85,7 @@ class LiveBudget:
 
     def is_tight(self, live: int, active: int) -> bool:
         """True when the next steps of ``active`` sequences might exceed the budget."""
-        return self.pauses and active > 1 and live + self.slack(active) > self.budget
+        return self.pauses and live + self.slack(active) > self.budget
 
     def slack(self, active: int) -> int:
         """Bytes that the storage of ``active`` sequences may jump by."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import functools
 import typing
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -190,11 +191,11 @@ class Policy:
 
     @property
     def reuse(self) -> Module:
-        return self._given.get("reuse") or (parse_module("paged") if "tiers" in self._given else default("reuse"))
+        return self._given.get("reuse") or (implied("paged") if "tiers" in self._given else default("reuse"))
 
     @property
     def tiers(self) -> Module | None:
-        return self._given.get("tiers") or (None if self.reuse.name == "none" else parse_module("ram"))
+        return self._given.get("tiers") or (None if self.reuse.name == "none" else implied("ram"))
 
     @property
     def lossless(self) -> bool:
@@ -245,4 +246,10 @@ class Policy:
 
 def default(slot: str) -> Module:
     """What an empty slot means."""
-    return parse_module(DEFAULTS[slot])
+    return implied(DEFAULTS[slot])
+
+
+@functools.cache
+def implied(name: str) -> Module:
+    """A module with its defaults. Policies are asked for theirs at every request, so it is read once."""
+    return parse_module(name)
