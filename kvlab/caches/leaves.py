@@ -137,53 +137,87 @@ def _unflatten(like: Any, values: Mapping[str, Any], path: str = "") -> Any:
 # -- and back ---------------------------------------------------------------------------------------------------------
 
 
-def restore(caches: Sequence[Any], blocks: Sequence[Payload], checkpoint: Payload | None, dtype: mx.Dtype) -> None:
-    """Fill empty caches: cuttable leaves with the rows of ``blocks``, in order, the others from ``checkpoint``.
+class Filler:
+    """Fills empty caches with stored rows, block by block as they are read, each copied once.
 
-    Raises:
-        PayloadError: these payloads are of other caches; nothing was filled.
+    Args:
+        tokens: the most that will come. dtype: the model's.
     """
-    named = list(leaves(caches))
-    tokens = sum(next(iter(block.values())).shape[1] for block in blocks)
-    filled = [
-        _rows_of(name, blocks, dtype) if is_cuttable(cache) else _state_of(name, cache, checkpoint or {}, dtype)
-        for name, cache in named
-    ]
-    for (_, cache), content in zip(named, filled, strict=True):
-        if isinstance(cache, LayerCache) and cache.offset:
-            cache.restore({key: array[:, :, :tokens] for key, array in content.items()})
-        elif isinstance(cache, LayerCache):
-            cache.rows, cache.offset = Rows(cache.codec, content), tokens
-            cache.rows.length = tokens
-        elif is_cuttable(cache):
-            cache.keys, cache.values, cache.offset = content["k"], content["v"], tokens
-        else:
-            cache.state = content
 
+    def __init__(self, caches: Sequence[Any], tokens: int, dtype: mx.Dtype) -> None:
+        self._leaves = list(leaves(caches))
+        self._capacity = math.ceil(tokens / STEP + 1) * STEP
+        self._dtype = dtype
+        self._arrays: dict[str, mx.array] = {}
+        self._views: dict[str, np.ndarray] = {}
+        self._wrong = ""
+        self.tokens = 0
+        self.nbytes = 0
 
-def _rows_of(leaf: str, blocks: Sequence[Payload], dtype: mx.Dtype) -> dict[str, mx.array]:
-    rows: dict[str, mx.array] = {}
-    for key in blocks[0]:
-        name, _, array = key.partition(":")
-        if name == leaf:
-            parts = [block[key] for block in blocks if key in block]
-            if len(parts) != len(blocks) or len({(part.dtype, part.shape[0], *part.shape[2:]) for part in parts}) != 1:
-                raise PayloadError(f"the blocks of layer {leaf} do not go together")
-            rows[array] = _joined(parts, dtype)
-    if {array[0] for array in rows} != {"k", "v"}:
-        raise PayloadError(f"layer {leaf} is not in these blocks")
-    return rows
+    def take(self, payload: Payload, at: int) -> None:
+        """Copy the arrays ``[n_kv_heads, n, width]`` of the tokens from ``at`` on; 0 starts anew.
 
+        Payloads that do not go together are noted, and refused by :meth:`finish`.
+        """
+        if not self._arrays:
+            self._make_room(payload)
+        if at == 0:
+            self.nbytes, self._wrong = 0, ""
+        if payload.keys() != self._views.keys():
+            self._wrong = "the blocks have different arrays"
+            return
+        for name, array in payload.items():
+            room = self._views[name][:, at : at + array.shape[1]]
+            if (room.dtype, room.shape) != (array.dtype, array.shape):
+                self._wrong = f"the blocks of layer {name.partition(':')[0]} do not go together"
+                return
+            room[...] = array
+            self.tokens = at + array.shape[1]
+            self.nbytes += array.nbytes
 
-def _joined(parts: Sequence[np.ndarray], dtype: mx.Dtype) -> mx.array:
-    """Arrays ``[n_kv_heads, tokens, width]`` as one with room for more tokens, copied once, into MLX's own memory."""
-    heads, _, *width = parts[0].shape
-    tokens = sum(part.shape[1] for part in parts)
-    kind: mx.Dtype = getattr(mx, parts[0].dtype.name)
-    out = mx.zeros((1, heads, math.ceil(tokens / STEP + 1) * STEP, *width), kind)
-    mx.eval(out)
-    np.concatenate(parts, axis=1, out=view(out)[0, :, :tokens])
-    return out.view(mx.bfloat16) if (kind, dtype) == (mx.uint16, mx.bfloat16) else out
+    def finish(self, checkpoint: Payload | None) -> None:
+        """Hand the rows to the cuttable leaves, and the state of ``checkpoint`` to the others.
+
+        Raises:
+            PayloadError: these payloads are of other caches; nothing was filled.
+        """
+        if self._wrong:
+            raise PayloadError(self._wrong)
+        self._views.clear()
+        filled = [
+            self._rows_of(name) if is_cuttable(cache) else _state_of(name, cache, checkpoint or {}, self._dtype)
+            for name, cache in self._leaves
+        ]
+        for (_, cache), content in zip(self._leaves, filled, strict=True):
+            if isinstance(cache, LayerCache) and cache.offset:
+                cache.restore({key: array[:, :, : self.tokens] for key, array in content.items()})
+            elif isinstance(cache, LayerCache):
+                cache.rows, cache.offset = Rows(cache.codec, content), self.tokens
+                cache.rows.length = self.tokens
+            elif is_cuttable(cache):
+                cache.keys, cache.values, cache.offset = content["k"], content["v"], self.tokens
+            else:
+                cache.state = content
+        self._arrays.clear()
+
+    def _make_room(self, payload: Payload) -> None:
+        self._arrays = {
+            name: mx.zeros((1, array.shape[0], self._capacity, *array.shape[2:]), getattr(mx, array.dtype.name))
+            for name, array in payload.items()
+        }
+        mx.eval(self._arrays)
+        self._views = {name: view(array)[0] for name, array in self._arrays.items()}
+
+    def _rows_of(self, leaf: str) -> dict[str, mx.array]:
+        rows: dict[str, mx.array] = {}
+        for key, array in self._arrays.items():
+            name, _, kind = key.partition(":")
+            if name == leaf:
+                is_bits = (array.dtype, self._dtype) == (mx.uint16, mx.bfloat16)
+                rows[kind] = array.view(mx.bfloat16) if is_bits else array
+        if {kind[0] for kind in rows} != {"k", "v"}:
+            raise PayloadError(f"layer {leaf} is not in these blocks")
+        return rows
 
 
 def _state_of(leaf: str, cache: Any, payload: Payload, dtype: mx.Dtype) -> Any:

@@ -365,9 +365,11 @@ class Decoder:
         while self._budget is not None and self._budget.is_tight(self._live_bytes, len(self._active)):
             if self._cool_one():
                 continue
-            if len(self._active) < 2:
+            # A first token that went out early must be reported before its job may start over from its tokens.
+            settled = [job for job in self._active.values() if job.pushed <= len(job.tokens)]
+            if len(self._active) < 2 or not settled:
                 return
-            self._pause(max(self._active.values(), key=lambda job: job.rank))
+            self._pause(max(settled, key=lambda job: job.rank))
             self._live_bytes = self._measure()
 
     def _hand_out_first(self, job: Job) -> None:

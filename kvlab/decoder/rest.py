@@ -86,44 +86,41 @@ class Rest:
             job.lookup_s = time.perf_counter() - started
             return 0
         looked_up = time.perf_counter()
-        blocks, checkpoint, match = self._read(job, limit, match)
+        filler = leaves.Filler(caches, limit, self._dtype)
+        checkpoint, match = self._read(job, limit, match, filler)
         job.miss = match.miss
-        if blocks:
+        if match.tokens:
             try:
-                leaves.restore(caches, blocks, checkpoint, self._dtype)
+                filler.finish(checkpoint)
             except leaves.PayloadError as error:
                 log.warning("kvlab: stored KV is not used: %s", error)
-                blocks, checkpoint, job.miss = [], None, "corrupt"
+                match, job.miss = nothing_of(match, "corrupt"), "corrupt"
             else:
                 mx.eval([cache.state for cache in caches])
                 job.cached = job.stored = match.tokens
                 job.by_tier = beyond(match.by_tier, live)
         job.lookup_s = looked_up - started
         job.restore_s = time.perf_counter() - looked_up
-        held = [*blocks, checkpoint or {}]
-        return sum(array.nbytes for payload in held for array in payload.values())
+        return filler.nbytes + sum(array.nbytes for array in (checkpoint or {}).values()) if match.tokens else 0
 
     def _match(self, job: Job, limit: int) -> Match:
         return self.store.match(self._namespace(job), job.context[:limit], checkpoint=self.wants_checkpoints)
 
-    def _read(self, job: Job, limit: int, match: Match) -> tuple[list[leaves.Payload], leaves.Payload | None, Match]:
-        """Blocks and checkpoint of a match, or of the best that is left after bad ones were set aside."""
+    def _read(self, job: Job, limit: int, match: Match, filler: leaves.Filler) -> tuple[leaves.Payload | None, Match]:
+        """Fill in a match, or the best that is left after bad blocks were set aside; its checkpoint, and itself."""
         spoiled = ""
         for _ in range(RETRIES):
-            blocks, match = self.store.read(match)
+            match = self.store.read_into(match, filler.take)
             if not self.wants_checkpoints:
-                return blocks, None, match
+                return None, match
             checkpoint = self.store.read_checkpoint(match)
             if checkpoint is not None or match.checkpoint is None:
-                return (
-                    (blocks if checkpoint is not None else []),
-                    checkpoint,
-                    replace(match, miss=spoiled or match.miss),
-                )
+                miss = spoiled or match.miss
+                return checkpoint, replace(match, miss=miss) if checkpoint is not None else nothing_of(match, miss)
             spoiled = "corrupt"
             match = self._match(job, limit)
         self.store.release(match)
-        return [], None, replace(match, miss=spoiled)
+        return None, nothing_of(match, spoiled)
 
     def segments(self, job: Job) -> list[list[int]]:
         """The tokens still to compute, cut where a checkpoint is wanted: at message boundaries and every N tokens.
@@ -184,6 +181,11 @@ class Rest:
 
     def _namespace(self, job: Job) -> Namespace:
         return Namespace(self._loaded.fingerprint, self._policy.at_rest, self._loaded.dtype, self._block, job.tenant)
+
+
+def nothing_of(match: Match, miss: str) -> Match:
+    """The match without its tokens."""
+    return replace(match, tokens=0, pieces=(), by_tier={}, checkpoint=None, miss=miss)
 
 
 def beyond(by_tier: Mapping[str, int], live: int) -> dict[str, int]:

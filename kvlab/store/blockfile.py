@@ -26,7 +26,7 @@ import numpy as np
 import xxhash
 
 from kvlab.store import keys as k
-from kvlab.store.types import BLOCK, CHECKPOINT, NUMBERS, Block
+from kvlab.store.types import BLOCK, CHECKPOINT, NUMBERS, Block, Scratch
 
 MAGIC = b"KVLABBLK"
 ALIGN = 64
@@ -101,14 +101,17 @@ def write(fd: int, parts: list[Buffer]) -> int:
     return done
 
 
-def read(path: str | os.PathLike[str], key: bytes) -> Block:
-    """The block ``key`` in ``path``, verified. Raises ``BadBlock``, or ``OSError`` when it cannot be opened or read."""
+def read(path: str | os.PathLike[str], key: bytes, scratch: Scratch | None = None) -> Block:
+    """The block ``key`` in ``path``, verified. Raises ``BadBlock``, or ``OSError`` when it cannot be opened or read.
+
+    With ``scratch`` its arrays lie there, and last until the next reading into it.
+    """
     fd = os.open(path, os.O_RDONLY)
     try:
         size = os.fstat(fd).st_size
         start = os.read(fd, _START)
         _check_size(start, size)  # before any memory is taken for it
-        data = np.empty(size, dtype=np.uint8)
+        data = np.empty(size, dtype=np.uint8) if scratch is None else scratch.take(size)
         view, got = data.data, _START
         view[:_START] = start
         while got < size:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Sequence
 
 from kvlab.store.ledger import Ledger
@@ -10,12 +11,16 @@ from kvlab.store.ram import Ram
 from kvlab.store.types import BLOCK, Block, Index, Put, Tier
 from kvlab.store.writer import Writer
 
+READ_ONCE = 4096
+"""Blocks read from below RAM that are remembered, to be kept at the next reading."""
+
 
 class Room:
     """Fills RAM within its budget. The caller holds the store's lock, which ``add`` lets go of while it waits."""
 
     def __init__(self, ram: Ram, tiers: Sequence[Tier], writer: Writer | None, ledger: Ledger, pins: Pins) -> None:
         self._ram, self._tiers, self._writer, self._ledger, self._pins = ram, tiers, writer, ledger, pins
+        self._read_once: OrderedDict[bytes, bool] = OrderedDict()
 
     def add(self, new: Sequence[Block]) -> Put:
         """Take in blocks that no tier has, parents first; waits for the writer when RAM is full of unwritten ones."""
@@ -39,6 +44,15 @@ class Room:
             if self._writer is not None:
                 self._writer.wake()
         return Put(blocks, nbytes)
+
+    def is_wanted(self, key: bytes) -> bool:
+        """Whether a block below RAM is read again, after not too many others, so that it had better be kept."""
+        if self._read_once.pop(key, False):
+            return True
+        self._read_once[key] = True
+        if len(self._read_once) > READ_ONCE:
+            self._read_once.popitem(last=False)
+        return False
 
     def keep(self, block: Block) -> None:
         """Take in a block read from below, if that takes no waiting."""

@@ -23,7 +23,7 @@ from kvlab.store.booking import Booking
 from kvlab.store.disk import TROUBLE, damaged, in_words, sync_path
 from kvlab.store.eviction import Evictor
 from kvlab.store.folder import Folder, Layout, folder_problems
-from kvlab.store.types import Block, Child, TierCorrupt, TierMiss
+from kvlab.store.types import Block, Child, Scratch, TierCorrupt, TierMiss
 from kvlab.store.view import View
 
 RETRY_S = 30.0  # how long a tier in trouble takes nothing
@@ -169,12 +169,12 @@ class Ssd:
 
     # -- reading ------------------------------------------------------------------------------------------------
 
-    def read(self, key: bytes) -> Block:
+    def read(self, key: bytes, scratch: Scratch | None = None) -> Block:
         layout = self._layout
         if layout is None:
             raise TierMiss("the tier is not there")
         try:
-            return blockfile.read(layout.path(key), key)
+            return blockfile.read(layout.path(key), key, scratch)
         except (OSError, blockfile.BadBlock) as error:
             if self._deleted(layout):
                 raise TierMiss(str(error)) from None

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -30,14 +29,15 @@ from kvlab.store.types import (
     Put,
     Query,
     Report,
+    Scratch,
     Tier,
     TierCorrupt,
     TierMiss,
 )
 from kvlab.store.writer import Writer
 
-READERS, READ_TOGETHER = 3, 8
-"""Threads that read a long match from below RAM, and the blocks that one of them reads at a time."""
+Taker = Callable[[Payload, int], None]
+"""Gets a block's arrays, cut to the tokens used, and the position of the first; must not keep them."""
 
 
 class Store:
@@ -115,37 +115,54 @@ class Store:
     def read(self, match: Match) -> tuple[list[Payload], Match]:
         """The payloads of a match, in order, each cut to its used tokens, and the match that they make up.
 
-        That is ``match`` itself, unless a block proved bad or gone: then it is shorter, with ``miss`` saying why, and
-        for a match with a checkpoint it is the next best one. The arrays are shared and cannot be written to.
+        The match is that of :meth:`read_into`. The arrays are shared and cannot be written to.
         """
+        payloads: list[Payload] = []
+
+        def take(payload: Payload, at: int) -> None:
+            if at == 0:
+                payloads.clear()
+            payloads.append(payload)
+
+        found = self._read(match, take, None)
+        return payloads[: len(found.pieces)], found
+
+    def read_into(self, match: Match, take: Taker) -> Match:
+        """Hand the payloads of a match to ``take``, in order, each cut to its used tokens; the match they make up.
+
+        That is ``match`` itself, unless a block proved bad or gone: then it is shorter, with ``miss`` saying why, and
+        for a match with a checkpoint it is the next best one, which ``take`` gets from the start again. Blocks read
+        from below RAM are kept there from their second reading on: the first costs no memory.
+        """
+        return self._read(match, take, Scratch())
+
+    def _read(self, match: Match, take: Taker, scratch: Scratch | None) -> Match:
         query = match.query
         if query is None or not self._pins.held(match):
             raise StoreError("this match was read or released before; match again")
-        payloads: list[Payload] = []
-        reason, parent = "", query.ns.root()
-        for piece, block in zip(match.pieces, self._fetch_all(match.pieces), strict=False):
+        reason, parent, count = "", query.ns.root(), 0
+        for piece in match.pieces:
             try:
-                if isinstance(block, TierMiss):
-                    raise block
+                block = self._fetch(piece.key, scratch)
                 self._check_piece(block, piece, parent, query)
             except TierMiss as error:
                 reason = error.reason
                 break
-            parent = block.key
+            parent, count = block.key, count + 1
             cut = piece.used < block.length
-            payloads.append({n: a[:, : piece.used] for n, a in block.payload.items()} if cut else block.payload)
-        used = match.pieces[: len(payloads)]
+            take({n: a[:, : piece.used] for n, a in block.payload.items()} if cut else block.payload, piece.start)
+        used = match.pieces[:count]
         with self._lock:
             self._touch([piece.key for piece in reversed(used)])  # leaves first, so that heads are the younger ones
             self._ledger.restored(len(used))
             if not reason:
                 self._pins.let_go(match, keep=[match.checkpoint] if match.checkpoint is not None else [])
-                return payloads, match
+                return match
             self._pins.let_go(match)
             if match.checkpoint is None:
                 self._ledger.missed(reason)
-                return payloads, Match.of(query, used, reason, None, match.ticket)
-        return self.read(self._find(query, reason))
+                return Match.of(query, used, reason, None, match.ticket)
+        return self._read(self._find(query, reason), take, scratch)
 
     def read_checkpoint(self, match: Match) -> Payload | None:
         """The state at exactly ``match.tokens``, or None when it proved bad or gone (then match again)."""
@@ -282,43 +299,27 @@ class Store:
             raise StoreError("the store is closed")
         return Query(ns, k.as_tokens(tokens), checkpoint)
 
-    def _fetch_all(self, pieces: Sequence[Piece]) -> list[Block | TierMiss]:
-        """The blocks in order, up to the first that is missing; those below RAM are read side by side.
+    def _fetch(self, key: bytes, scratch: Scratch | None = None) -> Block:
+        """The block from the fastest tier that has it; one from below is kept in RAM if there is room at once.
 
-        Most of a read is spent in the system and in the checksum, where other threads can go on.
+        With ``scratch``, the first reading from below goes there, and lasts until the next.
         """
-
-        def some(part: Sequence[Piece]) -> list[Block | TierMiss]:
-            got: list[Block | TierMiss] = []
-            for piece in part:
-                try:
-                    got.append(self._fetch(piece.key))
-                except TierMiss as error:
-                    got.append(error)
-                    break
-            return got
-
-        if sum(piece.tier != self._ram.name for piece in pieces) <= READ_TOGETHER:
-            return some(pieces)
-        parts = [pieces[at : at + READ_TOGETHER] for at in range(0, len(pieces), READ_TOGETHER)]
-        with ThreadPoolExecutor(READERS, thread_name_prefix="kvlab-store-read") as pool:
-            return [block for part in pool.map(some, parts) for block in part]
-
-    def _fetch(self, key: bytes) -> Block:
-        """The block from the fastest tier that has it; one from below is kept in RAM if there is room at once."""
         with self._lock:
             entry = self._ram.get(key)
+            if entry is None and scratch is not None and self._room.is_wanted(key):
+                scratch = None
         if entry is not None:
             return entry.block
         error = TierMiss("no tier has it")
         for tier in self._tiers:
             try:
-                block = tier.read(key)
+                block = tier.read(key, scratch)
             except TierMiss as miss:
                 error = miss
                 continue
-            with self._lock:
-                self._room.keep(block)
+            if scratch is None:
+                with self._lock:
+                    self._room.keep(block)
             return block
         raise error
 

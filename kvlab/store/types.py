@@ -14,6 +14,20 @@ from kvlab.store.keys import Namespace
 Payload = Mapping[str, np.ndarray]
 """The arrays of one block by name; of a token block, axis 1 of each is the token axis ``[heads, tokens, width]``."""
 
+
+class Scratch:
+    """Memory for one block at a time: reading many of them touches no new pages."""
+
+    def __init__(self) -> None:
+        self._data = np.empty(0, np.uint8)
+
+    def take(self, size: int) -> np.ndarray:
+        """``size`` bytes to write to; what was taken before is void."""
+        if len(self._data) < size:
+            self._data = np.empty(size, np.uint8)
+        return self._data[:size]
+
+
 BLOCK, CHECKPOINT = 0, 1
 NUMBERS = "biufc"  # NumPy kinds that can be stored: a file never names an object
 
@@ -171,8 +185,11 @@ class Tier(Index, Memory, Protocol):
     ``write``, ``note`` and ``sync`` are called by one thread, the writer's; the rest by any.
     """
 
-    def read(self, key: bytes) -> Block:
-        """The block, verified. Raises ``TierMiss``, or ``TierCorrupt`` once it has been set aside."""
+    def read(self, key: bytes, scratch: Scratch | None = None) -> Block:
+        """The block, verified; with ``scratch`` its arrays may lie there, until it is used again.
+
+        Raises ``TierMiss``, or ``TierCorrupt`` once it has been set aside.
+        """
         ...
 
     def distrust(self, key: bytes) -> None:
