@@ -112,7 +112,7 @@ class Logprobs:
     """A logits processor that changes nothing and keeps what was likely; put it last.
 
     mlx-lm computes one step ahead: when a token is handed out, this has been called with it already, so
-    ``entries[i]`` is there when the i-th token is.
+    ``entries[i]`` is there when the i-th token is. Only the first token may be handed out before.
     """
 
     def __init__(self, top: int) -> None:

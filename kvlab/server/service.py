@@ -184,7 +184,7 @@ async def _merged(sources: list[AsyncGenerator[Event, None]]) -> AsyncGenerator[
             async for event in events:
                 yield event
         return
-    arrived: asyncio.Queue[Event | ApiError | None] = asyncio.Queue()
+    arrived: asyncio.Queue[Event | Exception | None] = asyncio.Queue()
 
     async def pump(source: AsyncGenerator[Event, None]) -> None:
         try:
@@ -192,7 +192,7 @@ async def _merged(sources: list[AsyncGenerator[Event, None]]) -> AsyncGenerator[
                 async for event in events:
                     arrived.put_nowait(event)
             arrived.put_nowait(None)
-        except ApiError as error:
+        except Exception as error:  # noqa: BLE001 - raised again by whoever reads; lost, it would leave the client waiting
             arrived.put_nowait(error)
 
     tasks = [asyncio.create_task(pump(source)) for source in sources]
@@ -202,7 +202,7 @@ async def _merged(sources: list[AsyncGenerator[Event, None]]) -> AsyncGenerator[
             news = await arrived.get()
             if news is None:
                 running -= 1
-            elif isinstance(news, ApiError):
+            elif isinstance(news, Exception):
                 raise news
             else:
                 yield news

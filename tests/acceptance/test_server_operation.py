@@ -24,8 +24,6 @@ from kvlab.workloads.agent import Agent
 from tests.helpers import random_model_folder
 from tests.server_kit import Served, chat, endless
 
-pytestmark = pytest.mark.soak  # minutes of real processes and clients
-
 KEYS = {"authorization": "Bearer first"}
 
 
