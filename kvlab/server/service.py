@@ -12,7 +12,6 @@ from typing import Any
 
 from kvlab.server.ask import Ask, Ended, Event
 from kvlab.server.choice import Choice
-from kvlab.server.errors import ApiError
 from kvlab.server.gate import Gate
 from kvlab.server.logs import log
 from kvlab.server.model import Model

@@ -303,6 +303,7 @@ def test_claude_clients_get_their_errors(claude):
 # -- a process, killed and started again --------------------------------------------------------------------------
 
 
+@pytest.mark.soak  # test_server_agent has a kill for every run
 def test_the_loop_goes_on_after_a_kill(tmp_path):
     policy = f"tiered:dir={tmp_path / 'store'},write=through"
     with Served("--policy", policy, home=tmp_path) as server:
