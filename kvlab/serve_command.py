@@ -17,7 +17,7 @@ from kvlab.errors import KvlabError
 @click.option("--api-key", "keys", multiple=True, metavar="KEY", help="Let in; may be repeated. Else KVLAB_API_KEY.")
 @click.option("--max-concurrency", type=click.IntRange(1), default=32, show_default=True, help="Decoding side by side.")
 @click.option("--queue", type=click.IntRange(0), default=256, show_default=True, help="Waiting beyond those; then 429.")
-@click.option("--live-memory", metavar="SIZE", help="Live KV of admitted requests together, such as 8GB.")
+@click.option("--live-memory", metavar="SIZE", help="Most live KV, such as 8GB; requests wait for room.")
 @click.option("--model-memory", metavar="SIZE", help="Weights in memory together; the least recently used leave.")
 @click.option("--max-tokens", type=click.IntRange(1), default=4096, show_default=True, help="When a request says none.")
 @click.option("--max-body", default="32MB", show_default=True, metavar="SIZE", help="Largest request.")

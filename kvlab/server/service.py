@@ -38,8 +38,7 @@ class Service:
         try:
             model = await stack.enter_async_context(self.pool.use(asked))
             asks = await self.off_loop(_prepared, make, model)
-            nbytes = sum(ask.n * model.live_bytes(len(ask.prompt.ids) + ask.max_tokens) for ask in asks)
-            await stack.enter_async_context(self.gate.enter(sum(ask.n for ask in asks), nbytes))
+            stack.enter_context(self.gate.enter(sum(ask.n for ask in asks)))
             session = Session(self, model, asks, stack, request, tenant, path)
             stack.push_async_callback(session.leave)
             session.start()
@@ -114,7 +113,6 @@ class Session:
     async def _finished(self, event: Ended) -> Ended:
         choice, completion = self._choices[event.index], event.completion
         self._service.monitor.completed(completion, event.tokens, event.reason)
-        self.model.learn(completion.prompt_tokens + len(completion.tokens), completion.kv_bytes_live)
         if not choice.ask.raw and event.stopped is None:
             self.model.prompts.remember(choice.ask.prompt, answer_message(choice), choice.tokens)
         if completion.miss.startswith("diverged_at=") and not choice.ask.raw:
@@ -191,7 +189,7 @@ async def _merged(sources: list[AsyncGenerator[Event, None]]) -> AsyncGenerator[
                 async for event in events:
                     arrived.put_nowait(event)
             arrived.put_nowait(None)
-        except Exception as error:  # noqa: BLE001 - raised again by whoever reads; lost, it would leave the client waiting
+        except Exception as error:  # noqa: BLE001 - raised again by the reader; lost, it would leave the client waiting
             arrived.put_nowait(error)
 
     tasks = [asyncio.create_task(pump(source)) for source in sources]

@@ -8,20 +8,18 @@ from random import Random
 from typing import Any
 
 import pytest
+from langchain_core.messages import AIMessage, BaseMessage, HumanMessage, SystemMessage, ToolMessage
+from langchain_core.tools import StructuredTool
+from langchain_openai import ChatOpenAI
+from langgraph.checkpoint.memory import InMemorySaver
+from langgraph.graph import START, MessagesState, StateGraph
+from langgraph.prebuilt import ToolNode, tools_condition
 
-langgraph = pytest.importorskip("langgraph.graph", reason="langgraph is a development dependency")
-
-from langchain_core.messages import AIMessage, BaseMessage, HumanMessage, SystemMessage, ToolMessage  # noqa: E402
-from langchain_core.tools import StructuredTool  # noqa: E402
-from langchain_openai import ChatOpenAI  # noqa: E402
-from langgraph.checkpoint.memory import InMemorySaver  # noqa: E402
-from langgraph.prebuilt import ToolNode, tools_condition  # noqa: E402
-
-from kvlab.workloads.agent import CHANGES, LOOKUPS, RECALLS  # noqa: E402
-from kvlab.workloads.desk import RULES, TOOLS  # noqa: E402
-from kvlab.workloads.grading import grade_values  # noqa: E402
-from kvlab.workloads.words import NAMES, fact, value  # noqa: E402
-from tests.server_kit import Endpoint, Local, Served  # noqa: E402
+from kvlab.workloads.agent import CHANGES, LOOKUPS, RECALLS
+from kvlab.workloads.desk import RULES, TOOLS
+from kvlab.workloads.grading import grade_values
+from kvlab.workloads.words import NAMES, fact, value
+from tests.server_kit import Endpoint, Local, Served
 
 # LangGraph has no system prompt of its own; this one, with few tools, is what the bundled model was trained on.
 SYSTEM = SystemMessage(RULES.split("\n\n")[0])
@@ -95,10 +93,10 @@ class Desk:
         def think(state: Any) -> dict[str, Any]:
             return {"messages": [model.invoke([SYSTEM, *state["messages"]])]}
 
-        graph = langgraph.StateGraph(langgraph.MessagesState)
+        graph = StateGraph(MessagesState)
         graph.add_node("think", think)
         graph.add_node("tools", ToolNode(tools))
-        graph.add_edge(langgraph.START, "think")
+        graph.add_edge(START, "think")
         graph.add_conditional_edges("think", tools_condition)
         graph.add_edge("tools", "think")
         self._graph = graph.compile(checkpointer=InMemorySaver())
@@ -112,10 +110,10 @@ class Desk:
 
 
 def work(desk: Desk, directory: Directory, seed: int, between: Any = None) -> list[AIMessage]:
-    """All tasks, each checked; ``between`` is called after the fourth. The model's turns."""
+    """All tasks, each checked; ``between`` is called after six of nine. The model's turns."""
     turns: list[AIMessage] = []
     for i, (words, right, calls) in enumerate(tasks(seed, directory)):
-        if i == 4 and between is not None:
+        if i == 6 and between is not None:
             between()
         before = len(directory.calls)
         said = desk.tell(words)

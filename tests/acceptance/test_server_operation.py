@@ -13,6 +13,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import httpx
@@ -20,6 +21,7 @@ import pytest
 
 import kvlab  # noqa: F401 - before MLX
 from kvlab import cli
+from kvlab.decoder import Decoder
 from kvlab.errors import KvlabError
 from kvlab.server import serve
 from kvlab.workloads.agent import Agent
@@ -224,6 +226,10 @@ def test_from_a_notebook(bundled):
         port = int(handle.url.rpartition(":")[2])
         with pytest.raises(KvlabError, match="cannot listen"):
             serve("paged", bundled, port=port)
+        with pytest.raises(KvlabError, match="no setting 'keys'; there are host"):
+            serve("paged", bundled, keys=("x",))
+        with pytest.raises(KvlabError, match="lots"):
+            serve("paged", bundled, live_memory="lots")
     handle.stop()
     assert "stopped" in handle._repr_html_()
     with socket.socket() as probe:
@@ -274,6 +280,34 @@ def test_live_memory_is_a_limit(bundled):
                 most = max(most, sum(totals["live_bytes"].values()))
             assert done == [200] * 6
             assert 0 < most <= 3_000_000
+
+
+def test_answers_go_on_where_they_were_after_a_pause(bundled, monkeypatch):
+    array = {"type": "array", "items": {"type": "integer", "maximum": 999}, "minItems": 30, "maxItems": 40}
+    form = {"type": "json_schema", "json_schema": {"name": "x", "schema": array}}
+    bodies = [endless(f"Count to {i}.", max_tokens=220, seed=i, temperature=0.7, logprobs=True) for i in range(3)]
+    bodies += [chat(f"Count {i}.", max_tokens=220, seed=i, temperature=0.7, response_format=form) for i in range(3)]
+    pauses = []
+    pause = Decoder._pause
+    monkeypatch.setattr(Decoder, "_pause", lambda self, job: (pauses.append(job), pause(self, job)))
+
+    def answers(server: Local) -> list[dict]:
+        with ThreadPoolExecutor(len(bodies)) as threads:
+            made = threads.map(lambda body: server.post("/v1/chat/completions", body).json(), bodies)
+            return [answer["choices"][0] for answer in made]
+
+    with Local("paged", bundled) as server:
+        wanted = answers(server)
+    assert not pauses
+    with Local("paged", bundled, live_memory=2_500_000) as server:
+        got = answers(server)
+    assert pauses
+    for a, b in zip(wanted, got, strict=True):
+        assert a["message"] == b["message"]
+        tokens, again = ((choice["logprobs"] or {"content": []})["content"] for choice in (a, b))
+        assert [entry["token"] for entry in tokens] == [entry["token"] for entry in again]
+        assert [e["logprob"] for e in tokens] == pytest.approx([e["logprob"] for e in again], abs=1e-3)
+    assert all(30 <= len(json.loads(choice["message"]["content"])) <= 40 for choice in got[3:])
 
 
 def test_slots_are_saved_restored_and_erased_by_name(bundled, tmp_path, monkeypatch):

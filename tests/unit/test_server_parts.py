@@ -41,6 +41,7 @@ def test_a_server_for_others_needs_a_key():
         ({"queue": -1}, "queue"),
         ({"port": 70000}, "port 70000"),
         ({"api_keys": (" ",)}, "empty API key"),
+        ({"api_keys": "secret"}, "a tuple of keys"),
         ({"heartbeat": 0}, "heartbeat"),
         ({"live_memory": 0}, "live_memory"),
     ],
