@@ -134,10 +134,10 @@ class Session:
         """Cancel what runs, and tell the log and the dashboard how it went."""
         for choice in self._choices:
             choice.cancel()
-        facts: dict[str, Any] = {
-            "ended": "cancelled" if len(self._ended) < len(self._choices) else self._ended[0].reason,
-            "tokens": self.tokens(),
-        }
+        how = "cancelled" if self._choices else "refused"
+        if self._ended and len(self._ended) == len(self._choices):
+            how = self._ended[0].reason
+        facts: dict[str, Any] = {"ended": how, "tokens": self.tokens()}
         if self._ended:
             facts |= figures(self._ended[0])
         self._service.monitor.ended_request(self.request, facts)
