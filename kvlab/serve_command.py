@@ -45,6 +45,7 @@ def serve(
     prefill_step: int,
 ) -> None:
     """Serve a policy to clients of OpenAI and Anthropic until interrupted; a dashboard is at /."""
+    import logging
     import sys
 
     import uvicorn
@@ -82,7 +83,12 @@ def serve(
 
     class Announcing(uvicorn.Server):
         async def startup(self, sockets: object = None) -> None:
-            await super().startup(sockets)  # type: ignore[arg-type]
+            uvicorn_log = logging.getLogger("uvicorn.error")
+            uvicorn_log.disabled = True  # a start that fails is told in one line, below
+            try:
+                await super().startup(sockets)  # type: ignore[arg-type]
+            finally:
+                uvicorn_log.disabled = False
             if self.started:
                 click.echo(f"kvlab serves {parsed} at {url}")
                 sys.stdout.flush()
@@ -91,6 +97,10 @@ def serve(
             await super().shutdown(sockets)  # type: ignore[arg-type]
             self._captured_signals.clear()  # an end that was asked for is a good end: status 0
 
-    Announcing(uvicorn_config(app, settings)).run([socket])
+    try:
+        Announcing(uvicorn_config(app, settings)).run([socket])
+    except SystemExit:  # how uvicorn ends a start that failed
+        if app.state.failure is None:
+            raise
     if app.state.failure is not None:
         raise KvlabError(str(app.state.failure))

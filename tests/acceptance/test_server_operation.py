@@ -190,7 +190,7 @@ def test_a_server_ends_well_and_keeps_what_it_computed(tmp_path):
         usage = server.post("/v1/chat/completions", body).json()["usage"]
         assert usage["prompt_tokens_details"]["cached_tokens"] == usage["prompt_tokens"] - 1
         server.process.send_signal(signal.SIGINT)
-        assert server.process.wait(20) == 0
+        assert server.process.wait(60) == 0
     entries = [json.loads(line) for line in server.log]
     [answered] = [entry for entry in entries if entry["event"] == "answered"]
     assert answered["cached_tokens"] == usage["prompt_tokens"] - 1
