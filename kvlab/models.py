@@ -77,7 +77,7 @@ class LoadedModel:
         try:
             return list(
                 self.tokenizer.apply_chat_template(
-                    [_for_template(message) for message in messages],
+                    [for_template(message) for message in messages],
                     tools=list(tools) or None,
                     add_generation_prompt=generation,
                     tokenize=True,
@@ -169,7 +169,7 @@ def _dtype(network: nn.Module) -> str:
     return max(sizes, key=lambda name: sizes[name]) if sizes else "float32"
 
 
-def _for_template(message: Mapping[str, Any]) -> dict[str, Any]:
+def for_template(message: Mapping[str, Any]) -> dict[str, Any]:
     """A message as templates expect it: tool arguments as a mapping, and never a content of None."""
     made = dict(message)
     if made.get("content") is None:

@@ -17,7 +17,7 @@ from kvlab.errors import KvlabError
 @click.option("--api-key", "keys", multiple=True, metavar="KEY", help="Let in; may be repeated. Else KVLAB_API_KEY.")
 @click.option("--max-concurrency", type=click.IntRange(1), default=32, show_default=True, help="Decoding side by side.")
 @click.option("--queue", type=click.IntRange(0), default=256, show_default=True, help="Waiting beyond those; then 429.")
-@click.option("--live-memory", metavar="SIZE", help="Live KV of admitted requests together, such as 8GB.")
+@click.option("--live-memory", metavar="SIZE", help="Most live KV, such as 8GB; requests wait for room.")
 @click.option("--model-memory", metavar="SIZE", help="Weights in memory together; the least recently used leave.")
 @click.option("--max-tokens", type=click.IntRange(1), default=4096, show_default=True, help="When a request says none.")
 @click.option("--max-body", default="32MB", show_default=True, metavar="SIZE", help="Largest request.")
@@ -45,6 +45,7 @@ def serve(
     prefill_step: int,
 ) -> None:
     """Serve a policy to clients of OpenAI and Anthropic until interrupted; a dashboard is at /."""
+    import logging
     import sys
 
     import uvicorn
@@ -82,7 +83,12 @@ def serve(
 
     class Announcing(uvicorn.Server):
         async def startup(self, sockets: object = None) -> None:
-            await super().startup(sockets)  # type: ignore[arg-type]
+            uvicorn_log = logging.getLogger("uvicorn.error")
+            uvicorn_log.disabled = True  # a start that fails is told in one line, below
+            try:
+                await super().startup(sockets)  # type: ignore[arg-type]
+            finally:
+                uvicorn_log.disabled = False
             if self.started:
                 click.echo(f"kvlab serves {parsed} at {url}")
                 sys.stdout.flush()
@@ -91,6 +97,10 @@ def serve(
             await super().shutdown(sockets)  # type: ignore[arg-type]
             self._captured_signals.clear()  # an end that was asked for is a good end: status 0
 
-    Announcing(uvicorn_config(app, settings)).run([socket])
+    try:
+        Announcing(uvicorn_config(app, settings)).run([socket])
+    except SystemExit:  # how uvicorn ends a start that failed
+        if app.state.failure is None:
+            raise
     if app.state.failure is not None:
         raise KvlabError(str(app.state.failure))

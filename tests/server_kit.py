@@ -1,4 +1,4 @@
-"""Servers in processes of their own, as users run them, and clients for them."""
+"""Servers to talk to: in processes of their own, as users run them, or in this one, as notebooks do."""
 
 from __future__ import annotations
 
@@ -13,17 +13,45 @@ from typing import Any
 
 import httpx
 
+from kvlab.server import Handle, serve
+
 ROOT = Path(__file__).resolve().parent.parent
 
 
-class Served:
+class Endpoint:
+    """Something at ``url`` that answers."""
+
+    url: str
+
+    def get(self, path: str, **options: Any) -> httpx.Response:
+        return httpx.get(self.url + path, timeout=60, **options)
+
+    def post(self, path: str, body: Any, **options: Any) -> httpx.Response:
+        return httpx.post(self.url + path, json=body, timeout=120, **options)
+
+
+class Local(Endpoint):
+    """:func:`kvlab.server.serve` in this process; a context manager that stops it. Takes its arguments."""
+
+    def __init__(self, *arguments: Any, **settings: Any) -> None:
+        self.handle: Handle = serve(*arguments, **settings)
+        self.url = self.handle.url
+
+    def __enter__(self) -> Local:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.handle.stop()
+
+
+class Served(Endpoint):
     """``kvlab serve`` in a process. ``url`` once it is ready; a context manager that ends it."""
 
-    def __init__(self, *options: str, home: Path | None = None) -> None:
+    def __init__(self, *options: str, home: Path | None = None, port: int = 0) -> None:
         environment = {**os.environ, "PYTHONPATH": str(ROOT)}
         if home is not None:
             environment["KVLAB_HOME"] = str(home)
-        command = [sys.executable, "-m", "kvlab.server", "--port", "0", *options]
+        command = [sys.executable, "-m", "kvlab.server", "--port", str(port), *options]
         self.process = subprocess.Popen(
             command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment, cwd=ROOT
         )
@@ -41,12 +69,6 @@ class Served:
         assert self.process.stderr is not None
         for line in self.process.stderr:
             self.log.append(line)
-
-    def get(self, path: str, **options: Any) -> httpx.Response:
-        return httpx.get(self.url + path, timeout=60, **options)
-
-    def post(self, path: str, body: Any, **options: Any) -> httpx.Response:
-        return httpx.post(self.url + path, json=body, timeout=120, **options)
 
     def kill(self) -> None:
         """As a power cut would."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import mlx.core as mx
 import numpy as np
@@ -17,12 +18,9 @@ VOCABULARY = 1024
 END = 0
 
 
-def random_qwen3(*, layers: int = 6, width: int = 384, seed: int = 0) -> LoadedModel:
-    """A Qwen3 that was never trained: by default about 10M parameters, 6 KB of KV a token, float32.
-
-    Its tokenizer knows nothing but the end token: give it token ids below ``VOCABULARY``.
-    """
-    settings = {
+def qwen3_config(*, layers: int = 6, width: int = 384, vocabulary: int = VOCABULARY) -> dict[str, Any]:
+    """The config of a small Qwen3: by default about 10M parameters, 6 KB of KV a token."""
+    return {
         "model_type": "qwen3",
         "hidden_size": width,
         "num_hidden_layers": layers,
@@ -31,12 +29,20 @@ def random_qwen3(*, layers: int = 6, width: int = 384, seed: int = 0) -> LoadedM
         "num_key_value_heads": 2,
         "head_dim": 64,
         "rms_norm_eps": 1e-6,
-        "vocab_size": VOCABULARY,
+        "vocab_size": vocabulary,
         "max_position_embeddings": 32768,
         "rope_theta": 1e6,
         "tie_word_embeddings": True,
     }
-    model = qwen3.Model(qwen3.ModelArgs.from_dict(settings))
+
+
+def random_qwen3(*, layers: int = 6, width: int = 384, seed: int = 0, vocabulary: int = VOCABULARY) -> LoadedModel:
+    """A Qwen3 that was never trained, of :func:`qwen3_config`, in float32.
+
+    Its tokenizer knows nothing but the end token: give it token ids below ``vocabulary``.
+    """
+    config = qwen3_config(layers=layers, width=width, vocabulary=vocabulary)
+    model = qwen3.Model(qwen3.ModelArgs.from_dict(config))
     rng = np.random.default_rng(seed)
 
     def draw(array: mx.array) -> mx.array:
@@ -47,6 +53,6 @@ def random_qwen3(*, layers: int = 6, width: int = 384, seed: int = 0) -> LoadedM
     model.update(tree_map(draw, model.parameters()))
     mx.eval(model.parameters())
     name = f"qwen3-random-{layers}x{width}"
-    tokenizer = SimpleNamespace(eos_token_ids=[END], vocab_size=VOCABULARY)
+    tokenizer = SimpleNamespace(eos_token_ids=[END], vocab_size=vocabulary)
     fingerprint = hashlib.sha256(f"{name} {seed}".encode()).hexdigest()[:32]
     return LoadedModel(model, tokenizer, name, Path(), fingerprint, "float32", layers)

@@ -160,6 +160,11 @@ class Decoder:
         """:meth:`submit` and wait for the end."""
         return self.submit(prompt, **options).result()
 
+    @property
+    def wants_checkpoints(self) -> bool:
+        """Whether KV at rest is blocks and checkpoints: some layers' state cannot be cut at a token."""
+        return self._rest is not None and self._rest.wants_checkpoints
+
     def live_bytes(self) -> int:
         """Bytes of all live KV after the last step."""
         return self._live_bytes

@@ -44,6 +44,7 @@ class Choice:
         self._constraint, self._logprobs = constraint, logprobs
         self._call = ""
         self._untold: list[tuple[int, Token]] = []
+        self._unread: list[int | None] = []
         self.tokens: list[int] = []
         self.text = ""
         self.reasoning = ""
@@ -69,7 +70,7 @@ class Choice:
                         raise ApiError(408, "the request took longer than this server allows") from None
                     yield Beat()
                     continue
-                for token in batch:
+                for token in self._readable(batch):
                     if token is None:
                         ended = True
                     elif self._reader.stopped is None:
@@ -102,6 +103,15 @@ class Choice:
             # What broke in a batch is no fault of this request; a type and a place tell enough, and quote no prompt.
             log("decoder failed", level=40, error=type(error).__name__, where=_place(error))
             raise ApiError(500, "the model failed while answering; the server's log says where") from error
+
+    def _readable(self, batch: list[int | None]) -> list[int | None]:
+        """The tokens to read now. The first arrives before its log-probability does: then it waits for the second."""
+        self._unread += batch
+        ready = len(self._unread)
+        if self._logprobs is not None and None not in self._unread:
+            ready = len(self._logprobs.entries) - len(self.tokens)
+        batch, self._unread = self._unread[:ready], self._unread[ready:]
+        return batch
 
     def _read(self, token: int) -> list[Event]:
         self.tokens.append(token)

@@ -93,7 +93,8 @@ class Constraint:
     """A logits processor for one sequence. Decoder thread only.
 
     mlx-lm calls processors with the tokens so far while the newest of them is still being computed. The model's forward
-    pass is set off first, so that waiting for that token and computing the mask happen beside it.
+    pass is set off first, so that waiting for that token and computing the mask happen beside it. A request that was
+    paused comes back with the tokens of its last call once more.
 
     Close to ``max_tokens`` the shortest way to a complete text is taken, so that length does not cut JSON apart.
     """
@@ -110,24 +111,25 @@ class Constraint:
         self._left = max_tokens
         self._matcher, self._trigger = matcher, trigger
         self._tail = b""
-        self._begun = False
+        self._place = 0
         self._plan: list[int] | None = None
+        self._planned_at = 0
         self._check_at = max_tokens // 2
         self.failure = ""
 
     def __call__(self, tokens: mx.array, logits: mx.array) -> mx.array:
-        if self._begun:
+        if 0 < self._place < tokens.size:
             newest = tokens[-1:]
             mx.async_eval(newest)  # before the forward pass in the queue: it is ready when the last step is
             mx.async_eval(logits)
             self._advance(int(np.array(newest)[0]))
-        self._begun = True
+        self._place = tokens.size
         if self._matcher is None:
             return logits
         if self._plan is None and self._left <= self._check_at:
             self._look_ahead(self._matcher)
-        if self._plan:
-            return _only(logits, self._plan.pop(0))
+        if self._plan is not None and (step := self._place - self._planned_at) < len(self._plan):
+            return _only(logits, self._plan[step])
         return self._masked(self._matcher, logits)
 
     def _advance(self, token: int) -> None:
@@ -163,7 +165,7 @@ class Constraint:
         plan = self._closer.plan(matcher, self._left)
         spare = self._left - len(plan)
         if spare <= 2:
-            self._plan = plan
+            self._plan, self._planned_at = plan, self._place
         self._check_at = (self._left + len(plan)) // 2 if spare > 32 else self._left - 1
 
     def _masked(self, matcher: LLMatcher, logits: mx.array) -> mx.array:

@@ -6,15 +6,17 @@ import html
 import threading
 import time
 from collections.abc import Mapping
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 from kvlab.errors import KvlabError
 from kvlab.models import BUNDLED, LoadedModel
-from kvlab.policies import Module, Policy
+from kvlab.policies import Module, Policy, parse_bytes
 from kvlab.server.settings import Settings
 
 Source = str | Path | LoadedModel
+SIZES = ("live_memory", "model_memory", "max_body")
 
 
 def serve(
@@ -30,12 +32,17 @@ def serve(
         policy: a Policy or its spec.
         model: what to serve: a folder, a hub id, a loaded model, or several by name; None is the bundled model.
         port: where; 0 takes a free port.
-        settings: the other fields of :class:`Settings`, such as ``api_keys`` or ``max_concurrency``.
+        settings: the other fields of :class:`Settings`, such as ``api_keys`` or ``max_concurrency``; sizes may be
+            text, such as ``live_memory="8GB"``.
 
     Raises:
         KvlabError: a policy, model or setting that cannot be, or a port that is taken.
     """
-    return Handle(Policy.parse(policy), sources(model), Settings(port=port, **settings))
+    known = [field.name for field in fields(Settings)]
+    if unknown := sorted(set(settings) - set(known)):
+        raise KvlabError(f"no setting {unknown[0]!r}; there are {', '.join(known)}")
+    sizes = {name: parse_bytes(settings[name]) for name in SIZES if isinstance(settings.get(name), str)}
+    return Handle(Policy.parse(policy), sources(model), Settings(port=port, **{**settings, **sizes}))
 
 
 class Handle:
@@ -46,7 +53,7 @@ class Handle:
 
         from kvlab.server.app import create_app
 
-        self.policy = policy
+        self.policy, self.settings = policy, settings
         self.models = tuple(models)
         self._socket = listening(settings.host, settings.port)
         host, port = self._socket.getsockname()[:2]
@@ -89,12 +96,13 @@ class Handle:
         running = self._thread.is_alive()
         link = f'<a href="{self.url}" target="_blank">{self.url}</a>' if running else f"<s>{self.url}</s>"
         base = f"{self.url}/v1"
+        key = "KEY" if self.settings.api_keys else "-"
         return (
             f"<div><b>kvlab server</b> {link} · {'running' if running else 'stopped'}<br>"
             f"policy <code>{html.escape(str(self.policy))}</code> · models "
             f"<code>{html.escape(', '.join(self.models))}</code><br>"
-            f'<code>OpenAI(base_url="{base}", api_key="-")</code> · '
-            f'<code>Anthropic(base_url="{self.url}", api_key="-")</code></div>'
+            f'<code>OpenAI(base_url="{base}", api_key="{key}")</code> · '
+            f'<code>Anthropic(base_url="{self.url}", api_key="{key}")</code></div>'
         )
 
 

@@ -7,7 +7,6 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
-import mlx.core as mx
 from mlx.utils import tree_flatten
 
 from kvlab.decoder import Decoder
@@ -21,12 +20,9 @@ from kvlab.server.errors import ApiError
 from kvlab.server.formats import Format, json_rule
 from kvlab.server.grammar import Constraint, Grammars, Trigger
 from kvlab.server.prompts import Prompts
-from kvlab.server.sampling import Logprobs, Sampling, processors, sampler
+from kvlab.server.sampling import Logprobs, Sampling, Seeded, processors, sampler
 from kvlab.server.settings import Settings
 from kvlab.server.text import Reader
-
-STEP = 256
-"""Tokens by which caches grow."""
 
 
 class Model:
@@ -41,6 +37,7 @@ class Model:
             recorder=sink,
             max_concurrency=settings.max_concurrency,
             prefill_step=settings.prefill_step,
+            live_memory=settings.live_memory,
         )
         self.prompts = Prompts(loaded)
         self.grammars = Grammars(loaded)
@@ -50,19 +47,9 @@ class Model:
         self.nbytes = sum(array.nbytes for _, array in arrays)
         self.defaults = _defaults(loaded)
         self.context = _context(loaded)
-        self._row_bytes = _row_bytes(loaded)
 
     def close(self) -> None:
         self.decoder.close()
-
-    def live_bytes(self, tokens: int) -> int:
-        """Bytes of live KV that a sequence of ``tokens`` needs: what finished ones took, by whole steps of memory."""
-        return round(self._row_bytes * (-(-tokens // STEP) * STEP))
-
-    def learn(self, tokens: int, nbytes: int) -> None:
-        """A sequence of ``tokens`` held ``nbytes`` of live KV."""
-        if nbytes:
-            self._row_bytes = nbytes / (-(-tokens // STEP) * STEP)
 
     def check_room(self, ask_tokens: int, max_tokens: int | None, default: int) -> int:
         """The number of tokens that may be generated. Raises ApiError 400 when the prompt fills the context."""
@@ -80,8 +67,11 @@ class Model:
         """Start one answer. On the event loop, so that its tokens find their way there."""
         constraint = None if ask.raw and ask.schema is None else self._constraint(ask)
         logprobs = Logprobs(ask.logprobs) if ask.logprobs is not None else None
+        draw = sampler(ask.sampling, index, self.loaded.vocab_size)
         chain: list[Any] = processors(ask.sampling, len(ask.prompt.ids))
         chain += [part for part in (constraint, logprobs) if part is not None]
+        if isinstance(draw, Seeded):
+            chain.append(draw.watch)
         call = (self.form.start, self.form.end) if ask.tools and ask.call != "none" else None
         reader = Reader(
             _Plain(self.loaded.tokenizer) if ask.raw else self.loaded.tokenizer,
@@ -92,7 +82,7 @@ class Model:
         stream = self.decoder.submit(
             ask.prompt.ids,
             max_tokens=ask.max_tokens,
-            sampler=sampler(ask.sampling, index, self.loaded.vocab_size),
+            sampler=draw,
             logits_processors=chain,
             tags=tags,
             tenant=tenant,
@@ -153,17 +143,6 @@ def _defaults(loaded: LoadedModel) -> Sampling:
     return Sampling(
         float(config.get("temperature", 1.0)), float(config.get("top_p", 1.0)), int(config.get("top_k") or 0)
     )
-
-
-def _row_bytes(loaded: LoadedModel) -> float:
-    """Bytes of a token's exact KV by the model's config; 0 where that does not say. What requests took replaces it."""
-    config = json.loads((loaded.path / "config.json").read_text(encoding="utf-8"))
-    heads = config.get("num_attention_heads")
-    kv_heads = config.get("num_key_value_heads") or heads
-    if not isinstance(heads, int) or not isinstance(config.get("hidden_size"), int):
-        return 0.0
-    width = config.get("head_dim") or config["hidden_size"] // heads
-    return float(loaded.n_layers * 2 * kv_heads * width * getattr(mx, loaded.dtype).size)
 
 
 def _context(loaded: LoadedModel) -> int:

@@ -40,7 +40,6 @@ class Monitor:
         self.tpot = Histogram("tpot_seconds", "Mean time per later token.", buckets=STEPS, **make)
         self.evicted_rows = Counter("evicted_rows", "Rows that retention dropped from live KV.", **make)
         self.running = Gauge("running", "Generations running or waiting in the decoder.", **make)
-        self.waiting = Gauge("waiting", "Requests waiting for room.", **make)
         self.registry.register(_Stores(models))
 
     def emit(self, event: events.Event) -> None:

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from kvlab.errors import KvlabError
-from kvlab.models import LoadedModel, _for_template
+from kvlab.models import LoadedModel, for_template
 from kvlab.server.errors import ApiError
 
 Message = Mapping[str, Any]
@@ -69,7 +69,7 @@ class Prompts:
             raise ApiError(400, f"{self._loaded.name} has no chat template: use /v1/completions")
         try:
             made: str = tokenizer.apply_chat_template(
-                [_for_template(message) for message in messages],
+                [for_template(message) for message in messages],
                 tools=list(tools) or None,
                 add_generation_prompt=generation,
                 tokenize=False,

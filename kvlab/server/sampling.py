@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
 from functools import lru_cache
 from typing import Any, NamedTuple
@@ -43,16 +44,22 @@ def _shared(temperature: float, top_p: float, top_k: int, min_p: float) -> Sampl
 
 
 class Seeded:
-    """Draws from a random stream of its own, so that the same seed gives the same tokens beside any other requests."""
+    """Draws by seed and place, so that the same seed gives the same tokens beside any other requests, and again after
+    a pause. Its :meth:`watch` must be among the request's logits processors.
+    """
 
     def __init__(self, how: Sampling, seed: int) -> None:
         self._how, self._seed = how, seed
-        self._key: mx.array | None = None
+        self._place = 0
+
+    def watch(self, tokens: mx.array, logits: mx.array) -> mx.array:
+        """Notes the place; changes nothing."""
+        self._place = tokens.size
+        return logits
 
     def __call__(self, logprobs: mx.array) -> mx.array:
-        if self._key is None:
-            self._key = mx.random.key(self._seed & (2**64 - 1))
-        self._key, key = mx.random.split(self._key)
+        drawn = hashlib.blake2b(f"{self._seed} {self._place}".encode(), digest_size=8).digest()
+        key = mx.random.key(int.from_bytes(drawn))
         if 0 < self._how.top_p < 1:
             logprobs = apply_top_p(logprobs, self._how.top_p)
         if self._how.min_p > 0:
@@ -112,16 +119,18 @@ class Logprobs:
     """A logits processor that changes nothing and keeps what was likely; put it last.
 
     mlx-lm computes one step ahead: when a token is handed out, this has been called with it already, so
-    ``entries[i]`` is there when the i-th token is.
+    ``entries[i]`` is there when the i-th token is. Only the first token may be handed out before. After a pause it is
+    called with the same tokens once more.
     """
 
     def __init__(self, top: int) -> None:
         self._top = top
+        self._place = 0
         self._before: mx.array | None = None
         self.entries: list[Token] = []
 
     def __call__(self, tokens: mx.array, logits: mx.array) -> mx.array:
-        if self._before is not None:
+        if self._before is not None and tokens.size > self._place:
             newest = tokens[-1:]
             logprobs = self._before - mx.logsumexp(self._before, axis=-1, keepdims=True)
             own: Any = logprobs[0, newest]
@@ -129,5 +138,5 @@ class Logprobs:
             best: Any = logprobs[0, order]
             mx.eval(own, order, best)
             self.entries.append(Token(own.item(), list(zip(order.tolist(), best.tolist(), strict=True))))
-        self._before = logits
+        self._before, self._place = logits, tokens.size
         return logits

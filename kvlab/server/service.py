@@ -12,7 +12,6 @@ from typing import Any
 
 from kvlab.server.ask import Ask, Ended, Event
 from kvlab.server.choice import Choice
-from kvlab.server.errors import ApiError
 from kvlab.server.gate import Gate
 from kvlab.server.logs import log
 from kvlab.server.model import Model
@@ -39,8 +38,7 @@ class Service:
         try:
             model = await stack.enter_async_context(self.pool.use(asked))
             asks = await self.off_loop(_prepared, make, model)
-            nbytes = sum(ask.n * model.live_bytes(len(ask.prompt.ids) + ask.max_tokens) for ask in asks)
-            await stack.enter_async_context(self.gate.enter(sum(ask.n for ask in asks), nbytes))
+            stack.enter_context(self.gate.enter(sum(ask.n for ask in asks)))
             session = Session(self, model, asks, stack, request, tenant, path)
             stack.push_async_callback(session.leave)
             session.start()
@@ -115,7 +113,6 @@ class Session:
     async def _finished(self, event: Ended) -> Ended:
         choice, completion = self._choices[event.index], event.completion
         self._service.monitor.completed(completion, event.tokens, event.reason)
-        self.model.learn(completion.prompt_tokens + len(completion.tokens), completion.kv_bytes_live)
         if not choice.ask.raw and event.stopped is None:
             self.model.prompts.remember(choice.ask.prompt, answer_message(choice), choice.tokens)
         if completion.miss.startswith("diverged_at=") and not choice.ask.raw:
@@ -137,10 +134,10 @@ class Session:
         """Cancel what runs, and tell the log and the dashboard how it went."""
         for choice in self._choices:
             choice.cancel()
-        facts: dict[str, Any] = {
-            "ended": "cancelled" if len(self._ended) < len(self._choices) else self._ended[0].reason,
-            "tokens": self.tokens(),
-        }
+        how = "cancelled" if self._choices else "refused"
+        if self._ended and len(self._ended) == len(self._choices):
+            how = self._ended[0].reason
+        facts: dict[str, Any] = {"ended": how, "tokens": self.tokens()}
         if self._ended:
             facts |= figures(self._ended[0])
         self._service.monitor.ended_request(self.request, facts)
@@ -184,7 +181,7 @@ async def _merged(sources: list[AsyncGenerator[Event, None]]) -> AsyncGenerator[
             async for event in events:
                 yield event
         return
-    arrived: asyncio.Queue[Event | ApiError | None] = asyncio.Queue()
+    arrived: asyncio.Queue[Event | Exception | None] = asyncio.Queue()
 
     async def pump(source: AsyncGenerator[Event, None]) -> None:
         try:
@@ -192,7 +189,7 @@ async def _merged(sources: list[AsyncGenerator[Event, None]]) -> AsyncGenerator[
                 async for event in events:
                     arrived.put_nowait(event)
             arrived.put_nowait(None)
-        except ApiError as error:
+        except Exception as error:  # noqa: BLE001 - raised again by the reader; lost, it would leave the client waiting
             arrived.put_nowait(error)
 
     tasks = [asyncio.create_task(pump(source)) for source in sources]
@@ -202,7 +199,7 @@ async def _merged(sources: list[AsyncGenerator[Event, None]]) -> AsyncGenerator[
             news = await arrived.get()
             if news is None:
                 running -= 1
-            elif isinstance(news, ApiError):
+            elif isinstance(news, Exception):
                 raise news
             else:
                 yield news

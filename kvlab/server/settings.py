@@ -17,7 +17,7 @@ class Settings:
         api_keys: keys that are let in; none lets everybody in.
         max_concurrency: sequences that decode side by side.
         queue: requests that may wait beyond those; more are told to come back (429).
-        live_memory: bytes of live KV that admitted requests may need together; None is no limit.
+        live_memory: bytes of live KV of each model, see :class:`kvlab.decoder.Decoder`; None is no limit.
         model_memory: bytes of weights held at once; the least recently used model leaves first. None is no limit.
         max_tokens: tokens of an answer when the request does not say.
         max_body: bytes of a request.
@@ -46,6 +46,9 @@ class Settings:
     prefill_step: int = 512
 
     def __post_init__(self) -> None:
+        keys: object = self.api_keys
+        if isinstance(keys, str):  # its letters would be keys
+            raise KvlabError("api_keys is a tuple of keys: write api_keys=(KEY,)")
         for name in ("max_concurrency", "max_tokens", "max_body", "prefill_step"):
             if getattr(self, name) < 1:
                 raise KvlabError(f"{name}={getattr(self, name)} must be 1 or more")

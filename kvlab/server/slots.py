@@ -126,7 +126,7 @@ def _store(model: Model, tenant: str) -> tuple[Any, Namespace, bool]:
         raise ApiError(400, f"the policy {model.policy} keeps no KV: serve paged or tiered to save slots")
     loaded = model.loaded
     space = Namespace(loaded.fingerprint, model.policy.at_rest, loaded.dtype, reuse.block, tenant)
-    return store, space, bool(getattr(getattr(model.decoder, "_rest", None), "wants_checkpoints", False))
+    return store, space, model.decoder.wants_checkpoints
 
 
 def _facts(space: Namespace) -> list[Any]:

@@ -25,13 +25,9 @@ from kvlab.models import LoadedModel
 from kvlab.store import ssd
 from tests.architectures import load_recipe
 from tests.decoder_child import TOKENS, serve, talk
+from tests.soaking import times
 
 PROMPTS = [talk(seed) for seed in range(3)]
-
-
-def times(few: int) -> pytest.MarkDecorator:
-    """Run a test ``few`` times in CI, and ten times as often under ``-m soak``."""
-    return pytest.mark.parametrize("count", [few, pytest.param(10 * few, marks=pytest.mark.soak)])
 
 
 class Answers:

@@ -12,8 +12,6 @@ from kvlab.server import Handle, serve
 from kvlab.workloads.agent import Agent
 from tests.server_kit import Served, chat
 
-pytestmark = pytest.mark.soak  # minutes of real processes and clients
-
 DETAILS = {"x-kvlab": "1"}
 
 
@@ -25,12 +23,12 @@ def server(bundled) -> Iterator[Handle]:
 
 @pytest.fixture(scope="module")
 def client(server) -> openai.OpenAI:
-    return openai.OpenAI(base_url=f"{server.url}/v1", api_key="-", max_retries=0)
+    return openai.OpenAI(base_url=f"{server.url}/v1", api_key="-", max_retries=0, timeout=60)
 
 
 @pytest.fixture(scope="module")
 def claude(server) -> anthropic.Anthropic:
-    return anthropic.Anthropic(base_url=server.url, api_key="-", max_retries=0)
+    return anthropic.Anthropic(base_url=server.url, api_key="-", max_retries=0, timeout=60)
 
 
 TURNS = Agent(turns=15).requests()
@@ -305,15 +303,16 @@ def test_claude_clients_get_their_errors(claude):
 # -- a process, killed and started again --------------------------------------------------------------------------
 
 
+@pytest.mark.soak  # test_server_agent has a kill for every run
 def test_the_loop_goes_on_after_a_kill(tmp_path):
     policy = f"tiered:dir={tmp_path / 'store'},write=through"
     with Served("--policy", policy, home=tmp_path) as server:
-        client = openai.OpenAI(base_url=f"{server.url}/v1", api_key="-", max_retries=0)
+        client = openai.OpenAI(base_url=f"{server.url}/v1", api_key="-", max_retries=0, timeout=60)
         for request in TURNS[:7]:
             ask(client, told(request), list(request.tools))
         server.kill()
     with Served("--policy", policy, home=tmp_path) as server:
-        client = openai.OpenAI(base_url=f"{server.url}/v1", api_key="-", max_retries=0)
+        client = openai.OpenAI(base_url=f"{server.url}/v1", api_key="-", max_retries=0, timeout=60)
         made = ask(client, told(TURNS[7]), list(TURNS[7].tools), extra_headers=DETAILS)
         usage = made.usage
         assert usage.prompt_tokens_details.cached_tokens >= 0.95 * usage.prompt_tokens

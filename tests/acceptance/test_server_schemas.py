@@ -1,4 +1,4 @@
-"""Every function schema of the Berkeley Function Calling Leaderboard, required of a model with random weights."""
+"""Calls required of random weights: kinds of schemas, and all of the Berkeley Function Calling Leaderboard."""
 
 import json
 import os
@@ -15,10 +15,31 @@ from kvlab.models import bundled_path, load
 from kvlab.server import serve
 from tests.helpers import random_model_folder
 
-pytestmark = pytest.mark.soak  # minutes of real processes and clients
-
 CATALOGUE = Path(os.environ.get("KVLAB_BFCL") or Path(__file__).parents[3] / "shared" / "data" / "bfcl")
+PARTS = 6
 TYPES = {"dict": "object", "float": "number", "tuple": "array"}
+
+POINT = {"type": "dict", "properties": {"x": {"type": "float"}, "y": {"type": "float"}}, "required": ["x", "y"]}
+KINDS = [
+    {"type": "dict", "properties": {}},
+    {"type": "dict", "properties": {"a": {"type": "string", "description": "no more"}}, "required": []},
+    {"type": "object", "properties": {"n": {"type": "integer", "minimum": 3, "maximum": 9}}, "required": ["n"]},
+    {"type": "dict", "properties": {"u": {"type": "string", "enum": ["km/h", 'm"s', "ü"]}}, "required": ["u"]},
+    {"type": "dict", "properties": {"path": {"type": "array", "items": POINT}, "end": POINT}, "required": ["path"]},
+    {"type": "dict", "properties": {"t": {"type": "tuple", "items": {"type": "integer"}}}, "required": ["t"]},
+    {"type": "dict", "properties": {"v": {"type": "any"}, "b": {"type": "boolean"}}, "required": ["v", "b"]},
+    {"type": "object", "properties": {"x": {"type": ["integer", "null"]}, "y": {"const": 5}}, "required": ["x", "y"]},
+    {"type": "object", "properties": {"x": {"anyOf": [{"type": "number"}, {"type": "string"}]}}, "required": ["x"]},
+    {
+        "type": "object",
+        "properties": {"tree": {"$ref": "#/$defs/node"}},
+        "required": ["tree"],
+        "$defs": {
+            "node": {"type": "object", "properties": {"left": {"$ref": "#/$defs/node"}, "v": {"type": "string"}}}
+        },
+    },
+]
+"""One schema for each thing that catalogues do with them."""
 
 
 def functions() -> list[dict]:
@@ -73,26 +94,39 @@ def called(client: openai.OpenAI, function: dict, *, stream: bool, **options) ->
     return [(name, arguments) for name, arguments in calls.values()]
 
 
-@pytest.mark.skipif(not CATALOGUE.is_dir(), reason="the catalogue is not here; set KVLAB_BFCL to its folder")
-@pytest.mark.parametrize("every", [60, pytest.param(1, marks=pytest.mark.soak)])
-def test_every_required_call_is_valid(client, every):
-    jobs = [(i, function, stream) for i, function in enumerate(functions()[::every]) for stream in (False, True)]
+def problem(client: openai.OpenAI, function: dict, seed: int, stream: bool) -> str:
+    """What is wrong with the calls of one answer; empty when all are valid."""
+    # Greedy, and hot: random weights under either say anything that is not forbidden.
+    options = {"max_tokens": 200, "temperature": 1.5 * (seed % 2), "seed": seed}
+    try:
+        calls = called(client, function, stream=stream, **options)
+        assert calls
+        for name, arguments in calls:
+            assert name == function["name"]
+            jsonschema.validate(json.loads(arguments), as_json_schema(function["parameters"]))
+    except Exception as error:  # noqa: BLE001 - counted, so that one bad schema does not hide the others
+        return f"{function['name']} (stream={stream}): {type(error).__name__} {error}"
+    return ""
 
-    def check(job) -> str:
-        i, function, stream = job
-        # Greedy, and hot: random weights under either say anything that is not forbidden.
-        options = {"max_tokens": 200, "temperature": 1.5 * (i % 2), "seed": i}
-        try:
-            calls = called(client, function, stream=stream, **options)
-            assert calls
-            for name, arguments in calls:
-                assert name == function["name"]
-                jsonschema.validate(json.loads(arguments), as_json_schema(function["parameters"]))
-        except Exception as error:  # noqa: BLE001 - counted, so that one bad schema does not hide the others
-            return f"{function['name']} (stream={stream}): {type(error).__name__} {error}"
-        return ""
 
+def check(client: openai.OpenAI, chosen: list[dict], said: str) -> None:
+    """Every function, streamed and not; prints how far it has come."""
+    jobs = [(function, seed, stream) for seed, function in enumerate(chosen) for stream in (False, True)]
+    bad: list[str] = []
     with ThreadPoolExecutor(32) as threads:
-        bad = [problem for problem in threads.map(check, jobs) if problem]
-    print(f"{len(jobs) - len(bad)} of {len(jobs)} valid")
+        for done, found in enumerate(threads.map(lambda job: problem(client, *job), jobs), 1):
+            bad += [found] if found else []
+            if done % 20 == 0 or done == len(jobs):
+                print(f"{said}: {done - len(bad)} of {done} valid, {len(jobs) - done} to go", flush=True)
     assert not bad, f"{len(bad)} of {len(jobs)}: " + "\n".join(bad[:10])
+
+
+def test_required_calls_are_valid_under_every_kind_of_schema(client):
+    check(client, [{"name": f"tool_{i}", "parameters": schema} for i, schema in enumerate(KINDS)], "kinds")
+
+
+@pytest.mark.soak
+@pytest.mark.skipif(not CATALOGUE.is_dir(), reason="the catalogue is not here; set KVLAB_BFCL to its folder")
+@pytest.mark.parametrize("part", range(PARTS))
+def test_required_calls_of_the_whole_catalogue_are_valid(client, part):
+    check(client, functions()[part::PARTS], f"part {part + 1} of {PARTS}")

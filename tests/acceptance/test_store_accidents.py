@@ -1,6 +1,6 @@
 """Accidents, none of which may ever serve a wrong byte or raise into the caller.
 
-``KVLAB_SOAK=10 pytest tests/acceptance/test_store_accidents.py`` runs ten times as many of each.
+``pytest -m soak tests/acceptance/test_store_accidents.py`` runs ten times as many of each; ``-rP`` shows the counts.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ import pytest
 
 from kvlab.errors import StoreError
 from kvlab.store import blockfile, ssd
+from tests.soaking import times
 from tests.store_kit import MB, NS, fetch, opened, put, sound
 from tests.store_writer import arguments, talk
 
-SOAK = int(os.environ.get("KVLAB_SOAK", "1"))
 ROOT = Path(__file__).parents[2]
 TALKS = [talk(seed) for seed in range(8)]
 
@@ -51,10 +51,11 @@ def kill(process: subprocess.Popen[str]) -> list[int]:
     return [int(line) for line in out.splitlines() if line.strip()]
 
 
-def test_killed_writers_lose_nothing_acknowledged(tmp_path: Path) -> None:
+@times(5)
+def test_killed_writers_lose_nothing_acknowledged(tmp_path: Path, count: int) -> None:
     rng = random.Random(0)
     acknowledged: list[int] = []
-    for round_ in range(5 * SOAK):
+    for round_ in range(count):
         writers = [start(tmp_path, 1000 * (2 * round_ + i) + 1, ("back", "through")[i]) for i in range(2)]
         for writer in writers:  # past the imports
             assert writer.stdout is not None
@@ -68,13 +69,14 @@ def test_killed_writers_lose_nothing_acknowledged(tmp_path: Path) -> None:
             for seed in acknowledged if round_ % 5 == 4 else acknowledged[-40:]:
                 match = fetch(store, talk(seed))
                 assert (match.tokens, match.miss) == (len(talk(seed)), ""), seed
-    print(f"{10 * SOAK} kills, {len(acknowledged)} acknowledged conversations, all served")
+    print(f"{2 * count} kills, {len(acknowledged)} acknowledged conversations, all served")
 
 
-def test_killed_writers_leave_a_sound_folder_where_room_is_short(tmp_path: Path) -> None:
+@times(2)
+def test_killed_writers_leave_a_sound_folder_where_room_is_short(tmp_path: Path, count: int) -> None:
     rng = random.Random(3)
     budget = 100_000
-    for round_ in range(2 * SOAK):
+    for round_ in range(count):
         writers = [start(tmp_path, 1000 * i + 100 * round_ + 1, ("back", "through")[i], budget) for i in range(2)]
         for writer in writers:
             assert writer.stdout is not None
@@ -119,11 +121,12 @@ def test_damaged_index_is_rebuilt_in_use(
     assert not (tmp_path / "catalog.suspect").exists()
 
 
-def test_flipped_bits_are_never_served(tmp_path: Path) -> None:
+@times(50)
+def test_flipped_bits_are_never_served(tmp_path: Path, count: int) -> None:
     rng = random.Random(1)
     files = filled(tmp_path)
     names = {file.name: file for file in files}
-    for _ in range(50 * SOAK):
+    for _ in range(count):
         path = rng.choice(files)
         good = path.read_bytes()
         at = rng.randrange(8 * len(good))
@@ -147,11 +150,14 @@ def test_flipped_bits_are_never_served(tmp_path: Path) -> None:
         sound(store)
 
 
-def test_flipped_bits_in_the_index_are_never_served(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+@times(15)
+def test_flipped_bits_in_the_index_are_never_served(
+    tmp_path: Path, count: int, caplog: pytest.LogCaptureFixture
+) -> None:
     rng = random.Random(2)
     filled(tmp_path / "good")
     served = 0
-    for i in range(15 * SOAK):
+    for i in range(count):
         path = tmp_path / str(i)
         shutil.copytree(tmp_path / "good", path)
         index = path / "catalog.sqlite"

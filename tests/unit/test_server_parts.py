@@ -15,7 +15,7 @@ from kvlab.server.errors import ApiError
 from kvlab.server.formats import Format, json_rule
 from kvlab.server.grammar import Grammars, Trigger
 from kvlab.server.prompts import Prompts
-from kvlab.server.sampling import Penalties, Sampling
+from kvlab.server.sampling import Logprobs, Penalties, Sampling, Seeded
 from kvlab.server.text import CONTENT, REASONING, TOOL, Reader
 from kvlab.workloads.desk import TOOLS
 
@@ -41,6 +41,7 @@ def test_a_server_for_others_needs_a_key():
         ({"queue": -1}, "queue"),
         ({"port": 70000}, "port 70000"),
         ({"api_keys": (" ",)}, "empty API key"),
+        ({"api_keys": "secret"}, "a tuple of keys"),
         ({"heartbeat": 0}, "heartbeat"),
         ({"live_memory": 0}, "live_memory"),
     ],
@@ -171,13 +172,17 @@ def form(bundled) -> Format:
     return Format(bundled.tokenizer)
 
 
-def generate(grammars: Grammars, loaded: LoadedModel, constraint, tokens: int, seed: int = 0, said=()) -> list[int]:
-    """Tokens drawn from random logits under a constraint, called as mlx-lm calls it."""
+def generate(
+    grammars: Grammars, loaded: LoadedModel, constraint, tokens: int, seed: int = 0, said=(), pauses: bool = False
+) -> list[int]:
+    """Tokens drawn from random logits under a constraint, called as mlx-lm calls it; twice where the decoder pauses."""
     rng = np.random.default_rng(seed)
     context = [1, 2, 3]
     made: list[int] = []
     while len(made) < tokens:
         logits = mx.array(rng.normal(0, 3, (1, loaded.vocab_size)).astype(np.float32))
+        if pauses and rng.random() < 0.3:
+            constraint(mx.array([*context, *made]), logits)
         masked = constraint(mx.array([*context, *made]), logits)
         token = said[len(made)] if len(made) < len(said) else int(mx.argmax(masked).item())
         made.append(token)
@@ -229,6 +234,30 @@ def test_random_logits_make_valid_json(bundled, grammars, schema, seed):
     matcher = grammars.compile("%llguidance {}\nstart: json\njson: " + json_rule(schemas.normal(schema)))
     text = bundled.decode(generate(grammars, bundled, grammars.constraint(max_tokens=60, matcher=matcher), 60, seed))
     assert schemas.problem(json.loads(text), schema) == ""
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_a_pause_changes_nothing_under_a_grammar(bundled, grammars, form, seed):
+    matcher = grammars.compile(form.grammar(TOOLS, grammars.literal, many=False, lenient=False))
+    constraint = grammars.constraint(max_tokens=40, matcher=matcher)
+    text = bundled.decode(generate(grammars, bundled, constraint, 40, seed, pauses=True))
+    assert len(form.read(text.partition("<tool_call>")[2].partition("</tool_call>")[0], TOOLS)) == 1
+
+
+def test_a_pause_changes_neither_draws_nor_log_probabilities():
+    logits = [mx.random.normal((1, 50), key=mx.random.key(i)) for i in range(9)]
+
+    def draw(pauses: bool) -> tuple[list[int], list[float]]:
+        seeded, logprobs, tokens = Seeded(Sampling(temperature=1.0), 7), Logprobs(2), [1]
+        for one in logits:
+            for _ in range(1 + pauses):
+                said = logprobs(mx.array(tokens), seeded.watch(mx.array(tokens), one))
+                token = int(seeded(said - mx.logsumexp(said, axis=-1, keepdims=True)).item())
+            tokens.append(token)
+        return tokens, [entry.logprob for entry in logprobs.entries]
+
+    assert draw(True) == draw(False)
+    assert len(draw(False)[1]) == len(logits) - 1
 
 
 def test_the_way_out_is_short(bundled, grammars):

@@ -2,21 +2,28 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import tempfile
 from pathlib import Path
 from typing import ClassVar
 
 import numpy as np
+import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    initialize,
+    invariant,
+    precondition,
+    rule,
+    run_state_machine_as_test,
+)
 
 from kvlab.store import Match, Namespace, Store
+from tests.soaking import times
 from tests.store_kit import fetch, opened, payloads, rows, same, sound
 
-SOAK = int(os.environ.get("KVLAB_SOAK", "1"))
 NAMESPACES = [Namespace("m", "", "f32", 4), Namespace("m", "q4", "f32", 4, "tenant")]
 tokens_ = st.lists(st.integers(0, 2), min_size=1, max_size=40)
 ns_ = st.sampled_from(NAMESPACES)
@@ -163,11 +170,11 @@ class Tight(Machine):
             assert all("in the index but not there" in one for one in problems)
 
 
-HOW = settings(
-    max_examples=8 * SOAK, stateful_step_count=40, deadline=None, derandomize=SOAK == 1,
-    suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
-)  # fmt: skip
-TestRoomy = Roomy.TestCase
-TestRoomy.settings = HOW
-TestTight = Tight.TestCase
-TestTight.settings = HOW
+@times(8)
+@pytest.mark.parametrize("machine", [Roomy, Tight])
+def test_no_sequence_of_accidents_gives_a_wrong_byte(machine: type[RuleBasedStateMachine], count: int) -> None:
+    how = settings(
+        max_examples=count, stateful_step_count=40, deadline=None, derandomize=count == 8,
+        suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
+    )  # fmt: skip
+    run_state_machine_as_test(machine, settings=how)
