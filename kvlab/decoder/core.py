@@ -6,7 +6,6 @@ import itertools
 import queue
 import threading
 import time
-from collections import deque
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -15,8 +14,9 @@ from mlx_lm.generate import BatchGenerator, StopSequences
 from kvlab import events
 from kvlab.caches import batchable, can_share, check_model, make_caches, own_caches
 from kvlab.caches.leaves import own_layers
-from kvlab.decoder.job import Job, Processor, Sampler
-from kvlab.decoder.live import WORTH, LivePrefixes
+from kvlab.decoder.admission import Admission
+from kvlab.decoder.job import Job, Processor, Sampler, check_request
+from kvlab.decoder.live import LivePrefixes
 from kvlab.decoder.memory import LiveBudget, measure
 from kvlab.decoder.pace import Pace
 from kvlab.decoder.rest import Rest, open_store
@@ -92,7 +92,7 @@ class Decoder:
         self._pace = Pace(prefill_step)
         self._numbers = itertools.count()
         self._inbox: queue.SimpleQueue[Job | int | None] = queue.SimpleQueue()
-        self._waiting: deque[Job] = deque()
+        self._waiting = Admission(self._budget, self._prefixes, self._rest)
         self._active: dict[int, Job] = {}
         self._live_bytes = 0
         self._closed = False
@@ -131,14 +131,7 @@ class Decoder:
         """
         if self._closed:
             raise KvlabError("this decoder is closed: make a new one")
-        if len(prompt) == 0:
-            raise KvlabError("the prompt has no tokens: send at least one")
-        if max_tokens < 1:
-            raise KvlabError(f"max_tokens={max_tokens} must be 1 or more")
-        if min(prompt) < 0 or max(prompt) >= self.loaded.vocab_size:
-            raise KvlabError(
-                f"the prompt holds a token outside the model's vocabulary, 0 to {self.loaded.vocab_size - 1}"
-            )
+        check_request(self.loaded, prompt, max_tokens)
         if self._budget is not None:
             self._budget.check(len(prompt), max_tokens)
         job = Job(
@@ -230,23 +223,18 @@ class Decoder:
             if message is None:
                 return False
             if isinstance(message, Job):
-                self._queue(message)
+                self._waiting.put(message)
             else:
                 jobs = [*self._waiting, *self._active.values()]
                 for job in (job for job in jobs if job.request == message):
                     self._cancel(job)
             idle = False
 
-    def _queue(self, job: Job) -> None:
-        """Behind those of its priority or a higher one that came before it."""
-        behind = (i for i, other in enumerate(self._waiting) if (-other.priority, other.request) > job.rank)
-        self._waiting.insert(next(behind, len(self._waiting)), job)
-
     def _admit(self) -> None:
-        for job in list(self._waiting):
+        for job in self._waiting:
             if len(self._active) >= self.max_concurrency or not self._make_room(job):
                 return
-            if self._is_held(job):
+            if self._waiting.is_held(job, self._active):
                 continue
             self._waiting.remove(job)
             job.admitted = job.admitted or time.perf_counter()
@@ -259,7 +247,7 @@ class Decoder:
 
     def _make_room(self, job: Job) -> bool:
         """True when the job may start, after warm sequences have left if need be."""
-        while not self._has_room(job):
+        while not self._waiting.has_room(job, self._active, self._live_bytes):
             if not self._cool_one():
                 return not self._active
         return True
@@ -275,19 +263,6 @@ class Decoder:
             self._live_bytes = self._measure()
         return cooled
 
-    def _has_room(self, job: Job) -> bool:
-        if self._budget is None:
-            return True
-        answer = job.max_tokens - len(job.tokens)
-        promised = sum(self._budget.whole(len(other.prompt), other.max_tokens) for other in self._active.values())
-        shared = 0
-        if self._prefixes and self._rest:
-            donor, common = self._prefixes.donor(job, self._rest.limit(job))
-            shared = min(common, donor.layers[0].offset) if donor else 0
-        tokens = len(job.context) - (shared if shared >= WORTH else 0)
-        whole = self._budget.whole(len(job.context), answer)
-        return self._budget.has_room(self._live_bytes, promised, len(self._active), tokens, whole)
-
     def _pause(self, job: Job) -> None:
         """Take a running job out, keep its KV at rest, and queue it again."""
         [(caches, tokens)] = self._generator.remove([job.uid], return_prompt_caches=True).values()
@@ -295,21 +270,7 @@ class Decoder:
             self._stored(job, self._rest.keep, caches, tokens)
         self._let_go(job)
         self._tell.emit(events.Paused, job, len(job.tokens), self._live_bytes)
-        self._queue(job)
-
-    def _is_held(self, job: Job) -> bool:
-        """True while another job's prefill is about to compute a prefix that this one can then share."""
-        if self._prefixes is None or self._rest is None:
-            return False
-        if job.held_by is None:
-            donor, job.held_until = self._prefixes.donor(job, self._rest.limit(job))
-            if donor is None or job.held_until < donor.layers[0].offset + WORTH:
-                return False
-            job.held_by = donor
-        if job.held_by.uid in self._active and job.held_by.layers[0].offset < job.held_until:
-            return True
-        job.held_by = None
-        return False
+        self._waiting.put(job)
 
     def _insert(self, job: Job) -> None:
         context = job.begin()

@@ -12,6 +12,8 @@ import numpy as np
 
 from kvlab.caches import LayerCache
 from kvlab.decoder.stream import Completion, Stream
+from kvlab.errors import KvlabError
+from kvlab.models import LoadedModel
 
 Sampler = Callable[[mx.array], mx.array]
 Processor = Callable[[mx.array, mx.array], mx.array]
@@ -109,3 +111,13 @@ class Job:
             kv_bytes_live=kv_bytes,
             tags=self.tags,
         )
+
+
+def check_request(loaded: LoadedModel, prompt: Sequence[int], max_tokens: int) -> None:
+    """Raise KvlabError for a prompt that no model, or not this one, can go on from."""
+    if len(prompt) == 0:
+        raise KvlabError("the prompt has no tokens: send at least one")
+    if max_tokens < 1:
+        raise KvlabError(f"max_tokens={max_tokens} must be 1 or more")
+    if min(prompt) < 0 or max(prompt) >= loaded.vocab_size:
+        raise KvlabError(f"the prompt holds a token outside the model's vocabulary, 0 to {loaded.vocab_size - 1}")
