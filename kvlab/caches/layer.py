@@ -256,10 +256,10 @@ class LayerCache:
         return mx.concatenate([self._kept, tail.astype(mx.int32)], axis=2)
 
     def restore(self, rows: dict[str, mx.array]) -> None:
-        """Start from stored rows of the first tokens (in this codec's form); those that prefixes hold are skipped."""
-        shared = self.offset
-        self.rows.append_encoded({name: array[:, :, shared:] for name, array in rows.items()})
-        self.offset = shared + self.rows.length
+        """Go on with stored rows of the first tokens (in this codec's form); those that are here already are skipped."""
+        new = {name: array[:, :, self.offset :] for name, array in rows.items()}
+        self.rows.append_encoded(new)
+        self.offset += next(iter(new.values())).shape[2]
 
     def _mask(self, count: int) -> mx.array | str | None:
         """What the newest ``count`` queries may see. Rows behind a query's position are the only ones in question."""

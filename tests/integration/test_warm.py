@@ -72,6 +72,19 @@ def test_two_that_go_on_from_one_warm_sequence_at_once_both_get_it(llama):
     assert all(one.cached_by_tier.get("live", 0) >= 199 for one in done)
 
 
+def test_what_is_stored_beyond_the_warm_rows_is_restored_behind_them(llama):
+    """The warm sequence was cut back by a shorter retry; the store still has the longer one."""
+    long = conversation(1, 300)
+    with Decoder(llama, "full") as decoder:
+        want = [decoder.generate(prompt, max_tokens=20).tokens for prompt in (long, long[:280])]
+    with Decoder(llama, "paged") as decoder:
+        first = decoder.generate(long, max_tokens=20)
+        retry = decoder.generate(long[:280], max_tokens=20)
+        again = decoder.generate(long, max_tokens=20)
+    assert [first.tokens, retry.tokens, again.tokens] == [want[0], want[1], want[0]]
+    assert set(again.cached_by_tier) == {"live", "ram"}
+
+
 def test_tenants_do_not_take_over_each_others_rows(llama):
     with Decoder(llama, "paged") as decoder:
         decoder.generate(conversation(1, 150), max_tokens=2, tenant="a")
