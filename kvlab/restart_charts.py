@@ -14,7 +14,7 @@ from kvlab.errors import RunError
 
 def ttft_after_restart(rows: pl.DataFrame) -> Any:
     """Mean TTFT of the first turn after the restart, for the policies that lived through it and for the others, whose
-    process went on; bars with a point for each repeat, on a logarithmic axis."""
+    process went on; bars with a point for each repeat."""
     require(rows, "policy", "metric", "turn", "phase", "value")
     data = rows.filter((pl.col("metric") == "ttft_ms") & pl.col("turn").is_not_null())
     turns = data.filter(pl.col("phase") == "restart")["turn"].unique()
@@ -28,15 +28,14 @@ def ttft_after_restart(rows: pl.DataFrame) -> Any:
     means = data.group_by("who", "policy", maintain_order=True).agg(
         pl.col("value").mean(), pl.col("value").min().alias("low"), pl.col("value").max().alias("high")
     )
-    least: Any = means["low"].min()
     order = means["who"].to_list()
-    scale = alt.Scale(type="log", nice=True)
+    scale = alt.Scale(zero=True, nice=True)
     y = alt.Y("who:N", title=None, sort=order, axis=alt.Axis(labelLimit=300))
-    x = alt.X("value:Q", title="time to first token (ms, logarithmic)", scale=scale)
+    x = alt.X("value:Q", title="time to first token (ms)", scale=scale)
     bars = (
-        alt.Chart(means.with_columns(pl.lit(least / 2).alias("foot")))
+        alt.Chart(means)
         .mark_bar(size=22, opacity=0.8)
-        .encode(x=x, x2="foot:Q", y=y, color=shades, tooltip=["who:N", alt.Tooltip("value:Q", format=",.1f")])
+        .encode(x=x, y=y, color=shades, tooltip=["who:N", alt.Tooltip("value:Q", format=",.1f")])
     )
     spans = alt.Chart(means).mark_rule(strokeWidth=1.5).encode(x=alt.X("low:Q", scale=scale), x2="high:Q", y=y)
     points = alt.Chart(data).mark_point(size=26, color="#333", opacity=0.7).encode(x=x, y=y)

@@ -8,7 +8,7 @@ import altair as alt
 import polars as pl
 
 from kvlab.chart_style import WIDTH, require, styled
-from kvlab.charts import kv_bytes_over_time
+from kvlab.charts import MAX_POINTS, running_total
 from kvlab.errors import RunError
 
 TIERS = {"live": "#59626f", "RAM": "#2f6db5", "SSD": "#1c9a76"}
@@ -22,9 +22,10 @@ def bytes_by_tier(rows: pl.DataFrame, tokens: pl.DataFrame, finished: pl.DataFra
     and `turn`, by which rows find their time.
     """
     require(rows, "metric", "value", "turn", "conversation")
+    require(tokens, "policy", "request", "t", "kv_bytes")
     require(submitted, "request", "t", "conversation", "turn")
-    live = pl.DataFrame(kv_bytes_over_time(tokens, finished, submitted).layer[0].data)
-    live = live.select("seconds", pl.lit("live").alias("tier"), pl.col("kv_bytes").alias("mb"))
+    live = running_total(tokens, finished, submitted, MAX_POINTS)
+    live = live.select("seconds", pl.lit("live").alias("tier"), (pl.col("kv_bytes") / 1e6).alias("mb"))
     start = submitted["t"].min()
     ends = submitted.select("request", "conversation", "turn").join(finished.select("request", "t"), on="request")
     resting = rows.filter(pl.col("metric").is_in(list(_METRICS))).join(ends, on=["conversation", "turn"])

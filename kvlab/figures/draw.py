@@ -17,7 +17,7 @@ from kvlab.figures.saved import Saved
 from kvlab.report import EMBED, STYLE, vega_scripts
 
 RENDERER = f"altair {alt.__version__}, vl-convert {vl_convert.__version__}"
-PNG_SCALE = 2
+PNG_SCALE = 1.5
 
 
 @dataclass(frozen=True)
