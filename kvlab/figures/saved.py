@@ -67,7 +67,6 @@ def measure(experiment: Path, store: Path, *, progress: bool = True) -> Saved:
     results: Results = sweep(asked, store, progress=progress)
     kept = RowStore(store)
     found = [done for cell in asked.cells() if (done := kept.read(cell)) is not None]
-    kept.tidy()
     events = {}
     for kind in asked.events:
         frames = [

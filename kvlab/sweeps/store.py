@@ -23,7 +23,7 @@ class RowStore:
     """`FOLDER/cells/ID.json` holds a finished cell: its content, rows, provenance, events.
 
     A file is written aside and renamed, so that it is there whole or not at all. A cell at work is claimed with a file
-    lock, which ends with its process, however that ends. Where locks do not work, two processes may do one cell both;
+    lock, which ends with its process, however that ends; the empty lock files stay, as another process may be at them. Where locks do not work, two processes may do one cell both;
     the later one's rows then stand, never both.
     """
 
@@ -95,10 +95,6 @@ class RowStore:
         if len(commits) > 1:
             provenance["commits"] = commits
         return Results([row for one in found for row in one.rows], provenance)
-
-    def tidy(self) -> None:
-        """Removes what only work in progress needs; for when nothing is left to do."""
-        shutil.rmtree(self.work, ignore_errors=True)
 
     def _sweep(self, cell: Cell) -> None:
         """What a process left that was killed at this cell."""

@@ -34,7 +34,6 @@ def sweep(experiment: Experiment | str | Path, folder: Path | None = None, *, pr
             missing = _finished(store, waiting, bar)
             if waiting and len(missing) == len(waiting):
                 time.sleep(WAIT)
-    store.tidy()
     results = store.results(cells)
     results.provenance |= {"experiment": experiment.name, "cells": len(cells)}
     results.save(store.folder)

@@ -206,7 +206,7 @@ def test_a_sweep_does_what_is_missing_only(qwen3: LoadedModel, tmp_path: Path, m
     assert results.policies == ["full", "paged"] and {row["repeat"] for row in results.rows} == {0, 1}
     again = sweep(experiment, tmp_path / "run", progress=False)
     assert len(asked) == 5 and again.rows == results.rows == Results.load(tmp_path / "run").rows
-    assert not (tmp_path / "run" / ".work").exists()
+    assert {path.suffix for path in (tmp_path / "run" / ".work").iterdir()} == {".lock"}
 
 
 def test_a_larger_grid_keeps_what_is_done(qwen3: LoadedModel, tmp_path: Path) -> None:
