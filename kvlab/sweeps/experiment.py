@@ -135,7 +135,7 @@ def _plain(key: str, value: Any, kind: type | None = None) -> Any:
     kind = kind or _PLAIN[key]
     if type(value) is not kind:  # exactly: true is not a number
         raise RunError(f"{key} is {value!r}; write {_NAMES[kind]}")
-    if key in _COUNTS and value < 1:
+    if key in _COUNTS and isinstance(value, int) and value < 1:
         raise RunError(f"{key} is {value}; write 1 or more")
     return value
 

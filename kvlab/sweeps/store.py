@@ -23,7 +23,8 @@ class RowStore:
     """`FOLDER/cells/ID.json` holds a finished cell: its content, rows, provenance, events.
 
     A file is written aside and renamed, so that it is there whole or not at all. A cell at work is claimed with a file
-    lock, which ends with its process, however that ends; the empty lock files stay, as another process may be at them. Where locks do not work, two processes may do one cell both;
+    lock, which ends with its process, however that ends; its empty
+    file stays, as another process may be at it. Where locks do not work, two processes may do one cell both;
     the later one's rows then stand, never both.
     """
 
