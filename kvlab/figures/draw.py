@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import importlib.metadata
 import json
 import re
 from dataclasses import dataclass
@@ -17,7 +16,7 @@ from kvlab.figures.figure import Figure
 from kvlab.figures.saved import Saved
 from kvlab.report import EMBED, STYLE, vega_scripts
 
-RENDERER = f"altair {alt.__version__}, vl-convert {importlib.metadata.version('vl-convert-python')}"
+RENDERER = f"altair {alt.__version__}, vl-convert {vl_convert.__version__}"  # type: ignore[attr-defined]
 PNG_SCALE = 1.5
 
 
