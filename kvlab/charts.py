@@ -67,7 +67,7 @@ def kv_bytes_over_time(
     require(tokens, "policy", "request", "t", "kv_bytes")
     parts = tokens.partition_by("policy", maintain_order=True)
     most = min(MAX_POINTS, MAX_ROWS // len(parts))
-    data = pl.concat([_running_total(part, finished, submitted, most) for part in parts])
+    data = pl.concat([running_total(part, finished, submitted, most) for part in parts])
     chart = (
         alt.Chart(data.with_columns(pl.col("kv_bytes") / 1e6))
         .mark_line(strokeWidth=1.6, strokeJoin="round")
@@ -228,7 +228,7 @@ def _turn_means(rows: pl.DataFrame, metric: str) -> pl.DataFrame:
     )
 
 
-def _running_total(
+def running_total(
     tokens: pl.DataFrame, finished: pl.DataFrame | None, submitted: pl.DataFrame | None, most: int
 ) -> pl.DataFrame:
     """`policy`, `seconds`, `kv_bytes` summed over the requests that run at that moment, at `most` moments at most."""

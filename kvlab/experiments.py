@@ -31,6 +31,7 @@ class Run:
         seed: of the workload.
         concurrency: conversations that go on at once; the `n` of the rows.
         restart: serve the second half of every conversation in a new process, where the policy has an SSD tier.
+        tokens: length of a retrieval prompt; None is the workload's own.
     """
 
     policy: PolicyLike
@@ -41,12 +42,17 @@ class Run:
     seed: int = 0
     concurrency: int = 1
     restart: bool = False
+    tokens: int | None = None
 
     def execute(self, *, progress: bool = True) -> Results:
         """Runs it. Raises KvlabError for what cannot be asked."""
         policy = Policy.parse(self.policy)
-        harness = Harness(self.workload, self.model, self.turns, self.n, self.seed, self.concurrency, progress)
-        return harness.run(policy, restart=self.restart)
+        return self.harness(progress=progress).run(policy, restart=self.restart)
+
+    def harness(self, *, progress: bool = True, folder: Path | None = None) -> Harness:
+        """Its prompts under its model, for this policy and any other; SSD tiers lie in `folder`."""
+        parts = (self.workload, self.model, self.turns, self.n, self.seed, self.concurrency)
+        return Harness(*parts, progress, folder, self.tokens)
 
     def _repr_html_(self) -> str:
         values = {part.name: getattr(self, part.name) for part in fields(self)}

@@ -49,11 +49,12 @@ class Harness:
         concurrency: int = 1,
         progress: bool = True,
         folder: Path | None = None,
+        tokens: int | None = None,
     ) -> None:
         if concurrency < 1:
             raise RunError(f"concurrency is {concurrency}; write 1 or more")
         self.model = model if isinstance(model, LoadedModel) else models.load(model)
-        self.workload = self._workload(workload, turns, n, seed)
+        self.workload = self._workload(workload, turns, n, seed, tokens)
         self.requests: dict[Key, Request] = {(r.conversation, r.turn): r for r in self.workload.requests()}
         if not self.requests:
             raise RunError(f"workload {self.workload.name} has no requests")
@@ -124,7 +125,8 @@ class Harness:
         return Results(rows, self.provenance())
 
     def provenance(self) -> dict[str, Any]:
-        return provenance(self.model, seed=self.seed, workload=self.workload.name, concurrency=self.n)
+        facts = {"model_argument": self.model.argument} if self.model.argument else {}
+        return provenance(self.model, seed=self.seed, workload=self.workload.name, concurrency=self.n, **facts)
 
     def _row(self, policy: Policy, key: Key, metric: str, value: float, phase: str, **more: Any) -> Row:
         conversation, turn = key
@@ -151,10 +153,12 @@ class Harness:
             raise RunError("a restart needs conversations of two turns or more; write turns=2 or more")
         return [turn for turn in self.turns if turn.turn <= half], [turn for turn in self.turns if turn.turn > half]
 
-    def _workload(self, workload: str | Workload, turns: int | None, n: int, seed: int) -> Workload:
+    def _workload(self, workload: str | Workload, turns: int | None, n: int, seed: int, tokens: int | None) -> Workload:
         if not isinstance(workload, str):
             return workload
-        return load_workload(workload, turns=turns, n=n, seed=seed, count=lambda text: len(self.model.encode(text)))
+        return load_workload(
+            workload, turns=turns, n=n, seed=seed, tokens=tokens, count=lambda text: len(self.model.encode(text))
+        )
 
 
 def _also_written(served: Served, before: int) -> Served:

@@ -41,6 +41,12 @@ class LoadedModel:
     dtype: str
     n_layers: int
 
+    @property
+    def argument(self) -> str:
+        """What `--model` takes to load it again: empty for the bundled one, a hub id, or a folder."""
+        bundled = self.name == BUNDLED and self.path == bundled_path()
+        return "" if bundled else self.name if "/" in self.name else str(self.path)
+
     @functools.cached_property
     def eos(self) -> frozenset[int]:
         """The token ids that end an answer."""

@@ -39,6 +39,8 @@ UNITS: Mapping[str, str] = {
     "ratio": "x",
 }
 PHASES = ("cold", "warm", "restart")
+TOGETHER = "together"
+"""The `kind` of rows of all sequences of a run together, which belong to no turn and to no conversation."""
 SCHEMA: Mapping[str, Any] = {
     "policy": pl.String,
     "workload": pl.String,
@@ -55,6 +57,8 @@ SCHEMA: Mapping[str, Any] = {
     "kind": pl.String,
     "of": pl.String,
     "to": pl.String,
+    "tokens": pl.Int64,
+    "repeat": pl.Int64,
 }
 Row = dict[str, Any]
 

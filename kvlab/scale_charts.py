@@ -47,7 +47,10 @@ def _by_concurrency(rows: pl.DataFrame, metric: str, axis: str, title: str, unit
     data = rows.filter(pl.col("metric") == metric).select("policy", "workload", "n", "model", "value")
     if data.is_empty():
         raise RunError(f"no {metric} rows: this chart shows the rows of `kvlab bench decode --json`")
-    data = data.with_columns(pl.col("value") * unit)
+    value, keys = pl.col("value") * unit, ["policy", "workload", "n", "model"]
+    data = data.group_by(keys, maintain_order=True).agg(
+        value.mean(), value.min().alias("low"), value.max().alias("high"), pl.len().alias("repeats")
+    )
     base = alt.Chart(data).encode(
         x=alt.X("n:Q", title="sequences side by side", scale=alt.Scale(type="log", base=2, nice=False)),
         y=alt.Y("value:Q", title=axis, scale=alt.Scale(zero=True)),
@@ -56,5 +59,10 @@ def _by_concurrency(rows: pl.DataFrame, metric: str, axis: str, title: str, unit
         tooltip=["policy:N", "workload:N", "model:N", "n:Q", alt.Tooltip("value:Q", format=",.1f")],
     )
     lines = base.mark_line(strokeWidth=2).encode(detail=["workload:N", "model:N"])
-    chart = alt.layer(lines, base.mark_point(size=70, filled=True)).properties(width=WIDTH // 2, height=260)
-    return styled(chart.facet(alt.Facet("model:N", title=None)), title)
+    layers = [lines, base.mark_point(size=70, filled=True)]
+    note: list[str] = []
+    if (data["repeats"] > 1).any():
+        layers.append(base.mark_rule(strokeWidth=1.5).encode(y="low:Q", y2="high:Q", shape=alt.Undefined))
+        note = ["Bars: least to greatest of the repeats."]
+    chart = alt.layer(*layers).properties(width=WIDTH if data["model"].n_unique() == 1 else WIDTH // 2, height=260)
+    return styled(chart.facet(alt.Facet("model:N", title=None)), title, note)

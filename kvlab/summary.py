@@ -10,6 +10,8 @@ from typing import Any
 import polars as pl
 
 from kvlab.colors import policy_colors
+from kvlab.promote import serve_line
+from kvlab.results import TOGETHER
 
 _DOT = "display:inline-block;width:9px;height:9px;border-radius:5px;margin-right:7px"
 _CELL = "padding:3px 11px 3px 0;text-align:right;white-space:nowrap;font-variant-numeric:tabular-nums"
@@ -34,6 +36,7 @@ def summarize(rows: pl.DataFrame) -> pl.DataFrame:
     TTFT at the first, second and last turn and at the first turn after a restart (ms, mean over conversations), cached
     and prompt tokens and live KV bytes at the last turn, tokens/s (median), accuracy (mean), exact (mean).
     """
+    rows = rows.filter(pl.col("kind").is_null() | (pl.col("kind") != TOGETHER))
     table = rows.select(pl.col("policy").unique(maintain_order=True))
     last = _last_turn(rows)
     ttft = rows.filter(pl.col("metric") == "ttft_ms")
@@ -117,14 +120,19 @@ def html_table(rows: pl.DataFrame) -> str:
 
 
 def html_summary(rows: pl.DataFrame, provenance: Mapping[str, Any]) -> str:
-    """What a notebook shows of a result: the table and one line of provenance."""
+    """What a notebook shows of a result: the table, one line of provenance, and what serves each policy."""
     workloads = ", ".join(rows["workload"].unique(maintain_order=True).to_list())
     facts = [
         f"{workloads}",
         *(f"{name} {provenance[name]}" for name in ("model", "device", "commit") if provenance.get(name)),
     ]
     caption = f"<div style='opacity:.65;font-size:85%;margin-top:4px'>{escape(' · '.join(facts))}</div>"
-    return f"<div style='overflow-x:auto'>{html_table(rows)}</div>{caption}"
+    lines = "\n".join(serve_line(policy, provenance) for policy in summarize(rows)["policy"])
+    promote = (
+        "<details style='font-size:85%'><summary>Promote a policy to an endpoint</summary>"
+        f"<pre style='margin:4px 0'>{escape(lines)}</pre></details>"
+    )
+    return f"<div style='overflow-x:auto'>{html_table(rows)}</div>{caption}{promote}"
 
 
 def sparkline(points: Sequence[tuple[int, float]], color: str, top: float) -> str:

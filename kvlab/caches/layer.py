@@ -256,7 +256,7 @@ class LayerCache:
         return mx.concatenate([self._kept, tail.astype(mx.int32)], axis=2)
 
     def restore(self, rows: dict[str, mx.array]) -> None:
-        """Go on with stored rows of the first tokens (in this codec's form); those that are here already are skipped."""
+        """Go on with stored rows of the first tokens, in this codec's form; those that are here already are skipped."""
         new = {name: array[:, :, self.offset :] for name, array in rows.items()}
         self.rows.append_encoded(new)
         self.offset += next(iter(new.values())).shape[2]

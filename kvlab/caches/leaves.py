@@ -137,6 +137,10 @@ def _unflatten(like: Any, values: Mapping[str, Any], path: str = "") -> Any:
 # -- and back ---------------------------------------------------------------------------------------------------------
 
 
+ROOM = 16
+"""Rows behind the stored ones, for the first tokens that follow."""
+
+
 class Filler:
     """Fills empty caches with stored rows, block by block as they are read, each copied once.
 
@@ -146,7 +150,7 @@ class Filler:
 
     def __init__(self, caches: Sequence[Any], tokens: int, dtype: mx.Dtype) -> None:
         self._leaves = list(leaves(caches))
-        self._capacity = math.ceil(tokens / STEP + 1) * STEP
+        self._capacity = math.ceil((tokens + ROOM) / STEP) * STEP
         self._dtype = dtype
         self._arrays: dict[str, mx.array] = {}
         self._views: dict[str, np.ndarray] = {}

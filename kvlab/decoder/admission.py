@@ -11,6 +11,12 @@ from kvlab.decoder.memory import LiveBudget
 from kvlab.decoder.rest import Rest
 
 
+def _uncomputed(active: Mapping[int, Job]) -> int:
+    """Tokens that were admitted and have no live rows yet."""
+    each = (len(job.prompt) + len(job.tokens) - job.layers[0].offset for job in active.values() if job.layers)
+    return sum(max(0, tokens) for tokens in each)
+
+
 class Admission:
     """The waiting jobs, by priority and then by age, and what decides when each may start. Decoder thread only."""
 
@@ -44,7 +50,7 @@ class Admission:
             shared = min(common, donor.layers[0].offset) if donor else 0
         tokens = len(job.context) - (shared if shared >= WORTH else 0)
         whole = self._budget.whole(len(job.context), answer)
-        return self._budget.has_room(live_bytes, promised, len(active), tokens, whole)
+        return self._budget.has_room(live_bytes, promised, len(active), tokens + _uncomputed(active), whole)
 
     def is_held(self, job: Job, active: Mapping[int, Job]) -> bool:
         """True while another job's prefill is about to compute a prefix that this one can then share."""

@@ -94,7 +94,7 @@ class Decoder:
         self._inbox: queue.SimpleQueue[Job | int | None] = queue.SimpleQueue()
         self._waiting = Admission(self._budget, self._prefixes, self._rest)
         self._active: dict[int, Job] = {}
-        self._live_bytes = 0
+        self._live_bytes = self._warm_bytes = 0
         self._closed = False
         self._generator = self._new_generator()
         self._thread = threading.Thread(target=self._run, name="kvlab-decoder", daemon=True)
@@ -161,6 +161,10 @@ class Decoder:
     def live_bytes(self) -> int:
         """Bytes of all live KV after the last step."""
         return self._live_bytes
+
+    def warm_bytes(self) -> int:
+        """The part of them that only sequences hold which have ended."""
+        return self._warm_bytes
 
     def close(self) -> None:
         """Cancel what is running, keep what it computed, flush and close the store. Idempotent."""
@@ -398,6 +402,7 @@ class Decoder:
 
     def _measure(self) -> int:
         """Bytes of all live KV; shared prefixes count once."""
+        self._warm_bytes = self._prefixes.warm_nbytes() if self._prefixes else 0
         return self._generator.prompt_cache_nbytes + (self._prefixes.nbytes() if self._prefixes else 0)
 
     def _kv_bytes(self, job: Job, share: int) -> int:

@@ -30,6 +30,10 @@ class Node:
     def length(self) -> int:
         return self.layers[0].length
 
+    @property
+    def nbytes(self) -> int:
+        return sum(prefix.nbytes for prefix in self.layers)
+
 
 class LivePrefixes:
     """Finds for each new job the live sequence that shares most with it, and makes the common rows common property.
@@ -105,13 +109,17 @@ class LivePrefixes:
         return len(self._warm)
 
     def warm_nbytes(self) -> int:
-        """Bytes that warm sequences hold by themselves."""
-        return sum(layer.nbytes for job in self._warm for layer in job.layers)
+        """Bytes of rows that only warm sequences read."""
+        own = sum(layer.nbytes for job in self._warm for layer in job.layers)
+        return own + sum(node.nbytes for node in self._all_nodes() if all(job in self._warm for job in node.jobs))
 
     def nbytes(self) -> int:
-        """Bytes of all shared rows, each counted once, and of warm ones."""
-        nodes = {id(node): node for job in self._jobs for node in job.path}
-        return self.warm_nbytes() + sum(prefix.nbytes for node in nodes.values() for prefix in node.layers)
+        """Bytes of all rows that warm sequences hold or several share, each counted once."""
+        own = sum(layer.nbytes for job in self._warm for layer in job.layers)
+        return own + sum(node.nbytes for node in self._all_nodes())
+
+    def _all_nodes(self) -> list[Node]:
+        return list({id(node): node for job in self._jobs for node in job.path}.values())
 
     def _goes_on(self, donor: Job, tokens: int) -> bool:
         """True when the donor has ended and little of it is lost to a job that goes on from its first ``tokens``."""

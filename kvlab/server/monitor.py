@@ -119,6 +119,9 @@ class _Stores:
 
     def collect(self) -> Iterable[Metric]:
         live = GaugeMetricFamily("kvlab_live_bytes", "Bytes of live KV.", labels=["model"])
+        warm = GaugeMetricFamily(
+            "kvlab_warm_bytes", "The part of them that ended sequences hold for their next turn.", labels=["model"]
+        )
         rest = GaugeMetricFamily("kvlab_store_bytes", "Bytes of KV at rest.", labels=["model", "tier"])
         blocks = GaugeMetricFamily("kvlab_store_blocks", "Blocks at rest.", labels=["model", "tier"])
         evictions = CounterMetricFamily("kvlab_store_evictions", "Blocks that left the store.", labels=["model"])
@@ -126,6 +129,7 @@ class _Stores:
         written = CounterMetricFamily("kvlab_store_bytes_written", "Bytes written to SSD.", labels=["model"])
         for name, model in list(self._models.items()):
             live.add_metric([name], model.decoder.live_bytes())
+            warm.add_metric([name], model.decoder.warm_bytes())
             if model.decoder.store is None:
                 continue
             stats = model.decoder.store.stats()
@@ -135,7 +139,7 @@ class _Stores:
             evictions.add_metric([name], _count(stats.get("evictions", 0)))
             spills.add_metric([name], _count(stats.get("spills", 0)))
             written.add_metric([name], stats.get("bytes_written", 0))
-        yield from (live, rest, blocks, evictions, spills, written)
+        yield from (live, warm, rest, blocks, evictions, spills, written)
 
 
 def _count(value: Any) -> float:

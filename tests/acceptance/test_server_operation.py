@@ -111,10 +111,12 @@ def idle(server: Endpoint, seconds: float = 10) -> dict:
     until = time.time() + seconds
     while time.time() < until:
         totals = server.get("/kvlab/state", headers=KEYS).json()["totals"]
-        if totals["running"] == 0 and sum(totals["live_bytes"].values()) == 0:
+        if totals["running"] == 0 and totals["live_bytes"] == totals["warm_bytes"]:
             return totals
         time.sleep(0.05)
-    raise AssertionError(f"still running: {totals['running']}, live {totals['live_bytes']}")
+    raise AssertionError(
+        f"still running: {totals['running']}, live {totals['live_bytes']}, warm {totals['warm_bytes']}"
+    )
 
 
 def test_a_client_that_leaves_is_cancelled_at_once(keyed):

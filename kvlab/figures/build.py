@@ -1,0 +1,123 @@
+"""Building and checking the figures of a source tree: rows in ``experiments/rows``, pictures in ``docs/figures``."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tqdm.auto import tqdm
+
+import kvlab
+from kvlab.errors import RunError
+from kvlab.figures import saved as rows
+from kvlab.figures.claim import Verdict
+from kvlab.figures.draw import RENDERER, Picture, draw
+from kvlab.figures.figure import Figure
+from kvlab.figures.saved import Saved
+from kvlab.results import make_folder
+
+MANIFEST = "figures.json"
+GALLERY = "README.md"
+KEPT = ("svg", "png")
+"""The files that are part of the repository; HTML pages are large, and made when asked for."""
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a source tree has its experiments, saved rows and pictures."""
+
+    experiments: Path
+    rows: Path
+    pictures: Path
+
+    @classmethod
+    def of(cls, root: Path) -> Place:
+        return cls(root / "experiments", root / "experiments" / "rows", root / "docs" / "figures")
+
+
+def source_tree() -> Place:
+    """That of this kvlab. Raises RunError for an installed wheel, which has no docs."""
+    root = Path(kvlab.__file__).resolve().parents[1]
+    if not (root / "docs").is_dir() or not (root / "experiments").is_dir():
+        raise RunError("figures are built in a clone of kvlab's repository; this one is installed without docs")
+    return Place.of(root)
+
+
+def build(figures: Sequence[Figure], place: Place, *, progress: bool = True) -> list[Path]:
+    """Draws the figures from the saved rows; the paths of what was written. Other figures stay as they are."""
+    make_folder(place.pictures)
+    manifest = read_manifest(place.pictures)
+    written: list[Path] = []
+    for figure in tqdm(figures, desc="figures", unit="figure", disable=not progress):
+        saved = rows.read(place.rows, figure.experiments)
+        picture = draw(figure, saved)
+        for kind in ("svg", "png", "html"):
+            path = place.pictures / f"{figure.name}.{kind}"
+            path.write_bytes(getattr(picture, kind))
+            written.append(path)
+        manifest[figure.name] = entry(figure, saved, picture)
+    (place.pictures / MANIFEST).write_text(json.dumps(manifest, indent=1, sort_keys=True) + "\n", encoding="utf-8")
+    (place.pictures / GALLERY).write_text(gallery(manifest), encoding="utf-8")
+    return written
+
+
+def entry(figure: Figure, saved: Saved, picture: Picture) -> dict[str, Any]:
+    """What the manifest says of a figure."""
+    files = {kind: hashlib.sha256(getattr(picture, kind)).hexdigest() for kind in KEPT}
+    return {
+        "title": figure.title,
+        "experiments": list(figure.experiments),
+        "chart": picture.chart,
+        "renderer": RENDERER,
+        "caption": figure.caption(saved),
+        **files,
+    }
+
+
+def gallery(manifest: dict[str, Any]) -> str:
+    """All figures with their captions, as a page; made from the manifest alone."""
+    parts = [
+        "# Figures\n\nMade by `kvlab figures` from the rows in `experiments/rows`; "
+        "see [experiments](../experiments.md).\n"
+    ]
+    for name, about in sorted(manifest.items()):
+        parts.append(f"## {about['title']}\n\n![{about['title']}]({name}.svg)\n\n{about['caption']}\n")
+    return "\n".join(parts)
+
+
+def rerun(figures: Sequence[Figure], place: Place, target: Path, stores: Path, *, progress: bool = True) -> None:
+    """Measures the experiments of these figures anew, in row stores under `stores`, and writes their rows to `target`.
+
+    An experiment's rows are of the metrics that any of these figures needs.
+    """
+    for name in dict.fromkeys(name for figure in figures for name in figure.experiments):
+        needed = frozenset().union(*(figure.needs() for figure in figures if name in figure.experiments))
+        found = rows.measure(place.experiments / f"{name}.toml", stores / name, progress=progress)
+        rows.write(target, name, found, needed)
+
+
+def judge(figures: Sequence[Figure], folder: Path, *, fresh: bool) -> list[tuple[Figure, Saved, Verdict]]:
+    """Every claim of these figures against the saved rows in a folder."""
+    judged = []
+    for figure in figures:
+        saved = rows.read(folder, figure.experiments)
+        judged += [(figure, saved, verdict) for verdict in figure.judge(saved, fresh=fresh)]
+    return judged
+
+
+def read_manifest(pictures: Path) -> dict[str, Any]:
+    """Empty where there is none. Raises RunError where it is damaged."""
+    path = pictures / MANIFEST
+    if not path.exists():
+        return {}
+    try:
+        manifest = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(manifest, dict):
+            raise ValueError("it is no object")
+        return manifest
+    except (OSError, ValueError) as error:
+        raise RunError(f"{path} cannot be read ({error}); remove it, and run kvlab figures") from error

@@ -1,0 +1,85 @@
+"""What ``kvlab figures`` does, by its options."""
+
+from __future__ import annotations
+
+import dataclasses
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from kvlab.figures.build import Place, build, judge, rerun, source_tree
+from kvlab.figures.check import check as check_figures
+from kvlab.figures.check import contradictions
+from kvlab.figures.declared import chosen
+from kvlab.provenance import commit, document
+
+
+def figures_command(
+    names: tuple[str, ...] = (),
+    *,
+    fresh: bool = False,
+    check: bool = False,
+    out: Path | None = None,
+    place: Place | None = None,
+    progress: bool = True,
+) -> tuple[dict[str, Any], list[str]]:
+    """The document of all claims with what was measured, and a line for each thing that is wrong.
+
+    A claim that does not hold is wrong under `check` only; a figure is drawn all the same. `out` takes the pictures
+    and, where rows are measured anew, those in `out/rows`: the source tree stays as it is. Raises KvlabError.
+    """
+    figures, place = chosen(names), place or source_tree()
+    problems: list[str] = []
+    with tempfile.TemporaryDirectory(prefix="kvlab-figures-") as temporary:
+        rows = place.rows
+        if fresh:
+            rows = out / "rows" if out else Path(temporary) / "rows" if check else place.rows
+            stores = _stores()
+            everything = figures if rows != place.rows else _with_siblings(names)
+            rerun(everything, place, rows, stores, progress=progress)
+            shutil.rmtree(stores, ignore_errors=True)
+        measured = dataclasses.replace(place, rows=rows, pictures=out or place.pictures)
+        if check:
+            problems += check_figures(figures, place)
+            problems += contradictions(figures, measured, fresh=fresh)
+        if not check or out is not None:
+            written = build(figures if not fresh or out else _with_siblings(names), measured, progress=progress)
+            print(f"{len(written)} files in {measured.pictures}")
+        judged = judge(figures, rows, fresh=fresh)
+    for figure, _, verdict in judged:
+        print(f"{'holds' if verdict.holds else 'FAILS'}  {figure.name}: {verdict}")
+    claims = [
+        {
+            "figure": figure.name,
+            "claim": verdict.claim.text,
+            "policy": verdict.claim.of.where.get("policy", ""),
+            "workload": saved.rows["workload"][0],
+            "metric": "ratio" if verdict.claim.to else verdict.claim.of.metric,
+            "value": verdict.value,
+            "unit": verdict.claim.unit,
+            "at_most": verdict.claim.at_most,
+            "at_least": verdict.claim.at_least,
+            "tolerance": verdict.claim.tolerance,
+            "holds": verdict.holds,
+            **({"of": str(verdict.claim.of), "to": str(verdict.claim.to)} if verdict.claim.to else {}),
+        }
+        for figure, saved, verdict in judged
+    ]
+    return document("figures", claims), problems
+
+
+def _stores() -> Path:
+    """Where a fresh run keeps its cells: a killed one goes on at the same commit, other code starts anew."""
+    at = commit()
+    name = at[:12] if at and not at.endswith("+dirty") else "uncommitted"
+    folder = Path("runs") / "figures" / name
+    if name == "uncommitted":
+        shutil.rmtree(folder, ignore_errors=True)
+    return folder
+
+
+def _with_siblings(names: tuple[str, ...]) -> tuple[Any, ...]:
+    """The figures of these names and those that share an experiment with them: their rows change together."""
+    wanted = {name for figure in chosen(names) for name in figure.experiments}
+    return tuple(figure for figure in chosen(()) if wanted & set(figure.experiments))

@@ -1,0 +1,74 @@
+"""A figure as it is declared: its rows, its chart, what it claims, and its caption."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import polars as pl
+
+from kvlab.figures.claim import Claim, Verdict
+from kvlab.figures.saved import Saved
+
+
+@dataclass(frozen=True)
+class Figure:
+    """Everything about one figure of the docs.
+
+    Args:
+        name: of its files.
+        title: its heading.
+        experiments: names of the files in ``experiments/`` that give its rows.
+        chart: from the saved rows to an Altair chart.
+        metrics: what it draws; only rows of these metrics, and of its claims', are kept.
+        claims: what can be seen in it.
+        shows: one or two sentences on how to read it.
+    """
+
+    name: str
+    title: str
+    experiments: tuple[str, ...]
+    chart: Callable[[Saved], Any]
+    metrics: frozenset[str]
+    claims: tuple[Claim, ...]
+    shows: str
+
+    def draw(self, saved: Saved) -> Any:
+        """The chart with a line on where it comes from below its title."""
+        chart = self.chart(saved)
+        title = chart.title
+        title.subtitle = [*title.subtitle, origin(saved)]
+        return chart
+
+    def judge(self, saved: Saved, *, fresh: bool = False) -> list[Verdict]:
+        return [claim.judge(saved.rows, fresh=fresh) for claim in self.claims]
+
+    def needs(self) -> frozenset[str]:
+        """The metrics whose rows it needs."""
+        return self.metrics.union(*(claim.metrics for claim in self.claims))
+
+    def caption(self, saved: Saved) -> str:
+        """How to read it, what it claims with what was measured, and where the rows come from. Markdown."""
+        lines = [self.shows, ""]
+        lines += [f"- {verdict}" for verdict in self.judge(saved)]
+        return "\n".join([*lines, "", f"*{origin(saved)}; {_counted(saved)}.*"])
+
+
+def origin(saved: Saved) -> str:
+    """Model, machine and commit of the rows, in one line."""
+    facts = saved.provenance
+    commits = facts.get("commits") or [facts.get("commit") or "of an installed kvlab"]
+    shown = ", ".join(commit[:12] + ("+dirty" if commit.endswith("+dirty") else "") for commit in commits)
+    return f"model {facts.get('model')} ({facts.get('dtype')}) · {facts.get('device')} · commit {shown}"
+
+
+def _counted(saved: Saved) -> str:
+    repeats, seeds = (saved.rows[name].drop_nulls().n_unique() for name in ("repeat", "seed"))
+    parts = [f"{n} {what}{'s' * (n != 1)}" for n, what in ((repeats, "repeat"), (seeds, "seed")) if n]
+    return " and ".join(parts) + " of every cell" if parts else "no repeats"
+
+
+def last_turn(rows: pl.DataFrame) -> int:
+    turn: Any = rows["turn"].max()
+    return int(turn)

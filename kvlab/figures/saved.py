@@ -1,0 +1,112 @@
+"""The saved rows of an experiment, as small text files that diff well: rows and events as CSV, provenance as JSON."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+
+from kvlab.errors import RunError
+from kvlab.results import SCHEMA, Results, make_folder
+from kvlab.sweeps.experiment import read_experiment
+from kvlab.sweeps.store import RowStore
+from kvlab.sweeps.sweep import sweep
+
+FACTS = (
+    *("kvlab", "commit", "commits", "mlx", "mlx_lm", "python", "device", "blas", "time"),
+    *("model", "model_fingerprint", "dtype"),
+)
+"""What of the provenance is saved: what tells where the rows come from, and nothing of the machine's folders."""
+
+DIGITS = 6  # significant ones of a value that is no whole number
+
+
+@dataclass(frozen=True)
+class Saved:
+    """Rows of one or more experiments (columns of `results.SCHEMA`), their events by kind, and where they come from."""
+
+    rows: pl.DataFrame
+    provenance: Mapping[str, Any]
+    events: Mapping[str, pl.DataFrame] = field(default_factory=dict)
+
+    def event(self, kind: str) -> pl.DataFrame:
+        """Raises RunError where the experiment kept no such events."""
+        if kind not in self.events:
+            raise RunError(f"the saved rows have no {kind!r} events; add it to `events` of the experiment")
+        return self.events[kind]
+
+
+def read(folder: Path, names: Sequence[str]) -> Saved:
+    """The saved rows of these experiments together; the provenance is that of the first. Raises RunError."""
+    parts = [_read(folder, name) for name in names]
+    kinds = dict.fromkeys(kind for part in parts for kind in part.events)
+    events = {kind: pl.concat([p.events[kind] for p in parts if kind in p.events], how="diagonal") for kind in kinds}
+    return Saved(pl.concat([part.rows for part in parts]), parts[0].provenance, events)
+
+
+def write(folder: Path, name: str, saved: Saved, metrics: Iterable[str]) -> None:
+    """Writes NAME.csv with the rows of these metrics, NAME.KIND.csv and NAME.json; what was there before goes."""
+    make_folder(folder)
+    for old in folder.glob(f"{name}.*"):
+        old.unlink()
+    rows = saved.rows.filter(pl.col("metric").is_in(list(metrics))).with_columns(_text("value"))
+    _csv(rows.select(column for column in rows if column.null_count() < rows.height), folder / f"{name}.csv")
+    for kind, frame in saved.events.items():
+        _csv(frame, folder / f"{name}.{kind}.csv")
+    facts = {key: saved.provenance[key] for key in FACTS if key in saved.provenance}
+    (folder / f"{name}.json").write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
+
+
+def measure(experiment: Path, store: Path, *, progress: bool = True) -> Saved:
+    """Runs what is missing of an experiment file in this row store, and gathers rows and events."""
+    asked = read_experiment(experiment)
+    results: Results = sweep(asked, store, progress=progress)
+    kept = RowStore(store)
+    found = [done for cell in asked.cells() if (done := kept.read(cell)) is not None]
+    events = {}
+    for kind in asked.events:
+        frames = [
+            pl.DataFrame(done.events[kind]).with_columns(
+                pl.lit(done.cell.run.seed).alias("seed"), pl.lit(done.cell.repeat).alias("repeat")
+            )
+            for done in found
+            if any(done.events[kind].values())
+        ]
+        events[kind] = pl.concat(frames, how="diagonal_relaxed") if frames else pl.DataFrame()
+    return Saved(results.frame(), results.provenance, events)
+
+
+def _read(folder: Path, name: str) -> Saved:
+    try:
+        found = pl.read_csv(folder / f"{name}.csv", schema_overrides=dict(SCHEMA))
+        missing = [pl.lit(None, kind).alias(column) for column, kind in SCHEMA.items() if column not in found.columns]
+        provenance = json.loads((folder / f"{name}.json").read_text(encoding="utf-8"))
+        events = {
+            path.name.split(".")[1]: pl.read_csv(path, schema_overrides={"policy": pl.String})
+            for path in sorted(folder.glob(f"{name}.*.csv"))
+        }
+        return Saved(found.with_columns(missing).select(list(SCHEMA)), provenance, events)
+    except FileNotFoundError as error:
+        raise RunError(f"no saved rows of {name} in {folder}; make them with: kvlab figures --rerun") from error
+    except (OSError, ValueError, pl.exceptions.PolarsError) as error:
+        line = " ".join(str(error).split())[:160]
+        raise RunError(
+            f"the saved rows of {name} in {folder} cannot be read ({line}); kvlab figures --rerun"
+        ) from error
+
+
+def _csv(frame: pl.DataFrame, path: Path) -> None:
+    path.write_text(frame.write_csv() if frame.width else "", encoding="utf-8")
+
+
+def _text(column: str) -> pl.Expr:
+    """Numbers as short text: whole ones as they are, others with `DIGITS` significant digits."""
+
+    def short(value: float) -> str:
+        return str(int(value)) if value == int(value) else f"{value:.{DIGITS}g}"
+
+    return pl.col(column).map_elements(short, return_dtype=pl.String)

@@ -1,0 +1,14 @@
+"""From the lab to an endpoint: the command line that serves a policy as it was measured."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Mapping
+from typing import Any
+
+
+def serve_line(policy: str, provenance: Mapping[str, Any] | None = None) -> str:
+    """`kvlab serve --policy '…'`, with `--model` where the rows are not of the bundled model."""
+    quoted = f"'{policy}'" if "'" not in policy else shlex.quote(policy)
+    model = (provenance or {}).get("model_argument")
+    return f"kvlab serve --policy {quoted}" + (f" --model {shlex.quote(model)}" if model else "")

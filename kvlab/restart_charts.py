@@ -1,0 +1,49 @@
+"""What a restart costs: the first turn of a new process, beside the same turn without one and without a cache."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import altair as alt
+import polars as pl
+
+from kvlab.chart_style import WIDTH, require, styled
+from kvlab.colors import policy_colors
+from kvlab.errors import RunError
+
+
+def ttft_after_restart(rows: pl.DataFrame) -> Any:
+    """Mean TTFT of the first turn after the restart, for the policies that lived through it and for the others, whose
+    process went on; bars with a point for each repeat."""
+    require(rows, "policy", "metric", "turn", "phase", "value")
+    data = rows.filter((pl.col("metric") == "ttft_ms") & pl.col("turn").is_not_null())
+    turns = data.filter(pl.col("phase") == "restart")["turn"].unique()
+    if turns.is_empty():
+        raise RunError("no turn after a restart: run the experiment with restart = true and a tiered policy")
+    data = data.filter(pl.col("turn").is_in(turns.to_list()))
+    after = pl.when(pl.col("phase") == "restart").then(pl.lit("new process")).otherwise(pl.lit("same process"))
+    data = data.with_columns(pl.format("{}, {}", "policy", after).alias("who"))
+    colors = policy_colors(data["policy"].to_list())
+    shades = alt.Color("policy:N", legend=None, scale=alt.Scale(domain=list(colors), range=list(colors.values())))
+    means = data.group_by("who", "policy", maintain_order=True).agg(
+        pl.col("value").mean(), pl.col("value").min().alias("low"), pl.col("value").max().alias("high")
+    )
+    order = means["who"].to_list()
+    scale = alt.Scale(zero=True, nice=True)
+    y = alt.Y("who:N", title=None, sort=order, axis=alt.Axis(labelLimit=300))
+    x = alt.X("value:Q", title="time to first token (ms)", scale=scale)
+    bars = (
+        alt.Chart(means)
+        .mark_bar(size=22, opacity=0.8)
+        .encode(x=x, y=y, color=shades, tooltip=["who:N", alt.Tooltip("value:Q", format=",.1f")])
+    )
+    spans = alt.Chart(means).mark_rule(strokeWidth=1.5).encode(x=alt.X("low:Q", scale=scale), x2="high:Q", y=y)
+    points = alt.Chart(data).mark_point(size=26, color="#333", opacity=0.7).encode(x=x, y=y)
+    texts = (
+        alt.Chart(means.with_columns(pl.col("value").round(0).cast(pl.Int64).alias("shown")))
+        .mark_text(align="left", dx=10, fontSize=11, color="#333")
+        .encode(x=alt.X("high:Q", scale=scale), y=y, text=alt.Text("shown:Q", format=",d"))
+    )
+    chart = alt.layer(bars, spans, points, texts).properties(width=WIDTH, height=52 * max(2, len(order)))
+    note = [f"Turn {', '.join(map(str, sorted(turns)))}; bars: mean, points: repeats."]
+    return styled(chart, "Time to first token after a restart", note)
