@@ -8,9 +8,11 @@ from typing import Any
 import altair as alt
 import polars as pl
 
+from kvlab.chart_display import use_in_notebooks
 from kvlab.colors import policy_colors
 from kvlab.errors import RunError
 
+use_in_notebooks()
 WIDTH, HEIGHT = 560, 300
 
 
