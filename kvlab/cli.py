@@ -34,7 +34,7 @@ seed_option = click.option("--seed", type=int, default=0, show_default=True, hel
 class Lazy(click.Group):
     """A group that imports some of its commands when they are asked for, so that ``--help`` stays quick."""
 
-    elsewhere = {"store": "kvlab.store.cli:app", "serve": "kvlab.serve_command:serve"}
+    elsewhere = {"lab": "kvlab.lab:lab", "store": "kvlab.store.cli:app", "serve": "kvlab.serve_command:serve"}
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return sorted([*super().list_commands(ctx), *self.elsewhere])

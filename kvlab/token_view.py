@@ -12,12 +12,12 @@ import polars as pl
 
 KEPT, SHARED, RESTORED, EVICTED = "kept", "shared", "restored", "evicted"
 
-# Each chip has its own ground and ink, so that it reads the same on a light page and on a dark one.
+# Grounds that let the page through, under the page's own ink: they read the same on a light page and on a dark one.
 STYLES = {
     KEPT: "",
-    SHARED: "background:#cfe0fb;color:#123f86",
-    RESTORED: "background:#c8eed9;color:#0c5236",
-    EVICTED: "background:#f6c9c4;color:#8a1c14;text-decoration:line-through",
+    SHARED: "background:rgba(58,123,213,.36)",
+    RESTORED: "background:rgba(28,164,118,.36)",
+    EVICTED: "background:rgba(214,69,56,.72);text-decoration:line-through",
 }
 MEANINGS = {
     KEPT: "computed by this request, still in the cache",
@@ -83,7 +83,8 @@ def tokens_html(texts: Sequence[str], states: Sequence[TokenState], *, title: st
         parts.append(_chip("".join(texts[index : index + size]), *look))
         index += size
     head = f"<div style='font-weight:600;margin-bottom:4px'>{escape(title)}</div>" if title else ""
-    return f"<div>{head}{''.join(_legend(states))}<div style='{_PAGE}'>{''.join(parts)}</div></div>"
+    page = f"<div style='{_PAGE}'>{''.join(parts)}</div>"
+    return f"<div style='margin:4px 0 14px'>{head}{''.join(_legend(states))}{page}</div>"
 
 
 def _look(token: TokenState) -> tuple[str, bool, int]:
@@ -93,7 +94,7 @@ def _look(token: TokenState) -> tuple[str, bool, int]:
 def _chip(text: str, state: str, generated: bool, shade: int) -> str:
     style = STYLES[state]
     if shade:  # gone from some heads: an ever redder ground
-        style = f"background:rgba(214,69,56,{0.12 + 0.13 * shade:.2f});color:inherit"
+        style = f"background:rgba(214,69,56,{0.05 + 0.11 * shade:.2f})"
     style += ";border-bottom:2px solid #d98e04" if generated else ""
     return f"<{_ELEMENTS[state]} style='{style};{_CHIP}'>{escape(text)}</{_ELEMENTS[state]}>"
 
@@ -108,7 +109,7 @@ def _legend(states: Sequence[TokenState]) -> Iterator[str]:
             chip = f"<{_ELEMENTS[state]} style='{style};{_CHIP};padding:1px 6px'>{state} {count}</{_ELEMENTS[state]}>"
             yield f"{chip} <span style='opacity:.75;margin-right:14px'>{MEANINGS[state]}</span> "
     if some:
-        style = "background:rgba(214,69,56,.38);padding:1px 6px;border-radius:3px"
+        style = "background:rgba(214,69,56,.27);padding:1px 6px;border-radius:3px"
         yield f"<span style='{style}'>in part {some}</span> "
         yield "<span style='opacity:.75;margin-right:14px'>gone from some of these heads</span> "
     if any(token.generated for token in states):

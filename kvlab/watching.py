@@ -20,7 +20,7 @@ from kvlab.token_view import TokenState, token_states, tokens_html
 Prompt = str | Sequence[Mapping[str, Any]] | Sequence[int]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Watched:
     """One request that was watched: its tokens as text, and which of them left which layer and head at which step.
 
@@ -82,6 +82,9 @@ class Watched:
         )
         title = f"{self.policy} · step {self.steps if step is None else min(step, self.steps)} · {where}"
         return tokens_html(self.texts[: len(states)], states, title=title)
+
+    def __repr__(self) -> str:
+        return f"<{self.policy}: {self.prompt_tokens} prompt tokens, answer {self.answer.strip()!r}>"
 
     def _repr_html_(self) -> str:
         return self.html()
