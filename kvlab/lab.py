@@ -30,9 +30,9 @@ class Copied:
 
 
 def notebooks_path() -> Path:
-    """The notebooks' folder: in the source tree, else in the installed package. Raises RunError when absent."""
+    """The notebooks' folder: in the installed package, else in the source tree. Raises RunError when absent."""
     package = Path(kvlab.__file__).resolve().parent
-    for folder in (package.parent / "notebooks", package / "_notebooks"):
+    for folder in (package / "_notebooks", package.parent / "notebooks"):
         if any(folder.glob("[0-9]*.ipynb")):
             return folder
     raise RunError("the notebooks are missing from this installation: reinstall kvlab")

@@ -90,5 +90,5 @@ def ttft_waterfall(parts: pl.DataFrame, *, policies: Sequence[str] | None = None
             .properties(width=WIDTH, height=max(40, min(26, 320 // n_turns) * n_turns))
         )
     chart = alt.vconcat(*panels, spacing=22) if len(panels) > 1 else panels[0]
-    note = ["Each policy on its own scale."] if len(panels) > 1 else []
+    note = ["Each policy on its own scale."] if len(panels) > 1 else names
     return styled(chart, "Where the time to first token goes", note)

@@ -17,7 +17,7 @@ MODEL = None  # the bundled model; or any mlx-lm model: a folder, or a name such
 model = kvlab.load(MODEL)
 
 # %% [markdown]
-# The same eight questions with KV in the model's own dtype, in 8, 4 and 2 bits (a group of 64 or 32 channels shares a
+# The same six questions with KV in the model's own dtype, in 8, 4 and 2 bits (a group of 64 or 32 channels shares a
 # scale), and, to compare, with a quarter of the tokens at full precision.
 
 # %%
@@ -29,7 +29,7 @@ policies = [
     "quantized:bits=2",
     "snapkv:budget=0.25",
 ]
-results = kvlab.compare(policies, workload="retrieval", model=model, n=8, concurrency=8)
+results = kvlab.compare(policies, workload=load_workload("retrieval", tokens=500, n=6), model=model, concurrency=6)
 results
 
 # %% [markdown]

@@ -81,10 +81,10 @@ def blocks() -> pl.DataFrame:
 
 def test_blocks_of_one_tier_are_one_piece() -> None:
     spec = block_map(blocks()).to_dict()
-    pieces = [(p["conversation"], p["tier"], p["start"], p["stop"]) for p in spec["data"]["values"]]
+    pieces = [(p["conversation"], p["tier"], p["start"], p["stop"]) for p in next(iter(spec["datasets"].values()))]
     assert pieces == [("a", "ssd", 0, 2), ("a", "gone", 2, 3), ("b", "ram", 0, 2)]
     first = block_map(blocks(), step=1).to_dict()
-    assert [p["tier"] for p in first["data"]["values"]] == ["ram"]
+    assert [p["tier"] for p in next(iter(first["datasets"].values()))] == ["ram"]
     assert first["encoding"]["y"]["scale"]["domain"] == ["a", "b"]
     with pytest.raises(RunError, match="no request 7; there are 1 to 2"):
         block_map(blocks(), step=7)

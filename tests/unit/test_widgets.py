@@ -189,7 +189,7 @@ def test_tiers_follow_the_slider() -> None:
     assert "request 2" in made.drawn.note and "never_seen" in made.drawn.note
     made.set(request=1)
     spec = made.drawn.chart.to_dict()
-    assert [(r["conversation"], r["tier"]) for r in spec["data"]["values"]] == [("a", "ram")]
+    assert [(r["conversation"], r["tier"]) for r in next(iter(spec["datasets"].values()))] == [("a", "ram")]
     made.set(view="bytes")
     assert made.drawn.chart.to_dict()["title"]["text"] == "KV at rest by tier"
 
