@@ -19,8 +19,8 @@ runs = {n: kvlab.compare(["full", "paged"], workload="agent", model=model, turns
 runs[4]
 
 # %% [markdown]
-# *live KV* is what one sequence holds, its share of common prefixes included. With four agents `paged` needs far less of
-# it than `full`, and the answers are the same (*exact*).
+# *live KV* is what one sequence holds when it ends, its share of common prefixes included. With four agents `paged` needs
+# about half of what `full` does, and the answers are the same (*exact*).
 #
 # Move the slider between one and four agents: the height is memory, the width is the time until all are done.
 
