@@ -47,5 +47,5 @@ def quality_by_bytes(rows: pl.DataFrame, metric: str = "accuracy") -> Any:
             alt.Tooltip("quality:Q", title=metric, format=".4f"),
         ],
     )
-    points = base.mark_point(size=150, filled=True, opacity=1).encode(color=color(data))
+    points = base.mark_point(size=150, filled=True, opacity=1).encode(color=color(data, points=True))
     return styled(alt.layer(points), f"Quality against bytes: {QUALITY[metric]}")
