@@ -58,6 +58,7 @@ def spec_title(spec: dict[str, Any]) -> str:
 
 def use_in_notebooks() -> None:
     """Have Altair show charts so, unless its user has chosen a renderer: its own default fetches scripts."""
-    alt.renderers.register("kvlab", bundle)
+    renderer: Any = bundle
+    alt.renderers.register("kvlab", renderer)
     if alt.renderers.active == "default":
         alt.renderers.enable("kvlab")

@@ -27,7 +27,7 @@ def color(data: pl.DataFrame, *, legend: bool = True, points: bool = False) -> a
     colors = policy_colors(data["policy"].to_list())
     scale = alt.Scale(domain=list(colors), range=list(colors.values()))
     per_line = 5 if sum(map(len, colors)) < 60 else 2
-    stroke = {"symbolType": "stroke", "symbolStrokeWidth": 4, "symbolOpacity": 1}
+    stroke: dict[str, Any] = {"symbolType": "stroke", "symbolStrokeWidth": 4, "symbolOpacity": 1}
     symbol: dict[str, Any] = {"symbolType": "circle", "symbolSize": 120, "symbolOpacity": 1} if points else stroke
     shown = alt.Legend(labelLimit=320, columns=per_line, **symbol) if legend else None
     return alt.Color("policy:N", title=None, scale=scale, legend=shown)

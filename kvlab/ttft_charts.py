@@ -73,7 +73,8 @@ def ttft_waterfall(parts: pl.DataFrame, *, policies: Sequence[str] | None = None
     for name in names:
         own = means.filter(pl.col("policy") == name)
         n_turns = own["turn"].n_unique()
-        faded = 1.0 if turn is None else alt.condition(alt.datum.turn == turn, alt.value(1.0), alt.value(0.35))
+        whole, faded = alt.value(1.0), alt.value(0.35)
+        opacity: Any = whole if turn is None else alt.condition(alt.datum.turn == turn, whole, faded)
         panels.append(
             alt.Chart(own, title=alt.TitleParams(name, anchor="start", fontSize=12, fontWeight=600))
             .mark_bar()
@@ -84,7 +85,7 @@ def ttft_waterfall(parts: pl.DataFrame, *, policies: Sequence[str] | None = None
                 color=alt.Color(
                     "part:N", title=None, scale=alt.Scale(domain=list(PARTS), range=list(PARTS.values())), sort=None
                 ),
-                opacity=alt.value(1.0) if turn is None else faded,
+                opacity=opacity,
                 tooltip=["policy:N", "turn:Q", "part:N", alt.Tooltip("ms:Q", format=",.2f")],
             )
             .properties(width=WIDTH, height=max(40, min(26, 320 // n_turns) * n_turns))
