@@ -125,7 +125,7 @@ def test_in_jupyterlab_the_picture_follows_the_slider(lab: Lab) -> None:
 
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        page = browser.new_page(viewport={"width": 1300, "height": 1000})
+        page = browser.new_page(viewport={"width": 1300, "height": 2400})
         page.goto(f"{lab.url}/lab/tree/02_watch_it_evict.ipynb?token={lab.token}&reset", timeout=60_000)
         page.get_by_role("menuitem", name="Run", exact=True).click(timeout=60_000)
         page.get_by_text("Run All Cells", exact=True).click()
