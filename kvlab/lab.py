@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import importlib.util
 import json
 import os
-import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -84,8 +82,8 @@ def lab(folder: Path, port: int | None, no_browser: bool) -> None:
     command = [sys.executable, "-m", "jupyterlab", str(folder)]
     command += [f"--port={port}"] if port else []
     command += ["--no-browser"] if no_browser else []
-    with contextlib.suppress(KeyboardInterrupt):  # JupyterLab got it as well, and ends
-        raise click.exceptions.Exit(subprocess.run(command, env=_environment(), check=False).returncode)
+    sys.stderr.flush()
+    os.execve(sys.executable, command, _environment())  # this very process, so that what ends it ends JupyterLab
 
 
 def _environment() -> dict[str, str]:

@@ -23,7 +23,7 @@ model = kvlab.load(MODEL)
 
 # %% [markdown]
 # Five conversations about five documents, two turns each, one request at a time. The budgets are in conversations, so
-# that they mean the same for every model: memory for two of them, SSD for eight.
+# that they mean about the same for every model: memory for two or three of them, SSD for all.
 
 
 # %%
@@ -44,7 +44,7 @@ roomy.steps
 widgets.tiers_over_time(roomy)
 
 # %% [markdown]
-# The same with half the memory and a quarter of the SSD. Conversations that come in turn are the worst case for *least
+# The same with half of the memory and a quarter of the SSD. Conversations that come in turn are the worst case for *least
 # recently used*, which every tier does unless told otherwise: blocks leave shortly before they are asked for again. The
 # table shows what the second turns still found, and why they found no more.
 

@@ -69,7 +69,8 @@ widgets.watch_evictions({"a question": f"{document * 3} What is the code of @mir
 # %% [markdown]
 # ## Served
 # The same object behind an endpoint that speaks OpenAI's protocol, for the real `openai` client
-# (`pip install openai` where it is missing). Two questions at the same time, each with its own evictions.
+# (`pip install openai` where it is missing). Two questions at the same time, each with its own evictions. Served or not,
+# a policy answers alike: half of the KV is too little for this scorer on these two questions, and both numbers are lost.
 
 # %%
 from concurrent.futures import ThreadPoolExecutor

@@ -76,7 +76,9 @@ class Lab:
 
     def __init__(self, folder: Path, config: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         config.mkdir()
-        (config / "jupyter_server_config.json").write_text(json.dumps({"ServerApp": {"allow_root": True}}))
+        settings = {"ServerApp": {"allow_root": True}, "LabApp": {"expose_app_in_browser": True}}
+        for name in ("server", "lab"):
+            (config / f"jupyter_{name}_config.json").write_text(json.dumps(settings))
         monkeypatch.setenv("JUPYTER_CONFIG_DIR", str(config))
         monkeypatch.setenv("JUPYTERLAB_SETTINGS_DIR", str(config))
         monkeypatch.setenv("PYTHONPATH", str(ROOT))
@@ -127,8 +129,9 @@ def test_in_jupyterlab_the_picture_follows_the_slider(lab: Lab) -> None:
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
         page = browser.new_page(viewport={"width": 1300, "height": 2400})
         page.goto(f"{lab.url}/lab/tree/02_watch_it_evict.ipynb?token={lab.token}&reset", timeout=60_000)
-        page.get_by_role("menuitem", name="Run", exact=True).click(timeout=60_000)
-        page.get_by_text("Run All Cells", exact=True).click()
+        page.locator(".jp-Notebook .jp-CodeCell").first.wait_for(timeout=60_000)
+        page.wait_for_function("window.jupyterapp && window.jupyterapp.commands.isEnabled('notebook:run-all-cells')")
+        page.evaluate("() => { window.jupyterapp.commands.execute('notebook:run-all-cells'); }")
         panel = page.locator(".kvlab-panel").first
         picture = panel.locator(".widget-html-content").last
         picture.get_by_text("step 0", exact=False).first.wait_for(timeout=150_000)

@@ -62,11 +62,7 @@ def test_a_folder_that_cannot_be(source: Path, tmp_path: Path, capsys: pytest.Ca
 def test_it_starts_jupyterlab_there(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[list[str]] = []
 
-    def run(command: list[str], **_: object) -> subprocess.CompletedProcess[str]:
-        asked.append(command)
-        return subprocess.CompletedProcess(command, 0)
-
-    monkeypatch.setattr(lab.subprocess, "run", run)
+    monkeypatch.setattr(lab.os, "execve", lambda program, command, environment: asked.append(command))
     assert main(["lab", str(tmp_path / "mine"), "--port", "9123", "--no-browser"]) == 0
     assert asked == [[sys.executable, "-m", "jupyterlab", str(tmp_path / "mine"), "--port=9123", "--no-browser"]]
 
