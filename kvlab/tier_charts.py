@@ -19,10 +19,11 @@ def block_map(blocks: pl.DataFrame, *, step: int | None = None) -> Any:
     ``blocks`` has ``step``, ``conversation``, ``block``, ``tier``. Raises RunError for a step that is not there.
     """
     require(blocks, "step", "conversation", "block", "tier")
-    last = blocks["step"].max() if step is None else step
+    most: Any = blocks["step"].max()
+    last = most if step is None else step
     data = blocks.filter(pl.col("step") == last)
     if data.is_empty():
-        raise RunError(f"no request {last}; there are 1 to {blocks['step'].max()}")
+        raise RunError(f"no request {last}; there are 1 to {most}")
     order = blocks["conversation"].unique(maintain_order=True).to_list()
     widest: Any = blocks["block"].max()
     # Runs of one tier as one rectangle: hundreds of blocks a conversation are few rows then.

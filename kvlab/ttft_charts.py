@@ -44,8 +44,9 @@ def ttft_parts(events: Callable[[str], pl.DataFrame]) -> pl.DataFrame:
     table = joined(table, "matched", pl.col("seconds").first().alias("lookup"))
     table = joined(table, "restored", pl.col("seconds").first().alias("restore"))
     table = joined(table, "prefilled", pl.col("t").sort().alias("chunks"))
-    rows = []
+    rows: list[dict[str, Any]] = []
     for found in table.iter_rows(named=True):
+        whose: dict[str, Any] = {key: found[key] for key in keys}
         whole = found["seconds"]
         before = found["queued"] + (found["lookup"] or 0) + (found["restore"] or 0)
         chunks = [t - found["submitted"] for t in found["chunks"] or []]
@@ -53,7 +54,7 @@ def ttft_parts(events: Callable[[str], pl.DataFrame]) -> pl.DataFrame:
         ends = [found["queued"], found["queued"] + (found["lookup"] or 0), before, max(before, computed), whole]
         start = 0.0
         for part, stop in zip(PARTS, ends, strict=True):
-            rows.append({**{key: found[key] for key in keys}, "part": part, "start": 1e3 * start, "stop": 1e3 * stop})
+            rows.append({**whose, "part": part, "start": 1e3 * start, "stop": 1e3 * stop})
             start = stop
     return pl.DataFrame(rows).with_columns((pl.col("stop") - pl.col("start")).alias("ms"))
 
