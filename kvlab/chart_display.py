@@ -22,11 +22,20 @@ def bundle(spec: dict[str, Any], **_: Any) -> tuple[dict[str, Any], dict[str, An
     picture = packed(vl_convert.vegalite_to_png(spec, scale=SCALE))
     width, height = (round(side / SCALE) for side in struct.unpack(">II", picture[16:24]))
     made = {
-        LAB: {**spec, "$schema": _SCHEMA},
+        LAB: {**spec, "$schema": _SCHEMA, "config": on_white(spec.get("config", {}))},
         "image/png": base64.b64encode(picture).decode(),
         "text/plain": spec_title(spec),
     }
     return made, {"image/png": {"width": width, "height": height}}
+
+
+def on_white(config: dict[str, Any]) -> dict[str, Any]:
+    """A chart's config with its own ground and ink: JupyterLab's dark theme would put other ones under our colours."""
+    ink = {"labelColor": "#444", "titleColor": "#444"}
+    own: dict[str, Any] = {"axis": ink, "legend": ink, "header": ink}
+    own["title"] = {"color": "#1d2127", "subtitleColor": "#666"}
+    made = {name: {**values, **config.get(name, {})} for name, values in own.items()}
+    return {**config, **made, "background": "white"}
 
 
 def svg(chart: Any) -> str:
