@@ -6,7 +6,7 @@ import ipywidgets
 import polars as pl
 
 from kvlab.errors import RunError
-from kvlab.quality_charts import QUALITY, quality_by_bytes
+from kvlab.fidelity_charts import QUALITY, quality_by_bytes
 from kvlab.widgets.panel import Drawn, Panel
 
 

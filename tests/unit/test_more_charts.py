@@ -8,12 +8,12 @@ import polars as pl
 import pytest
 
 from kvlab import events
+from kvlab.block_charts import block_map, tier_bytes
 from kvlab.errors import RunError
+from kvlab.fidelity_charts import quality_by_bytes
 from kvlab.gap_charts import token_gaps
-from kvlab.quality_charts import quality_by_bytes
 from kvlab.recorder import Recorder
 from kvlab.results import Results, row
-from kvlab.tier_charts import block_map, tier_bytes
 from kvlab.token_view import EVICTED, KEPT, RESTORED, SHARED, token_states, tokens_html
 from kvlab.ttft_charts import PARTS, ttft_parts, ttft_waterfall
 
