@@ -1,7 +1,52 @@
 """kvlab: a laboratory for KV caching on MLX."""
 
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
 from kvlab.backend import prepare
 
 prepare()  # before anything imports MLX: see kvlab/backend.py
 
 __version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from kvlab.decoder import Completion, Decoder
+    from kvlab.errors import KvlabError
+    from kvlab.experiments import Run, compare, run
+    from kvlab.models import LoadedModel, load
+    from kvlab.policies import Policy, ScoreContext, Scorer, registry
+    from kvlab.recorder import Recorder
+    from kvlab.results import Results
+    from kvlab.server import serve
+    from kvlab.watching import watch
+
+_HOMES = {
+    "kvlab.decoder": ("Completion", "Decoder"),
+    "kvlab.errors": ("KvlabError",),
+    "kvlab.experiments": ("Run", "compare", "run"),
+    "kvlab.models": ("LoadedModel", "load"),
+    "kvlab.policies": ("Policy", "ScoreContext", "Scorer", "registry"),
+    "kvlab.recorder": ("Recorder",),
+    "kvlab.results": ("Results",),
+    "kvlab.server": ("serve",),
+    "kvlab.watching": ("watch",),
+}
+
+__all__ = [
+    "Completion", "Decoder", "KvlabError", "LoadedModel", "Policy", "Recorder", "Results", "Run", "ScoreContext",
+    "Scorer", "compare", "load", "registry", "run", "serve", "watch",
+]  # fmt: skip
+
+
+def __getattr__(name: str) -> Any:
+    """The public names are imported when they are first asked for, so that ``import kvlab`` stays quick."""
+    for home, names in _HOMES.items():
+        if name in names:
+            return getattr(importlib.import_module(home), name)
+    raise AttributeError(f"module 'kvlab' has no attribute {name!r}; the public names are {', '.join(__all__)}")
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])

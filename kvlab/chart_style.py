@@ -8,9 +8,11 @@ from typing import Any
 import altair as alt
 import polars as pl
 
+from kvlab.chart_display import use_in_notebooks
 from kvlab.colors import policy_colors
 from kvlab.errors import RunError
 
+use_in_notebooks()
 WIDTH, HEIGHT = 560, 300
 
 
@@ -20,12 +22,13 @@ def require(frame: pl.DataFrame, *names: str) -> None:
         raise RunError(f"the frame has no column {missing[0]!r}; this chart needs {', '.join(names)}")
 
 
-def color(data: pl.DataFrame, *, legend: bool = True) -> alt.Color:
-    """The colour channel: a fixed colour for each policy of the data, in the order of its rows."""
+def color(data: pl.DataFrame, *, legend: bool = True, points: bool = False) -> alt.Color:
+    """The colour channel: a fixed colour for each policy of the data, in the order of its rows; for lines or points."""
     colors = policy_colors(data["policy"].to_list())
     scale = alt.Scale(domain=list(colors), range=list(colors.values()))
     per_line = 5 if sum(map(len, colors)) < 60 else 2
-    symbol: dict[str, Any] = {"symbolType": "stroke", "symbolStrokeWidth": 4, "symbolOpacity": 1}
+    stroke: dict[str, Any] = {"symbolType": "stroke", "symbolStrokeWidth": 4, "symbolOpacity": 1}
+    symbol: dict[str, Any] = {"symbolType": "circle", "symbolSize": 120, "symbolOpacity": 1} if points else stroke
     shown = alt.Legend(labelLimit=320, columns=per_line, **symbol) if legend else None
     return alt.Color("policy:N", title=None, scale=scale, legend=shown)
 

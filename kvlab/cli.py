@@ -35,6 +35,7 @@ class Lazy(click.Group):
     """A group that imports some of its commands when they are asked for, so that ``--help`` stays quick."""
 
     elsewhere = {
+        "lab": "kvlab.lab:lab",
         "store": "kvlab.store.cli:app",
         "serve": "kvlab.serve_command:serve",
         "run": "kvlab.sweeps.cli:run",

@@ -60,9 +60,14 @@ class Prefilled(Event):
 
 @dataclass(frozen=True)
 class FirstToken(Event):
-    """The first token came out."""
+    """The first token came out ``seconds`` after the submission, of which ``queued`` were spent waiting.
+
+    ``t`` is when it had joined the answer, one decode step after it came out.
+    """
 
     token: int
+    seconds: float = 0.0
+    queued: float = 0.0
 
 
 @dataclass(frozen=True)

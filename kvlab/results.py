@@ -80,7 +80,7 @@ def row(policy: str, workload: str, metric: str, value: float, **where: Any) -> 
     return head | {name: where[name] for name in SCHEMA if where.get(name) is not None and name not in head}
 
 
-@dataclass
+@dataclass(repr=False)
 class Results:
     """Rows of one or more runs, with their provenance and, for each policy, its recorder."""
 
@@ -148,6 +148,11 @@ class Results:
         from kvlab.summary import summarize
 
         return summarize(self.frame())
+
+    def __repr__(self) -> str:
+        from kvlab.summary import text_table
+
+        return text_table(self.summary()) if self.rows else "no results"
 
     def _slugs(self) -> dict[str, str]:
         slugs: dict[str, str] = {}

@@ -311,9 +311,9 @@ class Decoder:
         now = time.perf_counter()
         for prompt in prompts:
             job = self._active[prompt.uid]
+            self._tell.prefill(job, *prompt.progress)
             if prompt.end_of_prompt:
                 self._hand_out_first(job)
-            self._tell.prefill(job, *prompt.progress)
             if prompt.end_of_segment and not prompt.end_of_prompt and self._rest and self._rest.wants_checkpoints:
                 self._stored(job, self._rest.keep_checkpoint, *self._generator.extract_cache([prompt.uid])[prompt.uid])
         self._pace.saw(now - started, sum(job.prefilled for job in self._active.values()) - before, len(tokens))

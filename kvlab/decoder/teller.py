@@ -41,7 +41,8 @@ class Teller:
             return
         step = len(job.tokens) - 1
         if step == 0:
-            self.emit(events.FirstToken, job, job.tokens[0])
+            ttft, queued = job.times[0] - job.submitted, job.admitted - job.submitted
+            self.emit(events.FirstToken, job, job.tokens[0], ttft, queued)
         else:
             self.emit(events.Token, job, job.tokens[-1], step, kv_bytes)
         for layer in job.layers:

@@ -1,0 +1,53 @@
+"""How even the tokens of an answer come."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import altair as alt
+import polars as pl
+
+from kvlab.chart_style import WIDTH, color, require, styled
+from kvlab.colors import policy_colors
+from kvlab.errors import RunError
+
+POINTS = 200  # quantiles of one policy: more cannot be seen
+
+
+def token_gaps(first: pl.DataFrame, tokens: pl.DataFrame) -> Any:
+    """Which share of the gaps between two tokens is shorter than so many ms, a curve a policy, on a logarithmic axis.
+
+    ``first`` and ``tokens`` are `first_token` and `token` events (``policy``, ``request``, ``t``).
+    """
+    for frame in (first, tokens):
+        require(frame, "policy", "request", "t")
+    times = pl.concat([frame.select("policy", "request", "t") for frame in (first, tokens)]).sort(
+        "t", maintain_order=True
+    )
+    gaps = times.with_columns((1e3 * pl.col("t").diff().over("policy", "request")).alias("gap")).drop_nulls("gap")
+    gaps = gaps.filter(pl.col("gap") > 0)
+    if gaps.is_empty():
+        raise RunError("no gaps: the answers have one token each")
+    shares = [i / POINTS for i in range(POINTS + 1)]
+    order = list(policy_colors(times["policy"].to_list()))
+    data = pl.concat(
+        pl.DataFrame(
+            {
+                "policy": [policy] * len(shares),
+                "share": shares,
+                "gap": [gaps.filter(pl.col("policy") == policy)["gap"].quantile(share, "linear") for share in shares],
+            }
+        )
+        for policy in order
+    )
+    chart = (
+        alt.Chart(data)
+        .mark_line(strokeWidth=2.2)
+        .encode(
+            x=alt.X("gap:Q", title="gap between two tokens (ms)", scale=alt.Scale(type="log", nice=False)),
+            y=alt.Y("share:Q", title="share of the gaps that are shorter", axis=alt.Axis(format="%")),
+            color=color(data),
+            tooltip=["policy:N", alt.Tooltip("gap:Q", format=".2f"), alt.Tooltip("share:Q", format=".1%")],
+        )
+    )
+    return styled(alt.layer(chart).properties(width=WIDTH, height=240), "Gaps between tokens")

@@ -1,0 +1,43 @@
+"""Agents side by side: memory and gaps, by how many there are."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import ipywidgets
+
+from kvlab.charts import kv_bytes_over_time
+from kvlab.errors import RunError
+from kvlab.gap_charts import token_gaps
+from kvlab.results import Results
+from kvlab.summary import bytes_text
+from kvlab.widgets.panel import Drawn, Panel
+
+VIEWS = ("memory", "gaps")
+
+
+def agents_side_by_side(runs: Mapping[int, Results]) -> Panel:
+    """``runs`` are results by how many agents went on at once: live KV over time, or the gaps between tokens."""
+    if not runs:
+        raise RunError("no runs to show; give results by how many agents there were, such as {4: kvlab.compare(...)}")
+    counts = sorted(runs)
+    controls = {
+        "agents": ipywidgets.SelectionSlider(value=counts[-1], options=counts, description="agents"),
+        "view": ipywidgets.ToggleButtons(options=VIEWS, style={"button_width": "90px"}),
+    }
+
+    def draw(agents: int, view: str) -> Drawn:
+        results = runs[agents]
+        events = {kind: results.events(kind) for kind in ("first_token", "token", "finished", "submitted")}
+        if view == "gaps":
+            return Drawn(chart=token_gaps(events["first_token"], events["token"]))
+        chart = kv_bytes_over_time(events["token"], events["finished"], events["submitted"])
+        return Drawn(_note(results), chart=chart)
+
+    return Panel(controls, draw)
+
+
+def _note(results: Results) -> str:
+    table = results.summary()
+    told = [f"{row['policy']}: {bytes_text(row['kv_bytes_live'])} a sequence" for row in table.iter_rows(named=True)]
+    return "Live KV at the last turn, mean: " + " · ".join(told)

@@ -1,0 +1,43 @@
+# %% [markdown]
+# # Where the time to first token goes
+#
+# From the moment a request is accepted to its first token: it waits for a place (*queue*), the store is asked what it
+# has (*lookup*), KV at rest becomes live KV (*restore*), the rest of the prompt is computed (*prefill*), and the last
+# prompt token is computed and a token sampled (*first token*).
+
+# %%
+import polars as pl
+
+import kvlab
+from kvlab import widgets
+from kvlab.ttft_charts import ttft_parts, ttft_waterfall
+
+MODEL = None  # the bundled model; or any mlx-lm model: a folder, or a name such as "mlx-community/Qwen3-0.6B-4bit"
+model = kvlab.load(MODEL)
+
+# %% [markdown]
+# Six turns of an agent, without reuse, with reuse from memory, and with reuse from memory and SSD. Half-way the process
+# of `tiered` ends and another one, with nothing in memory, takes over its folder.
+
+# %%
+results = kvlab.compare(["full", "paged", "tiered"], workload="agent", model=model, turns=6, restart=True)
+results
+
+# %%
+parts = ttft_parts(results.events)
+ttft_waterfall(parts)
+
+# %% [markdown]
+# Without reuse nearly all of it is prefill, at every turn. With reuse that is so at the first turn only. What is left of
+# a later turn is small; leave the first one out to see it.
+
+# %%
+later = parts.filter(pl.col("turn") > 1)
+ttft_waterfall(later, policies=["paged", "tiered"])
+
+# %% [markdown]
+# Turn 4 of `tiered` is the first in the new process: its *restore* reads files instead of memory. The panel below says
+# for each turn what was found, from which tier, and why the rest had to be computed.
+
+# %%
+widgets.ttft_by_part(results, policy="tiered")
