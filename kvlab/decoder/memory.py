@@ -15,15 +15,19 @@ from kvlab.models import LoadedModel
 from kvlab.policies import Module, Rotating
 
 GROWTH = 80
-"""Rows that a sequence's storage may run ahead of its tokens: it grows by steps, and in slabs of similar lengths."""
+"""Rows that kvlab's storage of a sequence may run ahead of its tokens: it grows by steps, and in slabs."""
 
 
 @dataclass(frozen=True)
 class Cost:
-    """Live bytes of one sequence: ``per_token`` of rows, and ``fixed`` for state that does not grow."""
+    """Live bytes of one sequence: ``per_token`` of rows, and ``fixed`` for state that does not grow.
+
+    ``growth`` is how many rows its storage may run ahead of its tokens.
+    """
 
     per_token: int
     fixed: int
+    growth: int = GROWTH
 
     def of(self, tokens: int) -> int:
         return self.fixed + tokens * self.per_token
@@ -34,14 +38,16 @@ def measure(loaded: LoadedModel, caches: Sequence[Any]) -> Cost:
     loaded.model(mx.array([[0, 1]]), cache=list(caches))
     mx.eval([cache.state for cache in caches])
     rows = fixed = 0
+    growth = GROWTH
     for _, cache in leaves(caches):
         if isinstance(cache, LayerCache):
             rows += sum(array.nbytes for array in cache.rows.used().values()) // 2
         elif is_cuttable(cache):
             rows += sum(array.nbytes for array in cache.keys_and_values()) // 2
+            growth = max(growth, cache.step)
         else:
             fixed += cache.nbytes
-    return Cost(rows, fixed)
+    return Cost(rows, fixed, growth)
 
 
 class LiveBudget:
@@ -62,7 +68,7 @@ class LiveBudget:
         tokens = prompt + answer
         if isinstance(self._retention, Rotating):
             tokens = min(tokens, self._retention.sinks + 2 * self._retention.window)
-        return self.cost.of(tokens + GROWTH)
+        return self.cost.of(tokens + self.cost.growth)
 
     def check(self, prompt: int, answer: int) -> None:
         """Raise KvlabError for a request that can never fit."""
@@ -81,7 +87,7 @@ class LiveBudget:
         """
         if not self.pauses:
             return promised + whole <= self.budget
-        return live + self.cost.of(tokens + GROWTH) + self.slack(active) <= self.budget
+        return live + self.cost.of(tokens + self.cost.growth) + self.slack(active) <= self.budget
 
     def is_tight(self, live: int, active: int) -> bool:
         """True when the next steps of ``active`` sequences might exceed the budget."""
@@ -89,4 +95,4 @@ class LiveBudget:
 
     def slack(self, active: int) -> int:
         """Bytes that the storage of ``active`` sequences may jump by."""
-        return active * GROWTH * self.cost.per_token
+        return active * self.cost.growth * self.cost.per_token
