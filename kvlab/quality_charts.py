@@ -26,7 +26,12 @@ def quality_by_live_bytes(rows: pl.DataFrame, settings: Mapping[str, str] | None
     order = means["method"].unique(maintain_order=True).to_list()
     base = alt.Chart(means).encode(
         x=alt.X("bytes:Q", title="live KV of a sequence (MB)", scale=alt.Scale(zero=True)),
-        y=alt.Y("accuracy:Q", title="right answers", axis=alt.Axis(format="%"), scale=alt.Scale(domain=[0, 1.05])),
+        y=alt.Y(
+            "accuracy:Q",
+            title="right answers",
+            axis=alt.Axis(format="%"),
+            scale=alt.Scale(domain=[0, 1.05], nice=False),
+        ),
         color=color(means.with_columns(pl.col("method").alias("policy"))).copy(),
         tooltip=[
             alt.Tooltip("policy:N"),

@@ -67,9 +67,10 @@ def follow_blocks(
     requests = sorted(workload.requests(), key=lambda request: request.turn)
     blocks, steps = [], []
     seen: dict[str, list[int]] = {}
+    # Nothing stays warm: what is looked at here is KV at rest.
     with (
         tempfile.TemporaryDirectory(prefix="kvlab-store-") as folder,
-        Decoder(loaded, with_folder(parsed, Path(folder))) as decoder,
+        Decoder(loaded, with_folder(parsed, Path(folder)), warm=0) as decoder,
     ):
         for step, request in enumerate(requests, start=1):
             prompt = loaded.render(list(request.messages), list(request.tools))

@@ -36,8 +36,9 @@ later = parts.filter(pl.col("turn") > 1)
 ttft_waterfall(later, policies=["paged", "tiered"])
 
 # %% [markdown]
-# Turn 4 of `tiered` is the first in the new process: its *restore* reads files instead of memory. The panel below says
-# for each turn what was found, from which tier, and why the rest had to be computed.
+# Turn 4 of `tiered` is the first in the new process: there KV is restored, from files. At the other turns the rows of the
+# turn before are still live, and the new turn takes them over as they are. The panel below says for each turn what was
+# found, from which tier, and why the rest had to be computed.
 
 # %%
 widgets.ttft_by_part(results, policy="tiered")

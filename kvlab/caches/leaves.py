@@ -155,18 +155,16 @@ class Filler:
         self._arrays: dict[str, mx.array] = {}
         self._views: dict[str, np.ndarray] = {}
         self._wrong = ""
-        self.tokens = 0
-        self.nbytes = 0
 
     def take(self, payload: Payload, at: int) -> None:
-        """Copy the arrays ``[n_kv_heads, n, width]`` of the tokens from ``at`` on; 0 starts anew.
+        """Copy the arrays ``[n_kv_heads, n, width]`` of the tokens from ``at`` on; 0 comes first, and starts anew.
 
         Payloads that do not go together are noted, and refused by :meth:`finish`.
         """
         if not self._arrays:
             self._make_room(payload)
         if at == 0:
-            self.nbytes, self._wrong = 0, ""
+            self._wrong = ""
         if payload.keys() != self._views.keys():
             self._wrong = "the blocks have different arrays"
             return
@@ -176,11 +174,13 @@ class Filler:
                 self._wrong = f"the blocks of layer {name.partition(':')[0]} do not go together"
                 return
             room[...] = array
-            self.tokens = at + array.shape[1]
-            self.nbytes += array.nbytes
 
-    def finish(self, checkpoint: Payload | None) -> None:
-        """Hand the rows to the cuttable leaves, and the state of ``checkpoint`` to the others.
+    def nbytes(self, tokens: int) -> int:
+        """Bytes of ``tokens`` rows of all arrays."""
+        return tokens * sum(array.nbytes for array in self._arrays.values()) // self._capacity
+
+    def finish(self, tokens: int, checkpoint: Payload | None) -> None:
+        """Hand the first ``tokens`` rows to the cuttable leaves, and the state of ``checkpoint`` to the others.
 
         Raises:
             PayloadError: these payloads are of other caches; nothing was filled.
@@ -194,15 +194,14 @@ class Filler:
         ]
         for (_, cache), content in zip(self._leaves, filled, strict=True):
             if isinstance(cache, LayerCache) and cache.offset:
-                cache.restore({key: array[:, :, : self.tokens] for key, array in content.items()})
+                cache.restore({key: array[:, :, :tokens] for key, array in content.items()})
             elif isinstance(cache, LayerCache):
-                cache.rows, cache.offset = Rows(cache.codec, content), self.tokens
-                cache.rows.length = self.tokens
+                cache.rows, cache.offset = Rows(cache.codec, content), tokens
+                cache.rows.length = tokens
             elif is_cuttable(cache):
-                cache.keys, cache.values, cache.offset = content["k"], content["v"], self.tokens
+                cache.keys, cache.values, cache.offset = content["k"], content["v"], tokens
             else:
                 cache.state = content
-        self._arrays.clear()
 
     def _make_room(self, payload: Payload) -> None:
         self._arrays = {

@@ -91,7 +91,7 @@ class Rest:
         job.miss = match.miss
         if match.tokens:
             try:
-                filler.finish(checkpoint)
+                filler.finish(match.tokens, checkpoint)
             except leaves.PayloadError as error:
                 log.warning("kvlab: stored KV is not used: %s", error)
                 match, job.miss = nothing_of(match, "corrupt"), "corrupt"
@@ -101,7 +101,8 @@ class Rest:
                 job.by_tier = beyond(match.by_tier, live)
         job.lookup_s = looked_up - started
         job.restore_s = time.perf_counter() - looked_up
-        return filler.nbytes + sum(array.nbytes for array in (checkpoint or {}).values()) if match.tokens else 0
+        state = sum(array.nbytes for array in (checkpoint or {}).values())
+        return filler.nbytes(match.tokens) + state if match.tokens else 0
 
     def _match(self, job: Job, limit: int) -> Match:
         return self.store.match(self._namespace(job), job.context[:limit], checkpoint=self.wants_checkpoints)

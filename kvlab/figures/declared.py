@@ -79,11 +79,11 @@ FIGURES: tuple[Figure, ...] = (
                 tolerance=0.5,
             ),
             Claim(
-                "Without reuse a window saves no prefill: rotating needs about the time of full",
+                "A window makes prefill cheaper, but without reuse all of it is computed at every turn: rotating needs "
+                "at least a third of the time of full",
                 pick("ttft_ms", policy="rotating:window=512", turn=15),
                 pick("ttft_ms", policy="full", turn=15),
-                at_least=0.6,
-                at_most=1.4,
+                at_least=0.33,
                 tolerance=0.3,
             ),
             Claim("tiered gives the tokens of no cache", pick("exact", policy="tiered"), at_least=1),

@@ -124,7 +124,7 @@ class Store:
                 payloads.clear()
             payloads.append(payload)
 
-        found = self._read(match, take, None)
+        found = self._read(match, take, apart=False)
         return payloads[: len(found.pieces)], found
 
     def read_into(self, match: Match, take: Taker) -> Match:
@@ -134,12 +134,13 @@ class Store:
         for a match with a checkpoint it is the next best one, which ``take`` gets from the start again. Blocks read
         from below RAM are kept there from their second reading on: the first costs no memory.
         """
-        return self._read(match, take, Scratch())
+        return self._read(match, take, apart=True)
 
-    def _read(self, match: Match, take: Taker, scratch: Scratch | None) -> Match:
+    def _read(self, match: Match, take: Taker, *, apart: bool) -> Match:
         query = match.query
         if query is None or not self._pins.held(match):
             raise StoreError("this match was read or released before; match again")
+        scratch = Scratch() if apart else None
         reason, parent, count = "", query.ns.root(), 0
         for piece in match.pieces:
             try:
@@ -162,7 +163,7 @@ class Store:
             if match.checkpoint is None:
                 self._ledger.missed(reason)
                 return Match.of(query, used, reason, None, match.ticket)
-        return self._read(self._find(query, reason), take, scratch)
+        return self._read(self._find(query, reason), take, apart=apart)
 
     def read_checkpoint(self, match: Match) -> Payload | None:
         """The state at exactly ``match.tokens``, or None when it proved bad or gone (then match again)."""

@@ -130,7 +130,9 @@ def test_in_jupyterlab_the_picture_follows_the_slider(lab: Lab) -> None:
         page = browser.new_page(viewport={"width": 1300, "height": 2400})
         page.goto(f"{lab.url}/lab/tree/02_watch_it_evict.ipynb?token={lab.token}&reset", timeout=60_000)
         page.locator(".jp-Notebook .jp-CodeCell").first.wait_for(timeout=60_000)
-        page.wait_for_function("window.jupyterapp && window.jupyterapp.commands.isEnabled('notebook:run-all-cells')")
+        # Commands that come before the kernel is connected are lost.
+        kernel = "window.jupyterapp?.shell.currentWidget?.sessionContext?.session?.kernel"
+        page.wait_for_function(f"{kernel}?.status === 'idle'", timeout=60_000)
         page.evaluate("() => { window.jupyterapp.commands.execute('notebook:run-all-cells'); }")
         panel = page.locator(".kvlab-panel").first
         picture = panel.locator(".widget-html-content").last

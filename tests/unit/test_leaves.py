@@ -51,7 +51,7 @@ def fill(caches, blocks, checkpoint, dtype):
     for block in blocks:
         filler.take(block, at)
         at += next(iter(block.values())).shape[1]
-    filler.finish(checkpoint)
+    filler.finish(at, checkpoint)
 
 
 @pytest.mark.parametrize("dtype", [mx.float32, mx.float16, mx.bfloat16])
