@@ -39,8 +39,6 @@ UNITS: Mapping[str, str] = {
     "ratio": "x",
 }
 PHASES = ("cold", "warm", "restart")
-TOGETHER = "together"
-"""The `kind` of rows of all sequences of a run together, which belong to no turn and to no conversation."""
 SCHEMA: Mapping[str, Any] = {
     "policy": pl.String,
     "workload": pl.String,

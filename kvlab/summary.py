@@ -11,7 +11,9 @@ import polars as pl
 
 from kvlab.colors import policy_colors
 from kvlab.promote import serve_line
-from kvlab.results import TOGETHER
+
+TOGETHER = "together"
+"""The `kind` of rows of all sequences of a run together, which belong to no turn and to no conversation."""
 
 _DOT = "display:inline-block;width:9px;height:9px;border-radius:5px;margin-right:7px"
 _CELL = "padding:3px 11px 3px 0;text-align:right;white-space:nowrap;font-variant-numeric:tabular-nums"

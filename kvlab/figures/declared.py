@@ -15,8 +15,8 @@ from kvlab.figures.saved import Saved
 from kvlab.policies import Policy
 from kvlab.quality_charts import quality_by_live_bytes
 from kvlab.restart_charts import ttft_after_restart
-from kvlab.results import TOGETHER
 from kvlab.scale_charts import live_bytes_by_concurrency, throughput_by_concurrency
+from kvlab.summary import TOGETHER
 from kvlab.sweeps.events import positions
 from kvlab.tier_charts import bytes_by_tier
 

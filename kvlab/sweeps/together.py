@@ -6,7 +6,8 @@ from typing import Any
 
 import polars as pl
 
-from kvlab.results import TOGETHER, Results, Row, row
+from kvlab.results import Results, Row, row
+from kvlab.summary import TOGETHER
 
 
 def together(results: Results) -> list[Row]:

@@ -18,7 +18,8 @@ from kvlab.experiments import Run
 from kvlab.models import LoadedModel
 from kvlab.policies import Policy
 from kvlab.promote import serve_line
-from kvlab.results import TOGETHER, Results
+from kvlab.results import Results
+from kvlab.summary import TOGETHER
 from kvlab.sweeps import sweep as sweeps
 from kvlab.sweeps.cell import Cell, CellResult, execute
 from kvlab.sweeps.events import position_runs, positions
