@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sqlite3
 import threading
@@ -57,9 +58,11 @@ class Catalog:
             uri = f"{path.absolute().as_uri()}?mode=ro&immutable=1"
             self._db = sqlite3.connect(uri, uri=True, isolation_level=None, check_same_thread=False)
         else:
-            fd = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)  # before SQLite would create it readable to others
-            self.identity = _identity(os.fstat(fd))
-            os.close(fd)
+            # Only a new file is opened here: closing one that another connection of this process has open would drop
+            # that connection's POSIX locks, and another process could then delete the log under it.
+            with contextlib.suppress(FileExistsError):
+                os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600))
+            self.identity = _identity(os.stat(path))
             self._db = sqlite3.connect(path, timeout=wait, isolation_level=None, check_same_thread=False)
         try:
             if not immutable:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import stat
+import subprocess
+import sys
 import threading
 import time
 from pathlib import Path
@@ -405,3 +407,17 @@ def test_misuse_is_told() -> None:
     store.close()
     with pytest.raises(StoreError, match="closed"):
         store.match(NS, A)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="POSIX locks")
+def test_a_second_store_in_the_process_leaves_the_first_ones_lock_on_the_index(tmp_path: Path) -> None:
+    """Without it another process takes itself for the last one, and deletes the log that this one still writes to."""
+    take = (
+        "import fcntl, sys\n"
+        "with open(sys.argv[1], 'r+b') as file:\n"
+        "    fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB, 510, 0x40000002)\n"  # SQLite's shared range
+    )
+    command = [sys.executable, "-c", take, str(tmp_path / "catalog.sqlite")]
+    with opened(tmp_path), opened(tmp_path):
+        assert subprocess.run(command, stderr=subprocess.DEVNULL).returncode != 0
+    assert subprocess.run(command).returncode == 0
