@@ -11,7 +11,7 @@ from typing import Any
 
 from mlx_lm.generate import BatchGenerator, StopSequences
 
-from kvlab import events
+from kvlab import events, threads
 from kvlab.caches import batchable, can_share, check_model, make_caches, own_caches
 from kvlab.caches.leaves import own_layers
 from kvlab.decoder.admission import Admission
@@ -171,7 +171,7 @@ class Decoder:
         if not self._closed:
             self._closed = True
             self._inbox.put(None)
-        self._thread.join()
+        threads.join(self._thread)
         if self.store is not None and self._owns_store:
             self.store.close()
 

@@ -12,6 +12,7 @@ from kvlab.errors import KvlabError
 from kvlab.models import LoadedModel, load
 from kvlab.server.errors import ApiError
 from kvlab.server.model import Model
+from kvlab.threads import apart
 
 
 class Pool:
@@ -63,8 +64,8 @@ class Pool:
         try:
             if not isinstance(source, LoadedModel):
                 await self._make_room(_weight_bytes(source))
-                source = await asyncio.to_thread(load, source)
-            model = await asyncio.to_thread(self._open_model, source)
+                source = await apart(load, source)
+            model = await apart(self._open_model, source)
         except ApiError:
             raise
         except KvlabError as error:
