@@ -88,6 +88,8 @@ class LayerCache:
                 "this model computes attention without mlx-lm's scaled_dot_product_attention, so kvlab's live caches "
                 "cannot be used with it: use the policy full"
             )
+        if self.prompt_tokens is not None and isinstance(self.retention, Full):
+            self.rows.expected = self.prompt_tokens - (self.offset - self.rows.length)
         self.rows.append(keys, values)
         self.offset += keys.shape[2]
         self._unattended = True
