@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-STRETCH = 1.5
-"""Prefill time granted per decode step, in decode steps: others then see gaps of two and a half steps, and the prefill
-three fifths of the machine."""
+STRETCH = 2.2
+"""Prefill time granted per decode step, in decode steps: others then see gaps of three steps, and the prefill two
+thirds of the machine."""
 LEAST = 4
 """Fewest tokens a chunk, or the fixed cost of a forward pass would rule."""
 FIRST = 128
