@@ -9,7 +9,6 @@ from typing import Any
 
 import polars as pl
 
-from kvlab.colors import policy_colors
 from kvlab.promote import serve_line
 
 TOGETHER = "together"
@@ -95,6 +94,8 @@ def text_table(summary: pl.DataFrame) -> str:
 
 def html_table(rows: pl.DataFrame) -> str:
     """The summary as an HTML table, with TTFT by turn drawn small at the end of each line."""
+    from kvlab.charts.colors import policy_colors  # brings Altair, which takes a moment to import
+
     summary = summarize(rows)
     shown = columns(summary)
     colors = policy_colors(summary["policy"].to_list())

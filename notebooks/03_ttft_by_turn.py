@@ -10,7 +10,7 @@ import polars as pl
 
 import kvlab
 from kvlab import widgets
-from kvlab.ttft_charts import ttft_parts, ttft_waterfall
+from kvlab.charts.ttft import ttft_parts, ttft_waterfall
 
 MODEL = None  # the bundled model; or any mlx-lm model: a folder, or a name such as "mlx-community/Qwen3-0.6B-4bit"
 model = kvlab.load(MODEL)

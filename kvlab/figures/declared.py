@@ -8,17 +8,17 @@ from typing import Any
 import polars as pl
 
 from kvlab import charts
+from kvlab.charts.concurrency import live_bytes_by_concurrency, throughput_by_concurrency
+from kvlab.charts.quality import quality_by_live_bytes
+from kvlab.charts.restart import ttft_after_restart
+from kvlab.charts.tiers import bytes_by_tier
 from kvlab.errors import RunError
 from kvlab.figures.claim import Claim, pick
 from kvlab.figures.figure import Figure
 from kvlab.figures.saved import Saved
 from kvlab.policies import Policy
-from kvlab.quality_charts import quality_by_live_bytes
-from kvlab.restart_charts import ttft_after_restart
-from kvlab.scale_charts import live_bytes_by_concurrency, throughput_by_concurrency
 from kvlab.summary import TOGETHER
 from kvlab.sweeps.events import positions
-from kvlab.tier_charts import bytes_by_tier
 
 WATCHED = "snapkv:budget=0.25"
 TIERED = "tiered:ram=6MB,ssd=1GB"

@@ -5,8 +5,8 @@ from __future__ import annotations
 import ipywidgets
 import polars as pl
 
+from kvlab.charts.fidelity import QUALITY, quality_by_bytes
 from kvlab.errors import RunError
-from kvlab.fidelity_charts import QUALITY, quality_by_bytes
 from kvlab.widgets.panel import Drawn, Panel
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import ipywidgets
 import polars as pl
 
-from kvlab.block_charts import block_map, tier_bytes
+from kvlab.charts.blocks import block_map, tier_bytes
 from kvlab.whereabouts import Whereabouts
 from kvlab.widgets.panel import Drawn, Panel
 

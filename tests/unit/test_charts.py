@@ -9,7 +9,8 @@ import polars as pl
 import pytest
 
 from kvlab import charts
-from kvlab.colors import policy_colors
+from kvlab.charts import turns
+from kvlab.charts.colors import policy_colors
 from kvlab.errors import RunError
 from kvlab.results import Results, row
 
@@ -120,7 +121,7 @@ def test_live_kv_of_requests_that_start_together_rises_as_a_sum() -> None:
 def test_live_kv_is_thinned() -> None:
     many = pl.DataFrame({"policy": ["full"] * 5000, "request": [0] * 5000, "t": range(5000), "kv_bytes": range(5000)})
     spec = charts.kv_bytes_over_time(many).to_dict()
-    assert 400 <= len(data_of(spec, marks(spec)[0])) <= charts.MAX_POINTS
+    assert 400 <= len(data_of(spec, marks(spec)[0])) <= turns.MAX_POINTS
 
 
 def test_eviction_map_draws_runs_of_positions_from_their_step_on() -> None:

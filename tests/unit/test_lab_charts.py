@@ -7,7 +7,10 @@ from typing import Any
 import polars as pl
 import pytest
 
-from kvlab import quality_charts, restart_charts, scale_charts, tier_charts
+from kvlab.charts import concurrency as scale_charts
+from kvlab.charts import quality as quality_charts
+from kvlab.charts import restart as restart_charts
+from kvlab.charts import tiers as tier_charts
 from kvlab.errors import RunError
 from kvlab.results import Results, row
 from tests.unit.test_charts import data_of, marks

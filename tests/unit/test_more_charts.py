@@ -8,14 +8,14 @@ import polars as pl
 import pytest
 
 from kvlab import events
-from kvlab.block_charts import block_map, tier_bytes
+from kvlab.charts.blocks import block_map, tier_bytes
+from kvlab.charts.fidelity import quality_by_bytes
+from kvlab.charts.gaps import token_gaps
+from kvlab.charts.ttft import PARTS, ttft_parts, ttft_waterfall
 from kvlab.errors import RunError
-from kvlab.fidelity_charts import quality_by_bytes
-from kvlab.gap_charts import token_gaps
 from kvlab.recorder import Recorder
 from kvlab.results import Results, row
 from kvlab.token_view import EVICTED, KEPT, RESTORED, SHARED, token_states, tokens_html
-from kvlab.ttft_charts import PARTS, ttft_parts, ttft_waterfall
 
 
 def recorded() -> Results:

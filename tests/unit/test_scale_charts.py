@@ -3,7 +3,7 @@
 import polars as pl
 import pytest
 
-from kvlab import scale_charts
+from kvlab.charts import concurrency as scale_charts
 from kvlab.errors import RunError
 
 ROWS = pl.DataFrame(

@@ -10,7 +10,8 @@ import ipywidgets
 import polars as pl
 import pytest
 
-from kvlab import chart_display, widgets
+from kvlab import widgets
+from kvlab.charts import display as chart_display
 from kvlab.errors import KvlabError, PolicyError, RunError
 from kvlab.policies import Policy
 from kvlab.results import Results, row

@@ -7,7 +7,7 @@ from typing import Any
 import altair as alt
 import polars as pl
 
-from kvlab.chart_style import WIDTH, require, styled
+from kvlab.charts.style import WIDTH, require, styled
 from kvlab.errors import RunError
 
 TIERS = {"ram": "#2f6db5", "ssd": "#1c9a76", "gone": "#e3e6ea"}

@@ -7,8 +7,8 @@ from typing import Any
 import altair as alt
 import polars as pl
 
-from kvlab.chart_style import WIDTH, require, styled
-from kvlab.charts import MAX_POINTS, running_total
+from kvlab.charts.style import WIDTH, require, styled
+from kvlab.charts.turns import MAX_POINTS, running_total
 from kvlab.errors import RunError
 
 TIERS = {"live": "#59626f", "RAM": "#2f6db5", "SSD": "#1c9a76"}

@@ -12,8 +12,8 @@ import altair as alt
 import numpy as np
 import polars as pl
 
-from kvlab.chart_style import WIDTH, color, require, styled
-from kvlab.colors import policy_colors
+from kvlab.charts.colors import policy_colors
+from kvlab.charts.style import WIDTH, color, require, styled
 from kvlab.errors import RunError
 
 MAX_POINTS = 800  # of one line over time: more cannot be seen and makes a page heavy
