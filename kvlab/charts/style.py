@@ -14,6 +14,7 @@ from kvlab.errors import RunError
 
 use_in_notebooks()
 WIDTH, HEIGHT = 560, 300
+GREY = "#8a919b"  # of lines that only guide the eye
 
 
 def require(frame: pl.DataFrame, *names: str) -> None:

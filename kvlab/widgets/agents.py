@@ -6,8 +6,7 @@ from collections.abc import Mapping
 
 import ipywidgets
 
-from kvlab.charts import kv_bytes_over_time
-from kvlab.charts.gaps import token_gaps
+from kvlab.charts import kv_bytes_over_time, token_gaps
 from kvlab.errors import RunError
 from kvlab.results import Results
 from kvlab.summary import bytes_text

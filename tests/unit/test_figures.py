@@ -23,8 +23,8 @@ from kvlab.figures.saved import Saved
 from kvlab.models import LoadedModel
 from kvlab.results import UNITS, Results, row
 from kvlab.sweeps.experiment import read_experiment
+from tests.chart_kit import evicted
 from tests.fake_decoder import FakeDecoder
-from tests.unit.test_charts import evicted
 from tests.unit.test_experiments import in_this_process
 
 FACTS = {"commit": "0123456789abcdef", "device": "cpu: one", "model": "tiny", "dtype": "float32", "folder": "/secret"}
