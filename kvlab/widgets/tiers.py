@@ -6,7 +6,7 @@ import ipywidgets
 import polars as pl
 
 from kvlab.charts import block_map, bytes_at_rest
-from kvlab.whereabouts import Whereabouts
+from kvlab.watching import Whereabouts
 from kvlab.widgets.panel import Drawn, Panel
 
 VIEWS = ("blocks", "bytes")

@@ -14,7 +14,7 @@ from kvlab import widgets
 from kvlab.errors import KvlabError, PolicyError, RunError
 from kvlab.policies import Policy
 from kvlab.results import Results, row
-from kvlab.whereabouts import Whereabouts
+from kvlab.watching import Whereabouts
 from kvlab.widgets import Drawn, Panel, panel
 from kvlab.widgets.evictions import spec
 
