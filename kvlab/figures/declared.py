@@ -13,7 +13,7 @@ from kvlab.figures.claim import Claim, pick
 from kvlab.figures.figure import Figure
 from kvlab.figures.saved import Saved
 from kvlab.policies import Policy
-from kvlab.summary import TOGETHER
+from kvlab.results.rows import TOGETHER
 from kvlab.sweeps.events import positions
 
 WATCHED = "snapkv:budget=0.25"

@@ -9,7 +9,7 @@ import ipywidgets
 from kvlab.charts import kv_bytes_over_time, token_gaps
 from kvlab.errors import RunError
 from kvlab.results import Results
-from kvlab.summary import bytes_text
+from kvlab.results.summary import bytes_text
 from kvlab.widgets.panel import Drawn, Panel
 
 VIEWS = ("memory", "gaps")

@@ -9,10 +9,8 @@ from typing import Any
 
 import polars as pl
 
-from kvlab.promote import serve_line
-
-TOGETHER = "together"
-"""The `kind` of rows of all sequences of a run together, which belong to no turn and to no conversation."""
+from kvlab.results.promote import serve_line
+from kvlab.results.rows import TOGETHER
 
 _DOT = "display:inline-block;width:9px;height:9px;border-radius:5px;margin-right:7px"
 _CELL = "padding:3px 11px 3px 0;text-align:right;white-space:nowrap;font-variant-numeric:tabular-nums"
