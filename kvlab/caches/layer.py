@@ -183,6 +183,11 @@ class LayerCache:
         if self._slab is not None:
             self.rows, self._slab = Rows(self.codec, self._slab.leave(self)), None
 
+    @property
+    def room(self) -> int:
+        """Tokens that there is storage for: at least those that are here."""
+        return self.offset - self.rows.length + self.rows.capacity
+
     def begin_with(self, prefixes: tuple[Prefix, ...]) -> None:
         """Start an empty sequence from rows that others hold."""
         self.share(prefixes)
