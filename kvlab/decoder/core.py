@@ -13,6 +13,7 @@ from mlx_lm.generate import BatchGenerator, StopSequences
 
 from kvlab import events, threads
 from kvlab.caches import batchable, can_share, check_model, make_caches, own_caches
+from kvlab.caches.exponential import is_composed
 from kvlab.caches.leaves import own_layers
 from kvlab.decoder.admission import Admission
 from kvlab.decoder.job import Job, Processor, Sampler, check_request
@@ -86,8 +87,10 @@ class Decoder:
             self._rest = Rest(self.store, loaded, self.policy, self.policy.reuse)
             self.store.on_event = self._tell.store
         # Sharing needs rows that stay as they are, and a hook in every layer.
-        shares = self._rest is not None and isinstance(self.policy.retention, Full) and can_share(loaded.model)
-        self._prefixes = LivePrefixes() if shares else None
+        keeps_all = isinstance(self.policy.retention, Full) and (self._rest is not None or self.policy.lossless)
+        # Where kvlab's own attention is faster than MLX's, all policies get it: they are compared, not kernels.
+        self._own = keeps_all and (self._rest is not None or is_composed()) and can_share(loaded.model)
+        self._prefixes = LivePrefixes() if self._own and self._rest is not None else None
         self._budget = self._make_budget(live_memory)
         self._pace = Pace(prefill_step)
         self._numbers = itertools.count()
@@ -191,7 +194,7 @@ class Decoder:
         return LiveBudget(parse_bytes(live_memory), cost, self.policy.retention, pauses=pauses)
 
     def _make_caches(self, prompt_tokens: int) -> list[Any]:
-        build = own_caches if self._prefixes else make_caches
+        build = own_caches if self._own else make_caches
         record = self._tell.sink is not None
         return build(self.loaded.model, self.policy, prompt_tokens=prompt_tokens, record=record)
 

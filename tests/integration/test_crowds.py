@@ -1,0 +1,33 @@
+"""Many sequences at once on the bundled model: every answer is the one it gets alone, and what was live is let go."""
+
+import numpy as np
+
+import kvlab  # noqa: F401 - before MLX
+from kvlab.decoder import Decoder
+from kvlab.models import LoadedModel
+from kvlab.workloads import load_workload
+
+CROWD = 256
+
+
+def prompts_of(loaded: LoadedModel, count: int) -> list[list[int]]:
+    """Agents that work with the same tools, each on its own conversation, two turns long."""
+    requests = [load_workload("agent", turns=2, seed=seed).requests()[seed % 2] for seed in range(count)]
+    return [loaded.render(list(request.messages), list(request.tools)) for request in requests]
+
+
+def test_a_crowd_is_answered_as_each_alone(bundled: LoadedModel) -> None:
+    prompts = prompts_of(bundled, CROWD)
+    with Decoder(bundled, "paged", warm=0) as decoder:
+        alone = [decoder.generate(prompt, max_tokens=24).tokens for prompt in prompts]
+    with Decoder(bundled, "paged", max_concurrency=CROWD, warm=0) as decoder:
+        streams = [decoder.submit(prompt, max_tokens=24) for prompt in prompts]
+        most = 0
+        while not all(stream.done for stream in streams):
+            most = max(most, decoder.live_bytes())
+            streams[int(np.argmin([stream.done for stream in streams]))].result(timeout=600)
+        together = [stream.result().tokens for stream in streams]
+        decoder.generate(prompts[0], max_tokens=1)
+        assert decoder.live_bytes() == 0
+    assert together == alone
+    print(f"{CROWD} together: {sum(map(len, together))} tokens, {most / 1e6:.0f} MB of live KV at a look")
