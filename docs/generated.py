@@ -11,6 +11,7 @@ from __future__ import annotations
 import dataclasses
 import importlib
 import inspect
+import json
 import re
 import typing
 from pathlib import Path
@@ -88,7 +89,10 @@ def _told(cls: type) -> dict[str, str]:
 
 def _type_name(kind: Any) -> str:
     options = [option for option in typing.get_args(kind) or (kind,) if option is not type(None)]
-    return " or ".join({"str": "text", "int": "whole number", "float": "number"}.get(o.__name__, "") for o in options)
+    if float in options:
+        return "number"
+    names = {str: "text", int: "whole number", bool: "yes or no"}
+    return " or ".join(names.get(option, option.__name__) for option in options)
 
 
 def public_name(item: Any) -> str:
@@ -152,10 +156,30 @@ def _directive(item: Any) -> str | None:
     return "autofunction" if inspect.isfunction(item) else None
 
 
-def _quiet_docstring(app: Any, what: str, name: str, item: Any, options: Any, lines: list[str]) -> None:
-    """Dataclasses without a docstring get their signature for one, which is shown above it anyway."""
+def _docstring(app: Any, what: str, name: str, item: Any, options: Any, lines: list[str]) -> None:
+    """Behind napoleon: no signature for the docstring of a dataclass that has none, and properties as they are.
+
+    napoleon takes what stands before a colon in a property's docstring for its type.
+    """
     if what == "class" and dataclasses.is_dataclass(item) and lines and lines[0].startswith(f"{item.__name__}("):
         lines.clear()
+    if what == "property":
+        lines[:] = [*(inspect.getdoc(item) or "").splitlines(), ""]
+
+
+TYPES = {"mlx.nn": "nn.", "mlx.core": "mx.", "polars": "pl.", "altair": "alt.", "numpy": "np."}
+LONG = re.compile(r"~?\b(mlx\.nn|mlx\.core|polars|altair|numpy|kvlab|collections|typing|pathlib)(?:\.\w+)*\.(?=\w)")
+
+
+def _signature(
+    app: Any, what: str, name: str, item: Any, options: Any, arguments: str | None, returns: str | None
+) -> tuple[str | None, str | None]:
+    """Types as one writes them, not by the file that defines them."""
+
+    def short(text: str | None) -> str | None:
+        return None if text is None else LONG.sub(lambda found: TYPES.get(found[1], ""), text)
+
+    return short(arguments), short(returns)
 
 
 # -- reading ----------------------------------------------------------------------------------------------------------
@@ -189,20 +213,31 @@ def copy_notebooks(app: Any) -> None:
     """Bring `notebooks/` beside this file up to date; a file that is the same is left alone."""
     folder = Path(app.srcdir) / "notebooks"
     folder.mkdir(exist_ok=True)
-    wanted = {path.name: path.read_bytes() for path in NOTEBOOKS.glob("[0-9]*.ipynb")}
+    wanted = {path.name: _as_pictures(path.read_text()) for path in NOTEBOOKS.glob("[0-9]*.ipynb")}
     for path in folder.glob("*.ipynb"):
         if path.name not in wanted:
             path.unlink()
     for name, content in wanted.items():
         target = folder / name
-        if not target.exists() or target.read_bytes() != content:
-            target.write_bytes(content)
+        if not target.exists() or target.read_text() != content:
+            target.write_text(content)
+
+
+def _as_pictures(text: str) -> str:
+    """A notebook in which a chart is only the picture that was saved with it: the rest needs scripts."""
+    notebook = json.loads(text)
+    for output in (output for cell in notebook["cells"] for output in cell.get("outputs", [])):
+        data = output.get("data", {})
+        if "image/png" in data:
+            output["data"] = {kind: value for kind, value in data.items() if not kind.startswith("application/")}
+    return json.dumps(notebook, indent=1, ensure_ascii=False)
 
 
 def setup(app: Any) -> dict[str, Any]:
     app.connect("builder-inited", copy_notebooks)
     app.connect("source-read", _read)
-    app.connect("autodoc-process-docstring", _quiet_docstring)
+    app.connect("autodoc-process-docstring", _docstring, priority=600)
+    app.connect("autodoc-process-signature", _signature)
     # The reference follows the code, which Sphinx does not watch: these pages are read anew every time.
     app.connect("env-get-outdated", lambda *_: ["policies", "api"])
     return {"parallel_read_safe": True, "parallel_write_safe": True}
