@@ -21,7 +21,7 @@ release = version = kvlab.__version__
 extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "generated"]
 root_doc = "index"
 exclude_patterns = ["figures/*.html"]
-smartquotes = False
+smartquotes_action = "D"  # dashes; quotes stay as they are written
 
 # Markdown and notebooks. Notebooks are shown with the outputs they are committed with, never executed; of a chart that
 # is the picture, which needs no script from a network.

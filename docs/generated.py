@@ -161,7 +161,8 @@ def _docstring(app: Any, what: str, name: str, item: Any, options: Any, lines: l
 
     napoleon takes what stands before a colon in a property's docstring for its type.
     """
-    if what == "class" and dataclasses.is_dataclass(item) and lines and lines[0].startswith(f"{item.__name__}("):
+    own = name.rpartition(".")[2]
+    if what == "class" and dataclasses.is_dataclass(item) and lines and lines[0].startswith(f"{own}("):
         lines.clear()
     if what == "property":
         lines[:] = [*(inspect.getdoc(item) or "").splitlines(), ""]

@@ -61,7 +61,9 @@ def test_the_code_of_a_page_runs_from_top_to_bottom(
             assert not block.note, "a block of Python runs anywhere"
             said = _run(["-c", block.text], folder)
         elif block.kind == "sh":
-            for words in _commands(block.text):
+            commands = _commands(block.text)
+            assert commands or block.note, "only commands of kvlab are run: say why this block is not"
+            for words in commands:
                 _check(words) if block.note else _run(["-m", "kvlab", *words], folder)
         elif block.kind == "toml":
             read_experiment(_written(folder / "mine.toml", block.text))
