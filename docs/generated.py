@@ -109,6 +109,8 @@ def public_name(item: Any) -> str:
 PACKAGES = {
     "kvlab": "What one imports first: load a model, run, compare, watch, serve.",
     "kvlab.policies": "What policies are made of. The modules themselves are in the [policy reference](policies.md).",
+    "kvlab.results": "Tidy rows, and a folder of them.",
+    "kvlab.watching": "Looking closely at a few prompts.",
     "kvlab.charts": "Functions from frames to Altair charts.",
     "kvlab.widgets": "Panels over the charts, for notebooks.",
     "kvlab.decoder": "Requests and their tokens, below `kvlab.run` and `kvlab.serve`.",

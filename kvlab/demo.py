@@ -6,9 +6,9 @@ import time
 from pathlib import Path
 
 from kvlab.experiments import compare
-from kvlab.harness import ModelLike
 from kvlab.results import Results, new_run_folder
-from kvlab.summary import text_table
+from kvlab.results.summary import text_table
+from kvlab.runs.harness import ModelLike
 
 POLICIES = ("full", "rotating:window=128", "paged", "quantized:bits=8", "tiered")
 LEAD = (
@@ -33,7 +33,7 @@ def demo(
     out: Path | None = None, *, model: ModelLike = None, turns: int = 15, seed: int = 0, progress: bool = True
 ) -> Results:
     """Runs it, prints the table, writes rows, record and `report.html` to `out` (else to a new folder in `runs/`)."""
-    from kvlab.report import write_run  # draws in Altair, which takes a moment to import
+    from kvlab.results.report import write_run  # draws in Altair, which takes a moment to import
 
     started = time.perf_counter()
     folder = new_run_folder(out, "demo")

@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from kvlab.errors import RunError
-from kvlab.harness import REFERENCE, Harness, Key, ModelLike
 from kvlab.policies import Module, Policy
 from kvlab.results import Results, make_folder, merged, new_run_folder
-from kvlab.summary import text_table
+from kvlab.results.summary import text_table
+from kvlab.runs.harness import REFERENCE, Harness, Key, ModelLike
 from kvlab.workloads import Workload
 
 PolicyLike = str | Policy | Module
@@ -119,7 +119,7 @@ def compare_command(
     out: Path | None = None,
 ) -> Results:
     """`kvlab compare`: `n` conversations at once; prints the table, writes the run and its report to `out`."""
-    from kvlab.report import write_run  # draws in Altair, which takes a moment to import
+    from kvlab.results.report import write_run  # draws in Altair, which takes a moment to import
 
     folder = new_run_folder(out, "compare")
     results = compare(policies, workload, model, turns=turns, n=n or 1, seed=seed, concurrency=n or 1, folder=folder)

@@ -9,8 +9,7 @@
 import polars as pl
 
 import kvlab
-from kvlab import widgets
-from kvlab.ttft_charts import ttft_parts, ttft_waterfall
+from kvlab import charts, widgets
 
 MODEL = None  # the bundled model; or any mlx-lm model: a folder, or a name such as "mlx-community/Qwen3-0.6B-4bit"
 model = kvlab.load(MODEL)
@@ -24,8 +23,8 @@ results = kvlab.compare(["full", "paged", "tiered"], workload="agent", model=mod
 results
 
 # %%
-parts = ttft_parts(results.events)
-ttft_waterfall(parts)
+parts = charts.ttft_parts(results.events)
+charts.ttft_waterfall(parts)
 
 # %% [markdown]
 # Without reuse nearly all of it is prefill, at every turn. With reuse that is so at the first turn only. What is left of
@@ -33,7 +32,7 @@ ttft_waterfall(parts)
 
 # %%
 later = parts.filter(pl.col("turn") > 1)
-ttft_waterfall(later, policies=["paged", "tiered"])
+charts.ttft_waterfall(later, policies=["paged", "tiered"])
 
 # %% [markdown]
 # Turn 4 of `tiered` is the first in the new process: there KV is restored, from files. At the other turns the rows of the

@@ -21,6 +21,7 @@ from kvlab.bench.overhead import no_end
 from kvlab.decoder import Completion, Decoder
 from kvlab.errors import RunError
 from kvlab.models import LoadedModel, load
+from kvlab.policies import Policy
 from kvlab.store import Namespace, Store
 
 PREFIX = 8000
@@ -44,7 +45,8 @@ def run(
     """Rows of three comparisons, each alternating its two sides; values are medians over ``rounds``.
 
     ``restore``: ``restore_bytes_per_s`` of a prefix from SSD to live caches by the decoder, with an empty RAM tier, and
-    of the same bytes from one plain file an array into MLX arrays; both from the operating system's page cache.
+    of the same bytes from plain files into MLX arrays: as many files as the store has (one a block), and only one a
+    live array, which no store of blocks can be; all from the operating system's page cache.
     ``restart``: ``ttft_ms`` of a prompt cold, and by a new decoder on the folder that the first has closed.
     ``write-behind``: ``tokens_per_s`` while the store writes ``BUSY`` bytes a second, and while it rests.
     The first and last use a random-weight Qwen3 of 10M parameters; the second that and ``model``.
@@ -89,21 +91,27 @@ def _restore(loaded: LoadedModel, folder: Path, prefix: int, rounds: int, seed: 
     with Decoder(loaded, policy(folder)) as decoder:
         decoder.generate(prompt, max_tokens=1)
     _, size = _first_token(loaded, folder, prompt)
-    plain = _plain_files(folder / "plain", 2 * loaded.n_layers, size)
-    rates: dict[str, list[float]] = {"store": [], "plain files": []}
+    blocks = -(-prefix // Policy.parse(policy(folder)).reuse.block)  # type: ignore[attr-defined]
+    plain = {
+        "plain files": _plain_files(folder / "plain", blocks, size),
+        "plain files, one an array": _plain_files(folder / "arrays", 2 * loaded.n_layers, size),
+    }
+    rates: dict[str, list[float]] = {"store": [], **{name: [] for name in plain}}
     for round_ in range(rounds):
         for side in sorted(rates, reverse=bool(round_ % 2)):
             if side == "store":
                 completion, size = _first_token(loaded, folder, prompt)
                 seconds = (completion.lookup_ms + completion.restore_ms) / 1e3
             else:
-                seconds = _read(plain)
+                seconds = _read(plain[side])
             rates[side].append(size / seconds)
     about = {"policy": "tiered", "workload": "restore", "model": loaded.name, "tokens": prefix}
     unit = {"metric": "restore_bytes_per_s", "unit": "B/s"}
     rows = [{**about, **unit, "value": statistics.median(values), "library": name} for name, values in rates.items()]
-    ratio = statistics.median(a / b for a, b in zip(rates["store"], rates["plain files"], strict=True))
-    return [*rows, _ratio(about, ratio, "store", "plain files")]
+    for name in plain:
+        ratio = statistics.median(a / b for a, b in zip(rates["store"], rates[name], strict=True))
+        rows.append(_ratio(about, ratio, "store", name))
+    return rows
 
 
 def _first_token(loaded: LoadedModel, folder: Path, prompt: list[int]) -> tuple[Completion, int]:

@@ -6,15 +6,17 @@ A codec turns ``[batch, n_kv_heads, n, width]`` into named arrays of which axis 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Protocol
 
 import mlx.core as mx
 
+from kvlab.caches.runs import attend_runs
 from kvlab.errors import ModelError
 from kvlab.policies import Module, Quantized
 
 Arrays = Mapping[str, mx.array]
+Sinks = mx.array | None
 FEW_QUERIES = 8
 """Up to this many queries, attention reads quantized rows directly; above, expanding them once is cheaper."""
 
@@ -39,9 +41,9 @@ class Codec(Protocol):
         ...
 
     def attend(
-        self, queries: mx.array, rows: Arrays, scale: float, mask: mx.array | str | None, sinks: mx.array | None
+        self, queries: mx.array, runs: Sequence[Arrays], scale: float, mask: mx.array | str | None, sinks: Sinks
     ) -> mx.array:
-        """Attention ``[batch, n_heads, n, v_head_dim]`` over all rows; ``mask`` and ``sinks`` as in ``mx.fast``."""
+        """Attention ``[1, n_heads, n, v_head_dim]`` over runs of rows: see :func:`kvlab.caches.runs.attend_runs`."""
         ...
 
 
@@ -61,9 +63,9 @@ class RawCodec:
         return weights @ rows["v"]
 
     def attend(
-        self, queries: mx.array, rows: Arrays, scale: float, mask: mx.array | str | None, sinks: mx.array | None
+        self, queries: mx.array, runs: Sequence[Arrays], scale: float, mask: mx.array | str | None, sinks: Sinks
     ) -> mx.array:
-        return mx.fast.scaled_dot_product_attention(queries, rows["k"], rows["v"], scale=scale, mask=mask, sinks=sinks)
+        return attend_runs(queries, [self.decode(rows) for rows in runs], scale, mask, sinks)
 
 
 class QuantizedCodec:
@@ -102,12 +104,12 @@ class QuantizedCodec:
         )
 
     def attend(
-        self, queries: mx.array, rows: Arrays, scale: float, mask: mx.array | str | None, sinks: mx.array | None
+        self, queries: mx.array, runs: Sequence[Arrays], scale: float, mask: mx.array | str | None, sinks: Sinks
     ) -> mx.array:
         batch, heads, count, dim = queries.shape
-        if count > FEW_QUERIES or sinks is not None or isinstance(mask, str):
-            keys, values = self.decode(rows)
-            return mx.fast.scaled_dot_product_attention(queries, keys, values, scale=scale, mask=mask, sinks=sinks)
+        if len(runs) > 1 or count > FEW_QUERIES or sinks is not None or isinstance(mask, str):
+            return attend_runs(queries, [self.decode(rows) for rows in runs], scale, mask, sinks)
+        [rows] = runs
         kv_heads, length = rows["k.packed"].shape[1:3]
         grouped = (queries * scale).reshape(batch, kv_heads, (heads // kv_heads) * count, dim)
         scores = self.scores(grouped, rows)

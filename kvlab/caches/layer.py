@@ -88,6 +88,8 @@ class LayerCache:
                 "this model computes attention without mlx-lm's scaled_dot_product_attention, so kvlab's live caches "
                 "cannot be used with it: use the policy full"
             )
+        if self.prompt_tokens is not None and isinstance(self.retention, Full):
+            self.rows.expected = self.prompt_tokens - (self.offset - self.rows.length)
         self.rows.append(keys, values)
         self.offset += keys.shape[2]
         self._unattended = True
@@ -181,6 +183,11 @@ class LayerCache:
         if self._slab is not None:
             self.rows, self._slab = Rows(self.codec, self._slab.leave(self)), None
 
+    @property
+    def room(self) -> int:
+        """Tokens that there is storage for: at least those that are here."""
+        return self.offset - self.rows.length + self.rows.capacity
+
     def begin_with(self, prefixes: tuple[Prefix, ...]) -> None:
         """Start an empty sequence from rows that others hold."""
         self.share(prefixes)
@@ -229,8 +236,8 @@ class LayerCache:
             for prefix in self.prefixes:
                 part = part.merge(shared_part(self.codec, prefix.arrays, scaled))
             return part.finish(queries.dtype, sinks)
-        rows = join_rows([*(prefix.arrays for prefix in self.prefixes), own])
-        return self.codec.attend(queries, rows, scale, self._mask(count), sinks)
+        runs = [*(prefix.arrays for prefix in self.prefixes), own]
+        return self.codec.attend(queries, runs, scale, self._mask(count), sinks)
 
     # -- what is kept -----------------------------------------------------------------------------------------------
 
@@ -316,10 +323,20 @@ class LayerCache:
             raise ModelError(
                 f"{type(scorer).__name__}.score returned shape {scores.shape}: it must be {(1, heads, length)}"
             )
-        order = mx.argsort(-scores, axis=-1)
+        # From the newest back, so that of rows that score the same the newest stay.
+        order = length - 1 - mx.argsort(-level(scores)[..., ::-1], axis=-1)
         stay = mx.sort(order[..., :target], axis=-1)
         if self.record:
             gone = mx.sort(order[..., target:], axis=-1)
             self.evictions.append(Eviction(mx.take_along_axis(positions, gone, axis=2), target, self.offset))
         self._kept = mx.take_along_axis(positions, stay, axis=2)
         self.rows.keep(stay)
+
+
+def level(scores: mx.array) -> mx.array:
+    """Scores without what rounding makes of equal ones: float32 with 16 bits of precision.
+
+    The keys of a repeated token, say, have the same norm, up to rounding that depends on the batch around them.
+    """
+    bits = scores.astype(mx.float32).view(mx.int32)
+    return ((bits + 128) & ~255).view(mx.float32)

@@ -14,12 +14,17 @@ STEP = 64
 
 
 class Rows:
-    """K and V as named arrays ``[1, n_kv_heads, capacity, width]``, of which the first ``length`` rows are used."""
+    """K and V as named arrays ``[1, n_kv_heads, capacity, width]``, of which the first ``length`` rows are used.
+
+    Attributes:
+        expected: rows that are sure to come in all: storage that must grow grows to as many at once.
+    """
 
     def __init__(self, codec: Codec, arrays: Mapping[str, mx.array] | None = None) -> None:
         self.codec = codec
         self.arrays: dict[str, mx.array] = dict(arrays or {})
         self.length = self.capacity
+        self.expected = 0
 
     def append(self, keys: mx.array, values: mx.array) -> None:
         """Write new rows ``[1, n_kv_heads, n, width]`` behind the used ones."""
@@ -80,7 +85,7 @@ class Rows:
             self._grow(self.arrays, self.length + count)
 
     def _grow(self, new: Mapping[str, mx.array], end: int) -> None:
-        room = math.ceil(end / STEP) * STEP - self.length
+        room = math.ceil(max(end, self.expected) / STEP) * STEP - self.length
         for name, array in new.items():
             fresh = mx.zeros((*array.shape[:2], room, *array.shape[3:]), dtype=array.dtype)
             held = self.arrays.get(name)

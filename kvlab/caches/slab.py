@@ -16,8 +16,8 @@ from kvlab.caches.codecs import Codec
 
 SLOTS = 16
 """Sequences a slab."""
-STEP = 32
-"""Columns that a slab grows by."""
+LEAST, MOST = 16, 64
+"""Columns that a slab grows by: a sixteenth of what it has, within these bounds."""
 SPREAD = 64
 """Lengths that differ by less share a slab; longer sequences may differ by a quarter."""
 
@@ -53,7 +53,7 @@ class Slab:
             self.cursor = columns
         slot = len(self.lengths)
         for name, array in rows.items():
-            shape = (1, array.shape[1], self.columns or columns + STEP, array.shape[3])
+            shape = (1, array.shape[1], self.columns or columns + step(columns), array.shape[3])
             fresh = mx.zeros(shape, dtype=array.dtype)
             fresh[:, :, self.cursor - length : self.cursor] = array
             held = self.arrays.get(name)
@@ -114,11 +114,16 @@ class Slab:
         return (mx.arange(self.cursor - start) >= first[:, None])[:, None, None]
 
     def _resize(self, columns: int) -> None:
-        """Room for ``columns`` used columns and STEP more; columns that nobody uses are given up."""
+        """Room for ``columns`` used columns and a step more; columns that nobody uses are given up."""
         keep = min(max(self.lengths, default=0), columns)
         for name, array in self.arrays.items():
             slots, heads, _, width = array.shape
             left = mx.zeros((slots, heads, columns - keep, width), dtype=array.dtype)
-            right = mx.zeros((slots, heads, STEP, width), dtype=array.dtype)
+            right = mx.zeros((slots, heads, step(columns), width), dtype=array.dtype)
             self.arrays[name] = mx.concatenate([left, array[:, :, self.cursor - keep : self.cursor], right], axis=2)
         self.cursor = columns
+
+
+def step(columns: int) -> int:
+    """How far ahead of ``columns`` used ones storage runs."""
+    return max(LEAST, min(MOST, columns // 16))

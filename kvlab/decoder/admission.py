@@ -12,8 +12,8 @@ from kvlab.decoder.rest import Rest
 
 
 def _uncomputed(active: Mapping[int, Job]) -> int:
-    """Tokens that were admitted and have no live rows yet."""
-    each = (len(job.prompt) + len(job.tokens) - job.layers[0].offset for job in active.values() if job.layers)
+    """Tokens that were admitted and have no storage yet."""
+    each = (len(job.prompt) + len(job.tokens) - job.layers[0].room for job in active.values() if job.layers)
     return sum(max(0, tokens) for tokens in each)
 
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-STRETCH = 2.0
+STRETCH = 2.2
 """Prefill time granted per decode step, in decode steps: others then see gaps of three steps, and the prefill two
 thirds of the machine."""
-LEAST = 16
+LEAST = 4
+"""Fewest tokens a chunk, or the fixed cost of a forward pass would rule."""
 FIRST = 128
 """Tokens a chunk until both rates are known."""
 MEMORY = 0.3

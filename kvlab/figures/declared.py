@@ -13,12 +13,8 @@ from kvlab.figures.claim import Claim, pick
 from kvlab.figures.figure import Figure
 from kvlab.figures.saved import Saved
 from kvlab.policies import Policy
-from kvlab.quality_charts import quality_by_live_bytes
-from kvlab.restart_charts import ttft_after_restart
-from kvlab.scale_charts import live_bytes_by_concurrency, throughput_by_concurrency
-from kvlab.summary import TOGETHER
+from kvlab.results.rows import TOGETHER
 from kvlab.sweeps.events import positions
-from kvlab.tier_charts import bytes_by_tier
 
 WATCHED = "snapkv:budget=0.25"
 TIERED = "tiered:ram=6MB,ssd=1GB"
@@ -36,7 +32,8 @@ def _eviction_map(saved: Saved) -> Any:
 
 
 def _quality(saved: Saved) -> Any:
-    return quality_by_live_bytes(saved.rows, {policy: _setting(policy) for policy in saved.rows["policy"].unique()})
+    settings = {policy: _setting(policy) for policy in saved.rows["policy"].unique()}
+    return charts.quality_by_live_bytes(saved.rows, settings)
 
 
 def _setting(policy: str) -> str:
@@ -53,7 +50,7 @@ def _together(saved: Saved) -> pl.DataFrame:
 
 def _tiers(saved: Saved) -> Any:
     events = (saved.event(kind) for kind in ("token", "finished", "submitted"))
-    return bytes_by_tier(saved.rows, *events)
+    return charts.bytes_by_tier(saved.rows, *events)
 
 
 FIGURES: tuple[Figure, ...] = (
@@ -96,7 +93,7 @@ FIGURES: tuple[Figure, ...] = (
         name="ttft-after-restart",
         title="Time to first token after a restart",
         experiments=("restart",),
-        chart=lambda saved: ttft_after_restart(saved.rows),
+        chart=lambda saved: charts.ttft_after_restart(saved.rows),
         metrics=frozenset({"ttft_ms"}),
         claims=(
             Claim(
@@ -182,7 +179,7 @@ FIGURES: tuple[Figure, ...] = (
         name="throughput-by-concurrency",
         title="Throughput by concurrency",
         experiments=("concurrency",),
-        chart=lambda saved: throughput_by_concurrency(_together(saved)),
+        chart=lambda saved: charts.throughput_by_concurrency(_together(saved)),
         metrics=frozenset({"tokens_per_s"}),
         claims=(
             Claim(
@@ -207,7 +204,7 @@ FIGURES: tuple[Figure, ...] = (
         name="live-bytes-by-concurrency",
         title="Live KV by concurrency",
         experiments=("concurrency",),
-        chart=lambda saved: live_bytes_by_concurrency(_together(saved)),
+        chart=lambda saved: charts.live_bytes_by_concurrency(_together(saved)),
         metrics=frozenset({"kv_bytes_live"}),
         claims=(
             Claim(

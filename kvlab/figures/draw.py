@@ -14,7 +14,7 @@ import vl_convert
 
 from kvlab.figures.figure import Figure
 from kvlab.figures.saved import Saved
-from kvlab.report import EMBED, STYLE, vega_scripts
+from kvlab.results.report import EMBED, STYLE, vega_scripts
 
 RENDERER = f"altair {alt.__version__}, vl-convert {vl_convert.__version__}"  # type: ignore[attr-defined]
 PNG_SCALE = 1.5

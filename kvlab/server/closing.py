@@ -49,6 +49,11 @@ class Closer:
                 break
         return tokens
 
+    def fits(self, matcher: LLMatcher, token: int, limit: int) -> bool:
+        """True when ``token`` may come next and the text can then be completed with ``limit`` tokens more."""
+        matcher = matcher.deep_copy()
+        return matcher.try_consume_tokens([token]) == 1 and len(self.plan(matcher, limit + 1)) <= limit
+
     def _choose(self, matcher: LLMatcher) -> list[int]:
         bits = np.unpackbits(np.frombuffer(matcher.compute_bitmask(), np.uint8), bitorder="little")[: self._size]
         for token in self._end_tokens:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
+from collections.abc import Sequence
 
 import llguidance.hf
 import mlx.core as mx
@@ -17,6 +18,10 @@ from kvlab.server.formats import quoted
 
 KEPT = 128
 """Compiled grammars that are remembered; an agent sends the same tools with every request."""
+CANDIDATES = 4
+"""Likeliest tokens that are tried for whether they leave room, where room is short."""
+LONGEST = 512
+"""Tokens of the longest way to the end that is looked for."""
 
 
 class Grammars:
@@ -96,7 +101,8 @@ class Constraint:
     pass is set off first, so that waiting for that token and computing the mask happen beside it. A request that was
     paused comes back with the tokens of its last call once more.
 
-    Close to ``max_tokens`` the shortest way to a complete text is taken, so that length does not cut JSON apart.
+    Close to ``max_tokens`` only tokens that leave room for a complete text are let through, and at last the shortest
+    way to one is taken, so that length does not cut JSON apart.
     """
 
     def __init__(
@@ -115,6 +121,7 @@ class Constraint:
         self._plan: list[int] | None = None
         self._planned_at = 0
         self._check_at = max_tokens // 2
+        self._jump = 0
         self.failure = ""
 
     def __call__(self, tokens: mx.array, logits: mx.array) -> mx.array:
@@ -127,9 +134,9 @@ class Constraint:
         if self._matcher is None:
             return logits
         if self._plan is None and self._left <= self._check_at:
-            self._look_ahead(self._matcher)
+            logits = self._look_ahead(self._matcher, logits)
         if self._plan is not None and (step := self._place - self._planned_at) < len(self._plan):
-            return _only(logits, self._plan[step])
+            return _only(logits, [self._plan[step]])
         return self._masked(self._matcher, logits)
 
     def _advance(self, token: int) -> None:
@@ -161,18 +168,30 @@ class Constraint:
         text = self._tokenizer.decode_bytes([token])
         return text.lstrip(b"\xff") if self._tokenizer.is_special_token(token) else text
 
-    def _look_ahead(self, matcher: LLMatcher) -> None:
+    def _look_ahead(self, matcher: LLMatcher, logits: mx.array) -> mx.array:
+        """Compare the shortest way to the end with the room left; the logits, narrowed where room is short."""
         plan = self._closer.plan(matcher, self._left)
         spare = self._left - len(plan)
         if spare <= 2:
             self._plan, self._planned_at = plan, self._place
-        self._check_at = (self._left + len(plan)) // 2 if spare > 32 else self._left - 1
+            return logits
+        if not self._jump:  # what one token can add: at most another such object, in a list say
+            start = matcher.deep_copy()
+            start.reset()
+            self._jump = len(self._closer.plan(start, LONGEST))
+        if spare > self._jump:
+            self._check_at = self._left - max(1, (spare - self._jump) // 2)
+            return logits
+        self._check_at = self._left - 1
+        likely = np.argsort(np.array(self._masked(matcher, logits)[0].astype(mx.float32)))[: -CANDIDATES - 1 : -1]
+        fitting = [int(token) for token in likely if self._closer.fits(matcher, int(token), self._left - 1)]
+        return _only(logits, fitting or plan[:1])
 
     def _masked(self, matcher: LLMatcher, logits: mx.array) -> mx.array:
         mask = allowed(matcher, logits.shape[-1])
         if matcher.is_error():
             self._fail(matcher)
-            return _only(logits, self._closer.end)
+            return _only(logits, [self._closer.end])
         return mx.where(mx.array(mask), logits, -mx.inf)
 
     def _fail(self, matcher: LLMatcher) -> None:
@@ -190,5 +209,7 @@ def allowed(matcher: LLMatcher, size: int) -> np.ndarray:
     return np.concatenate([bits, np.zeros(size - len(bits), np.uint8)]).astype(bool)
 
 
-def _only(logits: mx.array, token: int) -> mx.array:
-    return mx.where(mx.arange(logits.shape[-1]) == token, logits, -mx.inf)
+def _only(logits: mx.array, tokens: Sequence[int]) -> mx.array:
+    keep = np.zeros(logits.shape[-1], bool)
+    keep[list(tokens)] = True
+    return mx.where(mx.array(keep), logits, -mx.inf)

@@ -45,14 +45,20 @@ class Layout:
 
     def __init__(self, root: Path) -> None:
         self.root, self.blocks = root, root / "blocks"
+        self._blocks = str(self.blocks)
         self._open()
 
     def _open(self) -> None:
         self.view = View(self.root / "catalog.sqlite", immutable=True)
 
-    def path(self, key: bytes) -> Path:
+    def file(self, key: bytes) -> str:
+        """Where a block is."""
         name = key.hex()
-        return Path(f"{self.blocks}/{name[0]}/{name}")  # few folders: each one written to costs a sync at a flush
+        return f"{self._blocks}/{name[0]}/{name}"  # few folders: each one written to costs a sync at a flush
+
+    def path(self, key: bytes) -> Path:
+        """The same as a Path, which takes longer to make than a block to open."""
+        return Path(self.file(key))
 
     def close(self) -> None:
         with contextlib.suppress(sqlite3.Error):

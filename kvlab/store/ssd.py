@@ -174,7 +174,7 @@ class Ssd:
         if layout is None:
             raise TierMiss("the tier is not there")
         try:
-            return blockfile.read(layout.path(key), key, scratch)
+            return blockfile.read(layout.file(key), key, scratch)
         except (OSError, blockfile.BadBlock) as error:
             if self._deleted(layout):
                 raise TierMiss(str(error)) from None

@@ -12,9 +12,9 @@ from typing import Any
 from kvlab import models
 from kvlab.errors import KvlabError
 from kvlab.experiments import Run
-from kvlab.harness import REFERENCE, Outcome
 from kvlab.policies import Policy
 from kvlab.results import Row
+from kvlab.runs.harness import REFERENCE, Outcome
 from kvlab.sweeps.events import Table, event_table
 from kvlab.sweeps.together import together
 

@@ -8,9 +8,10 @@ from typing import Any
 
 from tqdm.auto import tqdm
 
-from kvlab.promote import serve_line
 from kvlab.results import Results
-from kvlab.summary import TOGETHER, text_table
+from kvlab.results.promote import serve_line
+from kvlab.results.rows import TOGETHER
+from kvlab.results.summary import text_table
 from kvlab.sweeps.cell import Cell, execute
 from kvlab.sweeps.experiment import Experiment, read_experiment
 from kvlab.sweeps.store import RowStore

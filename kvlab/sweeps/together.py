@@ -7,7 +7,7 @@ from typing import Any
 import polars as pl
 
 from kvlab.results import Results, Row, row
-from kvlab.summary import TOGETHER
+from kvlab.results.rows import TOGETHER
 
 
 def together(results: Results) -> list[Row]:

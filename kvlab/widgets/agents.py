@@ -6,11 +6,10 @@ from collections.abc import Mapping
 
 import ipywidgets
 
-from kvlab.charts import kv_bytes_over_time
+from kvlab.charts import kv_bytes_over_time, token_gaps
 from kvlab.errors import RunError
-from kvlab.gap_charts import token_gaps
 from kvlab.results import Results
-from kvlab.summary import bytes_text
+from kvlab.results.summary import bytes_text
 from kvlab.widgets.panel import Drawn, Panel
 
 VIEWS = ("memory", "gaps")

@@ -13,7 +13,7 @@ from kvlab import models
 from kvlab.errors import RunError
 from kvlab.models import LoadedModel
 from kvlab.policies import Policy, registry
-from kvlab.watching import Prompt, Watched, prompt_ids, watch
+from kvlab.watching.prompts import Prompt, Watched, prompt_ids, watch
 from kvlab.widgets.panel import Drawn, Panel
 
 BUDGETS = (0.1, 0.2, 0.3, 0.5, 0.75)

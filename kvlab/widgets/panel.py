@@ -10,7 +10,7 @@ from typing import Any
 import ipywidgets
 from IPython.display import display
 
-from kvlab.chart_display import bundle, svg
+from kvlab.charts.display import bundle, svg
 from kvlab.errors import KvlabError
 
 CARD = "display:inline-block;background:#fff;border-radius:8px;padding:8px 12px;max-width:100%;overflow-x:auto"

@@ -5,8 +5,8 @@ from __future__ import annotations
 import ipywidgets
 import polars as pl
 
-from kvlab.block_charts import block_map, tier_bytes
-from kvlab.whereabouts import Whereabouts
+from kvlab.charts import block_map, bytes_at_rest
+from kvlab.watching import Whereabouts
 from kvlab.widgets.panel import Drawn, Panel
 
 VIEWS = ("blocks", "bytes")
@@ -29,7 +29,7 @@ def tiers_over_time(found: Whereabouts) -> Panel:
             f"{one['prompt_tokens']} prompt tokens cached, first token after {one['ttft_ms']:.0f} ms"
         )
         note += f"; the rest computed because: {one['miss']}" if one["miss"] else ""
-        chart = block_map(found.blocks, step=request) if view == "blocks" else tier_bytes(found.steps, step=request)
+        chart = block_map(found.blocks, step=request) if view == "blocks" else bytes_at_rest(found.steps, step=request)
         return Drawn(note, chart=chart)
 
     return Panel(controls, draw, play)

@@ -5,9 +5,9 @@ from __future__ import annotations
 import ipywidgets
 import polars as pl
 
+from kvlab.charts.ttft import PARTS, ttft_parts, ttft_waterfall
 from kvlab.errors import RunError
 from kvlab.results import Results
-from kvlab.ttft_charts import PARTS, ttft_parts, ttft_waterfall
 from kvlab.widgets.panel import Drawn, Panel
 
 

@@ -94,10 +94,10 @@ def called(client: openai.OpenAI, function: dict, *, stream: bool, **options) ->
     return [(name, arguments) for name, arguments in calls.values()]
 
 
-def problem(client: openai.OpenAI, function: dict, seed: int, stream: bool) -> str:
+def problem(client: openai.OpenAI, function: dict, seed: int, stream: bool, length: int = 200) -> str:
     """What is wrong with the calls of one answer; empty when all are valid."""
     # Greedy, and hot: random weights under either say anything that is not forbidden.
-    options = {"max_tokens": 200, "temperature": 1.5 * (seed % 2), "seed": seed}
+    options = {"max_tokens": length, "temperature": 1.5 * (seed % 2), "seed": seed}
     try:
         calls = called(client, function, stream=stream, **options)
         assert calls
@@ -123,6 +123,18 @@ def check(client: openai.OpenAI, chosen: list[dict], said: str) -> None:
 
 def test_required_calls_are_valid_under_every_kind_of_schema(client):
     check(client, [{"name": f"tool_{i}", "parameters": schema} for i, schema in enumerate(KINDS)], "kinds")
+
+
+def test_lists_of_objects_end_within_any_length(client):
+    text = {"type": "string"}
+    item = {"type": "object", "properties": {name: text for name in ("field", "operation", "value")}}
+    item["required"] = list(item["properties"])
+    schema = {"type": "object", "properties": {"conditions": {"type": "array", "items": item}}}
+    function = {"name": "database.query", "parameters": schema | {"required": ["conditions"]}}
+    jobs = [(function, seed, False, 40 + 10 * seed) for seed in range(24)]
+    with ThreadPoolExecutor(8) as threads:
+        bad = [found for found in threads.map(lambda job: problem(client, *job), jobs) if found]
+    assert not bad, f"{len(bad)} of {len(jobs)}: " + "\n".join(bad[:10])
 
 
 @pytest.mark.soak

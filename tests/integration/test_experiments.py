@@ -16,9 +16,9 @@ from kvlab.experiments import compare, run
 from kvlab.models import LoadedModel
 from kvlab.policies import Policy
 from kvlab.recorder import Recorder
-from kvlab.restart import serve_in_new_process
 from kvlab.results import Results
-from kvlab.turns import Turn
+from kvlab.runs.restart import serve_in_new_process
+from kvlab.runs.turns import Turn
 
 
 def values(results: Results, metric: str, **where: Any) -> list[float]:

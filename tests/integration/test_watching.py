@@ -5,14 +5,13 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from kvlab.divergence import divergence
+from kvlab.charts.ttft import ttft_parts
 from kvlab.errors import KvlabError, RunError
 from kvlab.experiments import compare
 from kvlab.models import LoadedModel
-from kvlab.token_view import EVICTED, KEPT, RESTORED, SHARED
-from kvlab.ttft_charts import ttft_parts
-from kvlab.watching import pieces, watch
-from kvlab.whereabouts import follow_blocks
+from kvlab.watching import divergence, follow_blocks, watch
+from kvlab.watching.prompts import pieces
+from kvlab.watching.tokens import EVICTED, KEPT, RESTORED, SHARED
 from kvlab.widgets import watch_evictions
 from kvlab.workloads import load_workload
 

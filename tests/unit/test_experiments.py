@@ -10,14 +10,15 @@ from typing import Any
 
 import pytest
 
-from kvlab import cli, demo, harness, restart, turns
+from kvlab import cli, demo
 from kvlab.errors import PolicyError
 from kvlab.experiments import Run, compare, compare_command, run
 from kvlab.models import LoadedModel
 from kvlab.policies import Policy
 from kvlab.recorder import Recorder
 from kvlab.results import Results
-from kvlab.turns import Served, Turn
+from kvlab.runs import harness, restart, turns
+from kvlab.runs.turns import Served, Turn
 from kvlab.workloads import load_workload
 from tests.fake_decoder import FakeDecoder
 

@@ -10,7 +10,7 @@ from typing import Any
 import polars as pl
 import pytest
 
-from kvlab import charts, cli, harness, turns
+from kvlab import charts, cli
 from kvlab.errors import RunError
 from kvlab.figures import command, declared
 from kvlab.figures import saved as saved_rows
@@ -22,9 +22,10 @@ from kvlab.figures.figure import Figure
 from kvlab.figures.saved import Saved
 from kvlab.models import LoadedModel
 from kvlab.results import UNITS, Results, row
+from kvlab.runs import harness, turns
 from kvlab.sweeps.experiment import read_experiment
+from tests.chart_kit import evicted
 from tests.fake_decoder import FakeDecoder
-from tests.unit.test_charts import evicted
 from tests.unit.test_experiments import in_this_process
 
 FACTS = {"commit": "0123456789abcdef", "device": "cpu: one", "model": "tiny", "dtype": "float32", "folder": "/secret"}

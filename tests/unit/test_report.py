@@ -9,8 +9,8 @@ import numpy as np
 
 from kvlab import events
 from kvlab.recorder import Recorder
-from kvlab.report import figures, report_html
 from kvlab.results import Results, row
+from kvlab.results.report import figures, report_html
 
 
 def some_results(policy: str = "rotating:window=8") -> Results:

@@ -12,7 +12,7 @@ from kvlab import events
 from kvlab.errors import RunError
 from kvlab.recorder import Recorder
 from kvlab.results import Results, Row, merged, new_run_folder, row
-from kvlab.summary import bytes_text, sparkline, text_table
+from kvlab.results.summary import bytes_text, sparkline, text_table
 
 
 def some_rows(policy: str, ttft: float, turns: int = 3, phase: str = "warm") -> list[Row]:

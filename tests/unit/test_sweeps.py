@@ -12,14 +12,15 @@ from typing import Any
 
 import pytest
 
-from kvlab import cli, harness, turns
+from kvlab import cli
 from kvlab.errors import KvlabError, RunError
 from kvlab.experiments import Run
 from kvlab.models import LoadedModel
 from kvlab.policies import Policy
-from kvlab.promote import serve_line
 from kvlab.results import Results
-from kvlab.summary import TOGETHER
+from kvlab.results.promote import serve_line
+from kvlab.results.rows import TOGETHER
+from kvlab.runs import harness, turns
 from kvlab.sweeps import sweep as sweeps
 from kvlab.sweeps.cell import Cell, CellResult, execute
 from kvlab.sweeps.events import position_runs, positions

@@ -10,11 +10,11 @@ import ipywidgets
 import polars as pl
 import pytest
 
-from kvlab import chart_display, widgets
+from kvlab import widgets
 from kvlab.errors import KvlabError, PolicyError, RunError
 from kvlab.policies import Policy
 from kvlab.results import Results, row
-from kvlab.whereabouts import Whereabouts
+from kvlab.watching import Whereabouts
 from kvlab.widgets import Drawn, Panel, panel
 from kvlab.widgets.evictions import spec
 
@@ -98,43 +98,6 @@ def test_a_chart_is_a_picture_where_no_kernel_runs(shown: list[Any]) -> None:
 def test_a_live_chart_stands_on_a_card_of_its_own() -> None:
     assert panel.live_html(Drawn(chart=chart())).count("<svg") == 1
     assert "background:#fff" in panel.live_html(Drawn(chart=chart()))
-
-
-def test_charts_are_for_jupyterlab_and_for_everything_else() -> None:
-    data, metadata = chart_display.bundle(chart().to_dict())
-    assert data[chart_display.LAB]["$schema"].endswith("vega-lite/v5.json")
-    picture = base64.b64decode(data["image/png"])
-    width = int.from_bytes(picture[16:20], "big")
-    assert round(width / chart_display.SCALE) == metadata["image/png"]["width"]
-
-
-def test_a_packed_picture_has_the_same_pixels() -> None:
-    import zlib
-
-    import vl_convert
-
-    def pixels(png: bytes) -> bytes:
-        at, found = 8, b""
-        while at < len(png):
-            size = int.from_bytes(png[at : at + 4], "big")
-            kind, data = png[at + 4 : at + 8], png[at + 8 : at + 8 + size]
-            assert zlib.crc32(kind + data) == int.from_bytes(png[at + 8 + size : at + 12 + size], "big")
-            found += data if kind == b"IDAT" else b""
-            at += size + 12
-        return zlib.decompress(found)
-
-    large = vl_convert.vegalite_to_png(chart().to_dict())
-    small = chart_display.packed(large)
-    assert pixels(small) == pixels(large) and len(small) < len(large)
-
-
-def test_importing_the_charts_chooses_a_renderer_that_needs_no_network() -> None:
-    import kvlab.charts  # noqa: F401
-
-    assert alt.renderers.active == "kvlab"
-    with alt.renderers.enable("png"):
-        chart_display.use_in_notebooks()
-        assert alt.renderers.active == "png"
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""The process after a restart: `python -m kvlab.restart_child ORDER.json`. One JSON line on stdout a turn served."""
+"""The process after a restart: `python -m kvlab.runs.child ORDER.json`. One JSON line on stdout a turn served."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from kvlab.errors import KvlabError
 from kvlab.models import load
 from kvlab.policies import Policy
 from kvlab.recorder import Recorder
-from kvlab.turns import Served, Turn, serve_turns
+from kvlab.runs.turns import Served, Turn, serve_turns
 
 
 def main(order_file: str) -> int:

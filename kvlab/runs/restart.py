@@ -17,7 +17,7 @@ from kvlab.errors import RunError
 from kvlab.models import LoadedModel
 from kvlab.policies import Policy, Tiered
 from kvlab.recorder import Recorder
-from kvlab.turns import Served, Turn, to_json
+from kvlab.runs.turns import Served, Turn, to_json
 
 
 def with_folder(policy: Policy, folder: Path) -> Policy:
@@ -58,7 +58,7 @@ def serve_in_new_process(
         served: dict[tuple[str, int], Served] = {}
         with (folder / "errors.txt").open("w+") as errors:
             child = subprocess.Popen(
-                [sys.executable, "-m", "kvlab.restart_child", str(folder / "order.json")],
+                [sys.executable, "-m", "kvlab.runs.child", str(folder / "order.json")],
                 stdout=subprocess.PIPE,
                 stderr=errors,
                 text=True,

@@ -14,7 +14,7 @@ from kvlab.decoder import Decoder
 from kvlab.errors import RunError
 from kvlab.models import LoadedModel
 from kvlab.policies import Module, Paged, Policy
-from kvlab.restart import with_folder
+from kvlab.runs.restart import with_folder
 from kvlab.store import Namespace
 from kvlab.workloads import Workload, load_workload
 

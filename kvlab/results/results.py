@@ -1,13 +1,11 @@
-"""Results: tidy rows, where they come from, and the record of what happened."""
+"""Results: tidy rows with their provenance and the record of what happened, in memory and in a folder."""
 
 from __future__ import annotations
 
 import json
-import math
 import os
 import re
-import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,64 +16,10 @@ import zarr
 from kvlab import provenance
 from kvlab.errors import RunError
 from kvlab.recorder import Recorder, opened_record, read_record, write_record
+from kvlab.results.folders import make_folder
+from kvlab.results.rows import SCHEMA, Row
+from kvlab.results.summary import html_summary, summarize, text_table
 from kvlab.zarr_frames import replacing, write_frame
-
-UNITS: Mapping[str, str] = {
-    "ttft_ms": "ms",
-    "tpot_ms": "ms",
-    "itl_p99_ms": "ms",
-    "tokens_per_s": "tokens/s",
-    "prompt_tokens": "tokens",
-    "cached_tokens": "tokens",
-    "kv_bytes_live": "bytes",
-    "kv_bytes_ram": "bytes",
-    "kv_bytes_ssd": "bytes",
-    "bytes_written": "bytes",
-    "restore_bytes_per_s": "bytes/s",
-    "accuracy": "fraction",
-    "kl": "nats",
-    "hit_ratio": "fraction",
-    "exact": "bool",
-    "ratio": "x",
-}
-PHASES = ("cold", "warm", "restart")
-SCHEMA: Mapping[str, Any] = {
-    "policy": pl.String,
-    "workload": pl.String,
-    "metric": pl.String,
-    "value": pl.Float64,
-    "unit": pl.String,
-    "turn": pl.Int64,
-    "phase": pl.String,
-    "n": pl.Int64,
-    "budget": pl.Float64,
-    "model": pl.String,
-    "seed": pl.Int64,
-    "conversation": pl.String,
-    "kind": pl.String,
-    "of": pl.String,
-    "to": pl.String,
-    "tokens": pl.Int64,
-    "repeat": pl.Int64,
-}
-Row = dict[str, Any]
-
-
-def row(policy: str, workload: str, metric: str, value: float, **where: Any) -> Row:
-    """One tidy row. `where` holds what applies of SCHEMA's other columns; None is left out.
-
-    Raises RunError for a metric, phase or column that the schema does not have, and for a value that is not finite.
-    """
-    if metric not in UNITS:
-        raise RunError(f"no metric {metric!r}; the metrics are {', '.join(UNITS)}")
-    if not math.isfinite(value):
-        raise RunError(f"{metric} of {policy} is {value}; leave out what was not measured")
-    if where.get("phase") not in (None, *PHASES):
-        raise RunError(f"no phase {where['phase']!r}; the phases are {', '.join(PHASES)}")
-    if unknown := set(where) - set(SCHEMA):
-        raise RunError(f"no column {min(unknown)!r}; the columns are {', '.join(SCHEMA)}")
-    head = {"policy": policy, "workload": workload, "metric": metric, "value": float(value), "unit": UNITS[metric]}
-    return head | {name: where[name] for name in SCHEMA if where.get(name) is not None and name not in head}
 
 
 @dataclass(repr=False)
@@ -143,13 +87,9 @@ class Results:
 
     def summary(self) -> pl.DataFrame:
         """One row a policy: the figures one looks at first."""
-        from kvlab.summary import summarize
-
         return summarize(self.frame())
 
     def __repr__(self) -> str:
-        from kvlab.summary import text_table
-
         return text_table(self.summary()) if self.rows else "no results"
 
     def _slugs(self) -> dict[str, str]:
@@ -163,8 +103,6 @@ class Results:
         return slugs
 
     def _repr_html_(self) -> str:
-        from kvlab.summary import html_summary
-
         return html_summary(self.frame(), self.provenance)
 
 
@@ -175,27 +113,6 @@ def merged(parts: Iterable[Results]) -> Results:
         raise RunError("no results to put together")
     recorders = {policy: recorder for part in together for policy, recorder in part.recorders.items()}
     return Results([r for part in together for r in part.rows], together[0].provenance, recorders)
-
-
-def new_run_folder(out: Path | None, command: str) -> Path:
-    """`out`, or the name of a new folder in `runs/`, after the command and the time."""
-    if out is not None:
-        return out
-    wanted = folder = Path("runs") / f"{command}-{time.strftime('%Y%m%d-%H%M%S')}"
-    count = 2
-    while folder.exists():
-        folder, count = wanted.with_name(f"{wanted.name}-{count}"), count + 1
-    return folder
-
-
-def make_folder(folder: Path) -> None:
-    """Raises RunError where the folder cannot be made or written to."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise RunError(f"cannot make the run folder {folder} ({error.strerror}); choose another one") from error
-    if not os.access(folder, os.W_OK):
-        raise RunError(f"cannot write to the run folder {folder}; choose another one")
 
 
 def _write_text(path: Path, text: str) -> None:

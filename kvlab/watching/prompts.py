@@ -15,7 +15,7 @@ from kvlab.errors import RunError
 from kvlab.models import LoadedModel
 from kvlab.policies import Module, Policy
 from kvlab.recorder import Recorder
-from kvlab.token_view import TokenState, token_states, tokens_html
+from kvlab.watching.tokens import TokenState, token_states, tokens_html
 
 Prompt = str | Sequence[Mapping[str, Any]] | Sequence[int]
 

@@ -8,12 +8,13 @@ from typing import Any
 import altair as alt
 import polars as pl
 
-from kvlab.chart_display import use_in_notebooks
-from kvlab.colors import policy_colors
+from kvlab.charts.colors import policy_colors
+from kvlab.charts.display import use_in_notebooks
 from kvlab.errors import RunError
 
 use_in_notebooks()
 WIDTH, HEIGHT = 560, 300
+GREY = "#8a919b"  # of lines that only guide the eye
 
 
 def require(frame: pl.DataFrame, *names: str) -> None:

@@ -1,4 +1,4 @@
-"""Figures of many sequences at once, from the rows of ``kvlab bench decode`` and ``kvlab bench pace``."""
+"""Many sequences at once: throughput and live KV, from the rows of ``kvlab bench decode`` or of a sweep."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 import altair as alt
 import polars as pl
 
-from kvlab.chart_style import WIDTH, color, require, styled
+from kvlab.charts.style import WIDTH, color, require, styled
 from kvlab.errors import RunError
 
 
@@ -19,27 +19,6 @@ def throughput_by_concurrency(rows: pl.DataFrame) -> Any:
 def live_bytes_by_concurrency(rows: pl.DataFrame) -> Any:
     """Live KV in MB against how many sequences decode side by side."""
     return _by_concurrency(rows, "kv_bytes_live", "live KV (MB)", "Live KV by concurrency", 1e-6)
-
-
-def gaps_beside_a_long_prompt(rows: pl.DataFrame) -> Any:
-    """Gaps between tokens of decoding sequences: usual when quiet, 99th percentile while a long prompt is prefilled."""
-    require(rows, "model", "metric", "value", "phase")
-    data = rows.filter(pl.col("metric").is_in(["itl_p50_ms", "itl_p99_ms"])).select("model", "phase", "value")
-    if data.is_empty():
-        raise RunError("no itl rows: this chart shows the rows of `kvlab bench pace --json`")
-    chart = (
-        alt.Chart(data)
-        .mark_bar(size=26)
-        .encode(
-            x=alt.X("value:Q", title="gap between two tokens (ms)"),
-            y=alt.Y("phase:N", title=None, sort=["quiet", "prefill"]),
-            color=alt.Color("phase:N", legend=None),
-            row=alt.Row("model:N", title=None),
-            tooltip=["model:N", "phase:N", alt.Tooltip("value:Q", format=".2f")],
-        )
-        .properties(width=WIDTH, height=70)
-    )
-    return styled(chart, "While a long prompt is prefilled", ["quiet: median gap; prefill: 99th percentile."])
 
 
 def _by_concurrency(rows: pl.DataFrame, metric: str, axis: str, title: str, unit: float) -> Any:

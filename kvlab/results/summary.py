@@ -9,11 +9,8 @@ from typing import Any
 
 import polars as pl
 
-from kvlab.colors import policy_colors
-from kvlab.promote import serve_line
-
-TOGETHER = "together"
-"""The `kind` of rows of all sequences of a run together, which belong to no turn and to no conversation."""
+from kvlab.results.promote import serve_line
+from kvlab.results.rows import TOGETHER
 
 _DOT = "display:inline-block;width:9px;height:9px;border-radius:5px;margin-right:7px"
 _CELL = "padding:3px 11px 3px 0;text-align:right;white-space:nowrap;font-variant-numeric:tabular-nums"
@@ -95,6 +92,8 @@ def text_table(summary: pl.DataFrame) -> str:
 
 def html_table(rows: pl.DataFrame) -> str:
     """The summary as an HTML table, with TTFT by turn drawn small at the end of each line."""
+    from kvlab.charts.colors import policy_colors  # brings Altair, which takes a moment to import
+
     summary = summarize(rows)
     shown = columns(summary)
     colors = policy_colors(summary["policy"].to_list())

@@ -8,7 +8,7 @@ from typing import Any
 import altair as alt
 import polars as pl
 
-from kvlab.chart_style import WIDTH, require, styled
+from kvlab.charts.style import WIDTH, require, styled
 from kvlab.errors import RunError
 
 PARTS = {

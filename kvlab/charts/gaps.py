@@ -7,8 +7,8 @@ from typing import Any
 import altair as alt
 import polars as pl
 
-from kvlab.chart_style import WIDTH, color, require, styled
-from kvlab.colors import policy_colors
+from kvlab.charts.colors import policy_colors
+from kvlab.charts.style import WIDTH, color, require, styled
 from kvlab.errors import RunError
 
 POINTS = 200  # quantiles of one policy: more cannot be seen
@@ -51,3 +51,24 @@ def token_gaps(first: pl.DataFrame, tokens: pl.DataFrame) -> Any:
         )
     )
     return styled(alt.layer(chart).properties(width=WIDTH, height=240), "Gaps between tokens")
+
+
+def gaps_beside_a_long_prompt(rows: pl.DataFrame) -> Any:
+    """Gaps between tokens of decoding sequences: usual when quiet, 99th percentile while a long prompt is prefilled."""
+    require(rows, "model", "metric", "value", "phase")
+    data = rows.filter(pl.col("metric").is_in(["itl_p50_ms", "itl_p99_ms"])).select("model", "phase", "value")
+    if data.is_empty():
+        raise RunError("no itl rows: this chart shows the rows of `kvlab bench pace --json`")
+    chart = (
+        alt.Chart(data)
+        .mark_bar(size=26)
+        .encode(
+            x=alt.X("value:Q", title="gap between two tokens (ms)"),
+            y=alt.Y("phase:N", title=None, sort=["quiet", "prefill"]),
+            color=alt.Color("phase:N", legend=None),
+            row=alt.Row("model:N", title=None),
+            tooltip=["model:N", "phase:N", alt.Tooltip("value:Q", format=".2f")],
+        )
+        .properties(width=WIDTH, height=70)
+    )
+    return styled(chart, "While a long prompt is prefilled", ["quiet: median gap; prefill: 99th percentile."])

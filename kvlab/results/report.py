@@ -15,7 +15,7 @@ import vl_convert
 
 from kvlab import charts
 from kvlab.results import Results
-from kvlab.summary import html_table
+from kvlab.results.summary import html_table
 
 STYLE = """
 :root { color-scheme: light; }

@@ -17,9 +17,9 @@ from kvlab.models import LoadedModel
 from kvlab.policies import Policy
 from kvlab.provenance import provenance
 from kvlab.recorder import Recorder
-from kvlab.restart import serve_in_new_process, survives_restart, with_folder
 from kvlab.results import Results, Row, row
-from kvlab.turns import Served, Turn, serve_turns
+from kvlab.runs.restart import serve_in_new_process, survives_restart, with_folder
+from kvlab.runs.turns import Served, Turn, serve_turns
 from kvlab.workloads import Request, Workload, load_workload
 
 REFERENCE = Policy.parse("full")

@@ -1,0 +1,22 @@
+"""Figures: functions from frames to Altair charts. They know rows and events, no decoder and no policy objects.
+
+`rows` is `Results.frame()`; event frames are `Results.events(kind)`, with `policy` and the other tags as columns. A
+frame without what is drawn raises RunError, which says what is missing.
+"""
+
+from kvlab.charts.concurrency import live_bytes_by_concurrency, throughput_by_concurrency
+from kvlab.charts.evictions import eviction_map
+from kvlab.charts.gaps import gaps_beside_a_long_prompt, token_gaps
+from kvlab.charts.live import kv_bytes_over_time
+from kvlab.charts.quality import accuracy_by_policy, quality_by_bytes, quality_by_live_bytes
+from kvlab.charts.restart import ttft_after_restart
+from kvlab.charts.tiers import block_map, bytes_at_rest, bytes_by_tier
+from kvlab.charts.ttft import ttft_parts, ttft_waterfall
+from kvlab.charts.turns import cached_tokens_by_turn, ttft_by_turn
+
+__all__ = [
+    "accuracy_by_policy", "block_map", "bytes_at_rest", "bytes_by_tier", "cached_tokens_by_turn", "eviction_map",
+    "gaps_beside_a_long_prompt", "kv_bytes_over_time", "live_bytes_by_concurrency", "quality_by_bytes",
+    "quality_by_live_bytes", "throughput_by_concurrency", "token_gaps", "ttft_after_restart", "ttft_by_turn",
+    "ttft_parts", "ttft_waterfall",
+]  # fmt: skip

@@ -1,0 +1,11 @@
+"""What came out: tidy rows and the record of what happened, kept in a folder, shown as a table or a page.
+
+``rows`` says what a row is, ``results`` holds rows with their provenance and events, ``summary`` is the table one looks
+at first, ``report`` the page to send around, ``promote`` the line that serves a policy as it was measured.
+"""
+
+from kvlab.results.folders import make_folder, new_run_folder
+from kvlab.results.results import Results, merged
+from kvlab.results.rows import PHASES, SCHEMA, UNITS, Row, row
+
+__all__ = ["PHASES", "SCHEMA", "UNITS", "Results", "Row", "make_folder", "merged", "new_run_folder", "row"]

@@ -1,0 +1,70 @@
+"""Tidy rows: what a row may say, and in which unit."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import polars as pl
+
+from kvlab.errors import RunError
+
+UNITS: Mapping[str, str] = {
+    "ttft_ms": "ms",
+    "tpot_ms": "ms",
+    "itl_p99_ms": "ms",
+    "tokens_per_s": "tokens/s",
+    "prompt_tokens": "tokens",
+    "cached_tokens": "tokens",
+    "kv_bytes_live": "bytes",
+    "kv_bytes_ram": "bytes",
+    "kv_bytes_ssd": "bytes",
+    "bytes_written": "bytes",
+    "restore_bytes_per_s": "bytes/s",
+    "accuracy": "fraction",
+    "kl": "nats",
+    "hit_ratio": "fraction",
+    "exact": "bool",
+    "ratio": "x",
+}
+PHASES = ("cold", "warm", "restart")
+TOGETHER = "together"
+"""The `kind` of rows of all sequences of a run together, which belong to no turn and to no conversation."""
+SCHEMA: Mapping[str, Any] = {
+    "policy": pl.String,
+    "workload": pl.String,
+    "metric": pl.String,
+    "value": pl.Float64,
+    "unit": pl.String,
+    "turn": pl.Int64,
+    "phase": pl.String,
+    "n": pl.Int64,
+    "budget": pl.Float64,
+    "model": pl.String,
+    "seed": pl.Int64,
+    "conversation": pl.String,
+    "kind": pl.String,
+    "of": pl.String,
+    "to": pl.String,
+    "tokens": pl.Int64,
+    "repeat": pl.Int64,
+}
+Row = dict[str, Any]
+
+
+def row(policy: str, workload: str, metric: str, value: float, **where: Any) -> Row:
+    """One tidy row. `where` holds what applies of SCHEMA's other columns; None is left out.
+
+    Raises RunError for a metric, phase or column that the schema does not have, and for a value that is not finite.
+    """
+    if metric not in UNITS:
+        raise RunError(f"no metric {metric!r}; the metrics are {', '.join(UNITS)}")
+    if not math.isfinite(value):
+        raise RunError(f"{metric} of {policy} is {value}; leave out what was not measured")
+    if where.get("phase") not in (None, *PHASES):
+        raise RunError(f"no phase {where['phase']!r}; the phases are {', '.join(PHASES)}")
+    if unknown := set(where) - set(SCHEMA):
+        raise RunError(f"no column {min(unknown)!r}; the columns are {', '.join(SCHEMA)}")
+    head = {"policy": policy, "workload": workload, "metric": metric, "value": float(value), "unit": UNITS[metric]}
+    return head | {name: where[name] for name in SCHEMA if where.get(name) is not None and name not in head}

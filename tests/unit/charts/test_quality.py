@@ -1,0 +1,68 @@
+"""Quality: right answers by policy and kind, and against bytes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import polars as pl
+import pytest
+
+from kvlab import charts
+from kvlab.errors import RunError
+from kvlab.results import row
+from tests.chart_kit import data_of, frame, marks, rows, values
+
+
+def answers(policy: str, scores: tuple[float, ...], live: float) -> list[dict[str, Any]]:
+    made = []
+    for seed, score in enumerate(scores):
+        where: dict[str, Any] = {"seed": seed, "turn": 1, "kind": "retrieve"}
+        made.append(row(policy, "retrieval", "accuracy", score, **where))
+        made.append(row(policy, "retrieval", "kv_bytes_live", live, **where))
+    return made
+
+
+def test_accuracy_has_a_group_for_each_kind() -> None:
+    spec = charts.accuracy_by_policy(rows("full", "rotating", kinds=("call", "recall"))).to_dict()
+    assert spec["facet"]["column"]["field"] == "kind"
+    bars = {(p["policy"], p["kind"]): p["score"] for p in data_of(spec, spec)}
+    assert bars == {
+        (p, kind): score for p in ("full", "rotating") for kind, score in (("call", "0/1"), ("recall", "2/2"))
+    }
+    assert "facet" not in charts.accuracy_by_policy(rows("full")).to_dict()
+
+
+def test_quality_has_a_point_a_policy_and_a_line_a_method() -> None:
+    rows = frame(
+        *answers("full", (1.0, 1.0), 3e6),
+        *answers("snapkv:budget=0.1", (0.5, 1.0), 3e5),
+        *answers("snapkv", (1, 1), 1e6),
+    )
+    spec = charts.quality_by_live_bytes(rows, {"snapkv": "0.5"}).to_dict()
+    points = {point["policy"]: point for point in values(spec, marks(spec)[0])}
+    assert (
+        points["snapkv:budget=0.1"] | {"method": "snapkv", "accuracy": 0.75, "low": 0.5, "high": 1.0, "bytes": 0.3}
+        == (points["snapkv:budget=0.1"])
+    )
+    assert points["snapkv"]["setting"] == "0.5" and points["full"]["setting"] == ""
+    assert {unit["mark"]["type"] for unit in marks(spec)} == {"rule", "line", "point", "text"}
+    assert marks(spec)[0]["encoding"]["color"]["field"] == "method"
+
+
+def quality(metric: str) -> pl.DataFrame:
+    """Of one sequence 4 MB, or of two together 8 MB."""
+    turn, together = row("full", "w", "kv_bytes_live", 4e6, turn=1), row("full", "w", "kv_bytes_live", 8e6)
+    return frame(turn, together, row("full", "w", metric, 1.0), row("full", "w", metric, 0.5))
+
+
+@pytest.mark.parametrize("metric", ["accuracy", "kl"])
+def test_quality_is_a_point_a_policy(metric: str) -> None:
+    spec = charts.quality_by_bytes(quality(metric), metric).to_dict()
+    (point,) = next(iter(spec["datasets"].values()))
+    assert (point["bytes"], point["quality"]) == (4.0, 0.75)
+
+
+@pytest.mark.parametrize(("metric", "says"), [("taste", "no quality 'taste'"), ("kl", "no kl beside")])
+def test_quality_that_is_not_there(metric: str, says: str) -> None:
+    with pytest.raises(RunError, match=says):
+        charts.quality_by_bytes(quality("accuracy"), metric)
