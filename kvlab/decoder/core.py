@@ -55,8 +55,9 @@ class Decoder:
             running ones, and leave when live memory is short.
 
     Raises:
-        PolicyError: the policy cannot be read. ModelError: it cannot be used with this model. StoreError: its folder
-        cannot be used.
+        PolicyError: the policy cannot be read.
+        ModelError: it cannot be used with this model.
+        StoreError: its folder cannot be used.
     """
 
     def __init__(

@@ -18,10 +18,13 @@ class Completion:
         finish_reason: ``stop``, ``length`` or ``cancelled``.
         cached_tokens: prompt tokens that were not recomputed, by tier in ``cached_by_tier``.
         miss: why the others had to be computed (see the store), empty without a store.
-        queue_ms, lookup_ms, restore_ms, prefill_ms: the parts of the time to first token; prefill ends with the
-            first token.
+        queue_ms: the first part of the time to first token: waiting for a place.
+        lookup_ms: then, asking the store.
+        restore_ms: then, KV at rest becoming live.
+        prefill_ms: then, computing the rest of the prompt, up to the first token.
         ttft_ms: from the submission to the first token; 0 when none came.
-        tpot_ms: mean time per later token; ``itl_ms``: every gap between two tokens.
+        tpot_ms: mean time per later token.
+        itl_ms: every gap between two tokens.
         kv_bytes_live: bytes of the live KV arrays that this sequence held at its end.
     """
 

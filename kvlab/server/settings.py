@@ -13,7 +13,8 @@ class Settings:
     """Limits and access of one server.
 
     Args:
-        host, port: where it listens; port 0 takes a free one. Anything but loopback needs an API key.
+        host: where it listens. Anything but loopback needs an API key.
+        port: of that address; 0 takes a free one.
         api_keys: keys that are let in; none lets everybody in.
         max_concurrency: sequences that decode side by side.
         queue: requests that may wait beyond those; more are told to come back (429).
@@ -21,7 +22,8 @@ class Settings:
         model_memory: bytes of weights held at once; the least recently used model leaves first. None is no limit.
         max_tokens: tokens of an answer when the request does not say.
         max_body: bytes of a request.
-        body_seconds, request_seconds: how long a request's body may take to arrive, and the request in all.
+        body_seconds: how long a request's body may take to arrive.
+        request_seconds: how long a request may take in all.
         heartbeat: seconds of silence after which a stream sends a sign of life.
         drain: seconds that a shutdown waits for running requests.
         prefill_step: prompt tokens computed between two decode steps.

@@ -1,10 +1,19 @@
-"""Every block of code in the README and the docs does what it says, or at least is a command that exists."""
+"""Every block of code in the README and the docs is run, page by page and from top to bottom, as a reader would.
+
+A block that cannot be run here has a comment in front of it, `<!-- not run: the reason -->`; of its commands
+kvlab's own must still exist, with these options.
+"""
 
 from __future__ import annotations
 
+import json
+import os
 import re
 import shlex
+import subprocess
+import sys
 import tomllib
+from dataclasses import dataclass
 from pathlib import Path
 
 import click
@@ -14,27 +23,67 @@ from kvlab.cli import cli
 from kvlab.sweeps.experiment import read_experiment
 
 ROOT = Path(__file__).parents[2]
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
-BLOCKS = [
-    pytest.param(kind, text, id=f"{page.name}-{number}")
-    for page in PAGES
-    for number, (kind, text) in enumerate(re.findall(r"^```(\w+)\n(.*?)^```", page.read_text(), re.S | re.M))
-]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), ROOT / "docs" / "figures" / "README.md"]
+FENCE = re.compile(
+    r"(?:<!-- (?P<note>(?:not run|setup): [^\n]*?) -->\n)?^```(?P<kind>\S*)\n(?P<text>.*?)^```$", re.S | re.M
+)
 
 
-@pytest.mark.parametrize(("kind", "text"), BLOCKS)
-def test_a_block_of_code_is_right(kind: str, text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@dataclass(frozen=True)
+class Block:
+    """A fenced block; ``note`` says why it is not run, empty where it is."""
+
+    kind: str
+    text: str
+    note: str
+
+
+def blocks(page: Path) -> list[Block]:
+    return [Block(found["kind"], found["text"], found["note"] or "") for found in FENCE.finditer(page.read_text())]
+
+
+def name(page: Path) -> str:
+    return page.relative_to(ROOT).as_posix()
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if blocks(page)], ids=name)
+def test_the_code_of_a_page_runs_from_top_to_bottom(
+    page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("KVLAB_HOME", str(tmp_path / "home"))
-    if kind == "python":
-        monkeypatch.chdir(tmp_path)
-        exec(compile(text, "block", "exec"), {})  # noqa: S102 - the project's own words
-    elif kind == "toml":
-        read_experiment(_written(tmp_path / "mine.toml", text))
-    elif kind in ("sh", "bash"):
-        for words in _commands(text):
-            _check(words)
-    else:
-        pytest.fail(f"nothing here knows how to try a block of {kind}")
+    folder = tmp_path / "here"
+    folder.mkdir()
+    (folder / "experiments").symlink_to(ROOT / "experiments")
+    said: str | None = None
+    for block in blocks(page):
+        before, said = said, None
+        if block.kind == "python":
+            assert not block.note, "a block of Python runs anywhere"
+            said = _run(["-c", block.text], folder)
+        elif block.kind == "sh":
+            commands = _commands(block.text)
+            assert commands or block.note, "only commands of kvlab are run: say why this block is not"
+            for words in commands:
+                _check(words) if block.note else _run(["-m", "kvlab", *words], folder)
+        elif block.kind == "toml":
+            read_experiment(_written(folder / "mine.toml", block.text))
+        elif block.kind == "json":
+            json.loads(block.text)
+        elif block.kind == "text":  # behind a block of Python, what it prints
+            assert before is None or before == block.text
+        else:
+            pytest.fail(f"nothing here knows how to try a block of {block.kind or 'no language'}")
+
+
+def test_every_fence_is_found() -> None:
+    for page in PAGES:
+        assert 2 * len(blocks(page)) == len(re.findall(r"^\s*```", page.read_text(), re.M)), name(page)
+
+
+def test_every_reason_says_something() -> None:
+    notes = [block.note for page in PAGES for block in blocks(page) if block.note]
+    assert notes
+    assert all(re.fullmatch(r"setup: (run|test)|not run: \w.{9,}", note) for note in notes)
 
 
 def _written(path: Path, text: str) -> Path:
@@ -54,13 +103,23 @@ def _commands(text: str) -> list[list[str]]:
     return found
 
 
+def _run(words: list[str], folder: Path) -> str:
+    """What Python prints in a process of its own, which must end well."""
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(
+        [sys.executable, *words], cwd=folder, env=environment, capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == 0, f"{shlex.join(words)}\n{done.stderr}"
+    return done.stdout
+
+
 def _check(words: list[str]) -> None:
     """The command and its options exist and its values can be read; nothing is run."""
     command: click.Command = cli
     context = click.Context(cli, info_name="kvlab")
     while isinstance(command, click.Group):
-        name, words = words[0], words[1:]
-        inner = command.get_command(context, name)
-        assert inner is not None, f"there is no kvlab {name}"
-        command, context = inner, click.Context(inner, info_name=name, parent=context)
+        called, words = words[0], words[1:]
+        inner = command.get_command(context, called)
+        assert inner is not None, f"there is no kvlab {called}"
+        command, context = inner, click.Context(inner, info_name=called, parent=context)
     command.parse_args(context, list(words))
