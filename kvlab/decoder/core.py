@@ -11,7 +11,7 @@ from typing import Any
 
 from mlx_lm.generate import BatchGenerator, StopSequences
 
-from kvlab import events, threads
+from kvlab import backend, events, threads
 from kvlab.caches import batchable, can_share, check_model, make_caches, own_caches
 from kvlab.caches.exponential import is_composed
 from kvlab.caches.leaves import own_layers
@@ -20,6 +20,7 @@ from kvlab.decoder.job import Job, Processor, Sampler, check_request
 from kvlab.decoder.live import LivePrefixes
 from kvlab.decoder.memory import LiveBudget, measure
 from kvlab.decoder.pace import Pace
+from kvlab.decoder.prefill import Prefill
 from kvlab.decoder.rest import Rest, open_store
 from kvlab.decoder.stream import Completion, Stream
 from kvlab.decoder.teller import Sink, Teller
@@ -100,6 +101,7 @@ class Decoder:
         self._active: dict[int, Job] = {}
         self._live_bytes = self._warm_bytes = 0
         self._closed = False
+        self._threads = self._in_use = backend.prepare().threads
         self._generator = self._new_generator()
         self._thread = threading.Thread(target=self._run, name="kvlab-decoder", daemon=True)
         self._thread.start()
@@ -200,13 +202,15 @@ class Decoder:
         return build(self.loaded.model, self.policy, prompt_tokens=prompt_tokens, record=record)
 
     def _new_generator(self) -> BatchGenerator:
-        return BatchGenerator(
+        generator = BatchGenerator(
             batchable(self.loaded.model),
             stop_tokens=[[token] for token in self.loaded.eos],
             completion_batch_size=self.max_concurrency,
             prefill_batch_size=min(PREFILL_BATCH, self.max_concurrency),
             prefill_step_size=self.prefill_step,
         )
+        generator._prompt_batch = Prefill.empty(generator.model, generator.sampler, self.prefill_step)
+        return generator
 
     def _run(self) -> None:
         while self._read_inbox():
@@ -218,6 +222,7 @@ class Decoder:
                 self._fail_all(error)
         for job in [*self._waiting, *self._active.values()]:
             self._cancel(job)
+        self._use_threads(self._threads)
         self._generator.close()
 
     def _read_inbox(self) -> bool:
@@ -309,6 +314,8 @@ class Decoder:
         decoding = sum(bool(job.tokens) for job in self._active.values())
         prefilling = min(PREFILL_BATCH, len(self._active) - decoding)
         self._generator.prefill_step_size = self._pace.chunk(prefilling, decoding)
+        # Small products gain nothing from a second thread, and lose much when Python needs that core.
+        self._use_threads(1 if prefilling and decoding else self._threads)
         before = sum(job.prefilled for job in self._active.values())
         started = time.perf_counter()
         prompts, tokens = self._generator.next()
@@ -345,6 +352,11 @@ class Decoder:
                 return
             self._pause(max(settled, key=lambda job: job.rank))
             self._live_bytes = self._measure()
+
+    def _use_threads(self, count: int) -> None:
+        if count != self._in_use:
+            self._in_use = count
+            backend.use_threads(count)
 
     def _hand_out_first(self, job: Job) -> None:
         """The first token is sampled one round before mlx-lm reports it: the client gets it without that wait."""

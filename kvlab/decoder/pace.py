@@ -2,41 +2,47 @@
 
 from __future__ import annotations
 
-STRETCH = 2.2
-"""Prefill time granted per decode step, in decode steps: others then see gaps of three steps, and the prefill two
-thirds of the machine."""
-LEAST = 4
-"""Fewest tokens a chunk, or the fixed cost of a forward pass would rule."""
-FIRST = 128
-"""Tokens a chunk until both rates are known."""
+ROUND = 3.5
+"""How long a decode step with a chunk of prompt behind it may take, in decode steps of their own."""
+LEAST, FIRST = 4, 32
+"""Tokens a chunk: the fewest, or the fixed cost of a forward pass would rule, and those of the first."""
+SLOWER, FASTER = 0.5, 1.15
+"""Bounds of what a chunk may become from one round to the next."""
 MEMORY = 0.3
-"""Weight of the newest measurement in the running means."""
+"""Weight of the newest measurement in the running mean."""
 
 
 class Pace:
-    """Sizes prefill chunks from the rates seen so far. Alone, a prompt gets chunks of ``most`` tokens."""
+    """Sizes prefill chunks from how long rounds took. Alone, a prompt gets chunks of ``most`` tokens."""
 
     def __init__(self, most: int) -> None:
         self.most = most
         self._step_s: float | None = None
-        self._tokens_per_s: float | None = None
+        self._granted = float(FIRST)
+        self._under_way = 0
+        self._last_s = float("inf")
 
     def chunk(self, prefilling: int, decoding: int) -> int:
         """Tokens for each of ``prefilling`` prompts before the ``decoding`` sequences get their next token."""
         if not decoding:
             return self.most
-        if self._step_s is None or self._tokens_per_s is None:
-            return min(FIRST, self.most)
-        tokens = STRETCH * self._step_s * self._tokens_per_s / max(1, prefilling)
-        return max(min(LEAST, self.most), min(self.most, int(tokens)))
+        return max(min(LEAST, self.most), min(self.most, int(self._granted / max(1, prefilling))))
 
     def saw(self, seconds: float, prefilled: int, decoded: int) -> None:
-        """A round took ``seconds``, computed ``prefilled`` prompt tokens and gave ``decoded`` sequences a token."""
-        if prefilled:
-            spent = max(seconds - (self._step_s or 0.0 if decoded else 0.0), seconds / 10)
-            self._tokens_per_s = blend(self._tokens_per_s, prefilled / spent)
-        elif decoded:
+        """A round took ``seconds``, gave ``decoded`` sequences a token and set ``prefilled`` prompt tokens off.
+
+        Chunks are waited for a round later (:mod:`kvlab.decoder.prefill`), so it is the one before that took the time.
+        """
+        done, self._under_way = self._under_way, prefilled
+        last, self._last_s = self._last_s, seconds
+        if not decoded:
+            return
+        if not done and not prefilled:
             self._step_s = blend(self._step_s, seconds)
+        elif self._step_s is not None and done >= 0.8 * self._granted:
+            # A lone slow round, in which storage grew, says nothing of the next.
+            wanted = ROUND * self._step_s / min(seconds, last)
+            self._granted = max(LEAST, min(self.most, self._granted * max(SLOWER, min(FASTER, wanted))))
 
 
 def blend(mean: float | None, new: float) -> float:

@@ -1,26 +1,39 @@
 """Prefill chunks are sized by time."""
 
-from kvlab.decoder.pace import LEAST, STRETCH, Pace
+from kvlab.decoder.pace import FIRST, LEAST, ROUND, Pace
+
+
+def paced(token_s: float, *, step_s: float = 0.010, rounds: int = 60, prefilling: int = 1, most: int = 512) -> Pace:
+    """After ``rounds`` of a machine on which a step and every prompt token take this long."""
+    pace = Pace(most)
+    for _ in range(10):
+        pace.saw(step_s, prefilled=0, decoded=8)
+    before = 0
+    for _ in range(rounds):
+        chunk = pace.chunk(prefilling, decoding=8) * prefilling
+        pace.saw(step_s + before * token_s, prefilled=chunk, decoded=8)
+        before = chunk
+    return pace
 
 
 def test_alone_a_prompt_gets_the_most():
     assert Pace(512).chunk(prefilling=1, decoding=0) == 512
 
 
-def test_beside_decoding_a_chunk_takes_as_long_as_granted():
-    pace = Pace(512)
-    for _ in range(20):
-        pace.saw(0.010, prefilled=0, decoded=8)
-        pace.saw(0.110, prefilled=500, decoded=8)  # 0.1 s of it is prefill: 5,000 tokens a second
-    assert pace.chunk(prefilling=1, decoding=8) == round(STRETCH * 0.010 * 5000)
-    assert pace.chunk(prefilling=2, decoding=8) == round(STRETCH * 0.010 * 5000 / 2)
+def test_beside_decoding_a_round_takes_as_long_as_granted():
+    granted = (ROUND - 1) * 0.010 / 0.0002
+    assert abs(paced(0.0002).chunk(1, 8) - granted) <= 0.15 * granted
+    assert abs(2 * paced(0.0002, prefilling=2).chunk(2, 8) - granted) <= 0.15 * granted
 
 
 def test_chunks_stay_in_bounds_whatever_was_seen():
-    pace = Pace(64)
-    pace.saw(1e-9, prefilled=0, decoded=1)
-    pace.saw(10.0, prefilled=1, decoded=1)
-    assert pace.chunk(1, 1) == LEAST
-    pace.saw(10.0, prefilled=0, decoded=1)
-    pace.saw(1e-9, prefilled=1000, decoded=0)
-    assert pace.chunk(1, 1) == 64
+    assert paced(1.0).chunk(1, 8) == LEAST
+    assert paced(1e-9, most=64).chunk(1, 8) == 64
+    assert Pace(512).chunk(1, 8) == FIRST
+
+
+def test_a_lone_slow_round_changes_nothing():
+    pace = paced(0.0002)
+    before = pace.chunk(1, 8)
+    pace.saw(0.5, prefilled=before, decoded=8)
+    assert abs(pace.chunk(1, 8) - before) <= 0.15 * before
