@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import mlx.core as mx
 import numpy as np
@@ -23,6 +23,19 @@ Payload = Mapping[str, np.ndarray]
 NONE = "none"
 NUMBER = "number"
 ARRAY = "array"
+
+
+class Described(Protocol):
+    """An array that is about to be read."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def dtype(self) -> np.dtype[Any]: ...
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+    @property
+    def nbytes(self) -> int: ...
 
 
 class PayloadError(Exception):
@@ -154,6 +167,8 @@ class Filler:
         self._dtype = dtype
         self._arrays: dict[str, mx.array] = {}
         self._views: dict[str, np.ndarray] = {}
+        self._heads: dict[str, tuple[list[memoryview], int, int]] = {}
+        self._form: Sequence[Described] | None = None
         self._wrong = ""
 
     def take(self, payload: Payload, at: int) -> None:
@@ -175,6 +190,39 @@ class Filler:
                 return
             room[...] = array
 
+    def rooms(self, arrays: Sequence[Described], at: int) -> list[list[memoryview]] | None:
+        """Bytes for the arrays of a block that is read next, head by head; None for one that does not go here.
+
+        Describing the next block by the same object says that it is of the same form.
+        """
+        if not self._arrays:
+            self._make_room({array.name: np.empty(array.shape, array.dtype) for array in arrays})
+        if at == 0:
+            self._wrong = ""
+        if arrays is not self._form and not self._fits(arrays):
+            return None
+        self._form = arrays
+        if at + arrays[0].shape[1] > self._capacity:
+            return None
+        return [
+            [head[at * row : at * row + size] for head in heads]
+            for heads, row, size in (self._heads[array.name] for array in arrays)
+        ]
+
+    def _fits(self, arrays: Sequence[Described]) -> bool:
+        """Whether a block of this form goes here; notes where its rows go."""
+        if [array.name for array in arrays] != list(self._views):
+            return False
+        for array in arrays:
+            room = self._views[array.name]
+            heads, tokens, width = array.shape
+            if (room.dtype, room.shape[0], room.shape[2:]) != (array.dtype, heads, (width,)):
+                return False
+            row = width * room.itemsize
+            flat = [head.reshape(-1).view(np.uint8).data for head in room]
+            self._heads[array.name] = (flat, row, tokens * row)
+        return True
+
     def nbytes(self, tokens: int) -> int:
         """Bytes of ``tokens`` rows of all arrays."""
         return tokens * sum(array.nbytes for array in self._arrays.values()) // self._capacity
@@ -188,6 +236,8 @@ class Filler:
         if self._wrong:
             raise PayloadError(self._wrong)
         self._views.clear()
+        self._heads.clear()
+        self._form = None
         filled = [
             self._rows_of(name) if is_cuttable(cache) else _state_of(name, cache, checkpoint or {}, self._dtype)
             for name, cache in self._leaves
@@ -205,7 +255,7 @@ class Filler:
 
     def _make_room(self, payload: Payload) -> None:
         self._arrays = {
-            name: mx.zeros((1, array.shape[0], self._capacity, *array.shape[2:]), getattr(mx, array.dtype.name))
+            name: mx.empty((1, array.shape[0], self._capacity, *array.shape[2:]), getattr(mx, array.dtype.name))
             for name, array in payload.items()
         }
         mx.eval(self._arrays)

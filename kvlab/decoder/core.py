@@ -20,7 +20,7 @@ from kvlab.decoder.job import Job, Processor, Sampler, check_request
 from kvlab.decoder.live import LivePrefixes
 from kvlab.decoder.memory import LiveBudget, measure
 from kvlab.decoder.pace import Pace
-from kvlab.decoder.prefill import Prefill
+from kvlab.decoder.prefill import Joint, Prefill
 from kvlab.decoder.rest import Rest, open_store
 from kvlab.decoder.stream import Completion, Stream
 from kvlab.decoder.teller import Sink, Teller
@@ -202,14 +202,17 @@ class Decoder:
         return build(self.loaded.model, self.policy, prompt_tokens=prompt_tokens, record=record)
 
     def _new_generator(self) -> BatchGenerator:
+        model = Joint(self.loaded.model) if self._own else batchable(self.loaded.model)
         generator = BatchGenerator(
-            batchable(self.loaded.model),
+            model,
             stop_tokens=[[token] for token in self.loaded.eos],
             completion_batch_size=self.max_concurrency,
             prefill_batch_size=min(PREFILL_BATCH, self.max_concurrency),
             prefill_step_size=self.prefill_step,
         )
-        generator._prompt_batch = Prefill.empty(generator.model, generator.sampler, self.prefill_step)
+        self._prefill = generator._prompt_batch = Prefill.empty(model, generator.sampler, self.prefill_step)
+        if isinstance(model, Joint):
+            model.prefill = self._prefill
         return generator
 
     def _run(self) -> None:
@@ -314,6 +317,7 @@ class Decoder:
         decoding = sum(bool(job.tokens) for job in self._active.values())
         prefilling = min(PREFILL_BATCH, len(self._active) - decoding)
         self._generator.prefill_step_size = self._pace.chunk(prefilling, decoding)
+        self._prefill.rides = self._own and decoding > 0
         # Small products gain nothing from a second thread, and lose much when Python needs that core.
         self._use_threads(1 if prefilling and decoding else self._threads)
         before = sum(job.prefilled for job in self._active.values())

@@ -111,7 +111,7 @@ class Rest:
         """Fill in a match, or the best that is left after bad blocks were set aside; its checkpoint, and itself."""
         spoiled = ""
         for _ in range(RETRIES):
-            match = self.store.read_into(match, filler.take)
+            match = self.store.read_into(match, filler)
             if not self.wants_checkpoints:
                 return None, match
             checkpoint = self.store.read_checkpoint(match)

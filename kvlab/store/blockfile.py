@@ -26,7 +26,7 @@ import numpy as np
 import xxhash
 
 from kvlab.store import keys as k
-from kvlab.store.types import BLOCK, CHECKPOINT, NUMBERS, Block, Scratch
+from kvlab.store.types import BLOCK, CHECKPOINT, NUMBERS, Block, Scratch, Stored
 
 MAGIC = b"KVLABBLK"
 ALIGN = 64
@@ -34,6 +34,8 @@ _FIXED = struct.Struct("<8sIIQ16s")
 _SUM = 16
 _START = _FIXED.size + _SUM
 _MOST_HEADER = 1 << 20
+_VIEWS = 1024  # what a system takes at once (IOV_MAX)
+_FIRST = 4096  # bytes of the first reading: mostly the whole header
 
 
 Buffer = bytes | memoryview
@@ -104,29 +106,67 @@ def write(fd: int, parts: list[Buffer]) -> int:
 def read(path: str | os.PathLike[str], key: bytes, scratch: Scratch | None = None) -> Block:
     """The block ``key`` in ``path``, verified. Raises ``BadBlock``, or ``OSError`` when it cannot be opened or read.
 
-    With ``scratch`` its arrays lie there, and last until the next reading into it.
+    With ``scratch`` its arrays lie there, and last until the next reading into it; or they went to the rooms that it
+    has for them: then ``scratch.landed`` is True and the block has no arrays.
     """
     fd = os.open(path, os.O_RDONLY)
     try:
         size = os.fstat(fd).st_size
-        start = os.read(fd, _START)
-        _check_size(start, size)  # before any memory is taken for it
-        data = np.empty(size, dtype=np.uint8) if scratch is None else scratch.take(size)
-        view, got = data.data, _START
-        view[:_START] = start
-        while got < size:
-            n = os.readv(fd, [view[got:]])
+        start = os.pread(fd, _FIRST, 0)
+        length, _ = _check_size(start, size)  # before any memory is taken for it
+        if len(start) < _START + length:
+            start = os.pread(fd, _START + length, 0)
+        header, offset = _header(memoryview(start), size)
+        block = _block(header, None, key)
+        if scratch is not None:
+            scratch.landed = False
+            stored = scratch.form(header.get("arrays"), _arrays)
+            rooms = scratch.rooms(stored, block.start, block.length) if block.kind == BLOCK else None
+            if rooms is not None:
+                _land(fd, offset, size - offset, stored, rooms, header["sum"])
+                scratch.landed = True
+                return block
+        data = np.empty(size - offset, np.uint8) if scratch is None else scratch.take(size - offset)
+        _fill(fd, [data.data], offset, size - offset)
+    finally:
+        os.close(fd)
+    if xxhash.xxh3_128_digest(data.data) != header["sum"]:
+        raise BadBlock("its payload does not match its checksum")
+    data.flags.writeable = False  # shared by every reader of the block
+    return _block(header, data, key)
+
+
+def _fill(fd: int, views: list[memoryview], offset: int, total: int) -> None:
+    """Read ``total`` bytes into ``views``, which are as long together, one behind the other."""
+    if len(views) < _VIEWS and os.preadv(fd, views, offset) == total:
+        return
+    for view in views:  # too many at once, or a short reading: one by one
+        got = 0
+        while got < len(view):
+            n = os.preadv(fd, [view[got:]], offset + got)
             if n == 0:
                 raise BadBlock("it shrank while it was read")
             got += n
-    finally:
-        os.close(fd)
-    header, offset = _header(view, size)
-    payload = view[offset:]
-    if xxhash.xxh3_128_digest(payload) != header["sum"]:
+        offset += got
+
+
+def _land(fd: int, offset: int, size: int, stored: list[Stored], rooms: list[list[memoryview]], digest: bytes) -> None:
+    """Read a payload of ``size`` bytes straight into the rooms of its arrays, and verify it there."""
+    views: list[memoryview] = []
+    end = 0
+    for array, pieces in zip(stored, rooms, strict=True):
+        if array.at > end:
+            views.append(memoryview(bytearray(array.at - end)))
+        views += pieces
+        end = array.at + array.nbytes
+    if size > end:
+        views.append(memoryview(bytearray(size - end)))
+    _fill(fd, views, offset, size)
+    found = xxhash.xxh3_128()
+    for view in views:
+        found.update(view)
+    if found.digest() != digest:
         raise BadBlock("its payload does not match its checksum")
-    data.flags.writeable = False  # shared by every reader of the block
-    return _block(header, data[offset:], key)
 
 
 def read_header(path: str | os.PathLike[str]) -> tuple[Block, int]:
@@ -141,7 +181,7 @@ def read_header(path: str | os.PathLike[str]) -> tuple[Block, int]:
         key = bytes.fromhex(header["key"])
     except (KeyError, TypeError, ValueError):
         raise BadBlock("its header names no key") from None
-    return _block(header | {"arrays": []}, np.empty(0, np.uint8), key), size
+    return _block(header, None, key), size
 
 
 def _check_size(start: bytes | memoryview, size: int) -> tuple[int, bytes]:
@@ -172,19 +212,29 @@ def _header(view: memoryview, size: int) -> tuple[dict[str, Any], int]:
     return header | {"sum": digest}, _START + length
 
 
-def _block(header: Mapping[str, Any], data: np.ndarray, key: bytes) -> Block:
+def _arrays(raw: Any) -> list[Stored]:
+    """The arrays that a header lists, in the order of their places."""
+    try:
+        stored = [Stored(str(n), np.dtype(t), tuple(map(int, shape)), int(at)) for n, t, shape, at in raw]
+    except (TypeError, ValueError) as error:
+        raise BadBlock(f"its header makes no sense ({error})") from None
+    for array in stored:
+        if array.dtype.kind not in NUMBERS:
+            raise BadBlock(f"its array {array.name!r} has dtype {array.dtype}")
+    return stored
+
+
+def _block(header: Mapping[str, Any], data: np.ndarray | None, key: bytes) -> Block:
+    """The block that a header describes, with its arrays in ``data``, or without them."""
     try:
         parent, tokens, kind = bytes.fromhex(header["parent"]), bytes.fromhex(header["tokens"]), int(header["kind"])
         name = {BLOCK: k.chain, CHECKPOINT: k.checkpoint_key}[kind](parent, tokens)
         if bytes.fromhex(header["key"]) != key or name != key:
             raise BadBlock("it holds another block")
-        payload: dict[str, np.ndarray] = {}
-        for array, dtype, shape, at in header["arrays"]:
-            kind_of = np.dtype(dtype)
-            if kind_of.kind not in NUMBERS:
-                raise BadBlock(f"its array {array!r} has dtype {dtype}")
-            payload[array] = np.ndarray(shape, kind_of, data, at)
         ns, start, cost = k.Namespace(*header["ns"]), int(header["start"]), float(header["cost"])
+        payload = {}
+        if data is not None:
+            payload = {one.name: np.ndarray(one.shape, one.dtype, data, one.at) for one in _arrays(header["arrays"])}
     except (KeyError, TypeError, ValueError) as error:
         raise BadBlock(f"its header makes no sense ({error})") from None
     return Block(key, parent, ns, kind, tokens, start, cost, payload)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -22,6 +22,7 @@ from kvlab.store.settings import check_settings
 from kvlab.store.ssd import Ssd
 from kvlab.store.types import (
     Block,
+    Kept,
     Match,
     Namespace,
     Payload,
@@ -30,13 +31,13 @@ from kvlab.store.types import (
     Query,
     Report,
     Scratch,
+    Sink,
     Tier,
     TierCorrupt,
     TierMiss,
 )
 from kvlab.store.writer import Writer
 
-Taker = Callable[[Payload, int], None]
 """Gets a block's arrays, cut to the tokens used, and the position of the first; must not keep them."""
 
 
@@ -117,41 +118,39 @@ class Store:
 
         The match is that of :meth:`read_into`. The arrays are shared and cannot be written to.
         """
-        payloads: list[Payload] = []
+        kept = Kept()
+        found = self._read(match, kept, apart=False)
+        return kept.payloads[: len(found.pieces)], found
 
-        def take(payload: Payload, at: int) -> None:
-            if at == 0:
-                payloads.clear()
-            payloads.append(payload)
-
-        found = self._read(match, take, apart=False)
-        return payloads[: len(found.pieces)], found
-
-    def read_into(self, match: Match, take: Taker) -> Match:
-        """Hand the payloads of a match to ``take``, in order, each cut to its used tokens; the match they make up.
+    def read_into(self, match: Match, sink: Sink) -> Match:
+        """Hand the payloads of a match to ``sink``, in order, each cut to its used tokens; the match they make up.
 
         That is ``match`` itself, unless a block proved bad or gone: then it is shorter, with ``miss`` saying why, and
-        for a match with a checkpoint it is the next best one, which ``take`` gets from the start again. Blocks read
+        for a match with a checkpoint it is the next best one, which ``sink`` gets from the start again. Blocks read
         from below RAM are kept there from their second reading on: the first costs no memory.
         """
-        return self._read(match, take, apart=True)
+        return self._read(match, sink, apart=True)
 
-    def _read(self, match: Match, take: Taker, *, apart: bool) -> Match:
+    def _read(self, match: Match, sink: Sink, *, apart: bool) -> Match:
         query = match.query
         if query is None or not self._pins.held(match):
             raise StoreError("this match was read or released before; match again")
-        scratch = Scratch() if apart else None
+        scratch = Scratch(sink) if apart else None
         reason, parent, count = "", query.ns.root(), 0
         for piece in match.pieces:
             try:
+                if scratch is not None:
+                    scratch.wanted, scratch.landed = piece.used, False
                 block = self._fetch(piece.key, scratch)
                 self._check_piece(block, piece, parent, query)
             except TierMiss as error:
                 reason = error.reason
                 break
             parent, count = block.key, count + 1
-            cut = piece.used < block.length
-            take({n: a[:, : piece.used] for n, a in block.payload.items()} if cut else block.payload, piece.start)
+            if scratch is None or not scratch.landed:
+                cut = piece.used < block.length
+                payload = {n: a[:, : piece.used] for n, a in block.payload.items()} if cut else block.payload
+                sink.take(payload, piece.start)
         used = match.pieces[:count]
         with self._lock:
             self._touch([piece.key for piece in reversed(used)])  # leaves first, so that heads are the younger ones
@@ -163,7 +162,7 @@ class Store:
             if match.checkpoint is None:
                 self._ledger.missed(reason)
                 return Match.of(query, used, reason, None, match.ticket)
-        return self._read(self._find(query, reason), take, apart=apart)
+        return self._read(self._find(query, reason), sink, apart=apart)
 
     def read_checkpoint(self, match: Match) -> Payload | None:
         """The state at exactly ``match.tokens``, or None when it proved bad or gone (then match again)."""
