@@ -199,9 +199,10 @@ class Filler:
             self._make_room({array.name: np.empty(array.shape, array.dtype) for array in arrays})
         if at == 0:
             self._wrong = ""
-        if arrays is not self._form and not self._fits(arrays):
-            return None
-        self._form = arrays
+        if arrays is not self._form:
+            if not self._fits(arrays):
+                return None
+            self._form = arrays
         if at + arrays[0].shape[1] > self._capacity:
             return None
         return [

@@ -17,9 +17,12 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import struct
+from binascii import unhexlify
 from collections.abc import Mapping
 from dataclasses import astuple
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -37,6 +40,13 @@ _MOST_HEADER = 1 << 20
 _VIEWS = 1024  # what a system takes at once (IOV_MAX)
 _FIRST = 4096  # bytes of the first reading: mostly the whole header
 
+
+# A token block's header as ``encode`` writes it; any other is read as JSON.
+_USUAL = re.compile(
+    rb'\{"key":"([0-9a-f]{64})","parent":"([0-9a-f]{64})","ns":(\[[^\]]*\]),"kind":0,"tokens":"([0-9a-f]*)",'
+    rb'"start":(\d+),"cost":([-+.0-9e]+),"arrays":(\[.*\])\} *'
+)
+_NOTHING: Mapping[str, np.ndarray] = MappingProxyType({})
 
 Buffer = bytes | memoryview
 
@@ -116,24 +126,44 @@ def read(path: str | os.PathLike[str], key: bytes, scratch: Scratch | None = Non
         length, _ = _check_size(start, size)  # before any memory is taken for it
         if len(start) < _START + length:
             start = os.pread(fd, _START + length, 0)
-        header, offset = _header(memoryview(start), size)
-        block = _block(header, None, key)
-        if scratch is not None:
+        raw, digest = _sealed(start, length)
+        offset = _START + length
+        if scratch is not None and scratch.has_rooms:
             scratch.landed = False
-            stored = scratch.form(header.get("arrays"), _arrays)
+            block, stored = _read_quickly(raw, key, scratch)
             rooms = scratch.rooms(stored, block.start, block.length) if block.kind == BLOCK else None
             if rooms is not None:
-                _land(fd, offset, size - offset, stored, rooms, header["sum"])
+                _land(fd, offset, size - offset, stored, rooms, digest)
                 scratch.landed = True
                 return block
         data = np.empty(size - offset, np.uint8) if scratch is None else scratch.take(size - offset)
         _fill(fd, [data.data], offset, size - offset)
     finally:
         os.close(fd)
-    if xxhash.xxh3_128_digest(data.data) != header["sum"]:
+    if xxhash.xxh3_128_digest(data.data) != digest:
         raise BadBlock("its payload does not match its checksum")
     data.flags.writeable = False  # shared by every reader of the block
-    return _block(header, data, key)
+    return _block(_parsed(raw), data, key)
+
+
+def _read_quickly(raw: bytes, key: bytes, scratch: Scratch) -> tuple[Block, list[Stored]]:
+    """The block of a header without its arrays, and these: what most headers of a chain have in common is known."""
+    found = _USUAL.fullmatch(raw)
+    if found is None:
+        header = _parsed(raw)
+        return _block(header, None, key), _arrays(header.get("arrays"))
+    named, parent, ns, tokens, start, cost, arrays = found.groups()
+    forms = scratch.forms
+    if arrays not in forms:
+        forms[arrays] = _arrays(json.loads(arrays))
+    if ns not in forms:
+        forms[ns] = k.Namespace(*json.loads(ns))
+    block = Block(
+        key, unhexlify(parent), forms[ns], BLOCK, unhexlify(tokens), int(start), float(cost), _NOTHING
+    )  # fmt: skip
+    if unhexlify(named) != key or k.chain(block.parent, block.tokens) != key:
+        raise BadBlock("it holds another block")
+    return block, forms[arrays]
 
 
 def _fill(fd: int, views: list[memoryview], offset: int, total: int) -> None:
@@ -176,7 +206,8 @@ def read_header(path: str | os.PathLike[str]) -> tuple[Block, int]:
         start = file.read(_START)
         if len(start) == _START:
             start += file.read(min(_FIXED.unpack_from(start)[2], _MOST_HEADER))
-    header, _ = _header(memoryview(start), size)
+    length, _ = _check_size(start, size)
+    header = _parsed(_sealed(start, length)[0])
     try:
         key = bytes.fromhex(header["key"])
     except (KeyError, TypeError, ValueError):
@@ -198,18 +229,22 @@ def _check_size(start: bytes | memoryview, size: int) -> tuple[int, bytes]:
     return length, digest
 
 
-def _header(view: memoryview, size: int) -> tuple[dict[str, Any], int]:
-    length, digest = _check_size(view, size)
-    raw = bytes(view[_START : _START + length])
-    if xxhash.xxh3_128_digest(bytes(view[: _FIXED.size]) + raw) != bytes(view[_FIXED.size : _START]):
+def _sealed(start: bytes, length: int) -> tuple[bytes, bytes]:
+    """The header of ``length`` bytes, verified, and the payload's checksum."""
+    raw = start[_START : _START + length]
+    if xxhash.xxh3_128_digest(start[: _FIXED.size] + raw) != start[_FIXED.size : _START]:
         raise BadBlock("its header does not match its checksum")
+    return raw, start[_FIXED.size - 16 : _FIXED.size]
+
+
+def _parsed(raw: bytes) -> dict[str, Any]:
     try:
         header = json.loads(raw)
     except ValueError:
         header = None
     if not isinstance(header, dict):
         raise BadBlock("its header is not JSON")
-    return header | {"sum": digest}, _START + length
+    return header
 
 
 def _arrays(raw: Any) -> list[Stored]:

@@ -135,22 +135,7 @@ class Store:
         query = match.query
         if query is None or not self._pins.held(match):
             raise StoreError("this match was read or released before; match again")
-        scratch = Scratch(sink) if apart else None
-        reason, parent, count = "", query.ns.root(), 0
-        for piece in match.pieces:
-            try:
-                if scratch is not None:
-                    scratch.wanted, scratch.landed = piece.used, False
-                block = self._fetch(piece.key, scratch)
-                self._check_piece(block, piece, parent, query)
-            except TierMiss as error:
-                reason = error.reason
-                break
-            parent, count = block.key, count + 1
-            if scratch is None or not scratch.landed:
-                cut = piece.used < block.length
-                payload = {n: a[:, : piece.used] for n, a in block.payload.items()} if cut else block.payload
-                sink.take(payload, piece.start)
+        count, reason = self._read_pieces(match.pieces, query, sink, Scratch(sink) if apart else None)
         used = match.pieces[:count]
         with self._lock:
             self._touch([piece.key for piece in reversed(used)])  # leaves first, so that heads are the younger ones
@@ -163,6 +148,26 @@ class Store:
                 self._ledger.missed(reason)
                 return Match.of(query, used, reason, None, match.ticket)
         return self._read(self._find(query, reason), sink, apart=apart)
+
+    def _read_pieces(
+        self, pieces: Sequence[Piece], query: Query, sink: Sink, scratch: Scratch | None
+    ) -> tuple[int, str]:
+        """How many of the pieces, from the first on, are now in the sink, and why not all."""
+        parent, count = query.ns.root(), 0
+        for piece in pieces:
+            try:
+                if scratch is not None:
+                    scratch.wanted, scratch.landed = piece.used, False
+                block = self._fetch(piece.key, scratch)
+                self._check_piece(block, piece, parent, query)
+            except TierMiss as error:
+                return count, error.reason
+            parent, count = block.key, count + 1
+            if scratch is None or not scratch.landed:
+                cut = piece.used < block.length
+                payload = {n: a[:, : piece.used] for n, a in block.payload.items()} if cut else block.payload
+                sink.take(payload, piece.start)
+        return count, ""
 
     def read_checkpoint(self, match: Match) -> Payload | None:
         """The state at exactly ``match.tokens``, or None when it proved bad or gone (then match again)."""

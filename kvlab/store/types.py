@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Protocol
@@ -66,12 +66,13 @@ class Scratch:
     """Memory for one block at a time: reading many of them touches no new pages.
 
     With a ``sink``, a block of exactly ``wanted`` tokens is read straight into its rooms, and ``landed`` is then True.
+    ``forms`` is what was read of headers before, for those that say the same.
     """
 
     def __init__(self, sink: Sink | None = None) -> None:
         self._data = np.empty(0, np.uint8)
         self._sink = sink
-        self._form: tuple[Any, list[Stored]] | None = None
+        self.forms: dict[bytes, Any] = {}
         self.wanted = 0
         self.landed = False
 
@@ -81,15 +82,13 @@ class Scratch:
             self._data = np.empty(size, np.uint8)
         return self._data[:size]
 
+    @property
+    def has_rooms(self) -> bool:
+        return self._sink is not None
+
     def rooms(self, arrays: Sequence[Stored], at: int, tokens: int) -> list[list[memoryview]] | None:
         """The sink's, where it wants the whole block."""
         return self._sink.rooms(arrays, at) if self._sink is not None and tokens == self.wanted else None
-
-    def form(self, raw: Any, parse: Callable[[Any], list[Stored]]) -> list[Stored]:
-        """``parse(raw)``; the same object as last time where ``raw`` is equal."""
-        if self._form is None or self._form[0] != raw:
-            self._form = (raw, parse(raw))
-        return self._form[1]
 
 
 BLOCK, CHECKPOINT = 0, 1
