@@ -32,6 +32,9 @@ DECODING = 4
 BUSY = 50 << 20
 """Bytes a second that are written meanwhile: more than prefill makes of any model on the machine that computes it."""
 
+TOGETHER = 16
+"""Blocks put at once: those of a chunk of prefill."""
+
 
 def run(
     *,
@@ -199,11 +202,11 @@ class Feed:
 
     def _run(self) -> None:
         ns = Namespace("feed", "", "float32", self.store.block)
-        size = sum(array.nbytes for array in self._payload.values())
+        size = TOGETHER * sum(array.nbytes for array in self._payload.values())
         while not self.ended:
             if self.on:
-                tokens = self._rng.integers(0, 1 << 30, self.store.block)
-                self.store.put(ns, tokens, 0, [self._payload])
+                tokens = self._rng.integers(0, 1 << 30, TOGETHER * self.store.block)
+                self.store.put(ns, tokens, 0, [self._payload] * TOGETHER)
             time.sleep(size / BUSY)
 
 
