@@ -15,7 +15,7 @@ from kvlab.backend import home
 from kvlab.caches import leaves, make_caches
 from kvlab.decoder.job import Job
 from kvlab.models import LoadedModel
-from kvlab.policies import Paged, Policy, Ram, Scorer, Tiered, parse_bytes
+from kvlab.policies import Paged, Policy, Ram, Scorer, Snapshot, Tiered, parse_bytes
 from kvlab.store import Match, Namespace, Store
 
 RECENT_BOUNDARIES = 4
@@ -35,14 +35,19 @@ def open_store(policy: Policy) -> Store | None:
     reuse, tiers = policy.reuse, policy.tiers
     if not isinstance(reuse, Paged):
         return None
-    if isinstance(tiers, Tiered):
+    if isinstance(tiers, Tiered | Snapshot):
+        write, admit, daily = ("snapshot", 1, None)
+        if isinstance(tiers, Tiered):
+            write, admit, daily = tiers.write, tiers.admit, tiers.daily
         return Store(
             block=reuse.block,
             ram=parse_bytes(tiers.ram),
             ssd=parse_bytes(tiers.ssd),
             directory=Path(tiers.dir).expanduser() if tiers.dir else home() / "store",
             replace=tiers.replace,
-            write=tiers.write,
+            write=write,
+            admit=admit,
+            write_cap=parse_bytes(daily) if daily else None,
         )
     if isinstance(tiers, Ram):
         return Store(block=reuse.block, ram=parse_bytes(tiers.ram), replace=tiers.replace)

@@ -9,10 +9,10 @@ from kvlab.policies.reuse import NoReuse, Paged
 from kvlab.policies.scorer import ScoreContext, Scorer
 from kvlab.policies.sizes import format_bytes, parse_bytes
 from kvlab.policies.snapkv import SnapKV
-from kvlab.policies.tiers import Ram, Tiered
+from kvlab.policies.tiers import Ram, Snapshot, Tiered
 
 __all__ = [
     "SLOTS", "Full", "KNorm", "Module", "ModuleInfo", "NoReuse", "Paged", "Policy", "Quantized", "Ram", "Random",
-    "Raw", "Rotating", "ScoreContext", "Scorer", "SnapKV", "Tiered", "format_bytes", "parse_bytes", "parse_module",
-    "registry",
+    "Raw", "Rotating", "ScoreContext", "Scorer", "SnapKV", "Snapshot", "Tiered", "format_bytes", "parse_bytes",
+    "parse_module", "registry",
 ]  # fmt: skip

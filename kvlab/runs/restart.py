@@ -15,7 +15,7 @@ from typing import IO, Any
 import kvlab
 from kvlab.errors import RunError
 from kvlab.models import LoadedModel
-from kvlab.policies import Policy, Tiered
+from kvlab.policies import Policy, Snapshot, Tiered
 from kvlab.recorder import Recorder
 from kvlab.runs.turns import Served, Turn, to_json
 
@@ -23,13 +23,13 @@ from kvlab.runs.turns import Served, Turn, to_json
 def with_folder(policy: Policy, folder: Path) -> Policy:
     """`policy` with its SSD tier in `folder`, unless it names a folder of its own or has no SSD tier."""
     tiers = policy.tiers
-    if not isinstance(tiers, Tiered) or tiers.dir is not None:
+    if not isinstance(tiers, Tiered | Snapshot) or tiers.dir is not None:
         return policy
     return Policy(policy.retention, policy.codec, policy.reuse, replace(tiers, dir=str(folder)))
 
 
 def survives_restart(policy: Policy) -> bool:
-    return isinstance(policy.tiers, Tiered)
+    return isinstance(policy.tiers, Tiered | Snapshot)
 
 
 def serve_in_new_process(

@@ -34,6 +34,22 @@ def test_lossless_policies_answer_as_no_cache_does_alone_batched_and_after_a_res
     assert len(prompts[5]) - again.cached_tokens <= 32
 
 
+def test_a_snapshot_is_written_at_the_end_or_on_demand(bundled, tmp_path):
+    request = load_workload("agent", turns=1, seed=6).requests()[0]
+    prompt = bundled.render(list(request.messages), list(request.tools))
+    policy = f"snapshot:dir={tmp_path / 'store'}"
+    with Decoder(bundled, policy) as decoder:
+        want = decoder.generate(prompt, max_tokens=8).tokens
+        assert decoder.store.stats()["bytes_written"] == 0
+        assert decoder.store.flush()
+        written = decoder.store.stats()["bytes_written"]
+    assert written > 0
+    with Decoder(bundled, policy) as decoder:
+        again = decoder.generate(prompt, max_tokens=8)
+    assert again.tokens == want
+    assert again.cached_tokens == len(prompt) - 1
+
+
 @pytest.fixture(scope="module")
 def accuracy(bundled):
     """Retrieval accuracy by policy, on the same prompts."""

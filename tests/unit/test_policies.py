@@ -134,6 +134,10 @@ def test_what_is_lossless_and_what_keys_the_blocks(spec, lossless, at_rest):
         ("tiered:ram=2XB", "512MB"),
         ("tiered:replace=mru", "s3fifo"),
         ("tiered:write=later", "back, through"),
+        ("tiered:admit=0", "1 or more"),
+        ("tiered:daily=much", "512MB"),
+        ("snapshot:replace=mru", "s3fifo"),
+        ("none|snapshot", "paged|snapshot"),
         ("snapkv:budget=0", "0.25"),
         ("snapkv:budget=1.5", "0.25"),
         ("snapkv:budget=20", "window=32"),
@@ -164,6 +168,7 @@ def test_the_registry_lists_every_module_with_slot_and_defaults():
         "paged",
         "ram",
         "tiered",
+        "snapshot",
     } <= set(rows)
     assert all(info.slot in SLOTS and info.summary for info in rows.values())
     assert rows["quantized"].parameters == {"bits": 8, "group": 64}
