@@ -103,6 +103,12 @@ def use_threads(count: int) -> None:
         control(ctypes.c_int(count))
 
 
+def has_spare_core() -> bool:
+    """Whether the BLAS that kvlab loaded computes on fewer cores than this process may use."""
+    count = _control(ctypes.CDLL(None), "openblas_get_num_threads") if prepare().threads else None
+    return count is not None and count() < physical_cores()
+
+
 def is_cpu() -> bool:
     """Whether MLX computes on the CPU by default."""
     import mlx.core as mx
@@ -140,6 +146,7 @@ def ram_bytes() -> int:
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
+@functools.cache
 def physical_cores() -> int:
     """Cores this process may use: hyperthreads count once, and CPU affinity and a container's quota are respected."""
     if not hasattr(os, "sched_getaffinity"):

@@ -7,15 +7,20 @@ recurrence of online softmax (Milakov and Gimelshein 2018), over query blocks as
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
+from typing import Any
 
 import mlx.core as mx
 
+from kvlab.backend import has_spare_core
 from kvlab.caches.exponential import is_composed, pick
 
 Run = tuple[mx.array, mx.array]
 BLOCK = 1 << 18
 """Scores computed at a time: 1 MB, what a core's own cache holds."""
+APART = 1 << 17
+"""Scores from which on a second core, if one is spare, computes half of the heads."""
 FEWEST = 16
 """Queries a block, or small products would be slow."""
 
@@ -33,12 +38,36 @@ def attend_runs(
             Earlier runs are visible throughout.
         sinks: ``[n_heads]``, joining the denominator.
     """
-    _, heads, count, dim = queries.shape
+    _, heads, count, _ = queries.shape
     if count == 1 or not is_composed() or queries.dtype != mx.float32:
         keys, values = (
             run[0] if len(run) == 1 else mx.concatenate(list(run), axis=2) for run in zip(*runs, strict=True)
         )
         return mx.fast.scaled_dot_product_attention(queries, keys, values, scale=scale, mask=mask, sinks=sinks)
+    kv_heads = runs[-1][0].shape[1]
+    scores = heads * count * sum(keys.shape[2] for keys, _ in runs)
+    if kv_heads == 1 or scores < APART or not has_spare_core():
+        return _blocks(queries, runs, scale, mask, sinks)
+    half = kv_heads // 2
+    parts = []
+    for heads_of, stream in ((slice(half, None), aside()), (slice(half), mx.default_stream(mx.default_device()))):
+        mine = slice(*(bound and bound * heads // kv_heads for bound in (heads_of.start, heads_of.stop)))
+        with mx.stream(stream):
+            cut = [(keys[:, heads_of], values[:, heads_of]) for keys, values in runs]
+            parts.append(_blocks(queries[:, mine], cut, scale, mask, None if sinks is None else sinks[mine]))
+    return mx.concatenate(parts[::-1], axis=1)
+
+
+@functools.cache
+def aside() -> Any:
+    """A second stream of the CPU, one a thread."""
+    return mx.new_thread_local_stream(mx.cpu)
+
+
+def _blocks(
+    queries: mx.array, runs: Sequence[Run], scale: float, mask: mx.array | str | None, sinks: mx.array | None
+) -> mx.array:
+    _, heads, count, dim = queries.shape
     kv_heads = runs[-1][0].shape[1]
     longest = sum(keys.shape[2] for keys, _ in runs)
     grouped = (queries * scale).reshape(1, kv_heads, heads // kv_heads, count, dim)

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-ROUND = 3.5
+ROUND = 3.4
 """How long a decode step with a chunk of prompt behind it may take, in decode steps of their own."""
 LEAST, FIRST = 4, 32
 """Tokens a chunk: the fewest, or the fixed cost of a forward pass would rule, and those of the first."""
 SLOWER, FASTER = 0.5, 1.15
 """Bounds of what a chunk may become from one round to the next."""
-MEMORY = 0.3
-"""Weight of the newest measurement in the running mean."""
+QUICKER, DEARER = 0.3, 0.03
+"""Weights of a step that was quicker, or dearer, than the running mean: lone slow steps say little."""
 
 
 class Pace:
@@ -46,5 +46,5 @@ class Pace:
 
 
 def blend(mean: float | None, new: float) -> float:
-    """A running mean that forgets."""
-    return new if mean is None else mean + MEMORY * (new - mean)
+    """A running mean that forgets, and leans to the quicker."""
+    return new if mean is None else mean + (QUICKER if new < mean else DEARER) * (new - mean)

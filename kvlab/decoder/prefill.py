@@ -74,9 +74,11 @@ class Prefill(PromptProcessingBatch):
         state: Any = [cache.state for cache in self.prompt_cache]
         leaves: Any = tree_flatten(state)
         arrays = [array for _, array in leaves if isinstance(array, mx.array) and array.size]
+        last = max(arrays[::-1], key=lambda array: array.ndim > 1, default=None)  # positions are known beforehand
         # A number of its own: holding a row itself would make the next chunk copy all of them.
-        before, self._mark = self._mark, [array[..., -1:, -1:].sum() for array in arrays[-1:]]
-        mx.async_eval(state, self._mark)
+        mark = None if last is None else last[(..., *[slice(-1, None)] * min(2, last.ndim))].sum()
+        before, self._mark = self._mark, mark
+        mx.async_eval(state, mark)
         mx.eval(before)
         if mx.get_cache_memory() > SPARE:
             mx.clear_cache()
