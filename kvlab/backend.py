@@ -121,7 +121,8 @@ def device_name() -> str:
     import mlx.core as mx
 
     name = str(mx.device_info().get("device_name", "")) or platform.processor() or platform.machine()
-    return f"cpu: {name}, {physical_cores()} cores" if is_cpu() else f"gpu: {name}"
+    cores = physical_cores()
+    return f"cpu: {name}, {cores} core{'s' * (cores > 1)}" if is_cpu() else f"gpu: {name}"
 
 
 def memory() -> Memory:

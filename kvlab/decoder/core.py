@@ -92,6 +92,8 @@ class Decoder:
         keeps_all = isinstance(self.policy.retention, Full) and (self._rest is not None or self.policy.lossless)
         # Where kvlab's own attention is faster than MLX's, all policies get it: they are compared, not kernels.
         self._own = keeps_all and (self._rest is not None or is_composed()) and can_share(loaded.model)
+        # A chunk that rides along has logits nobody wants: little beside weights read twice on a CPU, much on a GPU.
+        self._rides = self._own and backend.is_cpu()
         self._prefixes = LivePrefixes() if self._own and self._rest is not None else None
         self._budget = self._make_budget(live_memory)
         self._pace = Pace(prefill_step)
@@ -317,7 +319,7 @@ class Decoder:
         decoding = sum(bool(job.tokens) for job in self._active.values())
         prefilling = min(PREFILL_BATCH, len(self._active) - decoding)
         self._generator.prefill_step_size = self._pace.chunk(prefilling, decoding)
-        self._prefill.rides = self._own and decoding > 0
+        self._prefill.rides = self._rides and decoding > 0
         # Small products gain nothing from a second thread, and lose much when Python needs that core.
         self._use_threads(1 if prefilling and decoding else self._threads)
         before = sum(job.prefilled for job in self._active.values())

@@ -243,7 +243,9 @@ def _reading(directory: Path) -> Iterator[Layout]:
 
 def _there(directory: Path) -> None:
     if not (directory / "catalog.sqlite").exists() and not (directory / "blocks").is_dir():
-        raise StoreError(f"there is no store in {directory}; name the folder that tiered:dir=... says")
+        raise StoreError(
+            f"there is no store in {directory} yet: kvlab serve --policy tiered makes it; or name the folder of another"
+        )
 
 
 @contextmanager
