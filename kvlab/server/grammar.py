@@ -182,10 +182,10 @@ class Constraint:
         if spare > self._jump:
             self._check_at = self._left - max(1, (spare - self._jump) // 2)
             return logits
-        self._check_at = self._left - 1
+        self._check_at = self._left  # from here on every time, and once more where a pause asks again
         likely = np.argsort(np.array(self._masked(matcher, logits)[0].astype(mx.float32)))[: -CANDIDATES - 1 : -1]
         fitting = [int(token) for token in likely if self._closer.fits(matcher, int(token), self._left - 1)]
-        return _only(logits, fitting or plan[:1])
+        return _only(logits, fitting or plan[:1] or [self._closer.end])
 
     def _masked(self, matcher: LLMatcher, logits: mx.array) -> mx.array:
         mask = allowed(matcher, logits.shape[-1])
