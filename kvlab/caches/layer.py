@@ -24,6 +24,9 @@ from kvlab.caches.slab import Slab
 from kvlab.errors import ModelError
 from kvlab.policies import Full, Module, Policy, Rotating, ScoreContext, Scorer
 
+COMPOSED = 6000
+"""Scores of one query from which on attention put together from parts is the quicker, where it is at all."""
+
 
 @dataclass(frozen=True)
 class Eviction:
@@ -230,7 +233,8 @@ class LayerCache:
 
     def _attend(self, queries: mx.array, scale: float, sinks: mx.array | None) -> mx.array:
         own, count = self.rows.used(), queries.shape[2]
-        if count == 1 and (self.prefixes or is_composed()) and isinstance(self.retention, Full):
+        composes = is_composed() and queries.shape[1] * self.rows.length >= COMPOSED
+        if count == 1 and (self.prefixes or composes) and isinstance(self.retention, Full):
             scaled = queries * scale
             part = private_part(self.codec, own, scaled, None)
             for prefix in self.prefixes:
