@@ -11,6 +11,7 @@ import mlx.core as mx
 import numpy as np
 from llguidance import LLMatcher, LLTokenizer
 
+from kvlab.backend import is_cpu
 from kvlab.models import LoadedModel
 from kvlab.server.closing import Closer
 from kvlab.server.errors import ApiError
@@ -97,8 +98,8 @@ class Trigger:
 class Constraint:
     """A logits processor for one sequence. Decoder thread only.
 
-    mlx-lm calls processors with the tokens so far while the newest of them is still being computed. The model's forward
-    pass is set off first, so that waiting for that token and computing the mask happen beside it. A request that was
+    mlx-lm calls processors with the tokens so far while the newest of them is still being computed. On a GPU the
+    model's forward pass is set off first, so that waiting for that token and computing the mask happen beside it. A request that was
     paused comes back with the tokens of its last call once more.
 
     Close to ``max_tokens`` only tokens that leave room for a complete text are let through, and at last the shortest
@@ -122,13 +123,15 @@ class Constraint:
         self._planned_at = 0
         self._check_at = max_tokens // 2
         self._jump = 0
+        self._on_cpu = is_cpu()
         self.failure = ""
 
     def __call__(self, tokens: mx.array, logits: mx.array) -> mx.array:
         if 0 < self._place < tokens.size:
             newest = tokens[-1:]
             mx.async_eval(newest)  # before the forward pass in the queue: it is ready when the last step is
-            mx.async_eval(logits)
+            if not self._on_cpu:  # which would compute all of it here and now, and the rest apart
+                mx.async_eval(logits)
             self._advance(int(np.array(newest)[0]))
         self._place = tokens.size
         if self._matcher is None:
