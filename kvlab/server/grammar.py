@@ -99,8 +99,8 @@ class Constraint:
     """A logits processor for one sequence. Decoder thread only.
 
     mlx-lm calls processors with the tokens so far while the newest of them is still being computed. On a GPU the
-    model's forward pass is set off first, so that waiting for that token and computing the mask happen beside it. A request that was
-    paused comes back with the tokens of its last call once more.
+    model's forward pass is set off first, so that waiting for that token and computing the mask happen beside it. A
+    request that was paused comes back with the tokens of its last call once more.
 
     Close to ``max_tokens`` only tokens that leave room for a complete text are let through, and at last the shortest
     way to one is taken, so that length does not cut JSON apart.
