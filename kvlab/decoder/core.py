@@ -233,6 +233,8 @@ class Decoder:
     def _read_inbox(self) -> bool:
         """Take new jobs and cancellations; wait when there is nothing to do. False: time to close."""
         idle = not self._active and not self._waiting
+        if idle:
+            self._use_threads(self._threads)  # others in this process compute meanwhile
         while True:
             try:
                 message = self._inbox.get(block=idle)
