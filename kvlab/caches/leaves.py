@@ -167,7 +167,7 @@ class Filler:
         self._dtype = dtype
         self._arrays: dict[str, mx.array] = {}
         self._views: dict[str, np.ndarray] = {}
-        self._heads: dict[str, tuple[list[memoryview], int, int]] = {}
+        self._heads: list[memoryview] = []
         self._form: Sequence[Described] | None = None
         self._wrong = ""
 
@@ -190,7 +190,7 @@ class Filler:
                 return
             room[...] = array
 
-    def rooms(self, arrays: Sequence[Described], at: int) -> list[list[memoryview]] | None:
+    def rooms(self, arrays: Sequence[Described], at: int) -> list[memoryview] | None:
         """Bytes for the arrays of a block that is read next, head by head; None for one that does not go here.
 
         Describing the next block by the same object says that it is of the same form.
@@ -203,25 +203,19 @@ class Filler:
             if not self._fits(arrays):
                 return None
             self._form = arrays
-        if at + arrays[0].shape[1] > self._capacity:
-            return None
-        return [
-            [head[at * row : at * row + size] for head in heads]
-            for heads, row, size in (self._heads[array.name] for array in arrays)
-        ]
+        end = at + arrays[0].shape[1]
+        return [head[at:end] for head in self._heads] if end <= self._capacity else None
 
     def _fits(self, arrays: Sequence[Described]) -> bool:
         """Whether a block of this form goes here; notes where its rows go."""
         if [array.name for array in arrays] != list(self._views):
             return False
         for array in arrays:
-            room = self._views[array.name]
-            heads, tokens, width = array.shape
-            if (room.dtype, room.shape[0], room.shape[2:]) != (array.dtype, heads, (width,)):
+            room, (heads, *_, width) = self._views[array.name], array.shape
+            if (room.dtype, room.ndim, room.shape[0], room.shape[2]) != (array.dtype, len(array.shape), heads, width):
                 return False
-            row = width * room.itemsize
-            flat = [head.reshape(-1).view(np.uint8).data for head in room]
-            self._heads[array.name] = (flat, row, tokens * row)
+        # Rows of bytes: a slice of them is what a reader fills.
+        self._heads = [head.view(np.uint8).data for room in self._views.values() for head in room]
         return True
 
     def nbytes(self, tokens: int) -> int:

@@ -15,38 +15,32 @@ it says and holds the very block that was asked for.
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
-import re
 import struct
-from binascii import unhexlify
 from collections.abc import Mapping
 from dataclasses import astuple
-from types import MappingProxyType
 from typing import Any
 
 import numpy as np
 import xxhash
 
 from kvlab.store import keys as k
-from kvlab.store.types import BLOCK, CHECKPOINT, NUMBERS, Block, Scratch, Stored
+from kvlab.store.reading import Form, Scratch, Stored
+from kvlab.store.types import BLOCK, CHECKPOINT, NUMBERS, Block
 
 MAGIC = b"KVLABBLK"
 ALIGN = 64
 _FIXED = struct.Struct("<8sIIQ16s")
 _SUM = 16
 _START = _FIXED.size + _SUM
+_SIZES = _FIXED.size - _SUM
 _MOST_HEADER = 1 << 20
+_OPENING, _ARRAYS = b'{"key":"%s"', b',"arrays":['
 _VIEWS = 1024  # what a system takes at once (IOV_MAX)
 _FIRST = 4096  # bytes of the first reading: mostly the whole header
 
-
-# A token block's header as ``encode`` writes it; any other is read as JSON.
-_USUAL = re.compile(
-    rb'\{"key":"([0-9a-f]{64})","parent":"([0-9a-f]{64})","ns":(\[[^\]]*\]),"kind":0,"tokens":"([0-9a-f]*)",'
-    rb'"start":(\d+),"cost":([-+.0-9e]+),"arrays":(\[.*\])\} *'
-)
-_NOTHING: Mapping[str, np.ndarray] = MappingProxyType({})
 
 Buffer = bytes | memoryview
 
@@ -113,14 +107,23 @@ def write(fd: int, parts: list[Buffer]) -> int:
     return done
 
 
-def read(path: str | os.PathLike[str], key: bytes, scratch: Scratch | None = None) -> Block:
-    """The block ``key`` in ``path``, verified. Raises ``BadBlock``, or ``OSError`` when it cannot be opened or read.
+def read(path: str | os.PathLike[str], key: bytes) -> Block:
+    """The block ``key`` in ``path``, verified. Raises ``BadBlock``, or ``OSError`` when it cannot be opened or read."""
+    block = read_to(path, key, Scratch())
+    if block is None:
+        raise BadBlock("it went elsewhere")
+    return block
 
-    With ``scratch`` its arrays lie there, and last until the next reading into it; or they went to the rooms that it
-    has for them: then ``scratch.landed`` is True and the block has no arrays.
+
+def read_to(path: str | os.PathLike[str], key: bytes, scratch: Scratch) -> Block | None:
+    """As :func:`read`, with the arrays in ``scratch``, where they last until the next reading into it.
+
+    None: the block was wanted whole, and its arrays went to the rooms that ``scratch`` has for them.
     """
     fd = os.open(path, os.O_RDONLY)
     try:
+        if _reads_alike(fd, key, scratch):
+            return None
         size = os.fstat(fd).st_size
         start = os.pread(fd, _FIRST, 0)
         length, _ = _check_size(start, size)  # before any memory is taken for it
@@ -128,75 +131,89 @@ def read(path: str | os.PathLike[str], key: bytes, scratch: Scratch | None = Non
             start = os.pread(fd, _START + length, 0)
         raw, digest = _sealed(start, length)
         offset = _START + length
-        if scratch is not None and scratch.has_rooms:
-            scratch.landed = False
-            block, stored = _read_quickly(raw, key, scratch)
-            rooms = scratch.rooms(stored, block.start, block.length) if block.kind == BLOCK else None
+        if scratch.has_rooms:
+            header = _parsed(raw)
+            block, stored = _block(header, None, key), _arrays(header.get("arrays"))
+            rooms = scratch.rooms(stored, block.length) if block.kind == BLOCK and stored else None
             if rooms is not None:
-                _land(fd, offset, size - offset, stored, rooms, digest)
-                scratch.landed = True
-                return block
-        data = np.empty(size - offset, np.uint8) if scratch is None else scratch.take(size - offset)
+                views = _with_gaps(stored, rooms, size - offset)
+                _fill(fd, views, offset, size - offset)
+                _verify(views, digest)
+                scratch.form = Form(
+                    stored, block.length, start[:_SIZES], _ending(raw), size - offset, bytearray(offset), bytearray(1)
+                )
+                return None
+        data = scratch.take(size - offset)
         _fill(fd, [data.data], offset, size - offset)
     finally:
         os.close(fd)
-    if xxhash.xxh3_128_digest(data.data) != digest:
-        raise BadBlock("its payload does not match its checksum")
+    _verify([data.data], digest)
     data.flags.writeable = False  # shared by every reader of the block
     return _block(_parsed(raw), data, key)
 
 
-def _read_quickly(raw: bytes, key: bytes, scratch: Scratch) -> tuple[Block, list[Stored]]:
-    """The block of a header without its arrays, and these: what most headers of a chain have in common is known."""
-    found = _USUAL.fullmatch(raw)
-    if found is None:
-        header = _parsed(raw)
-        return _block(header, None, key), _arrays(header.get("arrays"))
-    named, parent, ns, tokens, start, cost, arrays = found.groups()
-    forms = scratch.forms
-    if arrays not in forms:
-        forms[arrays] = _arrays(json.loads(arrays))
-    if ns not in forms:
-        forms[ns] = k.Namespace(*json.loads(ns))
-    block = Block(
-        key, unhexlify(parent), forms[ns], BLOCK, unhexlify(tokens), int(start), float(cost), _NOTHING
-    )  # fmt: skip
-    if unhexlify(named) != key or k.chain(block.parent, block.tokens) != key:
-        raise BadBlock("it holds another block")
-    return block, forms[arrays]
+def _reads_alike(fd: int, key: bytes, scratch: Scratch) -> bool:
+    """Read header and arrays at once, on the guess that the block has the form of the one before.
+
+    False: it has not, or something is wrong with it; a closer look tells. What its key says, parent, tokens and with
+    them its place, is not read again.
+    """
+    form = scratch.form
+    rooms = scratch.rooms(form.stored, form.tokens) if form is not None else None
+    if form is None or rooms is None or len(rooms) > _VIEWS - 2:
+        return False
+    views, head = _with_gaps(form.stored, rooms, form.payload), form.head
+    # One byte more than there is: no more is read only where the file ends in the right place.
+    if os.preadv(fd, [head, *views, form.beyond], 0) != len(head) + form.payload or head[:_SIZES] != form.sizes:
+        return False
+    try:
+        raw, digest = _sealed(head, len(head) - _START)
+        _verify(views, digest)
+    except BadBlock:
+        return False
+    return raw.startswith(_OPENING % key.hex().encode()) and _ending(raw) == form.ending
 
 
 def _fill(fd: int, views: list[memoryview], offset: int, total: int) -> None:
     """Read ``total`` bytes into ``views``, which are as long together, one behind the other."""
     if len(views) < _VIEWS and os.preadv(fd, views, offset) == total:
         return
-    for view in views:  # too many at once, or a short reading: one by one
-        got = 0
-        while got < len(view):
-            n = os.preadv(fd, [view[got:]], offset + got)
+    for view in filter(len, views):  # too many at once, or a short reading: one by one
+        flat, got = view.cast("B"), 0
+        while got < len(flat):
+            n = os.preadv(fd, [flat[got:]], offset + got)
             if n == 0:
                 raise BadBlock("it shrank while it was read")
             got += n
         offset += got
 
 
-def _land(fd: int, offset: int, size: int, stored: list[Stored], rooms: list[list[memoryview]], digest: bytes) -> None:
-    """Read a payload of ``size`` bytes straight into the rooms of its arrays, and verify it there."""
+def _with_gaps(stored: list[Stored], rooms: list[memoryview], size: int) -> list[memoryview]:
+    """Rooms for all of a payload of ``size`` bytes: with the gaps between arrays."""
+    if stored[-1].end == size and all(a.end == b.at for a, b in itertools.pairwise(stored)):
+        return rooms
     views: list[memoryview] = []
-    end = 0
-    for array, pieces in zip(stored, rooms, strict=True):
-        if array.at > end:
-            views.append(memoryview(bytearray(array.at - end)))
-        views += pieces
-        end = array.at + array.nbytes
-    if size > end:
-        views.append(memoryview(bytearray(size - end)))
-    _fill(fd, views, offset, size)
+    at, left = 0, iter(rooms)
+    for array in stored:
+        views += [memoryview(bytearray(array.at - at))] * (array.at > at)
+        at = array.at
+        while at < array.end:
+            views.append(next(left))
+            at += views[-1].nbytes
+    return [*views, memoryview(bytearray(size - at))]
+
+
+def _verify(views: list[memoryview], digest: bytes) -> None:
     found = xxhash.xxh3_128()
     for view in views:
         found.update(view)
     if found.digest() != digest:
         raise BadBlock("its payload does not match its checksum")
+
+
+def _ending(raw: bytes) -> bytes:
+    """How a header ends: with its arrays."""
+    return raw[raw.rfind(_ARRAYS) :].rstrip()
 
 
 def read_header(path: str | os.PathLike[str]) -> tuple[Block, int]:
@@ -215,7 +232,7 @@ def read_header(path: str | os.PathLike[str]) -> tuple[Block, int]:
     return _block(header, None, key), size
 
 
-def _check_size(start: bytes | memoryview, size: int) -> tuple[int, bytes]:
+def _check_size(start: bytes, size: int) -> tuple[int, bytes]:
     """Header length and payload checksum of a file of ``size`` bytes."""
     if size < _START or len(start) < _START:
         raise BadBlock("it is too short to be a block")
@@ -229,12 +246,12 @@ def _check_size(start: bytes | memoryview, size: int) -> tuple[int, bytes]:
     return length, digest
 
 
-def _sealed(start: bytes, length: int) -> tuple[bytes, bytes]:
+def _sealed(start: bytes | bytearray, length: int) -> tuple[bytes, bytes]:
     """The header of ``length`` bytes, verified, and the payload's checksum."""
-    raw = start[_START : _START + length]
+    raw = bytes(start[_START : _START + length])
     if xxhash.xxh3_128_digest(start[: _FIXED.size] + raw) != start[_FIXED.size : _START]:
         raise BadBlock("its header does not match its checksum")
-    return raw, start[_FIXED.size - 16 : _FIXED.size]
+    return raw, bytes(start[_FIXED.size - _SUM : _FIXED.size])
 
 
 def _parsed(raw: bytes) -> dict[str, Any]:

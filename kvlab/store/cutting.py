@@ -10,7 +10,8 @@ import numpy as np
 
 from kvlab.errors import StoreError
 from kvlab.store import keys as k
-from kvlab.store.types import BLOCK, CHECKPOINT, NUMBERS, Block, Namespace, Payload
+from kvlab.store.reading import Payload
+from kvlab.store.types import BLOCK, CHECKPOINT, NUMBERS, Block, Namespace
 
 
 @dataclass(frozen=True)

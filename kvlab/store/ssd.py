@@ -23,7 +23,8 @@ from kvlab.store.booking import Booking
 from kvlab.store.disk import TROUBLE, damaged, in_words, sync_path
 from kvlab.store.eviction import Evictor
 from kvlab.store.folder import Folder, Layout, folder_problems
-from kvlab.store.types import Block, Child, Scratch, TierCorrupt, TierMiss
+from kvlab.store.reading import Scratch
+from kvlab.store.types import Block, Child, TierCorrupt, TierMiss
 from kvlab.store.view import View
 
 RETRY_S = 30.0  # how long a tier in trouble takes nothing
@@ -169,12 +170,18 @@ class Ssd:
 
     # -- reading ------------------------------------------------------------------------------------------------
 
-    def read(self, key: bytes, scratch: Scratch | None = None) -> Block:
+    def read(self, key: bytes) -> Block:
+        return self._read(key, lambda path: blockfile.read(path, key))
+
+    def read_to(self, key: bytes, scratch: Scratch) -> Block | None:
+        return self._read(key, lambda path: blockfile.read_to(path, key, scratch))
+
+    def _read(self, key: bytes, read: Callable[[str], T]) -> T | Block:
         layout = self._layout
         if layout is None:
             raise TierMiss("the tier is not there")
         try:
-            return blockfile.read(layout.file(key), key, scratch)
+            return read(layout.file(key))
         except (OSError, blockfile.BadBlock) as error:
             if self._deleted(layout):
                 raise TierMiss(str(error)) from None

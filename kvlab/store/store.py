@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -17,28 +17,25 @@ from kvlab.store.ledger import Ledger, Observer
 from kvlab.store.lookup import Lookup
 from kvlab.store.pins import Pins
 from kvlab.store.ram import Ram
+from kvlab.store.reading import Kept, Payload, Scratch, Sink
 from kvlab.store.room import Room
 from kvlab.store.settings import check_settings
 from kvlab.store.ssd import Ssd
 from kvlab.store.types import (
     Block,
-    Kept,
     Match,
     Namespace,
-    Payload,
     Piece,
     Put,
     Query,
     Report,
-    Scratch,
-    Sink,
     Tier,
     TierCorrupt,
     TierMiss,
 )
 from kvlab.store.writer import Writer
 
-"""Gets a block's arrays, cut to the tokens used, and the position of the first; must not keep them."""
+T = TypeVar("T")
 
 
 class Store:
@@ -156,14 +153,18 @@ class Store:
         parent, count = query.ns.root(), 0
         for piece in pieces:
             try:
-                if scratch is not None:
-                    scratch.wanted, scratch.landed = piece.used, False
-                block = self._fetch(piece.key, scratch)
-                self._check_piece(block, piece, parent, query)
+                block: Block | None
+                if scratch is None:
+                    block = self._fetch(piece.key)
+                else:
+                    scratch.start, scratch.wanted = piece.start, piece.used
+                    block = self._fetch_to(piece.key, scratch)
+                if block is not None:
+                    self._check_piece(block, piece, parent, query)
             except TierMiss as error:
                 return count, error.reason
-            parent, count = block.key, count + 1
-            if scratch is None or not scratch.landed:
+            parent, count = piece.key, count + 1
+            if block is not None:
                 cut = piece.used < block.length
                 payload = {n: a[:, : piece.used] for n, a in block.payload.items()} if cut else block.payload
                 sink.take(payload, piece.start)
@@ -304,28 +305,33 @@ class Store:
             raise StoreError("the store is closed")
         return Query(ns, k.as_tokens(tokens), checkpoint)
 
-    def _fetch(self, key: bytes, scratch: Scratch | None = None) -> Block:
-        """The block from the fastest tier that has it; one from below is kept in RAM if there is room at once.
-
-        With ``scratch``, the first reading from below goes there, and lasts until the next.
-        """
+    def _fetch(self, key: bytes) -> Block:
+        """The block from the fastest tier that has it; one from below is kept in RAM if there is room at once."""
         with self._lock:
             entry = self._ram.get(key)
-            if entry is None and scratch is not None and self._room.is_wanted(key):
-                scratch = None
         if entry is not None:
             return entry.block
+        block = self._from_below(lambda tier: tier.read(key))
+        with self._lock:
+            self._room.keep(block)
+        return block
+
+    def _fetch_to(self, key: bytes, scratch: Scratch) -> Block | None:
+        """As :meth:`_fetch`, but the first reading from below goes to ``scratch``; None: to the rooms that this has."""
+        with self._lock:
+            entry = self._ram.get(key)
+            is_again = entry is None and self._room.is_wanted(key)
+        if entry is not None:
+            return entry.block
+        return self._fetch(key) if is_again else self._from_below(lambda tier: tier.read_to(key, scratch))
+
+    def _from_below(self, read: Callable[[Tier], T]) -> T:
         error = TierMiss("no tier has it")
         for tier in self._tiers:
             try:
-                block = tier.read(key, scratch)
+                return read(tier)
             except TierMiss as miss:
                 error = miss
-                continue
-            if scratch is None:
-                with self._lock:
-                    self._room.keep(block)
-            return block
         raise error
 
     def _check_piece(self, block: Block, piece: Piece, parent: bytes, query: Query) -> None:

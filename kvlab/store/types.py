@@ -2,94 +2,15 @@
 
 from __future__ import annotations
 
-import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
 from typing import Any, Protocol
 
 import numpy as np
 
 from kvlab.store.keys import Namespace
-
-Payload = Mapping[str, np.ndarray]
-"""The arrays of one block by name; of a token block, axis 1 of each is the token axis ``[heads, tokens, width]``."""
-
-
-@dataclass(frozen=True)
-class Stored:
-    """One array of a block as its file describes it; ``at`` is its place in the payload, in bytes."""
-
-    name: str
-    dtype: np.dtype[Any]
-    shape: tuple[int, ...]
-    at: int
-
-    @cached_property
-    def nbytes(self) -> int:
-        return self.dtype.itemsize * math.prod(self.shape)
-
-
-class Sink(Protocol):
-    """Where restored KV goes: one block after the other, each at the position of its first token."""
-
-    def take(self, payload: Payload, at: int) -> None:
-        """Copy the arrays of a block; 0 comes first, and starts anew."""
-        ...
-
-    def rooms(self, arrays: Sequence[Stored], at: int) -> list[list[memoryview]] | None:
-        """For each array of a block that is about to be read, bytes to read it into, one piece after the other.
-
-        None has it read aside and handed to :meth:`take` instead. The same ``arrays`` object as last time says that
-        the block has the same form.
-        """
-        ...
-
-
-class Kept:
-    """A sink that keeps the payloads as they are."""
-
-    def __init__(self) -> None:
-        self.payloads: list[Payload] = []
-
-    def take(self, payload: Payload, at: int) -> None:
-        if at == 0:
-            self.payloads.clear()
-        self.payloads.append(payload)
-
-    def rooms(self, arrays: Sequence[Stored], at: int) -> None:
-        """None: what is kept lies on its own."""
-
-
-class Scratch:
-    """Memory for one block at a time: reading many of them touches no new pages.
-
-    With a ``sink``, a block of exactly ``wanted`` tokens is read straight into its rooms, and ``landed`` is then True.
-    ``forms`` is what was read of headers before, for those that say the same.
-    """
-
-    def __init__(self, sink: Sink | None = None) -> None:
-        self._data = np.empty(0, np.uint8)
-        self._sink = sink
-        self.forms: dict[bytes, Any] = {}
-        self.wanted = 0
-        self.landed = False
-
-    def take(self, size: int) -> np.ndarray:
-        """``size`` bytes to write to; what was taken before is void."""
-        if len(self._data) < size:
-            self._data = np.empty(size, np.uint8)
-        return self._data[:size]
-
-    @property
-    def has_rooms(self) -> bool:
-        return self._sink is not None
-
-    def rooms(self, arrays: Sequence[Stored], at: int, tokens: int) -> list[list[memoryview]] | None:
-        """The sink's, where it wants the whole block."""
-        return self._sink.rooms(arrays, at) if self._sink is not None and tokens == self.wanted else None
-
+from kvlab.store.reading import Payload, Scratch
 
 BLOCK, CHECKPOINT = 0, 1
 NUMBERS = "biufc"  # NumPy kinds that can be stored: a file never names an object
@@ -248,10 +169,14 @@ class Tier(Index, Memory, Protocol):
     ``write``, ``note`` and ``sync`` are called by one thread, the writer's; the rest by any.
     """
 
-    def read(self, key: bytes, scratch: Scratch | None = None) -> Block:
-        """The block, verified; with ``scratch`` its arrays may lie there, until it is used again.
+    def read(self, key: bytes) -> Block:
+        """The block, verified. Raises ``TierMiss``, or ``TierCorrupt`` once it has been set aside."""
+        ...
 
-        Raises ``TierMiss``, or ``TierCorrupt`` once it has been set aside.
+    def read_to(self, key: bytes, scratch: Scratch) -> Block | None:
+        """As :meth:`read`, with arrays that may lie in ``scratch``, until it is used again.
+
+        None: it was what ``scratch`` wants, and its arrays went to the rooms that this has for them.
         """
         ...
 

@@ -109,6 +109,19 @@ def test_threads_can_be_chosen() -> None:
 
 
 @linux
+def test_threads_rest_soon_after_a_product() -> None:
+    done = in_new_process(
+        "import kvlab, time, mlx.core as mx\n"
+        "a = mx.random.normal((1024, 1024))\n"
+        "used = []\n"
+        "for _ in range(5):\n"
+        "    mx.eval(a @ a)\n"
+        "    start = time.process_time(); time.sleep(0.04); used.append(time.process_time() - start)\n"
+        "print(min(used))"
+    )
+    assert float(done.stdout) < 0.005
+
+
 def test_first_runs_at_once_share_one_copy(tmp_path: Path) -> None:
     code = "import kvlab; print(kvlab.backend.prepare().path)"
     with ThreadPoolExecutor(4) as pool:
