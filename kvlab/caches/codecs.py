@@ -6,7 +6,7 @@ A codec turns ``[batch, n_kv_heads, n, width]`` into named arrays of which axis 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol
 
 import mlx.core as mx
@@ -17,6 +17,7 @@ from kvlab.policies import Module, Quantized
 
 Arrays = Mapping[str, mx.array]
 Sinks = mx.array | None
+Meanwhile = Callable[[], object] | None
 FEW_QUERIES = 8
 """Up to this many queries, attention reads quantized rows directly; above, expanding them once is cheaper."""
 
@@ -41,7 +42,13 @@ class Codec(Protocol):
         ...
 
     def attend(
-        self, queries: mx.array, runs: Sequence[Arrays], scale: float, mask: mx.array | str | None, sinks: Sinks
+        self,
+        queries: mx.array,
+        runs: Sequence[Arrays],
+        scale: float,
+        mask: mx.array | str | None,
+        sinks: Sinks,
+        meanwhile: Meanwhile = None,
     ) -> mx.array:
         """Attention ``[1, n_heads, n, v_head_dim]`` over runs of rows: see :func:`kvlab.caches.runs.attend_runs`."""
         ...
@@ -63,9 +70,15 @@ class RawCodec:
         return weights @ rows["v"]
 
     def attend(
-        self, queries: mx.array, runs: Sequence[Arrays], scale: float, mask: mx.array | str | None, sinks: Sinks
+        self,
+        queries: mx.array,
+        runs: Sequence[Arrays],
+        scale: float,
+        mask: mx.array | str | None,
+        sinks: Sinks,
+        meanwhile: Meanwhile = None,
     ) -> mx.array:
-        return attend_runs(queries, [self.decode(rows) for rows in runs], scale, mask, sinks)
+        return attend_runs(queries, [self.decode(rows) for rows in runs], scale, mask, sinks, meanwhile)
 
 
 class QuantizedCodec:
@@ -104,11 +117,17 @@ class QuantizedCodec:
         )
 
     def attend(
-        self, queries: mx.array, runs: Sequence[Arrays], scale: float, mask: mx.array | str | None, sinks: Sinks
+        self,
+        queries: mx.array,
+        runs: Sequence[Arrays],
+        scale: float,
+        mask: mx.array | str | None,
+        sinks: Sinks,
+        meanwhile: Meanwhile = None,
     ) -> mx.array:
         batch, heads, count, dim = queries.shape
         if len(runs) > 1 or count > FEW_QUERIES or sinks is not None or isinstance(mask, str):
-            return attend_runs(queries, [self.decode(rows) for rows in runs], scale, mask, sinks)
+            return attend_runs(queries, [self.decode(rows) for rows in runs], scale, mask, sinks, meanwhile)
         [rows] = runs
         kv_heads, length = rows["k.packed"].shape[1:3]
         grouped = (queries * scale).reshape(batch, kv_heads, (heads // kv_heads) * count, dim)

@@ -7,6 +7,7 @@ prompt, which belong together.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from typing import Any
 
@@ -46,7 +47,10 @@ class JointLayer:
         outs = [self._decoding.attend(queries[: self._batch], scale=scale, mask=mask, sinks=sinks)]
         at = self._batch
         for sequence, count in self._prompts:
-            outs.append(_turned(sequence.attend(_turned(queries[at : at + count]), scale=scale, sinks=sinks)))
+            mine = _turned(queries[at : at + count])
+            # One core's prompt is another's decoding.
+            out = sequence.attend(mine, scale=scale, sinks=sinks, meanwhile=functools.partial(mx.async_eval, outs[0]))
+            outs.append(_turned(out))
             at += count
         return mx.concatenate(outs)
 

@@ -7,7 +7,7 @@ their own (see :mod:`kvlab.caches.batch`).
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -98,10 +98,19 @@ class LayerCache:
         self._unattended = True
         return keys, values
 
-    def attend(self, queries: mx.array, *, scale: float, mask: Any = None, sinks: mx.array | None = None) -> mx.array:
+    def attend(
+        self,
+        queries: mx.array,
+        *,
+        scale: float,
+        mask: Any = None,
+        sinks: mx.array | None = None,
+        meanwhile: Callable[[], object] | None = None,
+    ) -> mx.array:
         """Attention of the newest ``n`` queries ``[1, n_heads, n, head_dim]`` over the rows, then eviction.
 
-        The model's ``mask`` is not used: this layer's rows decide what is visible.
+        The model's ``mask`` is not used: this layer's rows decide what is visible. ``meanwhile`` is called, where this
+        is computed at once, when other cores are at work.
 
         Raises:
             ModelError: the model adds a bias of its own to the scores.
@@ -110,7 +119,7 @@ class LayerCache:
             raise ModelError("this model adds its own terms to the attention scores: use the policy full")
         self._unattended = False
         count = queries.shape[2]
-        out = self._attend(queries, scale, sinks)
+        out = self._attend(queries, scale, sinks, meanwhile)
         if isinstance(self.retention, Rotating):
             self._drop_outside(self.retention)
         elif isinstance(self.retention, Scorer):
@@ -231,7 +240,9 @@ class LayerCache:
         own = self.rows.used() if self._slab is None else self._slab.rows(self)
         return join_rows([*(prefix.arrays for prefix in self.prefixes), *([own] if own else [])])
 
-    def _attend(self, queries: mx.array, scale: float, sinks: mx.array | None) -> mx.array:
+    def _attend(
+        self, queries: mx.array, scale: float, sinks: mx.array | None, meanwhile: Callable[[], object] | None
+    ) -> mx.array:
         own, count = self.rows.used(), queries.shape[2]
         composes = is_composed() and queries.shape[1] * self.rows.length >= COMPOSED
         if count == 1 and (self.prefixes or composes) and isinstance(self.retention, Full):
@@ -241,7 +252,7 @@ class LayerCache:
                 part = part.merge(shared_part(self.codec, prefix.arrays, scaled))
             return part.finish(queries.dtype, sinks)
         runs = [*(prefix.arrays for prefix in self.prefixes), own]
-        return self.codec.attend(queries, runs, scale, self._mask(count), sinks)
+        return self.codec.attend(queries, runs, scale, self._mask(count), sinks, meanwhile)
 
     # -- what is kept -----------------------------------------------------------------------------------------------
 

@@ -16,6 +16,7 @@ from kvlab.caches import batchable, can_share, check_model, make_caches, own_cac
 from kvlab.caches.exponential import is_composed
 from kvlab.caches.leaves import own_layers
 from kvlab.decoder.admission import Admission
+from kvlab.decoder.cores import Cores
 from kvlab.decoder.job import Job, Processor, Sampler, check_request
 from kvlab.decoder.live import LivePrefixes
 from kvlab.decoder.memory import LiveBudget, measure
@@ -103,7 +104,7 @@ class Decoder:
         self._active: dict[int, Job] = {}
         self._live_bytes = self._warm_bytes = 0
         self._closed = False
-        self._threads = self._in_use = backend.prepare().threads
+        self._cores = Cores(loaded.model)
         self._generator = self._new_generator()
         self._thread = threading.Thread(target=self._run, name="kvlab-decoder", daemon=True)
         self._thread.start()
@@ -227,14 +228,14 @@ class Decoder:
                 self._fail_all(error)
         for job in [*self._waiting, *self._active.values()]:
             self._cancel(job)
-        self._use_threads(self._threads)
+        self._cores.give_back()
         self._generator.close()
 
     def _read_inbox(self) -> bool:
         """Take new jobs and cancellations; wait when there is nothing to do. False: time to close."""
         idle = not self._active and not self._waiting
         if idle:
-            self._use_threads(self._threads)  # others in this process compute meanwhile
+            self._cores.give_back()
         while True:
             try:
                 message = self._inbox.get(block=idle)
@@ -322,8 +323,7 @@ class Decoder:
         prefilling = min(PREFILL_BATCH, len(self._active) - decoding)
         self._generator.prefill_step_size = self._pace.chunk(prefilling, decoding)
         self._prefill.rides = self._rides and decoding > 0
-        # Small products gain nothing from a second thread, and lose much when Python needs that core.
-        self._use_threads(1 if prefilling and decoding else self._threads)
+        self._cores.suit(decoding + prefilling * self._generator.prefill_step_size)
         before = sum(job.prefilled for job in self._active.values())
         started = time.perf_counter()
         prompts, tokens = self._generator.next()
@@ -360,11 +360,6 @@ class Decoder:
                 return
             self._pause(max(settled, key=lambda job: job.rank))
             self._live_bytes = self._measure()
-
-    def _use_threads(self, count: int) -> None:
-        if count != self._in_use:
-            self._in_use = count
-            backend.use_threads(count)
 
     def _hand_out_first(self, job: Job) -> None:
         """The first token is sampled one round before mlx-lm reports it: the client gets it without that wait."""

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-ROUND = 3.4
+ROUND = 3.25
 """How long a decode step with a chunk of prompt behind it may take, in decode steps of their own."""
 LEAST, FIRST = 4, 32
 """Tokens a chunk: the fewest, or the fixed cost of a forward pass would rule, and those of the first."""
 SLOWER, FASTER = 0.5, 1.15
 """Bounds of what a chunk may become from one round to the next."""
+NEAR, GAIN = 0.8, 0.3
+"""A round that was at most so much too long moves the next chunk by this power of it: noise must not make it long."""
 QUICKER, DEARER = 0.3, 0.03
 """Weights of a step that was quicker, or dearer, than the running mean: lone slow steps say little."""
 
@@ -31,7 +33,8 @@ class Pace:
     def saw(self, seconds: float, prefilled: int, decoded: int) -> None:
         """A round took ``seconds``, gave ``decoded`` sequences a token and set ``prefilled`` prompt tokens off.
 
-        Chunks are waited for a round later (:mod:`kvlab.decoder.prefill`), so it is the one before that took the time.
+        A chunk may be waited for only a round later (:mod:`kvlab.decoder.prefill`): where it was as large as the one
+        before, that makes no difference.
         """
         done, self._under_way = self._under_way, prefilled
         last, self._last_s = self._last_s, seconds
@@ -39,10 +42,11 @@ class Pace:
             return
         if not done and not prefilled:
             self._step_s = blend(self._step_s, seconds)
-        elif self._step_s is not None and done >= 0.8 * self._granted:
+        elif self._step_s is not None and min(done, prefilled) >= 0.8 * self._granted:
             # A lone slow round, in which storage grew, says nothing of the next.
             wanted = ROUND * self._step_s / min(seconds, last)
-            self._granted = max(LEAST, min(self.most, self._granted * max(SLOWER, min(FASTER, wanted))))
+            change = wanted if wanted < NEAR else wanted**GAIN
+            self._granted = max(LEAST, min(self.most, self._granted * max(SLOWER, min(FASTER, change))))
 
 
 def blend(mean: float | None, new: float) -> float:

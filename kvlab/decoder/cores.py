@@ -1,0 +1,36 @@
+"""How many cores a step's products run on."""
+
+from __future__ import annotations
+
+import statistics
+from typing import Any
+
+import mlx.nn as nn
+from mlx.utils import tree_flatten
+
+from kvlab import backend
+
+SMALL = 4_000_000
+"""Multiplications up to which a product is as quick on one core: asking a second takes as long."""
+
+
+class Cores:
+    """Sets the number of BLAS threads, for a model on a CPU; it is one for the whole process."""
+
+    def __init__(self, model: nn.Module) -> None:
+        leaves: Any = tree_flatten(model.parameters())
+        self._per_row = statistics.mean([array.size for _, array in leaves if array.ndim == 2] or [0])
+        self._all = self._in_use = backend.prepare().threads
+
+    def suit(self, rows: int) -> None:
+        """Choose for a forward pass of so many rows."""
+        self._use(1 if rows * self._per_row < SMALL else self._all)
+
+    def give_back(self) -> None:
+        """Leave the number as it was found: others in this process compute meanwhile."""
+        self._use(self._all)
+
+    def _use(self, count: int) -> None:
+        if count != self._in_use:
+            self._in_use = count
+            backend.use_threads(count)

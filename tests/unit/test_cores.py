@@ -1,0 +1,104 @@
+"""Attention on a CPU's cores is attention."""
+
+import threading
+
+import mlx.core as mx
+import numpy as np
+import pytest
+
+from kvlab import backend, blas
+from kvlab.caches import cores
+from kvlab.caches.runs import attend_runs
+
+pytestmark = pytest.mark.skipif(not blas.is_here(), reason="kvlab loads a BLAS of its own on Linux only")
+
+HEADS, KV_HEADS, DIM, VALUES = 6, 2, 32, 24
+
+
+def draw(seed: int, *shape: int) -> np.ndarray:
+    return np.random.default_rng(seed).normal(size=shape).astype(np.float32)
+
+
+def exact(queries: np.ndarray, runs, mask, sinks) -> np.ndarray:
+    """Attention in float64, by the book."""
+    keys, values = (np.concatenate(side, axis=2).astype(np.float64) for side in zip(*runs, strict=True))
+    keys, values = (np.repeat(side, HEADS // KV_HEADS, axis=1) for side in (keys, values))
+    scores = queries.astype(np.float64) @ keys.swapaxes(-1, -2) * 0.2
+    count, length, own = scores.shape[2], scores.shape[3], runs[-1][0].shape[2]
+    if isinstance(mask, str):
+        mask = np.tri(count, own, own - count, dtype=bool)
+    if mask is not None:
+        scores[..., length - own :] = np.where(mask, scores[..., length - own :], -np.inf)
+    weights = np.exp(scores - scores.max(axis=-1, keepdims=True))
+    total = weights.sum(axis=-1, keepdims=True)
+    if sinks is not None:
+        total += np.exp(sinks.reshape(1, HEADS, 1, 1) - scores.max(axis=-1, keepdims=True))
+    return weights @ values / total
+
+
+@pytest.mark.parametrize("with_sinks", [False, True])
+@pytest.mark.parametrize("kind", ["causal", "given", "all"])
+@pytest.mark.parametrize("lengths", [(37,), (20, 64, 50)])
+@pytest.mark.parametrize("block", [1, 1 << 18])
+def test_it_is_attention(monkeypatch, block, lengths, kind, with_sinks):
+    monkeypatch.setattr(cores, "BLOCK", block)
+    monkeypatch.setattr(cores, "FEW", 0)
+    monkeypatch.setattr(cores, "are_quicker", lambda: True)
+    monkeypatch.setattr("kvlab.caches.runs.are_quicker", lambda: True)
+    count = 33
+    queries = draw(1, 1, HEADS, count, DIM)
+    runs = [(draw(i, 1, KV_HEADS, n, DIM), draw(9 + i, 1, KV_HEADS, n, VALUES)) for i, n in enumerate(lengths)]
+    sinks = draw(3, HEADS) if with_sinks else None
+    given = draw(4, count, lengths[-1]) > 0
+    given[:, 0] = True
+    mask = {"causal": "causal", "given": given, "all": None}[kind]
+    out = attend_runs(
+        mx.array(queries),
+        # Storage has room behind the rows, so that they are not in one piece.
+        [tuple(mx.pad(mx.array(side), [(0, 0), (0, 0), (0, 5), (0, 0)])[:, :, :-5] for side in run) for run in runs],
+        0.2,
+        mx.array(mask)[None, None] if isinstance(mask, np.ndarray) else mask,
+        None if sinks is None else mx.array(sinks),
+    )
+    np.testing.assert_allclose(np.array(out), exact(queries, runs, mask, sinks), rtol=2e-5, atol=2e-6)
+
+
+def test_several_may_compute_at_once_and_blas_gets_its_threads_back():
+    before = backend.threads_in_use()
+    queries, keys, values = (mx.array(draw(i, KV_HEADS, 40, 3, DIM)) for i in range(3))
+    rows = (keys.reshape(1, KV_HEADS, 120, DIM), values.reshape(1, KV_HEADS, 120, DIM))
+    mx.eval(queries, rows)
+    wanted = cores.weigh(queries, [rows])
+    wrong: list[bool] = []
+
+    def often() -> None:
+        for _ in range(50):
+            wrong.append(not np.array_equal(cores.weigh(queries, [rows]).out, wanted.out))
+
+    threads = [threading.Thread(target=often) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(wrong) == 200 and not any(wrong)
+    assert backend.threads_in_use() == before
+
+
+def test_what_goes_wrong_on_another_core_is_raised(monkeypatch):
+    monkeypatch.setattr(cores, "FEW", 0)
+    before = backend.threads_in_use()
+    keys = mx.zeros((1, KV_HEADS, 8, DIM))
+    with pytest.raises(ValueError):
+        cores.weigh(mx.zeros((KV_HEADS, 4, 3, DIM)), [(keys, keys)], np.ones((4, 99), bool))
+    assert backend.threads_in_use() == before
+
+
+@pytest.mark.parametrize("transpose", [False, True])
+@pytest.mark.parametrize("add", [False, True])
+def test_products_of_parts_of_arrays(transpose, add):
+    a, b, out = draw(1, 7, 20)[:, 3:15], draw(2, *((9, 16) if transpose else (12, 9))), draw(3, 7, 11)
+    b = b[:, 2:14] if transpose else b
+    into = out[:, 1:10]
+    wanted = a @ (b.T if transpose else b) + (into if add else 0)
+    blas.product(a, b, into, transpose=transpose, add=add)
+    np.testing.assert_allclose(into, wanted, rtol=1e-5, atol=1e-5)
