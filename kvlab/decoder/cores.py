@@ -10,7 +10,7 @@ from mlx.utils import tree_flatten
 
 from kvlab import backend
 
-SMALL = 4_000_000
+SMALL = 1_500_000
 """Multiplications up to which a product is as quick on one core: asking a second takes as long."""
 
 
