@@ -66,10 +66,8 @@ ONE_THREAD = OneThread()
 
 @functools.cache
 def _sgemm() -> Any:
-    blas = prepare()
-    if not blas.threads:
-        return None
-    sgemm = getattr(ctypes.CDLL(blas.path if blas.path != "preloaded" else None), "cblas_sgemm", None)
+    # By its name, which MLX is bound to as well: the file may be gone by now.
+    sgemm = getattr(ctypes.CDLL(None), "cblas_sgemm", None) if prepare().threads else None
     if sgemm is not None:
         size, number, address = ctypes.c_int, ctypes.c_float, ctypes.c_void_p
         sgemm.argtypes = [*[size] * 6, number, *[address, size] * 2, number, address, size]

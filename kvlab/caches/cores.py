@@ -24,8 +24,6 @@ BLOCK = 1 << 18
 """Scores computed at a time: 1 MB, what a core's own cache holds."""
 FEWEST = 16
 """Rows of scores a block, or small products would be slow."""
-
-
 FEW = 1 << 16
 """Scores up to which other cores are not asked: that takes as long."""
 

@@ -159,8 +159,7 @@ class Store:
                 else:
                     scratch.start, scratch.wanted = piece.start, piece.used
                     block = self._fetch_to(piece.key, scratch)
-                if block is not None:
-                    self._check_piece(block, piece, parent, query)
+                self._check_piece(block, piece, parent, query)
             except TierMiss as error:
                 return count, error.reason
             parent, count = piece.key, count + 1
@@ -334,16 +333,23 @@ class Store:
                 error = miss
         raise error
 
-    def _check_piece(self, block: Block, piece: Piece, parent: bytes, query: Query) -> None:
-        """A damaged index may name the wrong block: only parent and tokens prove that it is the right one."""
+    def _check_piece(self, block: Block | None, piece: Piece, parent: bytes, query: Query) -> None:
+        """A damaged index may name the wrong block: only parent and tokens prove that it is the right one.
+
+        Of one that was wanted whole and read elsewhere, the key says both.
+        """
         asked = query.tokens[piece.start : piece.start + piece.used].tobytes()
-        if block.parent == parent and block.tokens.startswith(asked):
+        if block is None:
+            is_right = piece.key == k.chain(parent, asked)
+        else:
+            is_right = block.parent == parent and block.tokens.startswith(asked)
+        if is_right:
             return
         with self._lock:
-            if block.key in self._ram:
-                self._ram.remove(block.key, evicted=False)
+            if piece.key in self._ram:
+                self._ram.remove(piece.key, evicted=False)
         for tier in self._tiers:
-            tier.distrust(block.key)
+            tier.distrust(piece.key)
         raise TierCorrupt("the index led to another block")
 
     def _touch(self, keys: list[bytes]) -> None:
