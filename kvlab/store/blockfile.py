@@ -20,7 +20,6 @@ import json
 import os
 import struct
 from collections.abc import Mapping
-from dataclasses import astuple
 from typing import Any
 
 import numpy as np
@@ -68,11 +67,12 @@ def encode(block: Block) -> list[Buffer]:
             parts.append(bytes(gap))
             digest.update(parts[-1])
             at += gap
+    ns = block.ns
     header = json.dumps(
         {
             "key": block.key.hex(),
             "parent": block.parent.hex(),
-            "ns": astuple(block.ns),
+            "ns": [ns.model, ns.policy, ns.dtype, ns.block, ns.tenant],
             "kind": block.kind,
             "tokens": block.tokens.hex(),
             "start": block.start,

@@ -105,10 +105,10 @@ class Booking:
             return False
         return True
 
-    def write(self, key: bytes, parts: list[blockfile.Buffer]) -> Path:
-        """Write one file, aside and then into its place."""
-        path = self._folder.path(key)
-        aside = self._folder.tmp / f"{self._folder.owner.name}-{key.hex()[:16]}"
+    def write(self, key: bytes, parts: list[blockfile.Buffer]) -> str:
+        """Write one file, aside and then into its place; its path."""
+        path = self._folder.file(key)
+        aside = f"{self._folder.tmp}/{self._folder.owner.name}-{key.hex()[:16]}"
         try:
             fd = os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
             try:
@@ -118,11 +118,11 @@ class Booking:
             try:
                 os.rename(aside, path)
             except FileNotFoundError:
-                path.parent.mkdir(mode=0o700, exist_ok=True)
+                Path(path).parent.mkdir(mode=0o700, exist_ok=True)
                 os.rename(aside, path)
         except OSError:
             with contextlib.suppress(OSError):
-                aside.unlink(missing_ok=True)
+                Path(aside).unlink(missing_ok=True)
             raise
         return path
 
@@ -130,11 +130,11 @@ class Booking:
         """From now on the blocks that are written are found; the room of the others is given back."""
         catalog, total = self._folder.catalog, 0
         with catalog.write():
+            catalog.acknowledge(written)
             for block, parts in booked:
                 if block.key not in written:
                     self._folder.drop_unfinished(block.key, self._folder.owner.name)
                     continue
-                catalog.rows("UPDATE blocks SET owner = NULL WHERE key = ?", block.key)
                 self._drop_covered_by(block)
                 total += blockfile.size_of(parts)
             catalog.count_written(_day(), total)

@@ -128,8 +128,9 @@ class Catalog:
 
     def add(self, **amounts: int) -> None:
         """Change sums; inside ``write``."""
-        for name, amount in amounts.items():
-            self._db.execute("UPDATE sums SET value = value + ? WHERE name = ?", (amount, name))
+        whens = " ".join(f"WHEN '{name}' THEN {int(amount)}" for name, amount in amounts.items())
+        names = ", ".join(f"'{name}'" for name in amounts)
+        self._db.execute(f"UPDATE sums SET value = value + CASE name {whens} END WHERE name IN ({names})")
 
     def written_on(self, day: str) -> int:
         row = self.one("SELECT bytes FROM days WHERE day = ?", day)
@@ -139,6 +140,10 @@ class Catalog:
         """Add to the bytes written on a day, and ever; inside ``write``."""
         self.add(written=nbytes)
         self._db.execute("INSERT INTO days VALUES (?1, ?2) ON CONFLICT DO UPDATE SET bytes = bytes + ?2", (day, nbytes))
+
+    def acknowledge(self, keys: Iterable[bytes]) -> None:
+        """From now on these blocks are found; inside ``write``."""
+        self._db.executemany("UPDATE blocks SET owner = NULL WHERE key = ?", [(key,) for key in keys])
 
     def forget(self, key: bytes, reason: str | None) -> int:
         """Delete a row and take its bytes off the sum; inside ``write``. Returns its bytes, 0 when there is no row."""

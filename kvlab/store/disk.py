@@ -12,7 +12,7 @@ from kvlab.store.catalog import GARBLED
 TROUBLE = (OSError, sqlite3.Error, *GARBLED)
 
 
-def sync_path(path: Path) -> None:
+def sync_path(path: str | Path) -> None:
     """Make a file or folder survive a power cut; nothing where it is gone. Raises ``OSError``."""
     try:
         fd = os.open(path, os.O_RDONLY)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import logging
+import os
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -60,7 +61,7 @@ class Ssd:
         self._warned = False
         self._reopen = False
         self._retry_at = 0.0
-        self._unsynced: set[Path] = set()
+        self._unsynced: set[str] = set()
         self._unreadable: set[bytes] = set()  # in the index, but bad, and it cannot be said there
         self._folder: Folder | None = None  # to write to
         self._layout: Layout | None = None  # to read from: the same, or what can be had of it
@@ -273,7 +274,7 @@ class Ssd:
         if folder is None:
             return False
         paths, self._unsynced = self._unsynced, set()
-        folders = {path.parent for path in paths} | {folder.blocks}
+        folders = {os.path.dirname(path) for path in paths} | {str(folder.blocks)}
         try:
             with ThreadPoolExecutor(SYNCS, thread_name_prefix="kvlab-store-sync") as pool:
                 for some in (paths, folders):  # files before the names that lead to them
