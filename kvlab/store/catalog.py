@@ -128,9 +128,11 @@ class Catalog:
 
     def add(self, **amounts: int) -> None:
         """Change sums; inside ``write``."""
-        whens = " ".join(f"WHEN '{name}' THEN {int(amount)}" for name, amount in amounts.items())
-        names = ", ".join(f"'{name}'" for name in amounts)
-        self._db.execute(f"UPDATE sums SET value = value + CASE name {whens} END WHERE name IN ({names})")
+        whens = " ".join("WHEN ? THEN ?" for _ in amounts)  # one statement, the same each time: it stays prepared
+        pairs = [value for pair in amounts.items() for value in pair]
+        names = ",".join("?" * len(amounts))
+        sql = f"UPDATE sums SET value = value + CASE name {whens} END WHERE name IN ({names})"
+        self._db.execute(sql, [*pairs, *amounts])
 
     def written_on(self, day: str) -> int:
         row = self.one("SELECT bytes FROM days WHERE day = ?", day)
