@@ -6,18 +6,18 @@ A codec turns ``[batch, n_kv_heads, n, width]`` into named arrays of which axis 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Protocol
 
 import mlx.core as mx
 
+from kvlab.caches.cores import Meanwhile
 from kvlab.caches.runs import attend_runs
 from kvlab.errors import ModelError
 from kvlab.policies import Module, Quantized
 
 Arrays = Mapping[str, mx.array]
 Sinks = mx.array | None
-Meanwhile = Callable[[], object] | None
 FEW_QUERIES = 8
 """Up to this many queries, attention reads quantized rows directly; above, expanding them once is cheaper."""
 

@@ -20,6 +20,7 @@ from kvlab.caches.exponential import is_composed
 
 Run = tuple[mx.array, mx.array]
 Mask = np.ndarray | str | None
+Meanwhile = Callable[[], object] | None
 BLOCK = 1 << 18
 """Scores computed at a time: 1 MB, what a core's own cache holds."""
 FEWEST = 16
@@ -48,9 +49,7 @@ class Weighed:
     total: np.ndarray
 
 
-def weigh(
-    queries: mx.array, runs: Sequence[Run], mask: Mask = None, meanwhile: Callable[[], object] | None = None
-) -> Weighed:
+def weigh(queries: mx.array, runs: Sequence[Run], mask: Mask = None, meanwhile: Meanwhile = None) -> Weighed:
     """What queries get from rows, computed at once.
 
     Args:

@@ -7,7 +7,7 @@ their own (see :mod:`kvlab.caches.batch`).
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +16,7 @@ import mlx.core as mx
 from kvlab.caches.batch import BatchLayerCache
 from kvlab.caches.cascade import private_part, shared_part
 from kvlab.caches.codecs import Codec, make_codec
+from kvlab.caches.cores import Meanwhile
 from kvlab.caches.exponential import is_composed
 from kvlab.caches.prefix import Prefix, join_rows
 from kvlab.caches.rows import Rows
@@ -105,7 +106,7 @@ class LayerCache:
         scale: float,
         mask: Any = None,
         sinks: mx.array | None = None,
-        meanwhile: Callable[[], object] | None = None,
+        meanwhile: Meanwhile = None,
     ) -> mx.array:
         """Attention of the newest ``n`` queries ``[1, n_heads, n, head_dim]`` over the rows, then eviction.
 
@@ -240,9 +241,7 @@ class LayerCache:
         own = self.rows.used() if self._slab is None else self._slab.rows(self)
         return join_rows([*(prefix.arrays for prefix in self.prefixes), *([own] if own else [])])
 
-    def _attend(
-        self, queries: mx.array, scale: float, sinks: mx.array | None, meanwhile: Callable[[], object] | None
-    ) -> mx.array:
+    def _attend(self, queries: mx.array, scale: float, sinks: mx.array | None, meanwhile: Meanwhile) -> mx.array:
         own, count = self.rows.used(), queries.shape[2]
         composes = is_composed() and queries.shape[1] * self.rows.length >= COMPOSED
         if count == 1 and (self.prefixes or composes) and isinstance(self.retention, Full):

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import mlx.core as mx
 import numpy as np
 
-from kvlab.caches.cores import Run, are_quicker, weigh
+from kvlab.caches.cores import Meanwhile, Run, are_quicker, weigh
 
 
 def attend_runs(
@@ -16,7 +16,7 @@ def attend_runs(
     scale: float,
     mask: mx.array | str | None,
     sinks: mx.array | None,
-    meanwhile: Callable[[], object] | None = None,
+    meanwhile: Meanwhile = None,
 ) -> mx.array:
     """Attention ``[1, n_heads, n, v_head_dim]`` of the newest ``n`` queries over rows in ``runs``.
 
