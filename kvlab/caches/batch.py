@@ -48,6 +48,11 @@ class BatchLayerCache:
         width = next((out.shape[-1] for out in outs if out is not None), queries.shape[-1])
         return mx.concatenate([self._padded(out, queries, width) for out in outs])
 
+    def pass_over(self, count: int) -> None:
+        """The next ``count`` tokens are in, and what they attend to is not asked for."""
+        for sequence, real in zip(self.sequences, self.claim(count), strict=True):
+            sequence.pass_over(real)
+
     @staticmethod
     def _padded(out: mx.array | None, queries: mx.array, width: int) -> mx.array:
         _, heads, count, _ = queries.shape

@@ -10,6 +10,7 @@ from mlx_lm.models.cache import CacheList, KVCache, make_prompt_cache
 
 from kvlab.caches.attention import install
 from kvlab.caches.layer import LayerCache
+from kvlab.caches.stages import Stages
 from kvlab.caches.unbatched import is_batchable, keep_apart
 from kvlab.errors import ModelError
 from kvlab.policies import Policy, Rotating
@@ -96,9 +97,28 @@ def own_caches(
     return [replace(cache, layer) for layer, cache in enumerate(native)]
 
 
-def _first_logits(model: nn.Module, caches: list[Any]) -> mx.array:
-    """Logits after three tokens, computed as two and one: a prefill and a decode step."""
-    model(mx.array([[0, 1]]), cache=caches)
+def stages(model: nn.Module) -> Stages:
+    """Cuts prefills of ``model`` layer by layer, if a trial shows that nothing but its layers matters to its caches.
+
+    The model is one for which :func:`can_share` is true.
+    """
+    want = _first_logits(model, own_caches(model, Policy()))
+    cut = Stages(model)
+    try:
+        got = _first_logits(model, own_caches(model, Policy()), cut)
+    except (ValueError, TypeError, AttributeError, RuntimeError):  # whatever its code makes of a stand-in for a layer
+        return Stages(model, whole=True)
+    return Stages(model, whole=bool(mx.any(mx.abs(want - got) > NEAR * mx.abs(want).max()).item()))
+
+
+def _first_logits(model: nn.Module, caches: list[Any], cut: Stages | None = None) -> mx.array:
+    """Logits after three tokens, computed as two (in stages, if given) and one: a prefill and a decode step."""
+    if cut is None:
+        model(mx.array([[0, 1]]), cache=caches)
+    else:
+        x, left = cut.begin(mx.array([[0, 1]]), caches)
+        for stage in left:
+            x = stage(x)
     logits = model(mx.array([[2]]), cache=caches)[0, -1].astype(mx.float32)
     mx.eval(logits)
     return logits

@@ -11,7 +11,6 @@ from typing import Protocol
 
 import mlx.core as mx
 
-from kvlab.caches.cores import Meanwhile
 from kvlab.caches.runs import attend_runs
 from kvlab.errors import ModelError
 from kvlab.policies import Module, Quantized
@@ -48,7 +47,6 @@ class Codec(Protocol):
         scale: float,
         mask: mx.array | str | None,
         sinks: Sinks,
-        meanwhile: Meanwhile = None,
     ) -> mx.array:
         """Attention ``[1, n_heads, n, v_head_dim]`` over runs of rows: see :func:`kvlab.caches.runs.attend_runs`."""
         ...
@@ -76,9 +74,8 @@ class RawCodec:
         scale: float,
         mask: mx.array | str | None,
         sinks: Sinks,
-        meanwhile: Meanwhile = None,
     ) -> mx.array:
-        return attend_runs(queries, [self.decode(rows) for rows in runs], scale, mask, sinks, meanwhile)
+        return attend_runs(queries, [self.decode(rows) for rows in runs], scale, mask, sinks)
 
 
 class QuantizedCodec:
@@ -123,11 +120,10 @@ class QuantizedCodec:
         scale: float,
         mask: mx.array | str | None,
         sinks: Sinks,
-        meanwhile: Meanwhile = None,
     ) -> mx.array:
         batch, heads, count, dim = queries.shape
         if len(runs) > 1 or count > FEW_QUERIES or sinks is not None or isinstance(mask, str):
-            return attend_runs(queries, [self.decode(rows) for rows in runs], scale, mask, sinks, meanwhile)
+            return attend_runs(queries, [self.decode(rows) for rows in runs], scale, mask, sinks)
         [rows] = runs
         kv_heads, length = rows["k.packed"].shape[1:3]
         grouped = (queries * scale).reshape(batch, kv_heads, (heads // kv_heads) * count, dim)

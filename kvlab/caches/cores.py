@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import functools
 import itertools
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -20,11 +21,10 @@ from kvlab.caches.exponential import is_composed
 
 Run = tuple[mx.array, mx.array]
 Mask = np.ndarray | str | None
-Meanwhile = Callable[[], object] | None
-BLOCK = 1 << 18
-"""Scores computed at a time: 1 MB, what a core's own cache holds."""
-FEWEST = 16
-"""Rows of scores a block, or small products would be slow."""
+KEYS, ROWS = 1024, 256
+"""Keys and rows of queries at a time: their scores, 1 MB, stay in a core's own cache."""
+FEWEST = 32
+"""Rows of queries at a time, or small products would be slow."""
 FEW = 1 << 16
 """Scores up to which other cores are not asked: that takes as long."""
 
@@ -49,16 +49,17 @@ class Weighed:
     total: np.ndarray
 
 
-def weigh(queries: mx.array, runs: Sequence[Run], mask: Mask = None, meanwhile: Meanwhile = None) -> Weighed:
-    """What queries get from rows, computed at once.
+def weigh(queries: mx.array, runs: Sequence[Run], mask: Mask = None) -> Weighed:
+    """What queries get from rows, computed at once. Raises ValueError for a mask of another shape.
 
     Args:
         queries: scaled, float32 ``[n_kv_heads, n, group, head_dim]``.
         runs: keys and values, float32 ``[1, n_kv_heads, length, head_dim]``, one run behind the other.
         mask: what of the last run is visible: ``"causal"`` (the queries' own rows are its last), bool ``[n, length]``,
             or None for all of it.
-        meanwhile: called as soon as other cores are at work.
     """
+    if isinstance(mask, np.ndarray) and mask.shape != (queries.shape[1], runs[-1][0].shape[2]):
+        raise ValueError(f"the mask's shape {mask.shape} is not that of queries and keys of the last run")
     mx.eval(queries, runs)
     scaled = np.ascontiguousarray(np.asarray(queries))
     rows = [(_rows(keys), _rows(values)) for keys, values in runs]
@@ -67,8 +68,8 @@ def weigh(queries: mx.array, runs: Sequence[Run], mask: Mask = None, meanwhile: 
     length = sum(keys.shape[1] for keys, _ in rows)
     others = physical_cores() - 1 if scaled[..., 0].size * length > FEW else 0
     done = Weighed(*(np.empty((kv_heads, count, group, width), np.float32) for width in widths))
-    step = max(1, FEWEST // group, BLOCK // (group * length))
-    blocks = [(head, at, min(at + step, count)) for at in range(0, count, step) for head in range(kv_heads)]
+    bounds = _cuts(count, group, kv_heads, 1 + others)
+    blocks = [(head, *bound) for bound in bounds for head in range(kv_heads)]
     left = iter(blocks)  # shared: whoever is through with a block takes the next
 
     def work() -> None:
@@ -86,12 +87,18 @@ def weigh(queries: mx.array, runs: Sequence[Run], mask: Mask = None, meanwhile: 
 
     with blas.ONE_THREAD:
         busy = [_helpers().submit(work) for _ in blocks[1 : 1 + others]]
-        if meanwhile is not None:
-            meanwhile()
         work()
         for helper in busy:
             helper.result()
     return done
+
+
+def _cuts(count: int, group: int, kv_heads: int, cores: int) -> list[tuple[int, int]]:
+    """Where to cut ``count`` queries, of ``group`` rows each, so that all cores have the same to do."""
+    pieces = math.ceil(count * group / ROWS)
+    while kv_heads * pieces % cores and count * group >= FEWEST * (pieces + 1):
+        pieces += 1
+    return list(itertools.pairwise(count * i // pieces for i in range(pieces + 1)))
 
 
 def _block(
@@ -106,20 +113,37 @@ def _block(
 
     ``seen``, bool ``[n, columns]``, is about the last columns, for as many rows in turn as a KV head has query heads.
     """
-    marks = list(itertools.accumulate((len(keys) for keys, _ in runs), initial=0))
-    scores = np.empty((len(queries), marks[-1]), np.float32)
-    parts = [scores[:, start:end] for start, end in itertools.pairwise(marks)]
-    for part, (keys, _) in zip(parts, runs, strict=True):
-        blas.product(queries, keys, part, transpose=True)
-    if seen is not None:
-        hidden = scores.reshape(len(seen), -1, marks[-1])[..., marks[-1] - seen.shape[1] :]
-        np.copyto(hidden, -np.inf, where=~seen[:, None])
-    np.max(scores, axis=1, keepdims=True, out=top)
-    np.subtract(scores, top, out=scores)
-    np.exp(scores, out=scores)
-    np.sum(scores, axis=1, keepdims=True, out=total)
-    for i, (part, (_, values)) in enumerate(zip(parts, runs, strict=True)):
-        blas.product(part, values, out, add=i > 0)
+    length = sum(len(keys) for keys, _ in runs)
+    column = 0 if seen is None else seen.shape[1] - length
+    room = np.empty(len(queries) * min(KEYS, length), np.float32)
+    top.fill(np.finfo(np.float32).min)  # not -inf, of which a row that sees none of the first keys would make nan
+    total.fill(0)
+    out.fill(0)
+    for keys, values in runs:
+        for start in range(0, len(keys), KEYS):
+            some = keys[start : start + KEYS]
+            scores = room[: len(queries) * len(some)].reshape(len(queries), -1)
+            blas.product(queries, some, scores, transpose=True)
+            if seen is not None:
+                _hide(scores, seen, column)
+                column += len(some)
+            best = np.maximum(top, scores.max(axis=1, keepdims=True))
+            np.subtract(scores, best, out=scores)
+            np.exp(scores, out=scores)
+            shrink = np.exp(top - best)
+            total *= shrink
+            total += scores.sum(axis=1, keepdims=True)
+            out *= shrink
+            blas.product(scores, values[start : start + KEYS], out, add=True)
+            top[:] = best
+
+
+def _hide(scores: np.ndarray, seen: np.ndarray, column: int) -> None:
+    """Give -inf to scores that ``seen`` says no to; they begin at its ``column``, or before it where that is below 0."""
+    skip, width = max(0, -column), scores.shape[1]
+    if skip < width:
+        hidden = scores.reshape(len(seen), -1, width)[..., skip:]
+        np.copyto(hidden, -np.inf, where=~seen[:, None, column + skip : column + width])
 
 
 def _rows(array: mx.array) -> np.ndarray:

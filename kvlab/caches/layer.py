@@ -16,10 +16,9 @@ import mlx.core as mx
 from kvlab.caches.batch import BatchLayerCache
 from kvlab.caches.cascade import private_part, shared_part
 from kvlab.caches.codecs import Codec, make_codec
-from kvlab.caches.cores import Meanwhile
 from kvlab.caches.exponential import is_composed
 from kvlab.caches.prefix import Prefix, join_rows
-from kvlab.caches.rows import Rows
+from kvlab.caches.rows import STEP, Rows
 from kvlab.caches.sharing import SharingBatch
 from kvlab.caches.slab import Slab
 from kvlab.errors import ModelError
@@ -93,7 +92,7 @@ class LayerCache:
                 "cannot be used with it: use the policy full"
             )
         if self.prompt_tokens is not None and isinstance(self.retention, Full):
-            self.rows.expected = self.prompt_tokens - (self.offset - self.rows.length)
+            self.rows.expected = with_room(self.prompt_tokens) - (self.offset - self.rows.length)
         self.rows.append(keys, values)
         self.offset += keys.shape[2]
         self._unattended = True
@@ -106,12 +105,10 @@ class LayerCache:
         scale: float,
         mask: Any = None,
         sinks: mx.array | None = None,
-        meanwhile: Meanwhile = None,
     ) -> mx.array:
         """Attention of the newest ``n`` queries ``[1, n_heads, n, head_dim]`` over the rows, then eviction.
 
-        The model's ``mask`` is not used: this layer's rows decide what is visible. ``meanwhile`` is called, where this
-        is computed at once, when other cores are at work.
+        The model's ``mask`` is not used: this layer's rows decide what is visible.
 
         Raises:
             ModelError: the model adds a bias of its own to the scores.
@@ -120,13 +117,17 @@ class LayerCache:
             raise ModelError("this model adds its own terms to the attention scores: use the policy full")
         self._unattended = False
         count = queries.shape[2]
-        out = self._attend(queries, scale, sinks, meanwhile)
+        out = self._attend(queries, scale, sinks)
         if isinstance(self.retention, Rotating):
             self._drop_outside(self.retention)
         elif isinstance(self.retention, Scorer):
             self._remember(queries, self.retention.window)
             self._evict(self.retention, count, scale)
         return out
+
+    def pass_over(self, count: int) -> None:
+        """Instead of :meth:`attend` where nobody reads what it returns, under a retention that keeps all rows."""
+        self._unattended = False
 
     def make_mask(self, n: int, return_array: bool = False, window_size: int | None = None) -> Any:
         """A stand-in for models that pass masks along; :meth:`attend` makes its own."""
@@ -187,14 +188,14 @@ class LayerCache:
 
     def put_in(self, slab: Slab, blank: Mapping[str, mx.array]) -> None:
         """Move the own rows into ``slab``; ``blank`` are no rows in the codec's form."""
-        slab.join(self, self.rows.used() or blank, self.rows.length)
+        slab.join(self, self.rows.arrays or blank, self.rows.length)
         self._slab, self.rows = slab, Rows(self.codec)
 
     def take_out(self) -> None:
         """Move the own rows out of the slab, if they are in one."""
         self.moved = True
         if self._slab is not None:
-            self.rows, self._slab = Rows(self.codec, self._slab.leave(self)), None
+            self.rows, self._slab = self._slab.leave(self), None
 
     @property
     def room(self) -> int:
@@ -241,7 +242,7 @@ class LayerCache:
         own = self.rows.used() if self._slab is None else self._slab.rows(self)
         return join_rows([*(prefix.arrays for prefix in self.prefixes), *([own] if own else [])])
 
-    def _attend(self, queries: mx.array, scale: float, sinks: mx.array | None, meanwhile: Meanwhile) -> mx.array:
+    def _attend(self, queries: mx.array, scale: float, sinks: mx.array | None) -> mx.array:
         own, count = self.rows.used(), queries.shape[2]
         composes = is_composed() and queries.shape[1] * self.rows.length >= COMPOSED
         if count == 1 and (self.prefixes or composes) and isinstance(self.retention, Full):
@@ -251,7 +252,7 @@ class LayerCache:
                 part = part.merge(shared_part(self.codec, prefix.arrays, scaled))
             return part.finish(queries.dtype, sinks)
         runs = [*(prefix.arrays for prefix in self.prefixes), own]
-        return self.codec.attend(queries, runs, scale, self._mask(count), sinks, meanwhile)
+        return self.codec.attend(queries, runs, scale, self._mask(count), sinks)
 
     # -- what is kept -----------------------------------------------------------------------------------------------
 
@@ -345,6 +346,11 @@ class LayerCache:
             self.evictions.append(Eviction(mx.take_along_axis(positions, gone, axis=2), target, self.offset))
         self._kept = mx.take_along_axis(positions, stay, axis=2)
         self.rows.keep(stay)
+
+
+def with_room(tokens: int) -> int:
+    """Rows for a prompt, and for the first of its answer, which would wait for a copy of all else."""
+    return tokens + min(STEP, tokens // 16)
 
 
 def level(scores: mx.array) -> mx.array:

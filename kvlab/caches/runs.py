@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import mlx.core as mx
 import numpy as np
 
-from kvlab.caches.cores import Meanwhile, Run, are_quicker, weigh
+from kvlab.caches.cores import Run, are_quicker, weigh
 
 
 def attend_runs(
@@ -16,7 +16,6 @@ def attend_runs(
     scale: float,
     mask: mx.array | str | None,
     sinks: mx.array | None,
-    meanwhile: Meanwhile = None,
 ) -> mx.array:
     """Attention ``[1, n_heads, n, v_head_dim]`` of the newest ``n`` queries over rows in ``runs``.
 
@@ -29,7 +28,6 @@ def attend_runs(
         mask: what of the last run is visible: ``"causal"``, bool ``[1, 1, n, length]``, or None for all of it.
             Earlier runs are visible throughout.
         sinks: ``[n_heads]``, joining the denominator.
-        meanwhile: where this is waited for, called when other cores are at work.
     """
     _, heads, count, dim = queries.shape
     if count == 1 or not are_quicker() or queries.dtype != mx.float32:
@@ -39,7 +37,7 @@ def attend_runs(
         return mx.fast.scaled_dot_product_attention(queries, keys, values, scale=scale, mask=mask, sinks=sinks)
     kv_heads = runs[-1][0].shape[1]
     grouped = (queries * scale).reshape(kv_heads, heads // kv_heads, count, dim).swapaxes(1, 2)
-    got = weigh(grouped, runs, np.asarray(mask)[0, 0] if isinstance(mask, mx.array) else mask, meanwhile)
+    got = weigh(grouped, runs, np.asarray(mask)[0, 0] if isinstance(mask, mx.array) else mask)
     total = got.total
     if sinks is not None:
         total = total + np.exp(np.asarray(sinks, np.float32).reshape(kv_heads, 1, -1, 1) - got.top)

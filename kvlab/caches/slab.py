@@ -13,6 +13,7 @@ import mlx.core as mx
 
 from kvlab.caches.cascade import Part, private_part
 from kvlab.caches.codecs import Codec
+from kvlab.caches.rows import Rows
 
 SLOTS = 16
 """Sequences a slab."""
@@ -45,27 +46,33 @@ class Slab:
         return longest - shortest < max(SPREAD, longest // 4)
 
     def join(self, member: object, rows: Mapping[str, mx.array], length: int) -> None:
-        """Copy a sequence's rows ``[1, n_kv_heads, length, width]`` into a slot of its own."""
+        """Put a sequence into a slot of its own: the first ``length`` of its rows ``[1, n_kv_heads, capacity, width]``.
+
+        The first sequence's arrays become the slab's; those that join it are copied.
+        """
+        if not self.members:
+            self.arrays, self.cursor = dict(rows), length
+            self.members, self.lengths = [member], [length]
+            return
         columns = max([length, *self.lengths])
-        if self.arrays and length > self.cursor:
+        if length > self.cursor:
             self._resize(columns)
-        elif not self.arrays:
-            self.cursor = columns
-        slot = len(self.lengths)
         for name, array in rows.items():
-            shape = (1, array.shape[1], self.columns or columns + step(columns), array.shape[3])
-            fresh = mx.zeros(shape, dtype=array.dtype)
-            fresh[:, :, self.cursor - length : self.cursor] = array
-            held = self.arrays.get(name)
-            self.arrays[name] = fresh if held is None else mx.concatenate([held[:slot], fresh])
+            fresh = mx.zeros((1, array.shape[1], self.columns, array.shape[3]), dtype=array.dtype)
+            fresh[:, :, self.cursor - length : self.cursor] = array[:, :, :length]
+            self.arrays[name] = mx.concatenate([self.arrays[name], fresh])
         self.members.append(member)
         self.lengths.append(length)
 
-    def leave(self, member: object) -> dict[str, mx.array]:
+    def leave(self, member: object) -> Rows:
         """Give a sequence its rows back and free its slot, which the last sequence moves into."""
         slot = self.members.index(member)
-        rows = {name: mx.contiguous(array) for name, array in self.rows(member).items()}
         last = len(self.lengths) - 1
+        if not last and self.cursor == self.lengths[0]:
+            rows = Rows(self.codec, self.arrays)
+            rows.cut(self.cursor)
+        else:
+            rows = Rows(self.codec, {name: mx.contiguous(array) for name, array in self.rows(member).items()})
         for name, array in self.arrays.items():
             kept = array[:last]
             if slot != last:

@@ -47,7 +47,7 @@ class Admission:
         shared = 0
         if self._prefixes and self._rest:
             donor, common = self._prefixes.donor(job, self._rest.limit(job))
-            shared = min(common, donor.layers[0].offset) if donor else 0
+            shared = min(common, donor.computed) if donor else 0
         tokens = len(job.context) - (shared if shared >= WORTH else 0)
         whole = self._budget.whole(len(job.context), answer)
         return self._budget.has_room(live_bytes, promised, len(active), tokens + _uncomputed(active), whole)
@@ -58,10 +58,10 @@ class Admission:
             return False
         if job.held_by is None:
             donor, job.held_until = self._prefixes.donor(job, self._rest.limit(job))
-            if donor is None or job.held_until < donor.layers[0].offset + WORTH:
+            if donor is None or job.held_until < donor.computed + WORTH:
                 return False
             job.held_by = donor
-        if job.held_by.uid in active and job.held_by.layers[0].offset < job.held_until:
+        if job.held_by.uid in active and job.held_by.computed < job.held_until:
             return True
         job.held_by = None
         return False

@@ -9,19 +9,19 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from mlx_lm.generate import BatchGenerator, StopSequences
+from mlx_lm.generate import StopSequences
 
-from kvlab import backend, events, threads
-from kvlab.caches import batchable, can_share, check_model, make_caches, own_caches
+from kvlab import events, threads
+from kvlab.caches import batchable, can_share, check_model, make_caches, own_caches, stages
 from kvlab.caches.exponential import is_composed
 from kvlab.caches.leaves import own_layers
 from kvlab.decoder.admission import Admission
+from kvlab.decoder.batch import Batch
 from kvlab.decoder.cores import Cores
 from kvlab.decoder.job import Job, Processor, Sampler, check_request
 from kvlab.decoder.live import LivePrefixes
 from kvlab.decoder.memory import LiveBudget, measure
 from kvlab.decoder.pace import Pace
-from kvlab.decoder.prefill import Joint, Prefill
 from kvlab.decoder.rest import Rest, open_store
 from kvlab.decoder.stream import Completion, Stream
 from kvlab.decoder.teller import Sink, Teller
@@ -93,11 +93,10 @@ class Decoder:
         keeps_all = isinstance(self.policy.retention, Full) and (self._rest is not None or self.policy.lossless)
         # Where kvlab's own attention is faster than MLX's, all policies get it: they are compared, not kernels.
         self._own = keeps_all and (self._rest is not None or is_composed()) and can_share(loaded.model)
-        # A chunk that rides along has logits nobody wants: little beside weights read twice on a CPU, much on a GPU.
-        self._rides = self._own and backend.is_cpu()
+        self._stages = stages(loaded.model) if self._own else None
         self._prefixes = LivePrefixes() if self._own and self._rest is not None else None
         self._budget = self._make_budget(live_memory)
-        self._pace = Pace(prefill_step)
+        self._pace = Pace(prefill_step, self._stages.depth if self._stages else 1)
         self._numbers = itertools.count()
         self._inbox: queue.SimpleQueue[Job | int | None] = queue.SimpleQueue()
         self._waiting = Admission(self._budget, self._prefixes, self._rest)
@@ -204,19 +203,16 @@ class Decoder:
         record = self._tell.sink is not None
         return build(self.loaded.model, self.policy, prompt_tokens=prompt_tokens, record=record)
 
-    def _new_generator(self) -> BatchGenerator:
-        model = Joint(self.loaded.model) if self._own else batchable(self.loaded.model)
-        generator = BatchGenerator(
-            model,
+    def _new_generator(self) -> Batch:
+        model = self.loaded.model
+        return Batch(
+            model if self._own else batchable(model),
+            self._stages,
             stop_tokens=[[token] for token in self.loaded.eos],
             completion_batch_size=self.max_concurrency,
             prefill_batch_size=min(PREFILL_BATCH, self.max_concurrency),
             prefill_step_size=self.prefill_step,
         )
-        self._prefill = generator._prompt_batch = Prefill.empty(model, generator.sampler, self.prefill_step)
-        if isinstance(model, Joint):
-            model.prefill = self._prefill
-        return generator
 
     def _run(self) -> None:
         while self._read_inbox():
@@ -322,9 +318,10 @@ class Decoder:
         decoding = sum(bool(job.tokens) for job in self._active.values())
         prefilling = min(PREFILL_BATCH, len(self._active) - decoding)
         self._generator.prefill_step_size = self._pace.chunk(prefilling, decoding)
-        self._prefill.rides = self._rides and decoding > 0
-        self._cores.suit(decoding + prefilling * self._generator.prefill_step_size)
-        before = sum(job.prefilled for job in self._active.values())
+        prefill = self._generator.prefill
+        prefill.work, prefill.done = self._pace.work(decoding), 0
+        rows = decoding or prefilling * self._generator.prefill_step_size
+        self._cores.suit(rows, beside=decoding > 0 and prefilling > 0)
         started = time.perf_counter()
         prompts, tokens = self._generator.next()
         now = time.perf_counter()
@@ -335,7 +332,7 @@ class Decoder:
                 self._hand_out_first(job)
             if prompt.end_of_segment and not prompt.end_of_prompt and self._rest and self._rest.wants_checkpoints:
                 self._stored(job, self._rest.keep_checkpoint, *self._generator.extract_cache([prompt.uid])[prompt.uid])
-        self._pace.saw(now - started, sum(job.prefilled for job in self._active.values()) - before, len(tokens))
+        self._pace.saw(now - started, prefill.done, len(tokens))
         share = self._live_bytes // max(1, len(self._active))
         for response in tokens:
             job = self._active[response.uid]
@@ -363,8 +360,7 @@ class Decoder:
 
     def _hand_out_first(self, job: Job) -> None:
         """The first token is sampled one round before mlx-lm reports it: the client gets it without that wait."""
-        batch = self._generator._generation_batch
-        token = int(batch._next_tokens[batch.uids.index(job.uid)].item())
+        token = self._generator.first_token(job.uid)
         job.times.append(time.perf_counter())
         self._hand_out(job, token, early=True)
 

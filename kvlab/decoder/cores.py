@@ -22,9 +22,9 @@ class Cores:
         self._per_row = statistics.mean([array.size for _, array in leaves if array.ndim == 2] or [0])
         self._all = self._in_use = backend.prepare().threads
 
-    def suit(self, rows: int) -> None:
-        """Choose for a forward pass of so many rows."""
-        self._use(1 if rows * self._per_row < SMALL else self._all)
+    def suit(self, rows: int, *, beside: bool = False) -> None:
+        """Choose for a forward pass of so many rows, which has the cores for itself or runs ``beside`` another."""
+        self._use(1 if rows * self._per_row < SMALL else max(1, self._all // 2) if beside else self._all)
 
     def give_back(self) -> None:
         """Leave the number as it was found: others in this process compute meanwhile."""

@@ -64,6 +64,11 @@ class Job:
         """Who goes first: the higher priority, then the earlier request."""
         return (-self.priority, self.request)
 
+    @property
+    def computed(self) -> int:
+        """Tokens in all its layers: a chunk of the prompt may be in the first ones only."""
+        return self.layers[-1].offset
+
     def begin(self) -> list[int]:
         """Start, or go on after a pause; the tokens to compute or find."""
         self.cached = self.stored = self.prefilled = 0

@@ -63,7 +63,7 @@ class LivePrefixes:
             return 0
         if self._goes_on(donor, most):
             return self._take_over(job, donor, most)
-        nodes = self._nodes(donor, min(most, donor.layers[0].offset))
+        nodes = self._nodes(donor, min(most, donor.computed))
         for node in nodes:
             node.jobs.append(job)
         job.path = nodes
@@ -125,11 +125,11 @@ class LivePrefixes:
         """True when the donor has ended and little of it is lost to a job that goes on from its first ``tokens``."""
         if donor not in self._warm:
             return False
-        held, shared = donor.layers[0].offset, sum(node.length for node in donor.path)
+        held, shared = donor.computed, sum(node.length for node in donor.path)
         return min(tokens, held) >= max(WORTH, shared, held - max(WORTH, held // 8))
 
     def _take_over(self, job: Job, donor: Job, tokens: int) -> int:
-        tokens = min(tokens, donor.layers[0].offset)
+        tokens = min(tokens, donor.computed)
         for mine, theirs in zip(job.layers, donor.layers, strict=True):
             mine.take_over(theirs, tokens)
         job.path = donor.path

@@ -1,54 +1,100 @@
-"""How many prompt tokens to compute between two decode steps: by time, so that a long prompt freezes nobody."""
+"""How much of a prompt to compute between two decode steps: by time, so that a long prompt freezes nobody.
+
+Work is counted in tokens times layers: a chunk of tokens goes through the model a few layers at a time.
+"""
 
 from __future__ import annotations
 
-ROUND = 3.25
-"""How long a decode step with a chunk of prompt behind it may take, in decode steps of their own."""
+import math
+import statistics
+from collections import deque
+
+ROUND = 3.0
+"""How long a decode step with work on prompts behind it may take, in decode steps of their own."""
+SOON = 8
+"""Rounds that a chunk may take: whoever comes meanwhile waits for its end."""
 LEAST, FIRST = 4, 32
-"""Tokens a chunk: the fewest, or the fixed cost of a forward pass would rule, and those of the first."""
+"""Tokens times layers a round: the fewest, or fixed costs would rule, and those of the first."""
+EVEN = 8
+"""Larger chunks are multiples of so many tokens: products of like shapes use the same memory again."""
 SLOWER, FASTER = 0.5, 1.15
-"""Bounds of what a chunk may become from one round to the next."""
+"""Bounds of what a round's work may become from one to the next."""
 NEAR, GAIN = 0.8, 0.3
-"""A round that was at most so much too long moves the next chunk by this power of it: noise must not make it long."""
-QUICKER, DEARER = 0.3, 0.03
-"""Weights of a step that was quicker, or dearer, than the running mean: lone slow steps say little."""
+"""A round that was at most so much too long moves the work by this power of it: noise must not make it much."""
+SAMPLES = 8
+"""Steps without work on prompts whose median is how long a step takes."""
+STALE, CHANGED = 128, 16
+"""Rounds until a step is measured anew, and until it is where many sequences have joined or left."""
+ASIDE = 4
+"""Rounds without work on prompts in which it is; the first still waits for what was set off before."""
 
 
 class Pace:
-    """Sizes prefill chunks from how long rounds took. Alone, a prompt gets chunks of ``most`` tokens."""
+    """Sizes the work on prompts from how long rounds took. Alone, a prompt gets chunks of ``most`` tokens at once.
 
-    def __init__(self, most: int) -> None:
+    Args:
+        depth: parts that a forward pass can be cut into, such as layers.
+    """
+
+    def __init__(self, most: int, depth: int = 1) -> None:
         self.most = most
-        self._step_s: float | None = None
+        self._depth = depth
+        self._steps: deque[float] = deque(maxlen=SAMPLES)
+        self._sequences = self._since = self._aside = 0
         self._granted = float(FIRST)
         self._under_way = 0
         self._last_s = float("inf")
 
     def chunk(self, prefilling: int, decoding: int) -> int:
-        """Tokens for each of ``prefilling`` prompts before the ``decoding`` sequences get their next token."""
+        """Tokens of each of ``prefilling`` prompts to begin with, beside ``decoding`` sequences."""
         if not decoding:
             return self.most
-        return max(min(LEAST, self.most), min(self.most, int(self._granted / max(1, prefilling))))
+        tokens = int(self._granted / max(1, prefilling) / math.ceil(self._depth / SOON))
+        return min(self.most, max(LEAST, EVEN * round(tokens / EVEN) if tokens > EVEN else tokens))
 
-    def saw(self, seconds: float, prefilled: int, decoded: int) -> None:
-        """A round took ``seconds``, gave ``decoded`` sequences a token and set ``prefilled`` prompt tokens off.
+    def work(self, decoding: int) -> int | None:
+        """Tokens times layers in this round, which gives ``decoding`` sequences a token; None: all there is."""
+        if not decoding:
+            return None
+        if self._since >= (CHANGED if self._differ(decoding) else STALE):
+            self._since, self._aside = 0, ASIDE
+        if self._aside:
+            self._aside -= 1
+            return 0
+        return int(self._granted)
 
-        A chunk may be waited for only a round later (:mod:`kvlab.decoder.prefill`): where it was as large as the one
-        before, that makes no difference.
+    def saw(self, seconds: float, work: int, decoded: int) -> None:
+        """A round took ``seconds``, gave ``decoded`` sequences a token and set ``work`` on prompts off.
+
+        It may be waited for only a round later (:mod:`kvlab.decoder.prefill`): where it was as much as the one before,
+        that makes no difference.
         """
-        done, self._under_way = self._under_way, prefilled
+        done, self._under_way = self._under_way, work
         last, self._last_s = self._last_s, seconds
         if not decoded:
             return
-        if not done and not prefilled:
-            self._step_s = blend(self._step_s, seconds)
-        elif self._step_s is not None and min(done, prefilled) >= 0.8 * self._granted:
-            # A lone slow round, in which storage grew, says nothing of the next.
-            wanted = ROUND * self._step_s / min(seconds, last)
-            change = wanted if wanted < NEAR else wanted**GAIN
-            self._granted = max(LEAST, min(self.most, self._granted * max(SLOWER, min(FASTER, change))))
+        self._since += 1
+        if not done and not work:
+            self._measured(seconds, decoded)
+        elif self._steps and min(done, work) >= 0.8 * self._granted:
+            self._adjust(min(done, work), ROUND * statistics.median(self._steps) / min(seconds, last))
 
+    def _measured(self, seconds: float, decoded: int) -> None:
+        """A step of its own."""
+        if self._differ(decoded):
+            self._steps.clear()
+        self._sequences, self._since = decoded, 0
+        self._steps.append(seconds)
 
-def blend(mean: float | None, new: float) -> float:
-    """A running mean that forgets, and leans to the quicker."""
-    return new if mean is None else mean + (QUICKER if new < mean else DEARER) * (new - mean)
+    def _differ(self, decoding: int) -> bool:
+        return abs(decoding - self._sequences) > self._sequences / 4
+
+    def _adjust(self, work: int, wanted: float) -> None:
+        """Rounds of so much ``work`` may take ``wanted`` times as long; a lone slow one is not among them."""
+        change = max(SLOWER, min(FASTER, wanted if wanted < NEAR else wanted**GAIN))
+        # A chunk goes on as it began, whatever is granted meanwhile: what it did decides, not what was granted.
+        if change < 1:
+            granted = min(self._granted, work * change)
+        else:
+            granted = min(self._granted * change, max(self._granted, work * wanted))
+        self._granted = max(LEAST, min(self.most * self._depth, granted))

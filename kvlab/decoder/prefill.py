@@ -1,4 +1,4 @@
-"""Prefill that keeps the device busy: beside decoding sequences, chunks of prompts ride along with the next step."""
+"""Prefill that freezes nobody: beside decoding sequences a chunk of prompt gets a few layers a step."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ from collections.abc import Sequence
 from typing import Any
 
 import mlx.core as mx
-import mlx.nn as nn
 from mlx.utils import tree_flatten
 from mlx_lm.generate import PromptProcessingBatch, _right_pad_prompts
 
-from kvlab.caches.joint import joint_logits
+from kvlab.caches import BatchLayerCache
+from kvlab.caches.stages import Stages
 
 SPARE = 1 << 30
 """Bytes of freed buffers kept for the next chunk. mlx-lm gives all back after each, and fresh pages then cost a short
@@ -19,101 +19,152 @@ chunk more than its arithmetic."""
 Chunks = list[list[int]]
 
 
-class Prefill(PromptProcessingBatch):
-    """mlx-lm's prompt batch, which returns before the device is through with a chunk; at most two are on their way.
+class Pass:
+    """A chunk of every prompt on its way through the layers.
 
-    Attributes:
-        rides: whether chunks wait for the next decode step, to be computed in its forward pass (:class:`Joint`). Set
-            it only where every layer is a :class:`kvlab.caches.LayerCache` that keeps all its rows.
+    Args:
+        caches: the prompts' batches, one a layer.
     """
 
-    rides = False
-    _mark: Any = None
+    def __init__(self, stages: Stages, chunks: Chunks, caches: Sequence[BatchLayerCache]) -> None:
+        lengths = [len(chunk) for chunk in chunks]
+        longest = max(lengths)
+        self.tokens = sum(lengths)
+        # Batches of its own: others may join or leave the prompts meanwhile.
+        self._layers = [type(layer)(layer.sequences) for layer in caches]
+        for layer in self._layers:
+            layer.prepare(lengths=lengths, right_padding=[longest - length for length in lengths])
+        self._begun = [sequence.offset for sequence in self._layers[0].sequences]
+        self._x, self._left = stages.begin(_right_pad_prompts(chunks, max_length=longest), self._layers)
+
+    @property
+    def is_through(self) -> bool:
+        return not self._left
+
+    def go_on(self, layers: int) -> tuple[mx.array, list[mx.array]]:
+        """Through so many layers more: what goes into the next, and what the caches hold.
+
+        The last layer, of which only keys and values are wanted, goes with the one before; they are :meth:`rest`.
+        """
+        done = len(self._layers) - len(self._left)
+        count = layers if layers + 1 < len(self._left) else len(self._left)
+        before = self._x
+        for stage in self._left[:count]:
+            before, self._x = self._x, stage(self._x)
+        del self._left[:count]
+        touched = self._layers[done:-1] if self.is_through else self._layers[done : done + count]
+        return before if self.is_through else self._x, [array for layer in touched for array in layer.state]
+
+    @property
+    def rest(self) -> list[mx.array]:
+        """What the last layer's caches hold, once all is through."""
+        return self._layers[-1].state
+
+    def undo(self) -> None:
+        """Take the chunk's tokens out of the layers that have them."""
+        for layer in self._layers:
+            for sequence, begun in zip(layer.sequences, self._begun, strict=True):
+                sequence.trim(sequence.offset - begun)
+
+
+class Prefill(PromptProcessingBatch):
+    """mlx-lm's prompt batch, which returns before the device is through with a chunk.
+
+    Attributes:
+        stages: cuts a chunk's forward pass, where every layer is a :class:`kvlab.caches.LayerCache` that keeps all its
+            rows; None: a chunk is computed in one go.
+        work: tokens times layers to get through at a time: 0 to wait, None for all of a chunk.
+        done: tokens times layers that were set off since the owner last set it to 0.
+        stream: where a chunk's layers are computed.
+    """
+
+    stages: Stages | None = None
+    work: int | None = None
+    done = 0
+    stream: Any = None
+    _pass: Pass | None = None
     _waiting: Chunks | None = None
+    _mark: Any = None
+    _rest: Any = ()
+
+    @property
+    def is_under_way(self) -> bool:
+        """True while a chunk is not in all layers: :meth:`go_on`."""
+        return self._waiting is not None
 
     def prompt(self, tokens: Chunks) -> None:
-        """Take a chunk of every prompt."""
+        """Take a chunk of every prompt, and begin with it."""
         if len(self.uids) != len(tokens):
             raise ValueError("The batch length doesn't match the number of inputs")
-        self.compute()
-        if not tokens:
+        if tokens:
+            self._waiting = tokens
+            self.go_on()
+
+    def go_on(self) -> None:
+        """Have the device compute the chunk's next layers."""
+        if self._waiting is None or self.work == 0:
             return
-        for known, new in zip(self.tokens, tokens, strict=True):
+        if self.stages is None:
+            self._all_at_once(self._waiting)
+        elif not self._some_layers(self.stages, self._waiting):
+            return
+        for known, new in zip(self.tokens, self._waiting, strict=True):
             known += new
-        self._waiting = tokens
-        if not self.rides:
-            self.compute()
+        self._waiting = self._pass = None
 
-    def take(self) -> Chunks | None:
-        """The chunks that wait, for whoever computes them instead of this batch."""
-        chunks, self._waiting = self._waiting, None
-        return chunks
+    def extract_cache(self, idx: int) -> list[Any]:
+        self._step_back()
+        return super().extract_cache(idx)
 
-    def compute(self) -> None:
-        """Compute the chunks that wait, if any, in a forward pass of their own."""
-        chunks = self.take()
-        if chunks is None:
-            return
+    def filter(self, keep: list[int]) -> None:
+        self._step_back()
+        if self._waiting is not None:
+            self._waiting = [self._waiting[i] for i in keep] or None
+        super().filter(keep)
+
+    def _step_back(self) -> None:
+        """Before the chunk, which is begun anew: all layers hold the same tokens."""
+        if self._pass is not None:
+            self._pass.undo()
+            self._pass = None
+
+    def _some_layers(self, stages: Stages, chunks: Chunks) -> bool:
+        """True once the chunk is in all of them."""
+        with mx.stream(self.stream):
+            mx.async_eval(self._rest)
+            self._rest = []  # held on to, it would be copied when it grows
+            self._pass = self._pass or Pass(stages, chunks, self.prompt_cache)
+            layers = stages.depth if self.work is None else max(1, round(self.work / self._pass.tokens))
+            self._set_off(*self._pass.go_on(layers))
+            self.done += self._pass.tokens * min(layers, stages.depth)
+            # Waited for here, it would keep this thread from the others' step.
+            self._rest = self._pass.rest if self._pass.is_through else []
+            return self._pass.is_through
+
+    def _all_at_once(self, chunks: Chunks) -> None:
         lengths = [len(chunk) for chunk in chunks]
         longest = max(lengths)
         padding = [longest - length for length in lengths]
         if max(padding):
-            inputs = _right_pad_prompts(chunks, max_length=longest)
             for cache in self.prompt_cache:
                 cache.prepare(lengths=lengths, right_padding=padding)
-        else:
-            inputs = mx.array(chunks)
-        self.model(inputs, cache=self.prompt_cache)
+        self.model(_right_pad_prompts(chunks, max_length=longest), cache=self.prompt_cache)
         if max(padding):
             for cache in self.prompt_cache:
                 cache.finalize()
-        self.set_off()
-
-    def set_off(self) -> None:
-        """Have the device compute what the caches hold by now, and wait until it is through with the chunk before."""
         state: Any = [cache.state for cache in self.prompt_cache]
         leaves: Any = tree_flatten(state)
         arrays = [array for _, array in leaves if isinstance(array, mx.array) and array.size]
         last = max(arrays[::-1], key=lambda array: array.ndim > 1, default=None)  # positions are known beforehand
         # A number of its own: holding a row itself would make the next chunk copy all of them.
         mark = None if last is None else last[(..., *[slice(-1, None)] * min(2, last.ndim))].sum()
+        self._set_off(mark, arrays)
+        self.done += sum(lengths)
+
+    def _set_off(self, mark: mx.array | None, arrays: list[mx.array]) -> None:
+        """Have the device compute, and wait until it is through with the chunk before."""
         before, self._mark = self._mark, mark
-        mx.async_eval(state, mark)
+        mx.async_eval(arrays, mark)
         mx.eval(before)
         if mx.get_cache_memory() > SPARE:
             mx.clear_cache()
-
-    def extract_cache(self, idx: int) -> list[Any]:
-        self.compute()
-        return super().extract_cache(idx)
-
-    def extend(self, batch: PromptProcessingBatch) -> None:
-        self.compute()
-        super().extend(batch)
-
-    def split(self, indices: list[int]) -> PromptProcessingBatch:
-        self.compute()
-        return super().split(indices)
-
-    def filter(self, keep: list[int]) -> None:
-        self.compute()
-        super().filter(keep)
-
-
-class Joint:
-    """A model for mlx-lm's BatchGenerator: its decode steps take the waiting chunks of ``prefill`` along."""
-
-    def __init__(self, model: nn.Module) -> None:
-        self.model = model
-        self.layers = model.layers
-        self.prefill: Prefill | None = None
-
-    def __call__(self, inputs: mx.array, cache: Sequence[Any]) -> mx.array:
-        """Logits ``[batch, n, vocabulary]``."""
-        prefill = self.prefill
-        chunks = prefill.take() if prefill is not None and inputs.shape[1] == 1 else None
-        if prefill is None or chunks is None:
-            return self.model(inputs, cache=cache)
-        logits = joint_logits(self.model, inputs, cache, chunks, prefill.prompt_cache)
-        prefill.set_off()
-        return logits

@@ -1,6 +1,7 @@
 """Attention on a CPU's cores is attention."""
 
 import threading
+import time
 
 import mlx.core as mx
 import numpy as np
@@ -39,9 +40,10 @@ def exact(queries: np.ndarray, runs, mask, sinks) -> np.ndarray:
 @pytest.mark.parametrize("with_sinks", [False, True])
 @pytest.mark.parametrize("kind", ["causal", "given", "all"])
 @pytest.mark.parametrize("lengths", [(37,), (20, 64, 50)])
-@pytest.mark.parametrize("block", [1, 1 << 18])
-def test_it_is_attention(monkeypatch, block, lengths, kind, with_sinks):
-    monkeypatch.setattr(cores, "BLOCK", block)
+@pytest.mark.parametrize(("keys", "rows"), [(8, 5), (1024, 256)])
+def test_it_is_attention(monkeypatch, keys, rows, lengths, kind, with_sinks):
+    monkeypatch.setattr(cores, "KEYS", keys)
+    monkeypatch.setattr(cores, "ROWS", rows)
     monkeypatch.setattr(cores, "FEW", 0)
     monkeypatch.setattr(cores, "are_quicker", lambda: True)
     monkeypatch.setattr("kvlab.caches.runs.are_quicker", lambda: True)
@@ -50,7 +52,8 @@ def test_it_is_attention(monkeypatch, block, lengths, kind, with_sinks):
     runs = [(draw(i, 1, KV_HEADS, n, DIM), draw(9 + i, 1, KV_HEADS, n, VALUES)) for i, n in enumerate(lengths)]
     sinks = draw(3, HEADS) if with_sinks else None
     given = draw(4, count, lengths[-1]) > 0
-    given[:, 0] = True
+    given[:, 9:19] = False  # some see nothing of what is computed at a time
+    given[:, 20] = True
     mask = {"causal": "causal", "given": given, "all": None}[kind]
     out = attend_runs(
         mx.array(queries),
@@ -85,12 +88,34 @@ def test_several_may_compute_at_once_and_blas_gets_its_threads_back():
 
 
 def test_what_goes_wrong_on_another_core_is_raised(monkeypatch):
+    here = threading.current_thread()
+
+    def fails(*_: object) -> None:
+        if threading.current_thread() is not here:
+            raise FloatingPointError
+        time.sleep(0.05)
+
     monkeypatch.setattr(cores, "FEW", 0)
+    monkeypatch.setattr(cores, "physical_cores", lambda: 2)
+    monkeypatch.setattr(cores, "_block", fails)
     before = backend.threads_in_use()
     keys = mx.zeros((1, KV_HEADS, 8, DIM))
-    with pytest.raises(ValueError):
-        cores.weigh(mx.zeros((KV_HEADS, 4, 3, DIM)), [(keys, keys)], np.ones((4, 99), bool))
+    with pytest.raises(FloatingPointError):
+        cores.weigh(mx.zeros((KV_HEADS, 4, 3, DIM)), [(keys, keys)], "causal")
     assert backend.threads_in_use() == before
+
+
+def test_a_mask_of_another_shape_is_refused():
+    keys = mx.zeros((1, KV_HEADS, 8, DIM))
+    with pytest.raises(ValueError, match="mask"):
+        cores.weigh(mx.zeros((KV_HEADS, 4, 3, DIM)), [(keys, keys)], np.ones((4, 99), bool))
+
+
+@pytest.mark.parametrize(("heads", "cores_here"), [(1, 2), (3, 2), (2, 2), (2, 8), (5, 1)])
+def test_cores_get_the_same_to_do(heads, cores_here):
+    cuts = cores._cuts(700, 2, heads, cores_here)
+    assert [start for start, _ in cuts] == [0, *(end for _, end in cuts[:-1])] and cuts[-1][1] == 700
+    assert heads * len(cuts) % cores_here == 0 and max(end - start for start, end in cuts) * 2 <= cores.ROWS + 2
 
 
 @pytest.mark.parametrize("transpose", [False, True])
