@@ -139,7 +139,7 @@ def _block(
 
 
 def _hide(scores: np.ndarray, seen: np.ndarray, column: int) -> None:
-    """Give -inf to scores that ``seen`` says no to; they begin at its ``column``, or before it where that is below 0."""
+    """Give -inf to scores that ``seen`` says no to; they begin at its ``column``, or before it: below 0."""
     skip, width = max(0, -column), scores.shape[1]
     if skip < width:
         hidden = scores.reshape(len(seen), -1, width)[..., skip:]

@@ -5,14 +5,13 @@ from __future__ import annotations
 from typing import Any
 
 import mlx.core as mx
-from mlx_lm.generate import BatchGenerator, GenerationBatch, PromptProcessingBatch
+from mlx_lm.generate import BatchGenerator
 
 from kvlab.backend import is_cpu
 from kvlab.caches.stages import Stages
 from kvlab.decoder.prefill import Prefill
 
-Progress = PromptProcessingBatch.Response
-Responses = tuple[list[Progress], list[GenerationBatch.Response]]
+Responses = tuple[list[Any], list[Any]]
 
 
 class Batch(BatchGenerator):
@@ -26,11 +25,11 @@ class Batch(BatchGenerator):
     def __init__(self, model: Any, stages: Stages | None, **options: Any) -> None:
         super().__init__(model, **options)
         self.prefill = Prefill.empty(model, self.sampler, self.prefill_step_size)
-        self.prefill.stages = stages
+        self.prefill.stages, self.prefill.stream = stages, self.stream
         self._prompt_batch = self.prefill
-        self._begun: list[Progress] = []
+        self._begun: list[Any] = []
 
-    def first_token(self, uid: int) -> int:
+    def first_token(self, uid: int | None) -> int:
         """The token that a sequence just turned to decoding begins with: it is reported only a round later."""
         batch = self._generation_batch
         return int(batch._next_tokens[batch.uids.index(uid)].item())
@@ -42,8 +41,9 @@ class Batch(BatchGenerator):
         return super().next()
 
     def _next(self) -> Responses:
+        turned: list[Any] = []
         if self.prefill.is_under_way:
-            turned, generated = [], self._generation_batch.next() if len(self._generation_batch) else []
+            generated = self._generation_batch.next() if len(self._generation_batch) else []
             self.prefill.go_on()
         else:
             prompts, generated = super()._next()

@@ -9,15 +9,15 @@ import math
 import statistics
 from collections import deque
 
-ROUND = 3.0
+ROUND = 2.7
 """How long a decode step with work on prompts behind it may take, in decode steps of their own."""
 SOON = 8
 """Rounds that a chunk may take: whoever comes meanwhile waits for its end."""
-LEAST, FIRST = 4, 32
+LEAST, FIRST = 4, 96
 """Tokens times layers a round: the fewest, or fixed costs would rule, and those of the first."""
 EVEN = 8
 """Larger chunks are multiples of so many tokens: products of like shapes use the same memory again."""
-SLOWER, FASTER = 0.5, 1.15
+SLOWER, FASTER = 0.5, 1.25
 """Bounds of what a round's work may become from one to the next."""
 NEAR, GAIN = 0.8, 0.3
 """A round that was at most so much too long moves the work by this power of it: noise must not make it much."""

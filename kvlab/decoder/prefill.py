@@ -120,6 +120,7 @@ class Prefill(PromptProcessingBatch):
         self._step_back()
         if self._waiting is not None:
             self._waiting = [self._waiting[i] for i in keep] or None
+        self._rest = []  # whoever leaves computes what is its own
         super().filter(keep)
 
     def _step_back(self) -> None:

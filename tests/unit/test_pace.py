@@ -1,39 +1,90 @@
-"""Prefill chunks are sized by time."""
+"""Work on prompts is sized by time."""
 
-from kvlab.decoder.pace import FIRST, LEAST, ROUND, Pace
+import pytest
+
+from kvlab.decoder.pace import ASIDE, CHANGED, EVEN, FIRST, LEAST, ROUND, STALE, Pace
 
 
-def paced(token_s: float, *, step_s: float = 0.010, rounds: int = 60, prefilling: int = 1, most: int = 512) -> Pace:
-    """After ``rounds`` of a machine on which a step and every prompt token take this long."""
-    pace = Pace(most)
-    for _ in range(10):
-        pace.saw(step_s, prefilled=0, decoded=8)
-    before = 0
+def machine(pace: Pace, token_s: float, *, step_s: float = 0.010, rounds: int = 80, decoding: int = 8) -> list[int]:
+    """What was done a round on a machine on which a step and every token in a layer take this long."""
+    done: list[int] = []
     for _ in range(rounds):
-        chunk = pace.chunk(prefilling, decoding=8) * prefilling
-        pace.saw(step_s + before * token_s, prefilled=chunk, decoded=8)
-        before = chunk
+        work = pace.work(decoding)
+        assert work is not None
+        pace.saw(step_s + (done[-1] if done else 0) * token_s, work, decoding)
+        done.append(work)
+    return done
+
+
+def quiet(pace: Pace, *, step_s: float = 0.010, decoding: int = 8, rounds: int = 10) -> None:
+    for _ in range(rounds):
+        pace.work(decoding)
+        pace.saw(step_s, 0, decoding)
+
+
+@pytest.fixture
+def pace() -> Pace:
+    pace = Pace(512, depth=6)
+    quiet(pace)
     return pace
 
 
 def test_alone_a_prompt_gets_the_most():
     assert Pace(512).chunk(prefilling=1, decoding=0) == 512
+    assert Pace(512).work(decoding=0) is None
 
 
-def test_beside_decoding_a_round_takes_as_long_as_granted():
-    granted = (ROUND - 1) * 0.010 / 0.0002
-    assert abs(paced(0.0002).chunk(1, 8) - granted) <= 0.15 * granted
-    assert abs(2 * paced(0.0002, prefilling=2).chunk(2, 8) - granted) <= 0.15 * granted
+@pytest.mark.parametrize("token_s", [0.0002, 0.00005])
+def test_beside_decoding_a_round_takes_as_long_as_granted(pace, token_s):
+    granted = (ROUND - 1) * 0.010 / token_s
+    assert machine(pace, token_s)[-1] == pytest.approx(granted, rel=0.15)
 
 
-def test_chunks_stay_in_bounds_whatever_was_seen():
-    assert paced(1.0).chunk(1, 8) == LEAST
-    assert paced(1e-9, most=64).chunk(1, 8) == 64
-    assert Pace(512).chunk(1, 8) == FIRST
+def test_prompts_share_what_is_granted(pace):
+    work = machine(pace, 0.0002)[-1]
+    assert pace.chunk(1, 8) == pytest.approx(work, abs=EVEN)
+    assert 4 * pace.chunk(4, 8) == pytest.approx(work, abs=4 * EVEN)
 
 
-def test_a_lone_slow_round_changes_nothing():
-    pace = paced(0.0002)
-    before = pace.chunk(1, 8)
-    pace.saw(0.5, prefilled=before, decoded=8)
-    assert abs(pace.chunk(1, 8) - before) <= 0.15 * before
+def test_a_chunk_of_a_deep_model_is_through_soon():
+    deep = Pace(512, depth=64)
+    quiet(deep)
+    work = machine(deep, 0.0001)[-1]
+    assert work / deep.chunk(1, 8) == pytest.approx(8, rel=0.2)
+
+
+def test_it_stays_in_bounds_whatever_was_seen():
+    for token_s, bound in ((1.0, LEAST), (1e-9, 64 * 6)):
+        pace = Pace(64, depth=6)
+        quiet(pace)
+        assert machine(pace, token_s)[-1] == bound
+    assert Pace(512).work(8) == FIRST
+
+
+def test_a_lone_slow_round_changes_nothing(pace):
+    before = machine(pace, 0.0002)[-1]
+    pace.saw(0.5, before, 8)
+    assert pace.work(8) == pytest.approx(before, rel=0.15)
+
+
+def test_a_step_is_measured_again_when_it_may_have_changed(pace):
+    before = machine(pace, 0.0002, rounds=STALE)
+    assert before.count(0) == 0
+    after = machine(pace, 0.0002, step_s=0.020, rounds=12 * STALE)
+    assert after[-1] == pytest.approx(2 * before[-1], rel=0.15)
+    assert after.count(0) <= 13 * ASIDE
+
+
+def test_it_is_when_many_sequences_join(pace):
+    before = machine(pace, 0.0002)[-1]
+    after = machine(pace, 0.0002, step_s=0.040, decoding=32, rounds=60)
+    assert after.index(0) <= CHANGED
+    assert after.count(0) == ASIDE
+    assert after[-1] == pytest.approx(4 * before, rel=0.15)
+
+
+def test_without_a_quiet_step_one_is_made():
+    pace = Pace(512, depth=6)
+    done = machine(pace, 0.0002)
+    assert done.count(0) == ASIDE
+    assert done[-1] == pytest.approx((ROUND - 1) * 0.010 / 0.0002, rel=0.15)

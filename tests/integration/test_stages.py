@@ -1,0 +1,119 @@
+"""A forward pass in stages is the forward pass, whatever happens between them."""
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import mlx.core as mx
+import mlx.nn as nn
+import numpy as np
+import pytest
+
+from kvlab.caches import own_caches, stages
+from kvlab.decoder.prefill import Prefill
+from kvlab.models import LoadedModel
+from kvlab.policies import Policy
+
+PROMPTS = [np.random.default_rng(seed).integers(3, 250, length).tolist() for seed, length in ((0, 90), (1, 61))]
+
+
+@pytest.fixture(params=["bundled", "qwen3"])
+def model(request: pytest.FixtureRequest) -> nn.Module:
+    return request.getfixturevalue(request.param).model
+
+
+@pytest.fixture
+def prefill(model: nn.Module) -> Iterator[Prefill]:
+    """The prompts, of which nothing is computed."""
+    caches = [own_caches(model, Policy()) for _ in PROMPTS]
+    batch = Prefill(model, [0, 1], caches, max_tokens=[1, 1], logits_processors=[[], []], samplers=[None, None])
+    batch.stages, batch.stream = stages(model), mx.default_stream(mx.default_device())
+    yield batch
+
+
+def whole(model: nn.Module, *chunks: Sequence[int]) -> list[Any]:
+    """Caches of one sequence, computed by the model as it is."""
+    caches = own_caches(model, Policy())
+    for chunk in chunks:
+        model(mx.array([list(chunk)]), cache=caches)
+    return caches
+
+
+def same(caches: list[Any], wanted: list[Any]) -> None:
+    for one, other in zip(caches, wanted, strict=True):
+        assert one.offset == other.offset
+        for name, rows in other.all_rows().items():
+            np.testing.assert_allclose(np.array(one.all_rows()[name]), np.array(rows), rtol=1e-4, atol=1e-4)
+
+
+def go_on(prefill: Prefill, *, work: int) -> int:
+    """Rounds until the chunk is through."""
+    prefill.work, rounds = work, 0
+    while prefill.is_under_way:
+        prefill.go_on()
+        rounds += 1
+    return rounds
+
+
+@pytest.mark.parametrize("work", [1, 60, 10_000])
+def test_chunks_of_any_length_go_through_the_layers_together(prefill, model, work):
+    depth = len(model.layers)
+    prefill.work = 0
+    prefill.prompt([prompt[:50] for prompt in PROMPTS])
+    assert go_on(prefill, work=work) == (1 if work > 1000 else depth - 1)
+    prefill.prompt([PROMPTS[0][50:90], PROMPTS[1][50:61]])
+    go_on(prefill, work=work)
+    assert prefill.tokens == PROMPTS
+    for i, prompt in enumerate(PROMPTS):
+        same(prefill.extract_cache(i), whole(model, prompt[:50], prompt[50:]))
+
+
+def test_a_sequence_leaves_between_two_layers_with_what_all_layers_have(prefill, model):
+    prefill.work = 0
+    prefill.prompt([prompt[:50] for prompt in PROMPTS])
+    go_on(prefill, work=1)
+    prefill.work = 1
+    prefill.prompt([PROMPTS[0][50:90], PROMPTS[1][50:61]])
+    left = prefill.extract_cache(0)
+    same(left, whole(model, PROMPTS[0][:50]))
+    assert prefill.tokens[0] == PROMPTS[0][:50]
+    prefill.filter([1])
+    go_on(prefill, work=1)
+    assert prefill.tokens == [PROMPTS[1]]
+    same(left, whole(model, PROMPTS[0][:50]))
+    same(prefill.extract_cache(0), whole(model, PROMPTS[1][:50], PROMPTS[1][50:]))
+
+
+def test_with_the_last_one_its_chunk_is_gone(prefill):
+    prefill.work = 1
+    prefill.prompt(PROMPTS)
+    prefill.filter([])
+    assert not prefill.is_under_way and not prefill.uids
+
+
+class Between(nn.Module):
+    """A model that works on what is between its layers."""
+
+    def __init__(self, model: nn.Module, work: Callable[[mx.array], mx.array]) -> None:
+        super().__init__()
+        self.model = model.model
+        self.head = model
+        self._work = work
+
+    @property
+    def layers(self) -> list[nn.Module]:
+        return self.model.layers
+
+    def make_cache(self) -> list[Any]:
+        return own_caches(self.head, Policy())
+
+    def __call__(self, inputs: mx.array, cache: Any = None) -> mx.array:
+        x = self.model.embed_tokens(inputs)
+        for layer, one in zip(self.model.layers, cache, strict=True):
+            x = self._work(layer(x, one.make_mask(inputs.shape[1]), cache=one))
+        return self.model.embed_tokens.as_linear(self.model.norm(x))
+
+
+def test_a_model_that_works_between_its_layers_is_not_cut(llama: LoadedModel):
+    assert stages(Between(llama.model, lambda x: 2 * x)).depth == 1
+    assert stages(Between(llama.model, lambda x: x)).depth == len(llama.model.layers)
+    assert stages(llama.model).depth == len(llama.model.layers)
