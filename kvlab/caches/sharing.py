@@ -23,6 +23,8 @@ class SharingSequence(Protocol):
     prefixes: tuple[Prefix, ...]
     offset: int
     moved: bool
+    layer: int
+    n_layers: int
 
     @property
     def is_in_slab(self) -> bool: ...
@@ -139,7 +141,7 @@ class SharingBatch(BatchLayerCache):
                 length = sequence.rows.length
                 slab = next((slab for slab in self._slabs if slab.has_room(length)), None)
                 if slab is None:
-                    slab = Slab(sequence.codec)
+                    slab = Slab(sequence.codec, sequence.layer / sequence.n_layers)
                     self._slabs.append(slab)
                 sequence.put_in(slab, {name: array[:1, :, :0] for name, array in new.items()})
         place = {id(sequence): i for i, sequence in enumerate(self.sequences)}

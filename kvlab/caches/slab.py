@@ -26,13 +26,17 @@ SPREAD = 64
 class Slab:
     """Rows of up to SLOTS sequences in one layer: arrays ``[slots, n_kv_heads, columns, width]``.
 
+    Args:
+        turn: the layer's place among all, 0 to 1: they grow in turn, so that no step waits for all of them.
+
     Attributes:
         members: the sequence of each slot.
         lengths: rows of each sequence, which stand in the columns ``cursor - length`` to ``cursor``.
     """
 
-    def __init__(self, codec: Codec) -> None:
+    def __init__(self, codec: Codec, turn: float = 0.0) -> None:
         self.codec = codec
+        self._turn = turn
         self.arrays: dict[str, mx.array] = {}
         self.members: list[object] = []
         self.lengths: list[int] = []
@@ -123,10 +127,11 @@ class Slab:
     def _resize(self, columns: int) -> None:
         """Room for ``columns`` used columns and a step more; columns that nobody uses are given up."""
         keep = min(max(self.lengths, default=0), columns)
+        ahead, self._turn = max(1, round(step(columns) * (1 - self._turn))), 0.0
         for name, array in self.arrays.items():
             slots, heads, _, width = array.shape
             left = mx.zeros((slots, heads, columns - keep, width), dtype=array.dtype)
-            right = mx.zeros((slots, heads, step(columns), width), dtype=array.dtype)
+            right = mx.zeros((slots, heads, ahead, width), dtype=array.dtype)
             self.arrays[name] = mx.concatenate([left, array[:, :, self.cursor - keep : self.cursor], right], axis=2)
         self.cursor = columns
 

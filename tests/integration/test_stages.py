@@ -8,6 +8,7 @@ import mlx.nn as nn
 import numpy as np
 import pytest
 
+from kvlab.bench.models import random_qwen3
 from kvlab.caches import own_caches, stages
 from kvlab.decoder.prefill import Prefill
 from kvlab.models import LoadedModel
@@ -17,8 +18,8 @@ PROMPTS = [np.random.default_rng(seed).integers(3, 250, length).tolist() for see
 
 
 @pytest.fixture(params=["bundled", "qwen3"])
-def model(request: pytest.FixtureRequest) -> nn.Module:
-    return request.getfixturevalue(request.param).model
+def model(request: pytest.FixtureRequest, bundled: LoadedModel) -> nn.Module:
+    return bundled.model if request.param == "bundled" else random_qwen3(layers=5, width=128, vocabulary=300).model
 
 
 @pytest.fixture
