@@ -72,36 +72,38 @@ class Booking:
         booked: Booked = []
         encoded = [blockfile.encode(block) for block in blocks]
         catalog, me = self._folder.catalog, self._folder.owner.name
+        booked_bytes = 0
         with catalog.write():
             self.tidy()
             for head, root in heads:
                 catalog.head(head, root)
             today = catalog.written_on(_day())
+            keys = [block.key for block in blocks]
+            here = dict(catalog.among("SELECT key, owner FROM blocks WHERE key IN ({})", keys))
             for block, parts in zip(blocks, encoded, strict=True):
-                if self._there(block.key, held):
+                if block.key in here and self._there(block.key, here[block.key], held):
                     continue
                 size = blockfile.size_of(parts)
-                if self._write_cap is not None and today + size > self._write_cap:
+                if self._write_cap is not None and today + booked_bytes + size > self._write_cap:
                     self._counts["capped"] += 1
                     break  # a child without its parent would never be found
-                if not self._evictor.make_room(size):
+                if not self._evictor.make_room(booked_bytes + size):
                     self._counts["refused"] += 1
                     break
-                insert(catalog, block, size, me)
-                today += size
+                booked_bytes += size
                 booked.append((block, parts))
+            insert(catalog, [(block, blockfile.size_of(parts)) for block, parts in booked], me)
+            if booked and held:  # some may have left for the others' room
+                held = {key for (key,) in catalog.among("SELECT key FROM blocks WHERE key IN ({})", list(held))}
         return held, booked
 
-    def _there(self, key: bytes, held: set[bytes]) -> bool:
-        """Whether the folder has the block, which is then added to ``held``, or another process is writing it."""
-        row = self._folder.catalog.one("SELECT owner FROM blocks WHERE key = ?", key)
-        if row is None:
-            return False
-        if row[0] is None:
+    def _there(self, key: bytes, owner: str | None, held: set[bytes]) -> bool:
+        """Whether the folder has the block, which is then added to ``held``, or its owner is alive and writes it."""
+        if owner is None:
             held.add(key)
-        elif row[0] == self._folder.owner.name or not owners.alive(self._folder.owners, row[0]):
+        elif owner == self._folder.owner.name or not owners.alive(self._folder.owners, owner):
             # A write that was killed, or one of this process whose acknowledgement failed.
-            self._folder.drop_unfinished(key, row[0])
+            self._folder.drop_unfinished(key, owner)
             return False
         return True
 

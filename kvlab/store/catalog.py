@@ -114,6 +114,10 @@ class Catalog:
         with self.lock:
             return self._db.execute(sql, values).fetchone()
 
+    def many(self, sql: str, rows: Sequence[tuple[Any, ...]]) -> None:
+        """The same statement for all ``rows``; inside ``write``."""
+        self._db.executemany(sql, rows)
+
     def among(self, sql: str, keys: Sequence[bytes]) -> list[tuple[Any, ...]]:
         """Rows of a query with one ``{}`` where the list of keys goes."""
         found: list[tuple[Any, ...]] = []

@@ -21,7 +21,7 @@ import logging
 import os
 import sqlite3
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -154,7 +154,7 @@ class Folder(Layout):
                 except (blockfile.BadBlock, OSError):
                     self._set_aside(path)
                     continue
-                insert(catalog, replace(block, used=path.stat().st_mtime), size, None)
+                insert(catalog, [(replace(block, used=path.stat().st_mtime), size)], None)
             catalog.add(indexed=1)
 
     def sweep(self) -> int:
@@ -220,22 +220,25 @@ class Folder(Layout):
                     vars(self)[part].close()
 
 
-def insert(catalog: Catalog, block: Block, size: int, owner: str | None) -> None:
-    """Add the row of a block and count its bytes; inside ``write``."""
-    root = block.ns.root()
-    ns = block.ns
-    catalog.rows(
+def insert(catalog: Catalog, blocks: Sequence[tuple[Block, int]], owner: str | None) -> None:
+    """Add the rows of blocks, each with the size of its file, and count their bytes; inside ``write``."""
+    now = time.time()
+    spaces = {block.ns for block, _ in blocks}
+    catalog.many(
         "INSERT OR IGNORE INTO namespaces VALUES (?, ?, ?, ?, ?, ?, ?)",
-        root, ns.model, ns.policy, ns.dtype, ns.block, ns.tenant, time.time(),
-    )  # fmt: skip
-    catalog.rows(
+        [(ns.root(), ns.model, ns.policy, ns.dtype, ns.block, ns.tenant, now) for ns in spaces],
+    )
+    catalog.many(
         "INSERT INTO blocks (key, parent, root, kind, tokens, start, bytes, cost, created, used, uses, owner) "
         "VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
-        block.key, block.parent, root, block.kind, k.sortable(block.tokens), block.start, size, block.cost,
-        time.time(), block.used, block.uses, owner,
+        [
+            (block.key, block.parent, block.ns.root(), block.kind, k.sortable(block.tokens), block.start, size,
+             block.cost, now, block.used, block.uses, owner)
+            for block, size in blocks
+        ],
     )  # fmt: skip
-    catalog.rows("DELETE FROM ghosts WHERE key = ?", block.key)
-    catalog.add(bytes=size, blocks=1)
+    catalog.many("DELETE FROM ghosts WHERE key = ?", [(block.key,) for block, _ in blocks])
+    catalog.add(bytes=sum(size for _, size in blocks), blocks=len(blocks))
 
 
 def folder_problems(folder: Folder) -> list[str]:
