@@ -57,8 +57,8 @@ def run(
     with tempfile.TemporaryDirectory(prefix="kvlab-bench-") as name:
         folder = Path(name)
         rows = _restore(random, folder / "restore", prefix, rounds, seed)
-        for loaded in (random, load(model)):
-            rows += _restart(loaded, folder / "restart", prompt, max(1, rounds // 2), seed)
+        for place, loaded in (("restart", random), ("restart-model", load(model))):
+            rows += _restart(loaded, folder / place, prompt, max(1, rounds // 2), seed)
         return rows + _write_behind(random, folder / "busy", rounds, seed, tokens)
 
 
@@ -149,7 +149,7 @@ def _restart(loaded: LoadedModel, folder: Path, prompt: int, rounds: int, seed: 
         tokens = _tokens(loaded, prompt, seed + round_)
         for phase in times:
             # Each in a folder of its own, deleted only at the end: ext4 is slow to make files where many just went.
-            with Decoder(loaded, policy(folder / f"{loaded.name}-{round_}")) as decoder:
+            with Decoder(loaded, policy(folder / str(round_))) as decoder:
                 completion = decoder.generate(tokens, max_tokens=1)
             if round_:  # the first round warms up
                 times[phase].append(completion.ttft_ms)

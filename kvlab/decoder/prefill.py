@@ -38,22 +38,23 @@ class Pass:
         self._x, self._left = stages.begin(_right_pad_prompts(chunks, max_length=longest), self._layers)
 
     @property
-    def is_through(self) -> bool:
-        return not self._left
+    def left(self) -> int:
+        """Stages to come."""
+        return len(self._left)
 
     def go_on(self, layers: int) -> tuple[mx.array, list[mx.array]]:
         """Through so many layers more: what goes into the next, and what the caches hold.
 
         The last layer, of which only keys and values are wanted, goes with the one before; they are :meth:`rest`.
         """
-        done = len(self._layers) - len(self._left)
-        count = layers if layers + 1 < len(self._left) else len(self._left)
+        done = len(self._layers) - self.left
+        count = layers if layers + 1 < self.left else self.left
         before = self._x
         for stage in self._left[:count]:
             before, self._x = self._x, stage(self._x)
         del self._left[:count]
-        touched = self._layers[done:-1] if self.is_through else self._layers[done : done + count]
-        return before if self.is_through else self._x, [array for layer in touched for array in layer.state]
+        touched = self._layers[done : done + count] if self.left else self._layers[done:-1]
+        return self._x if self.left else before, [array for layer in touched for array in layer.state]
 
     @property
     def rest(self) -> list[mx.array]:
@@ -134,13 +135,14 @@ class Prefill(PromptProcessingBatch):
         with mx.stream(self.stream):
             mx.async_eval(self._rest)
             self._rest = []  # held on to, it would be copied when it grows
-            self._pass = self._pass or Pass(stages, chunks, self.prompt_cache)
-            layers = stages.depth if self.work is None else max(1, round(self.work / self._pass.tokens))
-            self._set_off(*self._pass.go_on(layers))
-            self.done += self._pass.tokens * min(layers, stages.depth)
+            chunk = self._pass = self._pass or Pass(stages, chunks, self.prompt_cache)
+            layers = stages.depth if self.work is None else max(1, round(self.work / chunk.tokens))
+            self.done += chunk.tokens * max(1, min(layers, chunk.left - 1))
+            mark, arrays = chunk.go_on(layers)
+            self._set_off(mark if stages.depth > 1 else _last_row(arrays), arrays)
             # Waited for here, it would keep this thread from the others' step.
-            self._rest = self._pass.rest if self._pass.is_through else []
-            return self._pass.is_through
+            self._rest = [] if chunk.left else chunk.rest
+            return not chunk.left
 
     def _all_at_once(self, chunks: Chunks) -> None:
         lengths = [len(chunk) for chunk in chunks]
@@ -156,10 +158,7 @@ class Prefill(PromptProcessingBatch):
         state: Any = [cache.state for cache in self.prompt_cache]
         leaves: Any = tree_flatten(state)
         arrays = [array for _, array in leaves if isinstance(array, mx.array) and array.size]
-        last = max(arrays[::-1], key=lambda array: array.ndim > 1, default=None)  # positions are known beforehand
-        # A number of its own: holding a row itself would make the next chunk copy all of them.
-        mark = None if last is None else last[(..., *[slice(-1, None)] * min(2, last.ndim))].sum()
-        self._set_off(mark, arrays)
+        self._set_off(_last_row(arrays), arrays)
         self.done += sum(lengths)
 
     def _set_off(self, mark: mx.array | None, arrays: list[mx.array]) -> None:
@@ -169,3 +168,9 @@ class Prefill(PromptProcessingBatch):
         mx.eval(before)
         if mx.get_cache_memory() > SPARE:
             mx.clear_cache()
+
+
+def _last_row(arrays: list[mx.array]) -> mx.array | None:
+    """What is there once ``arrays`` are: a number of its own, as holding a row would make the next chunk copy all."""
+    last = max(arrays[::-1], key=lambda array: array.ndim > 1, default=None)  # positions are known beforehand
+    return None if last is None else last[(..., *[slice(-1, None)] * min(2, last.ndim))].sum()
