@@ -17,6 +17,8 @@ from kvlab.models import LoadedModel, load
 LONG = 8000
 OTHERS = 8
 SHORT = 64
+QUIET = 60
+"""Steps without the long prompt, before it and after."""
 
 
 class Times:
@@ -32,8 +34,9 @@ class Times:
 
 def run(*, model: str | None = None, seed: int = 0, rounds: int = 3) -> list[dict[str, Any]]:
     """Rows per model (bundled or ``model``, and a random-weight Qwen3 of 10M parameters): ``itl_p50_ms`` of 8 sequences
-    that decode undisturbed, their ``itl_p99_ms`` while a prompt of 8,000 tokens is prefilled, the ``ratio`` of these;
-    ``ttft_ms`` of that prompt alone and beside them, and the ratio of its prefill rates. Medians over ``rounds``.
+    that decode undisturbed, before and after their ``itl_p99_ms`` while a prompt of 8,000 tokens is prefilled (they
+    grow meanwhile), the ``ratio`` of these; ``ttft_ms`` of that prompt alone and beside them, and the ratio of its
+    prefill rates. Medians over ``rounds``.
     """
     rows: list[dict[str, Any]] = []
     for loaded in (load(model), random_qwen3(seed=seed)):
@@ -63,13 +66,16 @@ def _measure(loaded: LoadedModel, seed: int) -> tuple[float, float, float, float
         times.of.clear()
         processors = [no_end(loaded)]
         others = [decoder.submit(prompt, max_tokens=20_000, logits_processors=processors) for prompt in short]
-        _wait(times, others[-1].request, 60)
+        _wait(times, others[-1].request, QUIET)
         start = max(seen[0] for seen in times.of.values())
-        quiet = _gaps(times, others, start, max(seen[-1] for seen in times.of.values()))
         began = max(seen[-1] for seen in times.of.values())
         done = decoder.generate(long, max_tokens=1, logits_processors=processors)
         ended = times.of[done.request][0]
+        after = len(times.of[others[-1].request])
+        _wait(times, others[-1].request, after + QUIET)
         busy = _gaps(times, others, began, ended)
+        quiet = _gaps(times, others, start, began)
+        quiet += _gaps(times, others, times.of[others[-1].request][after], float("inf"))
         for stream in others:
             stream.cancel()
     return statistics.median(quiet), float(np.percentile(busy, 99)), alone, done.ttft_ms
