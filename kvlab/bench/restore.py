@@ -28,11 +28,15 @@ PROMPT = 3900
 DECODING = 4
 """Sequences that decode while blocks are written behind them."""
 
-BUSY = 50 << 20
-"""Bytes a second that are written meanwhile: more than prefill makes of any model on the machine that computes it."""
+FED = {"at rest": 0, "busy": 16 << 20, "flooded": 50 << 20}
+"""Bytes a second that are written meanwhile: as many as prefill makes of this model where nothing decodes (2,600 tokens
+of 6 KB on two cores), and three times those."""
 
 TOGETHER = 16
 """Blocks put at once: those of a chunk of prefill."""
+
+NAP = 0.01
+"""Seconds between two looks whether there is something to put."""
 
 
 def run(
@@ -50,7 +54,7 @@ def run(
     of the same bytes from plain files into MLX arrays: as many files as the store has (one a block), and only one a
     live array, which no store of blocks can be; all from the operating system's page cache.
     ``restart``: ``ttft_ms`` of a prompt cold, and by a new decoder on the folder that the first has closed.
-    ``write-behind``: ``tokens_per_s`` while the store writes ``BUSY`` bytes a second, and while it rests.
+    ``write-behind``: ``tokens_per_s`` while the store writes as much as FED says, and while it rests.
     The first and last use a random-weight Qwen3 of 10M parameters; the second that and ``model``.
     """
     random = random_qwen3(seed=seed)
@@ -165,35 +169,38 @@ def _restart(loaded: LoadedModel, folder: Path, prompt: int, rounds: int, seed: 
 
 def _write_behind(loaded: LoadedModel, folder: Path, rounds: int, seed: int, tokens: int) -> list[dict[str, Any]]:
     prompts = [_tokens(loaded, 256, seed + i) for i in range(DECODING)]
-    rates: dict[str, list[float]] = {"busy": [], "at rest": []}
-    written = 0
+    rates: dict[str, list[float]] = {state: [] for state in FED}
+    written = dict.fromkeys(FED, 0)
     # Written through: what is put is written at once.
     with Decoder(loaded, policy(folder) + ",write=through") as decoder, _feeder(decoder.store, seed) as feed:
         for round_ in range(rounds + 1):
             for state in sorted(rates, reverse=bool(round_ % 2)):
                 before = feed.store.stats()["bytes_written"]
-                feed.on = state == "busy"
+                feed.rate = FED[state]
                 streams = [decoder.submit(p, max_tokens=tokens, logits_processors=[no_end(loaded)]) for p in prompts]
                 rate = sum(1e3 / stream.result().tpot_ms for stream in streams)
-                feed.on = False
+                feed.rate = 0
                 feed.store.flush()
                 if round_:  # the first round warms up
                     rates[state].append(rate)
-                    written += (feed.store.stats()["bytes_written"] - before) * (state == "busy")
+                    written[state] += feed.store.stats()["bytes_written"] - before
     about = {"policy": "tiered", "workload": "write-behind", "model": loaded.name, "n": DECODING}
     unit = {"metric": "tokens_per_s", "unit": "tokens/s"}
     rows = [{**about, **unit, "value": statistics.median(values), "store": state} for state, values in rates.items()]
-    rows.append({**about, "metric": "bytes_written", "value": written, "unit": "B", "store": "busy"})
-    ratio = statistics.median(a / b for a, b in zip(rates["busy"], rates["at rest"], strict=True))
-    return [*rows, _ratio(about, ratio, "busy", "at rest")]
+    rest = rates.pop("at rest")
+    for state, values in rates.items():
+        rows.append({**about, "metric": "bytes_written", "value": written[state], "unit": "B", "store": state})
+        ratio = statistics.median(a / b for a, b in zip(values, rest, strict=True))
+        rows.append(_ratio(about, ratio, state, "at rest"))
+    return rows
 
 
 class Feed:
-    """Puts blocks of random numbers into a store at a steady rate while ``on``."""
+    """Puts blocks of random numbers into a store, ``rate`` bytes of them a second."""
 
     def __init__(self, store: Store, seed: int) -> None:
         self.store = store
-        self.on = False
+        self.rate = 0
         self.ended = False
         self._rng = np.random.default_rng(seed)
         self._payload = {"0:k": self._rng.standard_normal((8, store.block, 256), dtype=np.float32)}
@@ -202,11 +209,16 @@ class Feed:
     def _run(self) -> None:
         ns = Namespace("feed", "", "float32", self.store.block)
         size = TOGETHER * sum(array.nbytes for array in self._payload.values())
+        due = 0.0
         while not self.ended:
-            if self.on:
+            now = time.monotonic()
+            if not self.rate:
+                due = now
+            elif now >= due:
                 tokens = self._rng.integers(0, 1 << 30, TOGETHER * self.store.block)
                 self.store.put(ns, tokens, 0, [self._payload] * TOGETHER)
-            time.sleep(size / BUSY)
+                due += size / self.rate
+            time.sleep(NAP)
 
 
 @contextmanager

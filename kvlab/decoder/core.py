@@ -320,8 +320,8 @@ class Decoder:
         self._generator.prefill_step_size = self._pace.chunk(prefilling, decoding)
         prefill = self._generator.prefill
         prefill.work, prefill.done = self._pace.work(decoding), 0
-        rows = decoding or prefilling * self._generator.prefill_step_size
-        self._cores.suit(rows, beside=decoding > 0 and prefilling > 0)
+        chunks = (min(self._generator.prefill_step_size, job.to_compute) for job in self._active.values())
+        self._cores.suit(decoding or sum(chunks), beside=decoding > 0 and prefilling > 0)
         started = time.perf_counter()
         prompts, tokens = self._generator.next()
         now = time.perf_counter()

@@ -69,6 +69,11 @@ class Job:
         """Tokens in all its layers: a chunk of the prompt may be in the first ones only."""
         return self.layers[-1].offset
 
+    @property
+    def to_compute(self) -> int:
+        """Tokens of the context that are not in all layers."""
+        return len(self.prompt) + len(self.tokens) - (self.computed if self.layers else self.cached)
+
     def begin(self) -> list[int]:
         """Start, or go on after a pause; the tokens to compute or find."""
         self.cached = self.stored = self.prefilled = 0
