@@ -80,6 +80,7 @@ class Booking:
             today = catalog.written_on(_day())
             keys = [block.key for block in blocks]
             here = dict(catalog.among("SELECT key, owner FROM blocks WHERE key IN ({})", keys))
+            keep = {*here, *(block.parent for block in blocks)}  # without its parent a block is never found
             for block, parts in zip(blocks, encoded, strict=True):
                 if block.key in here and self._there(block.key, here[block.key], held):
                     continue
@@ -87,14 +88,12 @@ class Booking:
                 if self._write_cap is not None and today + booked_bytes + size > self._write_cap:
                     self._counts["capped"] += 1
                     break  # a child without its parent would never be found
-                if not self._evictor.make_room(booked_bytes + size):
+                if not self._evictor.make_room(booked_bytes + size, keep):
                     self._counts["refused"] += 1
                     break
                 booked_bytes += size
                 booked.append((block, parts))
             insert(catalog, [(block, blockfile.size_of(parts)) for block, parts in booked], me)
-            if booked and held:  # some may have left for the others' room
-                held = {key for (key,) in catalog.among("SELECT key FROM blocks WHERE key IN ({})", list(held))}
         return held, booked
 
     def _there(self, key: bytes, owner: str | None, held: set[bytes]) -> bool:

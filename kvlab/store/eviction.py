@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 
 from kvlab.store.folder import Folder
 from kvlab.store.replacement import Replacement, make
@@ -32,22 +32,22 @@ class Evictor:
         self._last = 0
         self._stale = True
 
-    def make_room(self, size: int) -> bool:
-        """Evict until ``size`` more bytes fit; False when that cannot be."""
+    def make_room(self, size: int, keep: Collection[bytes] = ()) -> bool:
+        """Evict until ``size`` more bytes fit, none of ``keep``; False when that cannot be."""
         if size > self._budget:
             return False
         catalog = self._folder.catalog
         order: Replacement | None = None
         while catalog.sum("bytes") + size > self._budget:
             order = order or self._refreshed()
-            if not self._evict(order):
+            if not self._evict(order, keep):
                 return False
         return True
 
-    def _evict(self, order: Replacement) -> bool:
+    def _evict(self, order: Replacement, keep: Collection[bytes]) -> bool:
         catalog = self._folder.catalog
         while True:
-            key = order.victim(self._may_leave)
+            key = order.victim(lambda key: key not in keep and self._may_leave(key))
             if not isinstance(key, bytes):
                 return False
             row = catalog.one("SELECT used FROM blocks WHERE key = ?", key)

@@ -14,6 +14,8 @@ import pytest
 
 from kvlab.errors import StoreError
 from kvlab.store import Namespace, Store
+from kvlab.store.eviction import Evictor
+from kvlab.store.folder import Folder
 from tests.store_kit import BLOCK, MB, NS, fetch, opened, payloads, put, rows, same, sound
 
 A = list(range(100, 120))  # two blocks and a tail of four
@@ -209,6 +211,24 @@ def test_budgets_hold_and_what_is_served_is_right(tmp_path: Path, replace: str, 
     store.close()
     with opened(tmp_path, ssd=ssd) as store:
         sound(store)
+
+
+def test_room_for_blocks_is_not_made_of_those_they_follow(tmp_path: Path) -> None:
+    """Written together, they are booked before the index knows whose children they are."""
+    with opened(tmp_path) as store:
+        for first in range(4):
+            put(store, [first, *A[:7]])
+            store.flush()
+    folder = Folder(tmp_path)
+    oldest, *others = [key for (key,) in folder.catalog.rows("SELECT key FROM blocks ORDER BY id")]
+    budget = folder.catalog.sum("bytes")
+    left: list[bytes] = []
+    evictor = Evictor(folder, budget, "lru", lambda _: False, lambda key, *_: left.append(key))
+    with folder.catalog.write():
+        assert evictor.make_room(budget // 2, {oldest}) and left == others[:2]
+        assert not evictor.make_room(budget, {oldest}) and left == others
+        assert evictor.make_room(budget) and left == [*others, oldest]
+    folder.close()
 
 
 def test_what_is_being_read_stays() -> None:
