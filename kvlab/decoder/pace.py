@@ -9,7 +9,7 @@ import math
 import statistics
 from collections import deque
 
-ROUND = 2.7
+ROUND = 2.55
 """How long a decode step with work on prompts behind it may take, in decode steps of their own."""
 SOON = 8
 """Rounds that a chunk may take: whoever comes meanwhile waits for its end."""
