@@ -46,12 +46,15 @@ class Stages:
         caches = [*caches[:-1], KeysOnly(caches[-1])]
         if self._twin is None:
             return tokens, [lambda tokens: self._model(tokens, cache=caches)]
-        self._calls.clear()
-        self._twin(tokens, cache=caches)
-        first = self._calls[0][0]
-        if len(self._calls) != self.depth or any(x is not first for x, _ in self._calls):
+        try:
+            self._twin(tokens, cache=caches)
+            calls = list(self._calls)
+        finally:
+            self._calls.clear()  # they hold the caches, which nobody may need for longer than the pass
+        first = calls[0][0]
+        if len(calls) != self.depth or any(x is not first for x, _ in calls):
             raise ValueError("this model works on what is between its layers")
-        return first, [stage for _, stage in self._calls]
+        return first, [stage for _, stage in calls]
 
 
 class _Noted:

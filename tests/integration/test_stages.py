@@ -1,6 +1,8 @@
 """A forward pass in stages is the forward pass, whatever happens between them."""
 
-from collections.abc import Callable, Iterator, Sequence
+import gc
+import weakref
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import mlx.core as mx
@@ -23,12 +25,12 @@ def model(request: pytest.FixtureRequest, bundled: LoadedModel) -> nn.Module:
 
 
 @pytest.fixture
-def prefill(model: nn.Module) -> Iterator[Prefill]:
+def prefill(model: nn.Module) -> Prefill:
     """The prompts, of which nothing is computed."""
     caches = [own_caches(model, Policy()) for _ in PROMPTS]
     batch = Prefill(model, [0, 1], caches, max_tokens=[1, 1], logits_processors=[[], []], samplers=[None, None])
     batch.stages, batch.stream = stages(model), mx.default_stream(mx.default_device())
-    yield batch
+    return batch
 
 
 def whole(model: nn.Module, *chunks: Sequence[int]) -> list[Any]:
@@ -89,6 +91,15 @@ def test_with_the_last_one_its_chunk_is_gone(prefill):
     prefill.prompt(PROMPTS)
     prefill.filter([])
     assert not prefill.is_under_way and not prefill.uids
+
+
+def test_nothing_of_a_prompt_is_held_when_it_has_gone(prefill):
+    prefill.work = None
+    prefill.prompt(PROMPTS)
+    held = [weakref.ref(layer) for layer in prefill.extract_cache(0)]
+    prefill.filter([])
+    gc.collect()
+    assert not [one for one in held if one() is not None]
 
 
 class Between(nn.Module):
