@@ -93,7 +93,8 @@ class Booking:
                     break
                 booked_bytes += size
                 booked.append((block, parts))
-            insert(catalog, [(block, blockfile.size_of(parts)) for block, parts in booked], me)
+            if booked:
+                insert(catalog, [(block, blockfile.size_of(parts)) for block, parts in booked], me)
         return held, booked
 
     def _there(self, key: bytes, owner: str | None, held: set[bytes]) -> bool:

@@ -8,6 +8,7 @@ import sys
 import threading
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -229,6 +230,26 @@ def test_room_for_blocks_is_not_made_of_those_they_follow(tmp_path: Path) -> Non
         assert not evictor.make_room(budget, {oldest}) and left == others
         assert evictor.make_room(budget) and left == [*others, oldest]
     folder.close()
+
+
+def test_a_batch_keeps_the_blocks_that_its_own_follow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    kept: list[set[bytes]] = []
+    make_room = Evictor.make_room
+
+    def spy(self: Evictor, size: int, keep: Any = ()) -> bool:
+        kept.append(set(keep))
+        return make_room(self, size, keep)
+
+    with opened(tmp_path, write="snapshot") as store:
+        put(store, A[:8])
+        store.flush()
+        monkeypatch.setattr(Evictor, "make_room", spy)
+        put(store, A, start=8)
+        store.flush()
+        pieces = store.match(NS, A)
+    keys = [piece.key for piece in pieces.pieces]
+    asked = [keep for keep in kept if keep]
+    assert len(asked) == len(keys) - 1 and all(set(keys[:-1]) <= keep for keep in asked)
 
 
 def test_what_is_being_read_stays() -> None:
