@@ -78,15 +78,15 @@ def test_killed_writers_leave_a_sound_folder_where_room_is_short(tmp_path: Path,
     budget = 100_000
     for round_ in range(count):
         writers = [start(tmp_path, 1000 * i + 100 * round_ + 1, ("back", "through")[i], budget) for i in range(2)]
-        for writer in writers:
+        for writer in writers:  # past the imports
             assert writer.stdout is not None
             writer.stdout.readline()
         time.sleep(0.2 + rng.random() * 0.3)
-        seeds = [seed for writer in writers for seed in kill(writer)]
+        last = [seed for writer in writers for seed in kill(writer)[-10:]]  # of both: one may have waited for long
         with opened(tmp_path, ssd=budget) as store:
             sound(store)
             assert 0 < store.tiers_bytes()["ssd"] <= budget
-            assert sum(fetch(store, talk(seed)).tokens for seed in seeds[-20:]) > 0
+            assert sum(fetch(store, talk(seed)).tokens for seed in last) > 0
 
 
 def test_row_without_a_file_is_forgotten_after_a_crash(tmp_path: Path) -> None:
