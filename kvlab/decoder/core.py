@@ -224,19 +224,19 @@ class Decoder:
                 self._fail_all(error)
         for job in [*self._waiting, *self._active.values()]:
             self._cancel(job)
-        self._cores.give_back()
+        self._yield_processors()
         self._generator.close()
 
     def _read_inbox(self) -> bool:
         """Take new jobs and cancellations; wait when there is nothing to do. False: time to close."""
         idle = not self._active and not self._waiting
         if idle:
-            self._cores.give_back()
+            self._yield_processors()
         while True:
             try:
                 message = self._inbox.get(block=idle)
             except queue.Empty:
-                return True
+                break
             if message is None:
                 return False
             if isinstance(message, Job):
@@ -246,6 +246,14 @@ class Decoder:
                 for job in (job for job in jobs if job.request == message):
                     self._cancel(job)
             idle = False
+        if self._rest:
+            self._rest.is_behind(True)
+        return True
+
+    def _yield_processors(self) -> None:
+        self._cores.give_back()
+        if self._rest:
+            self._rest.is_behind(False)
 
     def _admit(self) -> None:
         for job in self._waiting:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from kvlab.store.ledger import Ledger
 from kvlab.store.pins import Pins
-from kvlab.store.ram import Ram
+from kvlab.store.ram import Entry, Ram
 from kvlab.store.types import BLOCK, Block, Index, Put, Tier
 from kvlab.store.writer import Writer
 
@@ -23,8 +23,11 @@ class Room:
         self._read_once: OrderedDict[bytes, bool] = OrderedDict()
 
     def add(self, new: Sequence[Block]) -> Put:
-        """Take in blocks that no tier has, parents first; waits for the writer when RAM is full of unwritten ones."""
-        blocks = nbytes = 0
+        """Take in blocks that no tier has, parents first.
+
+        Waits for the writer where RAM is full of unwritten ones, and where blocks are written through.
+        """
+        entries: list[Entry] = []
         for block in new:
             if block.kind == BLOCK and block.length < block.ns.block and self._covered(block):
                 continue
@@ -37,13 +40,14 @@ class Room:
             entry = self._ram.add(block, dirty=self._writer is not None)
             self._ledger.ghosts.back(block.key)
             if self._writer is not None:
-                self._writer.add(block.key)
-            blocks, nbytes = blocks + 1, nbytes + entry.nbytes
-        if blocks:
-            self._ledger.stored(blocks, nbytes)
+                self._writer.add(entry)
+            entries.append(entry)
+        put = Put(len(entries), sum(entry.nbytes for entry in entries))
+        if entries:
+            self._ledger.stored(put.blocks, put.bytes)
             if self._writer is not None:
-                self._writer.wake()
-        return Put(blocks, nbytes)
+                self._writer.after_put(entries)
+        return put
 
     def is_wanted(self, key: bytes) -> bool:
         """Whether a block below RAM is read again, after not too many others, so that it had better be kept."""

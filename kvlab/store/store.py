@@ -268,6 +268,13 @@ class Store:
             blocks, nbytes = blocks + tier.stats()[f"{tier.name}_blocks"], nbytes + tier.nbytes()
         return Report(blocks, nbytes, tuple(problems))
 
+    def give_way(self, active: bool) -> None:
+        """Whether someone computes beside this store: write-behind then takes a few percent of a core, until RAM is half
+        full of what is unwritten. The last call counts."""
+        if self._writer is not None:
+            with self._lock:
+                self._writer.give_way(active)
+
     def flush(self) -> bool:
         """Write what is unwritten and make it survive a power cut. False when the folder cannot promise that."""
         if self._writer is None or self._closed:

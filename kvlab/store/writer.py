@@ -2,6 +2,10 @@
 
 The queue holds keys, never payloads: an unwritten block stays in RAM, within RAM's budget, until the tier below has
 it. So memory is bounded by that budget, and a put that needs the room of an unwritten block waits (back-pressure).
+
+While a decoder computes, the thread gives way: it writes small batches, and after each it rests for a multiple of the
+processor's time that the batch took, however slow the file system is. That ends when someone waits for a block, or half
+of RAM is unwritten.
 """
 
 from __future__ import annotations
@@ -10,14 +14,16 @@ import logging
 import threading
 import time
 from collections import OrderedDict
+from collections.abc import Sequence
 
 from kvlab.store.ledger import Ledger
 from kvlab.store.ram import Entry, Ram
 from kvlab.store.types import BLOCK, Tier
 
 BATCH_BLOCKS, BATCH_BYTES = 32, 32 << 20
-DIRTY = 0.5  # part of RAM that may be unwritten before the oldest of it is written
-IDLE_S = 2.0  # quiet time after which ``back`` writes the full blocks it still has
+SMALL_BYTES = 1 << 20  # of a batch beside a decoder
+REST, LONGEST_REST_S = 32, 1.0  # times as long as a batch took: three percent of a core
+DIRTY = 0.5  # part of RAM that may be unwritten before the thread rests no longer
 NOTE_S = 5.0  # how often uses and counters are written down
 WRITES = ("back", "through", "snapshot")
 log = logging.getLogger("kvlab.store")
@@ -26,10 +32,10 @@ log = logging.getLogger("kvlab.store")
 class Writer:
     """``condition`` is the store's lock; every public method is called with it held.
 
-    ``write="through"`` writes full blocks and checkpoints as soon as they are put, ``"back"`` when half of RAM is
-    unwritten, or nothing was put for a while, ``"snapshot"`` at a flush only. A tail, which the next turn will replace
-    by a longer block, is written only when its room is needed or at a flush. A block is admitted to the tier below
-    after ``admit`` uses, the put being the first.
+    ``write="through"`` has a put wait until its full blocks and checkpoints are written, ``"back"`` writes them behind
+    it, ``"snapshot"`` at a flush only. A tail, which the next turn will replace by a longer block, is written only when
+    its room is needed or at a flush. A block is admitted to the tier below after ``admit`` uses, the put being the
+    first.
     """
 
     def __init__(
@@ -51,18 +57,32 @@ class Writer:
         self._flushes_asked = self._flushes_done = 0
         self._durable = True
         self._stop = False
-        self._last_put = self._last_note = time.monotonic()
+        self._last_note = time.monotonic()
         self._noted = True
+        self._gives_way = False
+        self._rest_until = 0.0
         self._flying: set[bytes] = set()
         self._thread = threading.Thread(target=self._run, name="kvlab-store-writer", daemon=True)
         self._thread.start()
 
     # -- called by the store ------------------------------------------------------------------------------------
 
-    def add(self, key: bytes) -> None:
+    def add(self, entry: Entry) -> None:
         """A block was put into RAM, unwritten."""
-        self._queue[key] = None
-        self._last_put = time.monotonic()
+        self._queue[entry.block.key] = None
+
+    def after_put(self, entries: Sequence[Entry]) -> None:
+        """Blocks were added; returns once those that are written through are. Lets go of the lock meanwhile."""
+        self.wake()
+        if self._write == "through":
+            for entry in filter(self._whole, entries):
+                self.wait_for(entry)
+
+    def give_way(self, active: bool) -> None:
+        """Whether someone computes who had better have the processors."""
+        if self._gives_way != active:
+            self._gives_way = active
+            self._condition.notify_all()
 
     def head(self, head: bytes, root: bytes) -> None:
         self._heads.append((head, root))
@@ -125,7 +145,7 @@ class Writer:
         with self._condition:
             entries = self._next()
             while not entries and not self._stop and self._flushes_asked == self._flushes_done and not self._note_due():
-                self._condition.wait(IDLE_S / 2 if self._queue or not self._noted else None)
+                self._condition.wait(self._until_due())
                 entries = self._next()
             if self._stop:
                 return False
@@ -134,8 +154,11 @@ class Writer:
             self._flying = {entry.block.key for entry in entries}
             news = {} if entries else self._ledger.news()
         if entries:
+            started = time.thread_time()
             held = self._tier.write([entry.as_used() for entry in entries], heads)
+            rest = REST * (time.thread_time() - started)
             with self._condition:
+                self._rest_until = time.monotonic() + min(rest, LONGEST_REST_S)
                 self._landed(entries, held)
             return True
         if heads:
@@ -151,6 +174,13 @@ class Writer:
 
     def _note_due(self) -> bool:
         return not self._noted and time.monotonic() - self._last_note > NOTE_S
+
+    def _until_due(self) -> float | None:
+        """Seconds until there may be something to do that nobody tells of."""
+        now = time.monotonic()
+        if self._queue and self._rest_until > now:
+            return self._rest_until - now
+        return None if self._noted else max(0.0, self._last_note + NOTE_S - now) + 0.01
 
     def _landed(self, entries: list[Entry], held: set[bytes]) -> None:
         blocks = nbytes = 0
@@ -172,24 +202,26 @@ class Writer:
         flushing = self._flushes_asked > self._flushes_done
         if self._write == "snapshot" and not flushing:
             return []
-        room = self._ram.dirty_bytes > DIRTY * self._ram.budget
-        quiet = time.monotonic() - self._last_put > IDLE_S
+        short = self._ram.dirty_bytes > DIRTY * self._ram.budget
+        gently = self._gives_way and self._urgent is None and not (flushing or short)
+        if gently and time.monotonic() < self._rest_until:
+            return []
+        most = SMALL_BYTES if gently else BATCH_BYTES
         chosen: OrderedDict[bytes, Entry] = OrderedDict()
         if self._urgent is not None:
             self._choose(self._urgent, chosen)
             self._urgent = None
-        if chosen or flushing or room or quiet or self._write == "through":
-            for tails in (False, True):
-                if tails and not (flushing or (room and not chosen)):
+        for tails in (False, True):
+            if tails and not (flushing or (short and not chosen)):
+                break
+            for key in list(self._queue):
+                entry = self._ram.dirty.get(key)
+                if entry is None:
+                    del self._queue[key]
+                elif entry.uses >= self._admit and (tails or self._whole(entry)):
+                    self._choose(key, chosen)
+                if len(chosen) >= BATCH_BLOCKS or sum(one.nbytes for one in chosen.values()) >= most:
                     break
-                for key in list(self._queue):
-                    entry = self._ram.dirty.get(key)
-                    if entry is None:
-                        del self._queue[key]
-                    elif entry.uses >= self._admit and (tails or self._whole(entry)):
-                        self._choose(key, chosen)
-                    if len(chosen) >= BATCH_BLOCKS or sum(one.nbytes for one in chosen.values()) >= BATCH_BYTES:
-                        break
         for key in chosen:
             self._queue.pop(key, None)
         return list(chosen.values())

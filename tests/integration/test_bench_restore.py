@@ -22,7 +22,7 @@ def test_it_gives_ratios_and_what_they_are_made_of():
     ]
     for row in rows:
         assert {"policy", "workload", "metric", "value", "unit"} <= row.keys() and np.isfinite(row["value"])
-        assert row["value"] > 0
+        assert row["value"] > 0 or row["metric"] == "written_bytes_per_s", "so few steps may end within one rest"
 
 
 def test_the_random_model_is_as_large_as_it_says():

@@ -222,6 +222,22 @@ def test_bad_requests_are_refused_at_once(llama, prompt, options, words):
         decoder.submit(prompt, **options)
 
 
+def test_the_store_writes_gently_while_the_decoder_computes(llama, tmp_path, monkeypatch):
+    told: list[bool] = []
+    with Decoder(llama, f"tiered:dir={tmp_path}") as decoder:
+        monkeypatch.setattr(decoder.store, "give_way", told.append)
+        for seed in range(2):
+            decoder.generate(conversation(seed, 40), max_tokens=3)
+    assert told == [True, False] * 2
+
+
+def test_written_through_means_on_disk_when_the_request_ends(llama, tmp_path):
+    with Decoder(llama, f"tiered:write=through,dir={tmp_path}") as decoder:
+        decoder.generate(conversation(1, 200), max_tokens=3)
+        stats = decoder.store.stats()
+        assert stats["ssd_blocks"] == 202 // decoder.policy.reuse.block
+
+
 def test_events_tell_the_whole_story(llama, tmp_path):
     log = Log()
     prompt = conversation(3, 100)

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from kvlab.errors import StoreError
-from kvlab.store import Namespace, Store
+from kvlab.store import Namespace, Store, writer
 from kvlab.store.eviction import Evictor
 from kvlab.store.folder import Folder
 from tests.store_kit import BLOCK, MB, NS, fetch, opened, payloads, put, rows, same, sound
@@ -303,13 +303,51 @@ def test_snapshot_writes_at_flush_only(tmp_path: Path) -> None:
 
 def test_through_writes_full_blocks_at_once_and_tails_at_flush(tmp_path: Path) -> None:
     with opened(tmp_path, write="through") as store:
-        put(store, A)
-        until = time.monotonic() + 5
-        while store.stats()["ssd_blocks"] < 2 and time.monotonic() < until:
-            time.sleep(0.01)
-        assert store.stats()["ssd_blocks"] == 2
-        assert store.flush()
+        store.give_way(True)
+        for end in (8, 16, 20):
+            put(store, A[:end])
+            assert store.stats()["ssd_blocks"] == end // 8, "before the put returns"
+        store.put_checkpoint(NS, A[:16], {"0": np.ones(3, np.float32)})
         assert store.stats()["ssd_blocks"] == 3
+        assert store.flush()
+        assert store.stats()["ssd_blocks"] == 4
+
+
+def eventually(store: Store, blocks: int, seconds: float = 5.0) -> bool:
+    """Whether so many blocks are on disk before long."""
+    until = time.monotonic() + seconds
+    while store.stats()["ssd_blocks"] < blocks and time.monotonic() < until:
+        time.sleep(0.01)
+    return bool(store.stats()["ssd_blocks"] == blocks)
+
+
+def test_back_writes_full_blocks_soon(tmp_path: Path) -> None:
+    with opened(tmp_path) as store:
+        put(store, A)
+        assert eventually(store, 2)
+
+
+@pytest.mark.parametrize("end", ["give_way", "flush", "room"])
+def test_beside_a_decoder_the_writer_rests_until_it_is_needed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, end: str
+) -> None:
+    monkeypatch.setattr(writer, "REST", 1e9)
+    monkeypatch.setattr(writer, "LONGEST_REST_S", 3600.0)
+    size = sum(array.nbytes for array in rows(A, 0, 8).values())
+    with opened(tmp_path, ram=8 * size) as store:
+        store.give_way(True)
+        put(store, [1, *A[:15]])
+        assert eventually(store, 2)
+        put(store, [2, *A[:15]])
+        assert not eventually(store, 4, 0.2)
+        if end == "give_way":
+            store.give_way(False)
+        elif end == "flush":
+            store.flush()
+        else:
+            put(store, [3, *range(23)])  # with these, more than half of RAM is unwritten
+        assert eventually(store, 7 if end == "room" else 4)
+        sound(store)
 
 
 def test_admission_waits_for_a_reuse(tmp_path: Path) -> None:
