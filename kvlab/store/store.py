@@ -269,8 +269,8 @@ class Store:
         return Report(blocks, nbytes, tuple(problems))
 
     def give_way(self, active: bool) -> None:
-        """Whether someone computes beside this store: write-behind then takes a few percent of a core, until RAM is half
-        full of what is unwritten. The last call counts."""
+        """Whether someone computes beside this store: write-behind then takes three percent of a core, until half of
+        RAM is unwritten. The last call counts."""
         if self._writer is not None:
             with self._lock:
                 self._writer.give_way(active)
