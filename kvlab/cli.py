@@ -74,6 +74,8 @@ def demo(out: Path | None, as_json: bool) -> None:
 @model_option
 @click.option("--turns", type=click.IntRange(min=1), help="Turns of each conversation.")
 @click.option("--n", type=click.IntRange(min=1), help="Conversations.")
+@click.option("--concurrency", type=click.IntRange(min=1), help="Conversations that go on at once; else all.")
+@click.option("--tokens", type=click.IntRange(min=1), help="Length of a retrieval prompt.")
 @seed_option
 @out_option
 @json_option
@@ -83,6 +85,8 @@ def compare(
     model: str | None,
     turns: int | None,
     n: int | None,
+    concurrency: int | None,
+    tokens: int | None,
     seed: int,
     out: Path | None,
     as_json: bool,
@@ -92,7 +96,17 @@ def compare(
     from kvlab.experiments import compare_command
 
     def run() -> Document:
-        results = compare_command(policies, workload, model=model, turns=turns, n=n, seed=seed, out=out)
+        results = compare_command(
+            policies,
+            workload,
+            model=model,
+            turns=turns,
+            n=n,
+            seed=seed,
+            concurrency=concurrency,
+            tokens=tokens,
+            out=out,
+        )
         return results.document("compare")
 
     _answer(as_json, run)

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from html import escape
 from pathlib import Path
-from typing import Any
 
 from kvlab.errors import RunError
 from kvlab.policies import Module, Policy
@@ -66,10 +65,22 @@ class Run:
         return f"<table>{cells}</table>"
 
 
-def run(policy: PolicyLike, workload: str | Workload = "agent", model: ModelLike = None, **options: Any) -> Results:
+def run(
+    policy: PolicyLike,
+    workload: str | Workload = "agent",
+    model: ModelLike = None,
+    *,
+    turns: int | None = None,
+    n: int = 1,
+    seed: int = 0,
+    concurrency: int = 1,
+    restart: bool = False,
+    tokens: int | None = None,
+    progress: bool = True,
+) -> Results:
     """`Run(policy, workload, model, ...).execute()`."""
-    progress = options.pop("progress", True)
-    return Run(policy, workload, model, **options).execute(progress=progress)
+    one = Run(policy, workload, model, turns, n, seed, concurrency, restart, tokens)
+    return one.execute(progress=progress)
 
 
 def compare(
@@ -82,18 +93,20 @@ def compare(
     seed: int = 0,
     concurrency: int = 1,
     restart: bool = False,
+    tokens: int | None = None,
     folder: Path | None = None,
     progress: bool = True,
 ) -> Results:
     """Every policy on the same prompts, one after another, beside the uncached run that says what is exact.
 
     The uncached run (`full`) always takes place; it has rows only where it was asked for, or after a restart, where its
-    TTFT is the cold one for the same prompt. `folder` holds the SSD tiers while the runs last (else a temporary one).
+    TTFT is the cold one for the same prompt. Options are those of `Run`; `folder` holds the SSD tiers while the runs
+    last (else a temporary one).
     """
     if not policies:
         raise RunError("no policies to compare; write some, such as full,paged,tiered")
     asked = list(dict.fromkeys(Policy.parse(policy) for policy in policies))
-    harness = Harness(workload, model, turns, n, seed, concurrency, progress, folder)
+    harness = Harness(workload, model, turns, n, seed, concurrency, progress, folder, tokens)
     if folder is not None:
         make_folder(folder)
     uncached = harness.serve(REFERENCE)
@@ -116,13 +129,29 @@ def compare_command(
     turns: int | None = None,
     n: int | None = None,
     seed: int = 0,
+    concurrency: int | None = None,
+    tokens: int | None = None,
     out: Path | None = None,
 ) -> Results:
-    """`kvlab compare`: `n` conversations at once; prints the table, writes the run and its report to `out`."""
+    """`kvlab compare`: prints the table, writes the run and its report to `out`.
+
+    The `n` conversations go on all at once, or `concurrency` of them at a time.
+    """
     from kvlab.results.report import write_run  # draws in Altair, which takes a moment to import
 
     folder = new_run_folder(out, "compare")
-    results = compare(policies, workload, model, turns=turns, n=n or 1, seed=seed, concurrency=n or 1, folder=folder)
+    n = n or 1
+    results = compare(
+        policies,
+        workload,
+        model,
+        turns=turns,
+        n=n,
+        seed=seed,
+        concurrency=concurrency or n,
+        tokens=tokens,
+        folder=folder,
+    )
     at_once = results.rows[0]["n"]
     lead = f"Every policy sees the same prompts; {at_once} conversation{'s' * (at_once > 1)} at a time."
     report = write_run(results, folder, title=f"kvlab compare: {workload}", lead=lead)

@@ -182,6 +182,12 @@ def test_compare_passes_on_what_was_asked(monkeypatch: pytest.MonkeyPatch, capsy
         "agent",
         "--turns",
         "3",
+        "--n",
+        "4",
+        "--concurrency",
+        "2",
+        "--tokens",
+        "900",
     ]
     assert cli.main(["compare", *arguments, "--json"]) == 0
     out, err = capsys.readouterr()
@@ -192,8 +198,10 @@ def test_compare_passes_on_what_was_asked(monkeypatch: pytest.MonkeyPatch, capsy
         "workload": "agent",
         "model": None,
         "turns": 3,
-        "n": None,
+        "n": 4,
         "seed": 0,
+        "concurrency": 2,
+        "tokens": 900,
         "out": None,
     }
     assert cli.main(["compare", *arguments]) == 0

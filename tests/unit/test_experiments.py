@@ -175,7 +175,8 @@ def test_compare_command_writes_a_run(
     qwen3: LoadedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    results = compare_command(["full", "paged"], "chat", model=str(qwen3.path), turns=2, n=2)
+    results = compare_command(["full", "paged"], "chat", model=str(qwen3.path), turns=2, n=2, concurrency=1)
+    assert {row["n"] for row in results.rows} == {1} and len({row["conversation"] for row in results.rows}) == 2
     (folder,) = (tmp_path / "runs").iterdir()
     assert folder.name.startswith("compare-")
     assert {path.name for path in folder.iterdir()} == {"rows.ndjson", "provenance.json", "record.zarr", "report.html"}
