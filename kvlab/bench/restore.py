@@ -30,7 +30,7 @@ DECODING = 4
 
 FED = {"at rest": 0, "busy": 16 << 20, "flooded": 50 << 20}
 """Bytes a second that are put meanwhile: as many as prefill makes of this model where nothing decodes (2,600 tokens of
-6 KB on two cores), and three times those. The store never catches up with the latter."""
+6 KB on two cores), and three times those. What is not written at once waits in RAM."""
 
 TOGETHER = 16
 """Blocks put at once: those of a chunk of prefill."""
