@@ -21,7 +21,7 @@ import pytest
 
 import kvlab  # noqa: F401 - before MLX
 from kvlab import cli
-from kvlab.decoder import Decoder
+from kvlab.decoder.loop import Loop
 from kvlab.errors import KvlabError
 from kvlab.server import serve
 from kvlab.workloads.agent import Agent
@@ -291,8 +291,8 @@ def test_answers_go_on_where_they_were_after_a_pause(bundled, monkeypatch):
     bodies = [endless(f"Count to {i}.", max_tokens=160, seed=i, temperature=0.7, logprobs=True) for i in range(3)]
     bodies += [chat(f"Count {i}.", max_tokens=160, seed=i, temperature=0.7, response_format=form) for i in range(3)]
     pauses = []
-    pause = Decoder._pause
-    monkeypatch.setattr(Decoder, "_pause", lambda self, job: (pauses.append(job), pause(self, job)))
+    pause = Loop._pause
+    monkeypatch.setattr(Loop, "_pause", lambda self, job: (pauses.append(job), pause(self, job)))
 
     def answers(server: Local) -> list[dict]:
         with ThreadPoolExecutor(len(bodies)) as threads:
