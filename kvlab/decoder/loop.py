@@ -128,13 +128,13 @@ class Loop:
                     self._cancel(job)
             idle = False
         if self.rest:
-            self.rest.is_behind(True)
+            self.rest.store.give_way(True)
         return True
 
     def _yield_processors(self) -> None:
         self._cores.give_back()
         if self.rest:
-            self.rest.is_behind(False)
+            self.rest.store.give_way(False)
 
     def _admit(self) -> None:
         for job in self._waiting:

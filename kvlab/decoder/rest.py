@@ -64,14 +64,7 @@ class Rest:
         self._dtype = getattr(mx, loaded.dtype)
         self._block = reuse.block
         self._every = reuse.checkpoint
-        self._behind = False
         self.wants_checkpoints = leaves.has_state(make_caches(loaded.model, policy))
-
-    def is_behind(self, computing: bool) -> None:
-        """Whether the decoder computes, and writing is to stay behind it."""
-        if self._behind != computing:
-            self._behind = computing
-            self.store.give_way(computing)
 
     def limit(self, job: Job) -> int:
         """How many prompt tokens may be reused.

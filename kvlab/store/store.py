@@ -270,8 +270,8 @@ class Store:
 
     def give_way(self, active: bool) -> None:
         """Whether someone computes beside this store: write-behind then takes three percent of a core, until half of
-        RAM is unwritten. The last call counts."""
-        if self._writer is not None:
+        RAM is unwritten. The last call counts; one that changes nothing costs nothing."""
+        if self._writer is not None and self._writer.gives_way != active:
             with self._lock:
                 self._writer.give_way(active)
 

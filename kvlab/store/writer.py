@@ -59,7 +59,7 @@ class Writer:
         self._stop = False
         self._last_note = time.monotonic()
         self._noted = True
-        self._gives_way = False
+        self.gives_way = False
         self._rest_until = 0.0
         self._flying: set[bytes] = set()
         self._thread = threading.Thread(target=self._run, name="kvlab-store-writer", daemon=True)
@@ -80,9 +80,8 @@ class Writer:
 
     def give_way(self, active: bool) -> None:
         """Whether someone computes who had better have the processors."""
-        if self._gives_way != active:
-            self._gives_way = active
-            self._condition.notify_all()
+        self.gives_way = active
+        self._condition.notify_all()
 
     def head(self, head: bytes, root: bytes) -> None:
         self._heads.append((head, root))
@@ -203,7 +202,7 @@ class Writer:
         if self._write == "snapshot" and not flushing:
             return []
         short = self._ram.dirty_bytes > DIRTY * self._ram.budget
-        gently = self._gives_way and self._urgent is None and not (flushing or short)
+        gently = self.gives_way and self._urgent is None and not (flushing or short)
         if gently and time.monotonic() < self._rest_until:
             return []
         most = SMALL_BYTES if gently else BATCH_BYTES
