@@ -38,12 +38,20 @@ def product(a: np.ndarray, b: np.ndarray, out: np.ndarray, *, transpose: bool = 
 class OneThread:
     """Within it, products use the core that asks for them, so that several may ask at once.
 
-    The number of threads is one for the whole process: whoever leaves last sets it back.
+    The number of threads is one for the whole process: whoever leaves last sets it back, or to what :meth:`then` said.
     """
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._inside = self._before = 0
+
+    def then(self, count: int) -> None:
+        """Compute on ``count`` cores: from now on, or once nobody is within."""
+        with self._lock:
+            if self._inside:
+                self._before = count
+            else:
+                use_threads(count)
 
     def __enter__(self) -> None:
         with self._lock:

@@ -18,6 +18,7 @@ import numpy as np
 from kvlab import blas
 from kvlab.backend import physical_cores
 from kvlab.caches.exponential import is_composed
+from kvlab.caches.preempt import step_aside, wait_for
 
 Run = tuple[mx.array, mx.array]
 Mask = np.ndarray | str | None
@@ -52,6 +53,8 @@ class Weighed:
 def weigh(queries: mx.array, runs: Sequence[Run], mask: Mask = None) -> Weighed:
     """What queries get from rows, computed at once. Raises ValueError for a mask of another shape.
 
+    It steps aside between blocks (:mod:`kvlab.caches.preempt`); the other cores go on meanwhile.
+
     Args:
         queries: scaled, float32 ``[n_kv_heads, n, group, head_dim]``.
         runs: keys and values, float32 ``[1, n_kv_heads, length, head_dim]``, one run behind the other.
@@ -60,6 +63,8 @@ def weigh(queries: mx.array, runs: Sequence[Run], mask: Mask = None) -> Weighed:
     """
     if isinstance(mask, np.ndarray) and mask.shape != (queries.shape[1], runs[-1][0].shape[2]):
         raise ValueError(f"the mask's shape {mask.shape} is not that of queries and keys of the last run")
+    mx.async_eval(queries, runs)
+    step_aside()
     mx.eval(queries, runs)
     scaled = np.ascontiguousarray(np.asarray(queries))
     rows = [(_rows(keys), _rows(values)) for keys, values in runs]
@@ -87,9 +92,14 @@ def weigh(queries: mx.array, runs: Sequence[Run], mask: Mask = None) -> Weighed:
 
     with blas.ONE_THREAD:
         busy = [_helpers().submit(work) for _ in blocks[1 : 1 + others]]
-        work()
-        for helper in busy:
-            helper.result()
+        try:
+            work()
+        finally:
+            for _ in left:  # whoever leaves early leaves nothing to do
+                pass
+            for helper in busy:
+                if not helper.cancel():  # one that never began, because another's work is before it
+                    wait_for(helper)
     return done
 
 
@@ -136,6 +146,7 @@ def _block(
             out *= shrink
             blas.product(scores, values[start : start + KEYS], out, add=True)
             top[:] = best
+            step_aside()
 
 
 def _hide(scores: np.ndarray, seen: np.ndarray, column: int) -> None:

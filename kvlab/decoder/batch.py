@@ -40,6 +40,11 @@ class Batch(BatchGenerator):
             self.prefill.stream = mx.default_stream(mx.default_device())
         return super().next()
 
+    def close(self) -> None:
+        """As mlx-lm's; a chunk that is under way is left."""
+        self.prefill.stop()
+        super().close()
+
     def _next(self) -> Responses:
         turned: list[Any] = []
         if self.prefill.is_under_way:

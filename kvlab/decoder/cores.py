@@ -9,6 +9,7 @@ import mlx.nn as nn
 from mlx.utils import tree_flatten
 
 from kvlab import backend
+from kvlab.blas import ONE_THREAD
 
 SMALL = 1_500_000
 """Multiplications up to which a product is as quick on one core: asking a second takes as long."""
@@ -33,4 +34,4 @@ class Cores:
     def _use(self, count: int) -> None:
         if count != self._in_use:
             self._in_use = count
-            backend.use_threads(count)
+            ONE_THREAD.then(count)

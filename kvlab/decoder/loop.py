@@ -10,6 +10,7 @@ from mlx_lm.generate import StopSequences
 
 from kvlab import events
 from kvlab.caches import batchable, can_share, make_caches, own_caches, stages
+from kvlab.caches.cores import are_quicker
 from kvlab.caches.exponential import is_composed
 from kvlab.caches.leaves import own_layers
 from kvlab.decoder.admission import Admission
@@ -64,7 +65,8 @@ class Loop:
         self._stages = stages(loaded.model) if self._own else None
         self._prefixes = LivePrefixes() if self._own and self.rest is not None else None
         self.budget = self._make_budget(live_memory)
-        self._pace = Pace(prefill_step, self._stages.depth if self._stages else 1)
+        depth = self._stages.depth if self._stages else 1
+        self._pace = Pace(prefill_step, depth, preemptible=self._stages is not None and are_quicker())
         self.inbox: queue.SimpleQueue[Job | int | None] = queue.SimpleQueue()
         self._waiting = Admission(self.budget, self._prefixes, self.rest)
         self._active: dict[int, Job] = {}
@@ -212,6 +214,7 @@ class Loop:
         chunks = (min(self._generator.prefill_step_size, job.to_compute) for job in self._active.values())
         self._cores.suit(decoding or sum(chunks), beside=decoding > 0 and prefilling > 0)
         started = time.perf_counter()
+        prefill.until = self._pace.until(started, decoding)
         prompts, tokens = self._generator.next()
         now = time.perf_counter()
         for prompt in prompts:

@@ -34,11 +34,13 @@ class Pace:
 
     Args:
         depth: parts that a forward pass can be cut into, such as layers.
+        preemptible: it can be left within a part, so that it is time that decides, and work only sizes chunks.
     """
 
-    def __init__(self, most: int, depth: int = 1) -> None:
+    def __init__(self, most: int, depth: int = 1, *, preemptible: bool = False) -> None:
         self.most = most
         self._depth = depth
+        self._preemptible = preemptible
         self._steps: deque[float] = deque(maxlen=SAMPLES)
         self._sequences = self._since = self._aside = 0
         self._granted = float(FIRST)
@@ -49,19 +51,26 @@ class Pace:
         """Tokens of each of ``prefilling`` prompts to begin with, beside ``decoding`` sequences."""
         if not decoding:
             return self.most
-        tokens = int(self._granted / max(1, prefilling) / math.ceil(self._depth / SOON))
+        rounds = SOON / self._depth if self._preemptible else 1 / math.ceil(self._depth / SOON)
+        tokens = int(self._granted * rounds / max(1, prefilling))
         return min(self.most, max(LEAST, EVEN * round(tokens / EVEN) if tokens > EVEN else tokens))
 
     def work(self, decoding: int) -> int | None:
         """Tokens times layers in this round, which gives ``decoding`` sequences a token; None: all there is."""
         if not decoding:
             return None
-        if self._since >= (CHANGED if self._differ(decoding) else STALE):
+        if self._since >= (CHANGED if self._differ(decoding) else STALE) or self._preemptible and not self._steps:
             self._since, self._aside = 0, ASIDE
         if self._aside:
             self._aside -= 1
             return 0
         return int(self._granted)
+
+    def until(self, started: float, decoding: int) -> float:
+        """When to leave off work on prompts in a round that ``started`` then; infinity where time does not decide."""
+        if not decoding or not self._preemptible or not self._steps:
+            return math.inf
+        return started + ROUND * statistics.median(self._steps)
 
     def saw(self, seconds: float, work: int, decoded: int) -> None:
         """A round took ``seconds``, gave ``decoded`` sequences a token and set ``work`` on prompts off.
@@ -76,6 +85,8 @@ class Pace:
         self._since += 1
         if not done and not work:
             self._measured(seconds, decoded)
+        elif self._preemptible:
+            self._granted = max(LEAST, min(self.most * self._depth, self._granted + (work - self._granted) / SOON))
         elif self._steps and min(done, work) >= 0.8 * self._granted:
             self._adjust(min(done, work), ROUND * statistics.median(self._steps) / min(seconds, last))
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import mlx.core as mx
@@ -10,6 +11,7 @@ from mlx.utils import tree_flatten
 from mlx_lm.generate import PromptProcessingBatch, _right_pad_prompts
 
 from kvlab.caches import BatchLayerCache
+from kvlab.caches.preempt import Preemptible, step_aside
 from kvlab.caches.stages import Stages
 
 SPARE = 1 << 30
@@ -17,6 +19,7 @@ SPARE = 1 << 30
 chunk more than its arithmetic."""
 
 Chunks = list[list[int]]
+SetOff = Callable[[mx.array | None, list[mx.array]], None]
 
 
 class Pass:
@@ -24,37 +27,42 @@ class Pass:
 
     Args:
         caches: the prompts' batches, one a layer.
+        set_off: has the device compute arrays, the first of which is wanted for itself.
+
+    Attributes:
+        done: tokens times layers that were set off.
     """
 
-    def __init__(self, stages: Stages, chunks: Chunks, caches: Sequence[BatchLayerCache]) -> None:
+    def __init__(self, stages: Stages, chunks: Chunks, caches: Sequence[BatchLayerCache], set_off: SetOff) -> None:
         lengths = [len(chunk) for chunk in chunks]
         longest = max(lengths)
-        self.tokens = sum(lengths)
+        self._tokens = sum(lengths)
         # Batches of its own: others may join or leave the prompts meanwhile.
         self._layers = [type(layer)(layer.sequences) for layer in caches]
         for layer in self._layers:
             layer.prepare(lengths=lengths, right_padding=[longest - length for length in lengths])
         self._begun = [sequence.offset for sequence in self._layers[0].sequences]
         self._x, self._left = stages.begin(_right_pad_prompts(chunks, max_length=longest), self._layers)
+        self._is_cut = stages.depth > 1
+        self._set_off = set_off
+        self._at_once = 0
+        self.done = 0
+        self._run = Preemptible(self._through)
 
     @property
-    def left(self) -> int:
-        """Stages to come."""
-        return len(self._left)
+    def is_through(self) -> bool:
+        return not self._left
 
-    def go_on(self, layers: int) -> tuple[mx.array, list[mx.array]]:
-        """Through so many layers more: what goes into the next, and what the caches hold.
+    def go_on(self, work: int | None, until: float) -> None:
+        """Through some layers more: so many tokens times layers, None for all, or what can be done ``until`` then.
 
         The last layer, of which only keys and values are wanted, goes with the one before; they are :meth:`rest`.
         """
-        done = len(self._layers) - self.left
-        count = layers if layers + 1 < self.left else self.left
-        before = self._x
-        for stage in self._left[:count]:
-            before, self._x = self._x, stage(self._x)
-        del self._left[:count]
-        touched = self._layers[done : done + count] if self.left else self._layers[done:-1]
-        return self._x if self.left else before, [array for layer in touched for array in layer.state]
+        if until < math.inf:
+            self._at_once = 1
+        else:
+            self._at_once = len(self._layers) if work is None else max(1, round(work / self._tokens))
+        self._run.go_on(until)
 
     @property
     def rest(self) -> list[mx.array]:
@@ -63,9 +71,26 @@ class Pass:
 
     def undo(self) -> None:
         """Take the chunk's tokens out of the layers that have them."""
+        self._run.stop()
         for layer in self._layers:
             for sequence, begun in zip(layer.sequences, self._begun, strict=True):
                 sequence.trim(sequence.offset - begun)
+
+    def _through(self) -> None:
+        while self._left:
+            done = len(self._layers) - len(self._left)
+            count = self._at_once if self._at_once + 1 < len(self._left) else len(self._left)
+            before = self._x
+            for _ in range(count):
+                before, self._x = self._x, self._left[0](self._x)
+                del self._left[0]
+            touched = self._layers[done : done + count] if self._left else self._layers[done:-1]
+            arrays = [array for layer in touched for array in layer.state]
+            self.done += self._tokens * max(1, count if self._left else count - 1)
+            self._set_off((self._x if self._left else before) if self._is_cut else _last_row(arrays), arrays)
+            del before, arrays
+            if self._left:
+                step_aside(always=self._run.until == math.inf)
 
 
 class Prefill(PromptProcessingBatch):
@@ -75,12 +100,14 @@ class Prefill(PromptProcessingBatch):
         stages: cuts a chunk's forward pass, where every layer is a :class:`kvlab.caches.LayerCache` that keeps all its
             rows; None: a chunk is computed in one go.
         work: tokens times layers to get through at a time: 0 to wait, None for all of a chunk.
-        done: tokens times layers that were set off since the owner last set it to 0.
+        until: when to leave off instead, on the clock ``time.perf_counter``; infinity: ``work`` counts.
+        done: tokens times layers that were set off since the owner last set it to 0, at least 1 if any were worked on.
         stream: where a chunk's layers are computed.
     """
 
     stages: Stages | None = None
     work: int | None = None
+    until = math.inf
     done = 0
     stream: Any = None
     _pass: Pass | None = None
@@ -124,6 +151,11 @@ class Prefill(PromptProcessingBatch):
         self._rest = []  # whoever leaves computes what is its own
         super().filter(keep)
 
+    def stop(self) -> None:
+        """Leave a chunk that is under way."""
+        self._step_back()
+        self._waiting = None
+
     def _step_back(self) -> None:
         """Before the chunk, which is begun anew: all layers hold the same tokens."""
         if self._pass is not None:
@@ -135,14 +167,13 @@ class Prefill(PromptProcessingBatch):
         with mx.stream(self.stream):
             mx.async_eval(self._rest)
             self._rest = []  # held on to, it would be copied when it grows
-            chunk = self._pass = self._pass or Pass(stages, chunks, self.prompt_cache)
-            layers = stages.depth if self.work is None else max(1, round(self.work / chunk.tokens))
-            self.done += chunk.tokens * max(1, min(layers, chunk.left - 1))
-            mark, arrays = chunk.go_on(layers)
-            self._set_off(mark if stages.depth > 1 else _last_row(arrays), arrays)
+            chunk = self._pass = self._pass or Pass(stages, chunks, self.prompt_cache, self._set_off)
+            before = chunk.done
+            chunk.go_on(self.work, self.until)
+            self.done += max(1, chunk.done - before)
             # Waited for here, it would keep this thread from the others' step.
-            self._rest = [] if chunk.left else chunk.rest
-            return not chunk.left
+            self._rest = chunk.rest if chunk.is_through else []
+            return chunk.is_through
 
     def _all_at_once(self, chunks: Chunks) -> None:
         lengths = [len(chunk) for chunk in chunks]
