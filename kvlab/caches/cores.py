@@ -18,7 +18,7 @@ import numpy as np
 from kvlab import blas
 from kvlab.backend import physical_cores
 from kvlab.caches.exponential import is_composed
-from kvlab.caches.preempt import step_aside, wait_for
+from kvlab.caches.preempt import evaluate, step_aside, wait_for
 
 Run = tuple[mx.array, mx.array]
 Mask = np.ndarray | str | None
@@ -63,9 +63,7 @@ def weigh(queries: mx.array, runs: Sequence[Run], mask: Mask = None) -> Weighed:
     """
     if isinstance(mask, np.ndarray) and mask.shape != (queries.shape[1], runs[-1][0].shape[2]):
         raise ValueError(f"the mask's shape {mask.shape} is not that of queries and keys of the last run")
-    mx.async_eval(queries, runs)
-    step_aside()
-    mx.eval(queries, runs)
+    evaluate(queries, runs)
     scaled = np.ascontiguousarray(np.asarray(queries))
     rows = [(_rows(keys), _rows(values)) for keys, values in runs]
     kv_heads, count, group, _ = scaled.shape

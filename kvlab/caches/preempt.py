@@ -6,22 +6,32 @@ import math
 import time
 from collections.abc import Callable
 from concurrent.futures import Future, wait
+from typing import Any
 
+import mlx.core as mx
 from greenlet import GreenletExit, greenlet
+
+EASED = 0.95
+"""What an expected wait becomes from one time to the next: others may have computed for it meanwhile."""
 
 
 class Preemptible(greenlet):
     """Runs a function up to a point in time, and from there on when it is asked again.
 
-    The function gets on by itself: only where it calls :func:`step_aside` can it be left.
+    The function gets on by itself: only where it calls one of this module's functions can it be left.
+
+    Args:
+        function: what to run.
+        wait_s: how long :func:`evaluate` is expected to wait; as an attribute, in the light of how long it did.
     """
 
-    def __init__(self, function: Callable[[], None]) -> None:
+    def __init__(self, function: Callable[[], None], wait_s: float = 0.0) -> None:
         super().__init__(function)
         self.until = math.inf
+        self.wait_s = wait_s
 
     def go_on(self, until: float) -> None:
-        """Run to the end, or to the first chance at or after ``until`` (``time.perf_counter``). Raises what it raises."""
+        """Run to the end, or to the first chance from ``until`` on (``time.perf_counter``). Raises what it raises."""
         self.until = until
         self.switch()
 
@@ -37,10 +47,27 @@ def step_aside(*, always: bool = False) -> None:
         current.parent.switch()
 
 
+def evaluate(*arrays: Any) -> None:
+    """As ``mx.eval``, which cannot be left: a :class:`Preemptible` that has no time to wait steps aside before."""
+    current = greenlet.getcurrent()
+    if not isinstance(current, Preemptible):
+        mx.eval(*arrays)
+        return
+    expected, current.wait_s = current.wait_s, current.wait_s * EASED
+    started = time.perf_counter()
+    if started + expected >= current.until:
+        step_aside(always=True)
+        mx.eval(*arrays)
+    else:
+        mx.eval(*arrays)
+        current.wait_s = max(current.wait_s, time.perf_counter() - started)
+
+
 def wait_for(future: Future[None]) -> None:
-    """Until ``future`` is done, whose exception is raised; a :class:`Preemptible` steps aside when its time is up."""
+    """Wait until ``future`` is done, and raise what it raised; a :class:`Preemptible` steps aside in time."""
     current = greenlet.getcurrent()
     while isinstance(current, Preemptible) and not future.done():
-        wait([future], timeout=max(0.0, current.until - time.perf_counter()) if current.until < math.inf else None)
+        left = current.until - time.perf_counter()
+        wait([future], timeout=None if left == math.inf else max(0.0, left))
         step_aside()
     future.result()

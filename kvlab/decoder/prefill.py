@@ -33,7 +33,9 @@ class Pass:
         done: tokens times layers that were set off.
     """
 
-    def __init__(self, stages: Stages, chunks: Chunks, caches: Sequence[BatchLayerCache], set_off: SetOff) -> None:
+    def __init__(
+        self, stages: Stages, chunks: Chunks, caches: Sequence[BatchLayerCache], set_off: SetOff, wait_s: float
+    ) -> None:
         lengths = [len(chunk) for chunk in chunks]
         longest = max(lengths)
         self._tokens = sum(lengths)
@@ -47,11 +49,16 @@ class Pass:
         self._set_off = set_off
         self._at_once = 0
         self.done = 0
-        self._run = Preemptible(self._through)
+        self._run = Preemptible(self._through, wait_s)
 
     @property
     def is_through(self) -> bool:
         return not self._left
+
+    @property
+    def wait_s(self) -> float:
+        """How long it waits for what goes into attention."""
+        return self._run.wait_s
 
     def go_on(self, work: int | None, until: float) -> None:
         """Through some layers more: so many tokens times layers, None for all, or what can be done ``until`` then.
@@ -114,6 +121,7 @@ class Prefill(PromptProcessingBatch):
     _waiting: Chunks | None = None
     _mark: Any = None
     _rest: Any = ()
+    _wait_s = 0.0
 
     @property
     def is_under_way(self) -> bool:
@@ -167,9 +175,10 @@ class Prefill(PromptProcessingBatch):
         with mx.stream(self.stream):
             mx.async_eval(self._rest)
             self._rest = []  # held on to, it would be copied when it grows
-            chunk = self._pass = self._pass or Pass(stages, chunks, self.prompt_cache, self._set_off)
+            chunk = self._pass = self._pass or Pass(stages, chunks, self.prompt_cache, self._set_off, self._wait_s)
             before = chunk.done
             chunk.go_on(self.work, self.until)
+            self._wait_s = chunk.wait_s
             self.done += max(1, chunk.done - before)
             # Waited for here, it would keep this thread from the others' step.
             self._rest = chunk.rest if chunk.is_through else []
