@@ -35,8 +35,14 @@ class Preemptible(greenlet):
         self.until = until
         self.switch()
 
+    def leave(self) -> None:
+        """Called within: go on in whoever began it."""
+        if self.parent is not None:
+            self.parent.switch()
+
     def stop(self) -> None:
-        """Leave the function for good; its ``finally`` clauses run."""
+        """Leave the function for good; its ``finally`` clauses run, to their end."""
+        self.until = math.inf
         self.throw(GreenletExit)
 
 
@@ -44,7 +50,7 @@ def step_aside(*, always: bool = False) -> None:
     """Within a :class:`Preemptible` whose time is up, or ``always``: let others go on. Elsewhere nothing."""
     current = greenlet.getcurrent()
     if isinstance(current, Preemptible) and (always or time.perf_counter() >= current.until):
-        current.parent.switch()
+        current.leave()
 
 
 def evaluate(*arrays: Any) -> None:

@@ -81,6 +81,7 @@ class Pass:
         self._run.stop()
         for layer in self._layers:
             for sequence, begun in zip(layer.sequences, self._begun, strict=True):
+                sequence.pass_over(sequence.offset - begun)  # left before it was attended to
                 sequence.trim(sequence.offset - begun)
 
     def _through(self) -> None:

@@ -1,6 +1,7 @@
 """A forward pass in stages is the forward pass, whatever happens between them."""
 
 import gc
+import math
 import weakref
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -11,7 +12,7 @@ import numpy as np
 import pytest
 
 from kvlab.bench.models import random_qwen3
-from kvlab.caches import own_caches, stages
+from kvlab.caches import cores, own_caches, stages
 from kvlab.decoder.prefill import Prefill
 from kvlab.models import LoadedModel
 from kvlab.policies import Policy
@@ -66,6 +67,20 @@ def test_chunks_of_any_length_go_through_the_layers_together(prefill, model, wor
     prefill.prompt([PROMPTS[0][50:90], PROMPTS[1][50:61]])
     go_on(prefill, work=work)
     assert prefill.tokens == PROMPTS
+    for i, prompt in enumerate(PROMPTS):
+        same(prefill.extract_cache(i), whole(model, prompt[:50], prompt[50:]))
+
+
+def test_by_time_it_is_left_in_the_midst_of_a_layer(prefill, model, monkeypatch):
+    monkeypatch.setattr(cores, "KEYS", 16)  # so that even these prompts have several blocks
+    prefill.work, prefill.until = 0, -math.inf
+    prefill.prompt([prompt[:50] for prompt in PROMPTS])
+    rounds = go_on(prefill, work=1)
+    assert rounds >= len(model.layers) - 1 and (rounds > 2 * len(model.layers) or not cores.are_quicker())
+    prefill.prompt([PROMPTS[0][50:90], PROMPTS[1][50:61]])
+    same(prefill.extract_cache(0), whole(model, PROMPTS[0][:50]))
+    assert prefill.is_under_way
+    go_on(prefill, work=1)
     for i, prompt in enumerate(PROMPTS):
         same(prefill.extract_cache(i), whole(model, prompt[:50], prompt[50:]))
 

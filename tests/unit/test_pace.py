@@ -88,3 +88,33 @@ def test_without_a_quiet_step_one_is_made():
     done = machine(pace, 0.0002)
     assert done.count(0) == ASIDE
     assert done[-1] == pytest.approx((ROUND - 1) * 0.010 / 0.0002, rel=0.15)
+
+
+@pytest.fixture
+def by_time() -> Pace:
+    pace = Pace(512, depth=4, preemptible=True)
+    quiet(pace)
+    return pace
+
+
+def test_time_decides_where_a_prompt_can_be_left_anywhere(by_time, pace):
+    assert by_time.until(100.0, 8) == pytest.approx(100 + ROUND * 0.010)
+    assert by_time.until(100.0, 0) == pace.until(100.0, 8) == float("inf")
+
+
+def test_a_chunk_then_takes_so_many_rounds(by_time):
+    for _ in range(200):
+        if by_time.work(8):
+            by_time.saw(ROUND * 0.010, 60, 8)
+        else:
+            by_time.saw(0.010, 0, 8)
+    assert by_time.chunk(1, 8) == pytest.approx(60 * SOON / 4, abs=EVEN)
+    assert by_time.chunk(8, 8) == pytest.approx(60 * SOON / 4 / 8, abs=EVEN)
+
+
+def test_without_a_step_to_go_by_one_is_made_first():
+    pace = Pace(512, depth=4, preemptible=True)
+    for _ in range(ASIDE):
+        assert pace.work(1) == 0
+        pace.saw(0.010, 0, 1)
+    assert pace.work(1) and pace.until(0.0, 1) == pytest.approx(ROUND * 0.010)
