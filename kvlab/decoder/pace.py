@@ -9,9 +9,9 @@ import math
 import statistics
 from collections import deque
 
-ROUND = 2.7
+ROUND = 2.6
 """How long a decode step with work on prompts behind it may take, in decode steps of their own."""
-SOON = 16
+SOON = 12
 """Rounds that a chunk may take: whoever comes meanwhile waits for its end."""
 LEAST, FIRST = 4, 96
 """Tokens times layers a round: the fewest, or fixed costs would rule, and those of the first."""

@@ -1,4 +1,4 @@
-"""Prefill that freezes nobody: beside decoding sequences a chunk of prompt gets a few layers a step."""
+"""Prefill that freezes nobody: beside decoding sequences a chunk of prompt gets a little further a step."""
 
 from __future__ import annotations
 
@@ -28,6 +28,7 @@ class Pass:
     Args:
         caches: the prompts' batches, one a layer.
         set_off: has the device compute arrays, the first of which is wanted for itself.
+        wait_s: how long it is expected to wait for what goes into attention.
 
     Attributes:
         done: tokens times layers that were set off.
