@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from kvlab.backend import prepare
+from kvlab.backends.x86.blas_library import prepare
 
 prepare()  # before anything imports MLX: see kvlab/backend.py
 
@@ -14,13 +14,13 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:
     from kvlab.decoder import Completion, Decoder
     from kvlab.errors import KvlabError
-    from kvlab.experiments import Run, compare, run
+    from kvlab.experiments.run import Run, compare, run
+    from kvlab.inspection import watch
     from kvlab.models import LoadedModel, load
     from kvlab.policies import Policy, ScoreContext, Scorer, registry
-    from kvlab.recorder import Recorder
+    from kvlab.recording.recorder import Recorder
     from kvlab.results import Results
     from kvlab.server import serve
-    from kvlab.watching import watch
 
 _HOMES = {
     "kvlab.decoder": ("Completion", "Decoder"),
@@ -28,10 +28,10 @@ _HOMES = {
     "kvlab.experiments": ("Run", "compare", "run"),
     "kvlab.models": ("LoadedModel", "load"),
     "kvlab.policies": ("Policy", "ScoreContext", "Scorer", "registry"),
-    "kvlab.recorder": ("Recorder",),
+    "kvlab.recording.recorder": ("Recorder",),
     "kvlab.results": ("Results",),
     "kvlab.server": ("serve",),
-    "kvlab.watching": ("watch",),
+    "kvlab.inspection": ("watch",),
 }
 
 __all__ = [

@@ -23,3 +23,7 @@ class WorkloadError(KvlabError):
 
 class RunError(KvlabError):
     """An experiment file, run folder or figure that cannot be used."""
+
+
+class BackendWarning(UserWarning):
+    """MLX will run, but slower than it could, or not on the device that was installed for it."""

@@ -19,7 +19,8 @@ import mlx.core as mx
 import mlx.nn as nn
 from mlx.utils import tree_flatten
 
-from kvlab import backend
+from kvlab import paths
+from kvlab.backends import device
 from kvlab.errors import ModelError
 
 BUNDLED = "tiny"
@@ -115,7 +116,7 @@ def load(model: str | Path | None = None, *, dtype: str | None = None) -> Loaded
         hint = "" if folder else "; give a folder that holds it, or check the name and the network"
         raise ModelError(f"{what}: {_line(error)}{hint}") from error
     computes_in = _dtype(network)
-    wanted = dtype or ("float32" if backend.is_cpu() else computes_in)
+    wanted = dtype or ("float32" if device.is_cpu() else computes_in)
     if wanted != computes_in:
         network.set_dtype(DTYPES[wanted])
         mx.eval(network.parameters())
@@ -201,7 +202,7 @@ def _file_digest(file: Path) -> str:
     stat = file.stat()
     state = [stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino]
     name = hashlib.sha256(str(file.resolve()).encode()).hexdigest()[:32]
-    memo = backend.home() / "fingerprints" / f"{name}.json"
+    memo = paths.home() / "fingerprints" / f"{name}.json"
     with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
         known = json.loads(memo.read_text())
         if known["state"] == state:

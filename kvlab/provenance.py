@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import kvlab
-from kvlab import backend
+from kvlab.backends import device
+from kvlab.backends.x86 import blas_library
 
 if TYPE_CHECKING:
     from kvlab.models import LoadedModel
@@ -28,8 +29,8 @@ def provenance(model: LoadedModel | None = None, *, seed: int | None = None, **m
         "mlx_lm": _version("mlx-lm"),
         "python": platform.python_version(),
         "platform": platform.platform(),
-        "device": backend.device_name(),
-        "blas": backend.prepare().name,
+        "device": device.device_name(),
+        "blas": blas_library.prepare().name,
         "time": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
     }
     if model is not None:

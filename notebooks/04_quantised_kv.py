@@ -9,8 +9,8 @@ import polars as pl
 
 import kvlab
 from kvlab import charts, widgets
+from kvlab.inspection import divergence
 from kvlab.results import row
-from kvlab.watching import divergence
 from kvlab.workloads import load_workload
 
 MODEL = None  # the bundled model; or any mlx-lm model: a folder, or a name such as "mlx-community/Qwen3-0.6B-4bit"

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import kvlab
 from kvlab import widgets
-from kvlab.watching import follow_blocks
+from kvlab.inspection import follow_blocks
 from kvlab.workloads import load_workload
 
 MODEL = None  # the bundled model; or any mlx-lm model: a folder, or a name such as "mlx-community/Qwen3-0.6B-4bit"

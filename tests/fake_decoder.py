@@ -9,10 +9,10 @@ from typing import Any
 
 import numpy as np
 
-from kvlab import events
 from kvlab.decoder import Completion
 from kvlab.policies import NoReuse, Policy, Rotating
-from kvlab.recorder import Recorder
+from kvlab.recording import events
+from kvlab.recording.recorder import Recorder
 
 BYTES_PER_TOKEN = 100
 

@@ -23,9 +23,10 @@ from typing import TypeVar
 import numpy as np
 import zarr
 
-from kvlab.store import Namespace, Payload, Store, blockfile
+from kvlab.store import Namespace, Payload, Store
 from kvlab.store import keys as k
-from kvlab.store.types import BLOCK, Block
+from kvlab.store.protocols import BLOCK, Block
+from kvlab.store.ssd import blockfile
 
 LAYERS, SHAPE = 8, (4, 64, 24)
 NS = Namespace("bench", "", "float32", SHAPE[1])

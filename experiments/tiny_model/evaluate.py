@@ -22,7 +22,7 @@ import mlx_lm  # noqa: E402
 from mlx_lm.models.cache import make_prompt_cache, trim_prompt_cache  # noqa: E402
 from tqdm import tqdm  # noqa: E402
 
-from kvlab.workloads import Request, load_workload  # noqa: E402
+from kvlab.workloads import WorkloadRequest, load_workload  # noqa: E402
 
 CHUNK = 512
 AGENT_TURNS = 15
@@ -35,12 +35,12 @@ class Greedy:
         self.model, self.tokenizer = mlx_lm.load(str(folder))
         self.cache, self.cached = make_prompt_cache(self.model), []
 
-    def encode(self, request: Request) -> list[int]:
+    def encode(self, request: WorkloadRequest) -> list[int]:
         return self.tokenizer.apply_chat_template(
             list(request.messages), tools=list(request.tools) or None, add_generation_prompt=True, return_dict=False
         )
 
-    def answer(self, request: Request) -> str:
+    def answer(self, request: WorkloadRequest) -> str:
         prompt = self.encode(request)
         same = 0
         while same < min(len(prompt) - 1, len(self.cached)) and prompt[same] == self.cached[same]:
@@ -60,7 +60,7 @@ class Greedy:
         return self.tokenizer.decode(said)
 
 
-def measure(greedy: Greedy, name: str, requests: list[Request], show: int, **columns: int) -> list[dict]:
+def measure(greedy: Greedy, name: str, requests: list[WorkloadRequest], show: int, **columns: int) -> list[dict]:
     """One row for each kind and metric: the mean score, and `requests`, how many it is the mean of."""
     scores: dict[tuple[str, str], list[float]] = defaultdict(list)
     for request in tqdm(requests, desc=name, file=sys.stderr, mininterval=5):

@@ -14,11 +14,11 @@ from mlx_lm.generate import BatchGenerator
 from mlx_lm.models.cache import make_prompt_cache
 from tqdm.auto import tqdm
 
-from kvlab import events
 from kvlab.bench.models import random_qwen3
 from kvlab.bench.overhead import no_end
 from kvlab.decoder import Decoder
 from kvlab.models import LoadedModel, load
+from kvlab.recording import events
 
 SHARED = 2048
 PRIVATE = 512
@@ -31,7 +31,7 @@ RESULT = dict[str, Any]
 
 
 @dataclass(frozen=True)
-class Run:
+class DecodeMeasurement:
     """One measurement: tokens a second while all sequences decode, most live KV bytes, and the tokens."""
 
     rate: float
@@ -64,9 +64,9 @@ def run(
 
 def _case(loaded: LoadedModel, workload: str, n: int, tokens: int, rounds: int, seed: int, bar: Any) -> list[RESULT]:
     prompts = _prompts(loaded, workload, n, seed)
-    runs: dict[str, list[Run]] = {"paged": [], "mlx-lm": []}
+    runs: dict[str, list[DecodeMeasurement]] = {"paged": [], "mlx-lm": []}
     with Decoder(
-        loaded, "paged", max_concurrency=max(n, 8), prefill_step=PREFILL_STEP, recorder=(sink := Sink()), warm=0
+        loaded, "paged", max_concurrency=max(n, 8), prefill_step=PREFILL_STEP, recorder=(sink := TokenTimes()), warm=0
     ) as ours:
         # The store then knows the prompts, and mlx-lm gets their KV as well: only decoding is compared.
         ready = [_computed(loaded, prompt[:-1]) for prompt in _distinct(prompts, workload)]
@@ -103,7 +103,7 @@ def _case(loaded: LoadedModel, workload: str, n: int, tokens: int, rounds: int, 
     ]
 
 
-class Sink:
+class TokenTimes:
     """Keeps when tokens came, by request."""
 
     def __init__(self) -> None:
@@ -114,7 +114,7 @@ class Sink:
             self.times.setdefault(event.request, []).append(event.t)
 
 
-def _ours(decoder: Decoder, sink: Sink, prompts: list[list[int]], tokens: int) -> Run:
+def _ours(decoder: Decoder, sink: TokenTimes, prompts: list[list[int]], tokens: int) -> DecodeMeasurement:
     sink.times.clear()
     processors = [no_end(decoder.loaded)]
     streams = [decoder.submit(prompt, max_tokens=tokens, logits_processors=processors) for prompt in prompts]
@@ -123,10 +123,12 @@ def _ours(decoder: Decoder, sink: Sink, prompts: list[list[int]], tokens: int) -
         most = max(most, decoder.live_bytes())
         time.sleep(0.02)
     answers = [list(stream.result().tokens) for stream in streams]
-    return Run(_rate(list(sink.times.values())), most, answers)
+    return DecodeMeasurement(_rate(list(sink.times.values())), most, answers)
 
 
-def _theirs(loaded: LoadedModel, prompts: list[list[int]], ready: list[Any], workload: str, tokens: int) -> Run:
+def _theirs(
+    loaded: LoadedModel, prompts: list[list[int]], ready: list[Any], workload: str, tokens: int
+) -> DecodeMeasurement:
     generator = BatchGenerator(
         loaded.model,
         completion_batch_size=max(len(prompts), 8),
@@ -153,7 +155,7 @@ def _theirs(loaded: LoadedModel, prompts: list[list[int]], ready: list[Any], wor
             times[response.uid].append(now)
             answers[response.uid].append(response.token)
     generator.close()
-    return Run(_rate(list(times.values())), most, [answers[uid] for uid in uids])
+    return DecodeMeasurement(_rate(list(times.values())), most, [answers[uid] for uid in uids])
 
 
 def _rate(times: list[list[float]]) -> float:

@@ -8,11 +8,11 @@ from typing import Any
 
 import numpy as np
 
-from kvlab import events
 from kvlab.bench.models import random_qwen3
 from kvlab.bench.overhead import no_end
 from kvlab.decoder import Decoder
 from kvlab.models import LoadedModel, load
+from kvlab.recording import events
 
 LONG = 8000
 OTHERS = 8
@@ -21,7 +21,7 @@ QUIET = 60
 """Steps without the long prompt, before it and after."""
 
 
-class Times:
+class TimesByRequest:
     """When each request got its tokens."""
 
     def __init__(self) -> None:
@@ -59,7 +59,7 @@ def _measure(loaded: LoadedModel, seed: int) -> tuple[float, float, float, float
     vocabulary = min(1000, loaded.vocab_size)
     short = rng.integers(3, vocabulary, (OTHERS, SHORT)).tolist()
     long = rng.integers(3, vocabulary, LONG).tolist()
-    times = Times()
+    times = TimesByRequest()
     with Decoder(loaded, "paged", recorder=times) as decoder:
         alone = decoder.generate(long, max_tokens=1).ttft_ms
     with Decoder(loaded, "paged", recorder=times) as decoder:
@@ -81,12 +81,12 @@ def _measure(loaded: LoadedModel, seed: int) -> tuple[float, float, float, float
     return statistics.median(quiet), float(np.percentile(busy, 99)), alone, done.ttft_ms
 
 
-def _wait(times: Times, request: int, tokens: int) -> None:
+def _wait(times: TimesByRequest, request: int, tokens: int) -> None:
     while len(times.of.get(request, ())) < tokens:
         time.sleep(0.005)
 
 
-def _gaps(times: Times, streams: list[Any], start: float, end: float) -> list[float]:
+def _gaps(times: TimesByRequest, streams: list[Any], start: float, end: float) -> list[float]:
     """Milliseconds between tokens of these streams within a span of time."""
     gaps: list[float] = []
     for stream in streams:

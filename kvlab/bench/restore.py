@@ -14,13 +14,13 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 
-from kvlab import events
 from kvlab.bench.models import random_qwen3
 from kvlab.bench.overhead import no_end
 from kvlab.decoder import Completion, Decoder
 from kvlab.errors import RunError
 from kvlab.models import LoadedModel, load
 from kvlab.policies import Policy
+from kvlab.recording import events
 from kvlab.store import Namespace, Store
 
 PREFIX = 8000
@@ -82,7 +82,7 @@ def _ratio(about: dict[str, Any], value: float, of: str, to: str) -> dict[str, A
 # -- against plain files ----------------------------------------------------------------------------------------------
 
 
-class Restored:
+class RestoredBytes:
     """A recorder that keeps only how many bytes were restored."""
 
     def __init__(self) -> None:
@@ -123,7 +123,7 @@ def _restore(loaded: LoadedModel, folder: Path, prefix: int, rounds: int, seed: 
 
 def _first_token(loaded: LoadedModel, folder: Path, prompt: list[int]) -> tuple[Completion, int]:
     """How a new decoder on a filled folder answers, and the bytes that it restored."""
-    restored = Restored()
+    restored = RestoredBytes()
     with Decoder(loaded, policy(folder), recorder=restored) as decoder:
         return decoder.generate(prompt, max_tokens=1), restored.bytes
 
@@ -197,7 +197,7 @@ def _write_behind(loaded: LoadedModel, folder: Path, rounds: int, seed: int, tok
     return rows
 
 
-class Feed:
+class WriteLoad:
     """Puts blocks of random numbers into a store, ``rate`` bytes of them a second."""
 
     def __init__(self, store: Store, seed: int) -> None:
@@ -224,10 +224,10 @@ class Feed:
 
 
 @contextmanager
-def _feeder(store: Store | None, seed: int) -> Iterator[Feed]:
+def _feeder(store: Store | None, seed: int) -> Iterator[WriteLoad]:
     if store is None:
         raise RunError("the policy of this benchmark has no store")
-    feed = Feed(store, seed)
+    feed = WriteLoad(store, seed)
     feed.thread.start()
     try:
         yield feed

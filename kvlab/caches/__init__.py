@@ -1,12 +1,12 @@
 """Live KV: the layer caches that a policy builds, the attention hook, and what of them can rest."""
 
 from kvlab.caches.batch import BatchLayerCache
-from kvlab.caches.build import can_share, check_model, make_caches, own_caches, stages
-from kvlab.caches.layer import Eviction, LayerCache
-from kvlab.caches.rows import Rows
-from kvlab.caches.unbatched import batchable
+from kvlab.caches.factory import can_share, check_model, layerwise_model, make_caches, own_caches
+from kvlab.caches.kv_buffer import KVBuffer
+from kvlab.caches.layer_cache import Eviction, LayerCache
+from kvlab.caches.sequential import batchable
 
 __all__ = [
-    "BatchLayerCache", "Eviction", "LayerCache", "Rows", "batchable", "can_share", "check_model",
-    "make_caches", "own_caches", "stages",
+    "BatchLayerCache", "Eviction", "LayerCache", "KVBuffer", "batchable", "can_share", "check_model",
+    "make_caches", "own_caches", "layerwise_model",
 ]  # fmt: skip

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterator, Mapping
 
-from kvlab.decoder.job import Job
-from kvlab.decoder.live import WORTH, LivePrefixes
-from kvlab.decoder.memory import LiveBudget
-from kvlab.decoder.rest import Rest
+from kvlab.decoder.memory_budget import LiveMemoryBudget
+from kvlab.decoder.prefix_tree import WORTH, PrefixTree
+from kvlab.decoder.request import Request
+from kvlab.decoder.reuse.paged import PagedPrefixCache
 
 
-def _uncomputed(active: Mapping[int, Job]) -> int:
+def _uncomputed(active: Mapping[int, Request]) -> int:
     """Tokens that were admitted and have no storage yet."""
     each = (len(job.prompt) + len(job.tokens) - job.layers[0].room for job in active.values() if job.layers)
     return sum(max(0, tokens) for tokens in each)
@@ -20,25 +20,27 @@ def _uncomputed(active: Mapping[int, Job]) -> int:
 class Admission:
     """The waiting jobs, by priority and then by age, and what decides when each may start. Decoder thread only."""
 
-    def __init__(self, budget: LiveBudget | None, prefixes: LivePrefixes | None, rest: Rest | None) -> None:
+    def __init__(
+        self, budget: LiveMemoryBudget | None, prefixes: PrefixTree | None, rest: PagedPrefixCache | None
+    ) -> None:
         self._budget, self._prefixes, self._rest = budget, prefixes, rest
-        self._waiting: deque[Job] = deque()
+        self._waiting: deque[Request] = deque()
 
-    def __iter__(self) -> Iterator[Job]:
+    def __iter__(self) -> Iterator[Request]:
         return iter(list(self._waiting))
 
     def __len__(self) -> int:
         return len(self._waiting)
 
-    def put(self, job: Job) -> None:
+    def put(self, job: Request) -> None:
         """Behind those of its priority or a higher one that came before it."""
         behind = (i for i, other in enumerate(self._waiting) if other.rank > job.rank)
         self._waiting.insert(next(behind, len(self._waiting)), job)
 
-    def remove(self, job: Job) -> None:
+    def remove(self, job: Request) -> None:
         self._waiting.remove(job)
 
-    def has_room(self, job: Job, active: Mapping[int, Job], live_bytes: int) -> bool:
+    def has_room(self, job: Request, active: Mapping[int, Request], live_bytes: int) -> bool:
         """True when the job fits beside the ``active`` ones, as far as live memory goes."""
         if self._budget is None:
             return True
@@ -52,7 +54,7 @@ class Admission:
         whole = self._budget.whole(len(job.context), answer)
         return self._budget.has_room(live_bytes, promised, len(active), tokens + _uncomputed(active), whole)
 
-    def is_held(self, job: Job, active: Mapping[int, Job]) -> bool:
+    def is_held(self, job: Request, active: Mapping[int, Request]) -> bool:
         """True while another job's prefill is about to compute a prefix that this one can then share."""
         if self._prefixes is None or self._rest is None:
             return False

@@ -9,12 +9,12 @@ import polars as pl
 
 from kvlab import charts
 from kvlab.errors import RunError
+from kvlab.experiments.event_tables import positions
 from kvlab.figures.claim import Claim, pick
 from kvlab.figures.figure import Figure
 from kvlab.figures.saved import Saved
 from kvlab.policies import Policy
 from kvlab.results.rows import TOGETHER
-from kvlab.sweeps.events import positions
 
 WATCHED = "snapkv:budget=0.25"
 TIERED = "tiered:ram=6MB,ssd=1GB"

@@ -11,10 +11,10 @@ from typing import Any
 import polars as pl
 
 from kvlab.errors import RunError
+from kvlab.experiments.config import read_experiment
+from kvlab.experiments.result_store import RowStore
+from kvlab.experiments.sweep import sweep
 from kvlab.results import SCHEMA, Results, make_folder
-from kvlab.sweeps.experiment import read_experiment
-from kvlab.sweeps.store import RowStore
-from kvlab.sweeps.sweep import sweep
 
 FACTS = (
     *("kvlab", "commit", "commits", "mlx", "mlx_lm", "python", "device", "blas", "time"),

@@ -1,14 +1,16 @@
 """What a policy is: modules, slots, composition, the spec grammar and the registry."""
 
 from kvlab.policies.codecs import Quantized, Raw
-from kvlab.policies.knorm import KNorm
-from kvlab.policies.policy import SLOTS, Module, ModuleInfo, Policy, parse_module, registry
-from kvlab.policies.random import Random
+from kvlab.policies.grammar import parse_module
+from kvlab.policies.policy import Policy
 from kvlab.policies.retention import Full, Rotating
 from kvlab.policies.reuse import NoReuse, Paged
-from kvlab.policies.scorer import ScoreContext, Scorer
+from kvlab.policies.scorers.base import ScoreContext, Scorer
+from kvlab.policies.scorers.knorm import KNorm
+from kvlab.policies.scorers.random import Random
+from kvlab.policies.scorers.snapkv import SnapKV
 from kvlab.policies.sizes import format_bytes, parse_bytes
-from kvlab.policies.snapkv import SnapKV
+from kvlab.policies.slots import SLOTS, Module, ModuleInfo, registry
 from kvlab.policies.tiers import Ram, Snapshot, Tiered
 
 __all__ = [

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from kvlab.errors import PolicyError
-from kvlab.policies.policy import Module
+from kvlab.policies.slots import Module
 
 BITS = (2, 4, 8)
 GROUPS = (32, 64, 128)

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from kvlab.errors import PolicyError
-from kvlab.policies.policy import Module, Policy
+from kvlab.policies.policy import Policy
+from kvlab.policies.slots import Module
 
 
 @dataclass(frozen=True)

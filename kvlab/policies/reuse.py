@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from kvlab.errors import PolicyError
-from kvlab.policies.policy import Module
+from kvlab.policies.slots import Module
 
 
 @dataclass(frozen=True)

@@ -6,8 +6,9 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from kvlab.errors import PolicyError
-from kvlab.policies.policy import Module, Policy
+from kvlab.policies.policy import Policy
 from kvlab.policies.sizes import format_bytes, parse_bytes
+from kvlab.policies.slots import Module
 
 REPLACEMENTS = ("lru", "lfu", "s3fifo", "sieve", "gdsf", "cost")
 WRITES = ("back", "through")

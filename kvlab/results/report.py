@@ -48,7 +48,7 @@ results.events("evicted")    # what happened, a frame for each kind of event"""
 
 
 @dataclass(frozen=True)
-class Figure:
+class ReportFigure:
     """A chart, what to see in it in one sentence, and why it is so (HTML)."""
 
     chart: Any
@@ -90,7 +90,7 @@ specs.forEach((spec, i) => vegaEmbed("#chart" + i, spec, {EMBED}));
 """
 
 
-def figures(results: Results) -> Iterator[Figure]:
+def figures(results: Results) -> Iterator[ReportFigure]:
     """The charts that these results have data for."""
     rows = results.frame()
     turns: Any = rows["turn"].max()
@@ -98,8 +98,8 @@ def figures(results: Results) -> Iterator[Figure]:
         why = "Without reuse the whole prompt is computed at every turn, so the line climbs with the conversation."
         if "restart" in rows["phase"].to_list():
             why += " At the diamond a new process took over: the line stays low where KV came back from the SSD."
-        yield Figure(charts.ttft_by_turn(rows), "With reuse, a turn costs only its new tokens.", why)
-        yield Figure(
+        yield ReportFigure(charts.ttft_by_turn(rows), "With reuse, a turn costs only its new tokens.", why)
+        yield ReportFigure(
             charts.cached_tokens_by_turn(rows),
             "The nearer to the dashed line, the less is computed.",
             "The distance to it is what the turn added: a tool result, an answer, the new question. "
@@ -107,14 +107,14 @@ def figures(results: Results) -> Iterator[Figure]:
         )
     tokens = results.events("token")
     if not tokens.is_empty():
-        yield Figure(
+        yield ReportFigure(
             charts.kv_bytes_over_time(tokens, results.events("finished"), results.events("submitted")),
             "Height is memory, width is time for the whole workload.",
             "Every tooth is a request. A window puts a ceiling on the teeth, a codec makes them smaller by its factor, "
             "reuse brings them closer together.",
         )
     if "accuracy" in set(rows["metric"]):
-        yield Figure(
+        yield ReportFigure(
             charts.accuracy_by_policy(rows),
             "What was dropped cannot be answered.",
             "A window keeps the last tokens: what needs only the last message goes well, questions about what was said "
@@ -129,7 +129,7 @@ def figures(results: Results) -> Iterator[Figure]:
         steps = longest["tokens"] or 0  # not known of a request that did not finish
         length = longest["prompt_tokens"] + steps
         chart = charts.eviction_map(evicted, request=longest["request"], length=length, steps=steps)
-        yield Figure(
+        yield ReportFigure(
             chart,
             f"What <code>{escape(policy)}</code> dropped, and when.",
             "The longest request. No later token of that layer and head can attend to a coloured position. A window "

@@ -15,11 +15,11 @@ import zarr
 
 from kvlab import provenance
 from kvlab.errors import RunError
-from kvlab.recorder import Recorder, opened_record, read_record, write_record
+from kvlab.recording.recorder import Recorder, opened_record, read_record, write_record
+from kvlab.recording.zarr_frames import replacing, write_frame
 from kvlab.results.folders import make_folder
 from kvlab.results.rows import SCHEMA, Row
 from kvlab.results.summary import html_summary, summarize, text_table
-from kvlab.zarr_frames import replacing, write_frame
 
 
 @dataclass(repr=False)

@@ -4,8 +4,8 @@ import sys
 
 import click
 
+from kvlab.cli.serve import serve
 from kvlab.errors import KvlabError
-from kvlab.serve_command import serve
 
 try:
     serve.main(prog_name="kvlab serve", standalone_mode=False)

@@ -16,15 +16,17 @@ import kvlab
 from kvlab.errors import KvlabError
 from kvlab.models import LoadedModel
 from kvlab.policies import Full, Policy
-from kvlab.server import anthropic_routes, openai_routes, operations, slots
+from kvlab.server import kv_files, ops_routes
+from kvlab.server.anthropic import routes as anthropic_routes
 from kvlab.server.errors import ApiError
+from kvlab.server.generation.model_pool import ModelPool
+from kvlab.server.generation.served_model import ServedModel
+from kvlab.server.http import AccessMiddleware
 from kvlab.server.logs import log
-from kvlab.server.model import Model
-from kvlab.server.monitor import Monitor
-from kvlab.server.pool import Pool
+from kvlab.server.metrics import ServerMetrics
+from kvlab.server.openai import routes as openai_routes
 from kvlab.server.service import Service
 from kvlab.server.settings import Settings
-from kvlab.server.wire import Door
 
 
 def create_app(policy: Policy, sources: Mapping[str, str | Path | LoadedModel], settings: Settings) -> FastAPI:
@@ -33,12 +35,12 @@ def create_app(policy: Policy, sources: Mapping[str, str | Path | LoadedModel], 
     The first model is loaded before the application accepts requests. ``app.state.service`` is the Service.
     """
 
-    def open_model(loaded: LoadedModel) -> Model:
+    def open_model(loaded: LoadedModel) -> ServedModel:
         # Evictions from live KV are the only events that a completion does not sum up.
-        return Model(loaded, policy, settings, None if isinstance(policy.retention, Full) else monitor)
+        return ServedModel(loaded, policy, settings, None if isinstance(policy.retention, Full) else monitor)
 
-    pool = Pool(sources, open_model, settings.model_memory)
-    monitor = Monitor(pool.open)
+    pool = ModelPool(sources, open_model, settings.model_memory)
+    monitor = ServerMetrics(pool.open)
     service = Service(settings, pool, monitor)
 
     @asynccontextmanager
@@ -58,15 +60,15 @@ def create_app(policy: Policy, sources: Mapping[str, str | Path | LoadedModel], 
     app.state.failure = None
     app.include_router(openai_routes.router(service))
     app.include_router(anthropic_routes.router(service))
-    app.include_router(slots.router(service))
-    app.include_router(operations.router(service))
+    app.include_router(kv_files.router(service))
+    app.include_router(ops_routes.router(service))
     _answer_errors(app)
 
     def counted(scope: Mapping[str, Any], status: int) -> None:
         route = scope.get("route")
         monitor.requests.labels(getattr(route, "path", "other"), str(status)).inc()
 
-    app.add_middleware(Door, settings=settings, counted=counted)
+    app.add_middleware(AccessMiddleware, settings=settings, counted=counted)
     return app
 
 

@@ -10,28 +10,34 @@ from contextlib import AsyncExitStack, aclosing
 from dataclasses import replace
 from typing import Any
 
-from kvlab.server.ask import Ask, Ended, Event
-from kvlab.server.choice import Choice
-from kvlab.server.gate import Gate
+from kvlab.server.concurrency_limit import ConcurrencyLimit
+from kvlab.server.generation.choice import Choice
+from kvlab.server.generation.model_pool import ModelPool
+from kvlab.server.generation.request import Ended, Event, GenerationRequest
+from kvlab.server.generation.served_model import ServedModel
 from kvlab.server.logs import log
-from kvlab.server.model import Model
-from kvlab.server.monitor import Monitor
-from kvlab.server.pool import Pool
+from kvlab.server.metrics import ServerMetrics
 from kvlab.server.settings import Settings
 
 
 class Service:
     """Everything behind the routes. Made and used on one event loop."""
 
-    def __init__(self, settings: Settings, pool: Pool, monitor: Monitor) -> None:
+    def __init__(self, settings: Settings, pool: ModelPool, monitor: ServerMetrics) -> None:
         self.settings, self.pool, self.monitor = settings, pool, monitor
-        self.gate = Gate(settings, monitor)
+        self.gate = ConcurrencyLimit(settings, monitor)
         # Templates and tokenizers hold the interpreter for milliseconds: not on the event loop, and not in parallel.
         self.worker = ThreadPoolExecutor(1, "kvlab-render")
         self.recent: dict[str, tuple[str, list[int], str]] = {}
 
     async def open(
-        self, asked: str | None, make: Callable[[Model], list[Ask]], *, request: str, tenant: str, path: str
+        self,
+        asked: str | None,
+        make: Callable[[ServedModel], list[GenerationRequest]],
+        *,
+        request: str,
+        tenant: str,
+        path: str,
     ) -> Session:
         """Load, render, check and submit. Raises ApiError; on success the session must be closed."""
         stack = AsyncExitStack()
@@ -63,8 +69,8 @@ class Session:
     def __init__(
         self,
         service: Service,
-        model: Model,
-        asks: list[Ask],
+        model: ServedModel,
+        asks: list[GenerationRequest],
         stack: AsyncExitStack,
         request: str,
         tenant: str,
@@ -167,7 +173,7 @@ def answer_message(choice: Choice) -> Mapping[str, Any]:
     return {"role": "assistant", "content": choice.text, "tool_calls": calls}
 
 
-def _prepared(make: Callable[[Model], list[Ask]], model: Model) -> list[Ask]:
+def _prepared(make: Callable[[ServedModel], list[GenerationRequest]], model: ServedModel) -> list[GenerationRequest]:
     asks = make(model)
     for ask in asks:
         model.prepare(ask)

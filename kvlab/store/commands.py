@@ -18,11 +18,11 @@ from typing import Any
 from tqdm import tqdm
 
 from kvlab.errors import StoreError
-from kvlab.store import blockfile
-from kvlab.store import owner as owners
-from kvlab.store.catalog import GARBLED, Catalog
-from kvlab.store.folder import Folder, Layout
-from kvlab.store.types import CHECKPOINT
+from kvlab.store.protocols import CHECKPOINT
+from kvlab.store.ssd import blockfile
+from kvlab.store.ssd import process_lock as owners
+from kvlab.store.ssd.folder import ReadOnlyFolder, StoreFolder
+from kvlab.store.ssd.index import GARBLED, SsdIndex
 
 Row = dict[str, Any]
 _SOME = 200  # blocks handled in one transaction, so that a decoder's writer never waits long
@@ -63,7 +63,7 @@ def ls(directory: Path, *, tenant: str | None = None) -> list[Row]:
     return rows
 
 
-def _misses(layout: Layout) -> list[Row]:
+def _misses(layout: ReadOnlyFolder) -> list[Row]:
     """Those of the stores that have the folder open, or of the last one that had."""
     sessions = [name for (name,) in layout.view.rows("SELECT owner FROM sessions ORDER BY seen DESC")]
     chosen = [name for name in sessions if owners.alive(layout.root / "owners", name)] or sessions[:1]
@@ -95,7 +95,7 @@ def verify(directory: Path, *, tenant: str | None = None, progress: bool = False
     ]
 
 
-def _set_aside_if_bad(folder: Folder, key: bytes) -> int:
+def _set_aside_if_bad(folder: StoreFolder, key: bytes) -> int:
     """Look again while nobody else can write; inside ``write``."""
     if folder.catalog.one("SELECT 1 FROM blocks WHERE key = ? AND owner IS NULL", key) is None:
         return 0  # evicted since
@@ -107,7 +107,7 @@ def _set_aside_if_bad(folder: Folder, key: bytes) -> int:
     return 0
 
 
-def _remove_stray(folder: Folder, path: Path) -> int:
+def _remove_stray(folder: StoreFolder, path: Path) -> int:
     """Remove a file that no row leads to. A writer's row is there before its file, so this is never one of those."""
     with folder.catalog.write():
         try:
@@ -153,7 +153,7 @@ def clear(directory: Path, *, tenant: str | None = None, progress: bool = False)
     return rows
 
 
-def _remove(folder: Folder, tenant: str | None, before: float, keep: int, progress: bool) -> list[Row]:
+def _remove(folder: StoreFolder, tenant: str | None, before: float, keep: int, progress: bool) -> list[Row]:
     """Delete leaves last used before a time, by last use, until ``keep`` bytes are left or none qualifies."""
     catalog = folder.catalog
     which, values = _of(tenant)
@@ -203,7 +203,7 @@ def _of(tenant: str | None) -> tuple[str, tuple[str, ...]]:
     return "root IN (SELECT root FROM namespaces WHERE tenant = ?)", (tenant,)
 
 
-def _keys(catalog: Catalog, tenant: str | None) -> list[bytes]:
+def _keys(catalog: SsdIndex, tenant: str | None) -> list[bytes]:
     which, values = _of(tenant)
     return [key for (key,) in catalog.rows(f"SELECT key FROM blocks WHERE owner IS NULL AND {which}", *values)]
 
@@ -217,10 +217,10 @@ def _bar(items: Sequence[bytes], what: str, unit: str, progress: bool) -> Iterat
 
 
 @contextmanager
-def _writing(directory: Path) -> Iterator[Folder]:
+def _writing(directory: Path) -> Iterator[StoreFolder]:
     _there(directory)
     with _told(directory):
-        folder = Folder(directory)
+        folder = StoreFolder(directory)
         try:
             yield folder
         finally:
@@ -228,13 +228,13 @@ def _writing(directory: Path) -> Iterator[Folder]:
 
 
 @contextmanager
-def _reading(directory: Path) -> Iterator[Layout]:
+def _reading(directory: Path) -> Iterator[ReadOnlyFolder]:
     _there(directory)
     with _told(directory):
         try:
-            layout: Layout = Folder(directory)
+            layout: ReadOnlyFolder = StoreFolder(directory)
         except (OSError, sqlite3.Error):  # full or read-only: it can still be looked at
-            layout = Layout(directory)
+            layout = ReadOnlyFolder(directory)
         try:
             yield layout
         finally:

@@ -6,8 +6,8 @@ from dataclasses import dataclass, field
 
 from kvlab.store import keys as k
 from kvlab.store.ghosts import Ghosts
-from kvlab.store.ram import Ram
-from kvlab.store.types import Index, Memory, Piece, Query, Tier
+from kvlab.store.protocols import MissMemory, Piece, Query, Tier, TierIndex
+from kvlab.store.ram.tier import RamTier
 
 _AHEAD = 256  # blocks asked of a slower tier at once
 
@@ -29,9 +29,9 @@ class Found:
 class Lookup:
     """One lookup of one request. The caller holds the store's lock."""
 
-    def __init__(self, query: Query, ram: Ram, tiers: tuple[Tier, ...], ghosts: Ghosts) -> None:
+    def __init__(self, query: Query, ram: RamTier, tiers: tuple[Tier, ...], ghosts: Ghosts) -> None:
         self.query, self.ram, self.tiers, self.ghosts = query, ram, tiers, ghosts
-        self.indexes: tuple[Index, ...] = (ram, *tiers)
+        self.indexes: tuple[TierIndex, ...] = (ram, *tiers)
         self.ns, self.block = query.ns, query.ns.block
         self.raw = query.tokens.tobytes()
         self.root = self.ns.root()
@@ -105,7 +105,7 @@ class Lookup:
         start = reached // self.block * self.block
         parent = self.keys[start // self.block - 1] if start else self.root
         name = k.chain(parent, self.raw[4 * start : 4 * (start + self.block)])
-        memories: tuple[Memory, ...] = (self.ghosts, *self.tiers)
+        memories: tuple[MissMemory, ...] = (self.ghosts, *self.tiers)
         for memory in memories:
             if reason := memory.why_gone(name):
                 return reason

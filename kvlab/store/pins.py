@@ -6,7 +6,7 @@ import weakref
 from collections import Counter, deque
 from collections.abc import Sequence
 
-from kvlab.store.types import Match
+from kvlab.store.protocols import Match
 
 
 class Pins:

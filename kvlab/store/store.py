@@ -12,28 +12,17 @@ import numpy as np
 
 from kvlab.errors import StoreError
 from kvlab.store import keys as k
-from kvlab.store.cutting import cut_blocks, cut_checkpoint, plan
-from kvlab.store.ledger import Ledger, Observer
+from kvlab.store.blocks import cut_blocks, cut_checkpoint, plan
+from kvlab.store.config import check_settings
 from kvlab.store.lookup import Lookup
 from kvlab.store.pins import Pins
-from kvlab.store.ram import Ram
-from kvlab.store.reading import Kept, Payload, Scratch, Sink
-from kvlab.store.room import Room
-from kvlab.store.settings import check_settings
-from kvlab.store.ssd import Ssd
-from kvlab.store.types import (
-    Block,
-    Match,
-    Namespace,
-    Piece,
-    Put,
-    Query,
-    Report,
-    Tier,
-    TierCorrupt,
-    TierMiss,
-)
-from kvlab.store.writer import Writer
+from kvlab.store.protocols import Block, Match, Namespace, Piece, Put, Query, Report, Tier, TierCorrupt, TierMiss
+from kvlab.store.ram.insertion import RamInserter
+from kvlab.store.ram.tier import RamTier
+from kvlab.store.read_buffers import Payload, PayloadList, PayloadSink, ReadBuffer
+from kvlab.store.ssd.tier import SsdTier
+from kvlab.store.stats import Observer, StoreStats
+from kvlab.store.write_behind import WriteBehind
 
 T = TypeVar("T")
 
@@ -43,7 +32,7 @@ class Store:
 
     ``block`` is the block size in tokens that every namespace must have. ``replace`` names the replacement policy of
     both tiers. ``write`` is ``back``, ``through`` or ``snapshot`` and ``admit`` the uses after which a block may be
-    written to SSD, see ``Writer``; ``write_cap`` bounds the bytes written to the folder on one day.
+    written to SSD, see ``WriteBehind``; ``write_cap`` bounds the bytes written to the folder on one day.
     ``on_event(kind, fields)`` hears ``stored``, ``spilled``, ``evicted`` and ``corrupt``, each with ``blocks`` and
     ``bytes``; it is called from any thread with the store's lock held, and must neither block nor raise.
 
@@ -67,17 +56,19 @@ class Store:
         check_settings(block, ram, ssd, directory, write, admit, write_cap)
         self.block = block
         self._lock = threading.Condition(threading.RLock())
-        self._ledger = Ledger(on_event)
+        self._ledger = StoreStats(on_event)
         self._pins = Pins()
         self._closed = False
-        self._ram = Ram(ram, replace, self._pins.__contains__)
+        self._ram = RamTier(ram, replace, self._pins.__contains__)
         self._tiers: tuple[Tier, ...] = ()
-        self._writer: Writer | None = None
+        self._writer: WriteBehind | None = None
         if ssd is not None and directory is not None:
-            tier = Ssd(Path(directory), ssd, replace, pinned=self._needed, dropped=self._left_tier, write_cap=write_cap)
+            tier = SsdTier(
+                Path(directory), ssd, replace, pinned=self._needed, dropped=self._left_tier, write_cap=write_cap
+            )
             self._tiers = (tier,)
-            self._writer = Writer(self._lock, self._ram, tier, self._ledger, write=write, admit=admit)
-        self._room = Room(self._ram, self._tiers, self._writer, self._ledger, self._pins)
+            self._writer = WriteBehind(self._lock, self._ram, tier, self._ledger, write=write, admit=admit)
+        self._room = RamInserter(self._ram, self._tiers, self._writer, self._ledger, self._pins)
 
     @property
     def on_event(self) -> Observer | None:
@@ -115,11 +106,11 @@ class Store:
 
         The match is that of :meth:`read_into`. The arrays are shared and cannot be written to.
         """
-        kept = Kept()
+        kept = PayloadList()
         found = self._read(match, kept, apart=False)
         return kept.payloads[: len(found.pieces)], found
 
-    def read_into(self, match: Match, sink: Sink) -> Match:
+    def read_into(self, match: Match, sink: PayloadSink) -> Match:
         """Hand the payloads of a match to ``sink``, in order, each cut to its used tokens; the match they make up.
 
         That is ``match`` itself, unless a block proved bad or gone: then it is shorter, with ``miss`` saying why, and
@@ -128,11 +119,11 @@ class Store:
         """
         return self._read(match, sink, apart=True)
 
-    def _read(self, match: Match, sink: Sink, *, apart: bool) -> Match:
+    def _read(self, match: Match, sink: PayloadSink, *, apart: bool) -> Match:
         query = match.query
         if query is None or not self._pins.held(match):
             raise StoreError("this match was read or released before; match again")
-        count, reason = self._read_pieces(match.pieces, query, sink, Scratch(sink) if apart else None)
+        count, reason = self._read_pieces(match.pieces, query, sink, ReadBuffer(sink) if apart else None)
         used = match.pieces[:count]
         with self._lock:
             self._touch([piece.key for piece in reversed(used)])  # leaves first, so that heads are the younger ones
@@ -147,7 +138,7 @@ class Store:
         return self._read(self._find(query, reason), sink, apart=apart)
 
     def _read_pieces(
-        self, pieces: Sequence[Piece], query: Query, sink: Sink, scratch: Scratch | None
+        self, pieces: Sequence[Piece], query: Query, sink: PayloadSink, scratch: ReadBuffer | None
     ) -> tuple[int, str]:
         """How many of the pieces, from the first on, are now in the sink, and why not all."""
         parent, count = query.ns.root(), 0
@@ -322,7 +313,7 @@ class Store:
             self._room.keep(block)
         return block
 
-    def _fetch_to(self, key: bytes, scratch: Scratch) -> Block | None:
+    def _fetch_to(self, key: bytes, scratch: ReadBuffer) -> Block | None:
         """As :meth:`_fetch`, but the first reading from below goes to ``scratch``; None: to the rooms that this has."""
         with self._lock:
             entry = self._ram.get(key)

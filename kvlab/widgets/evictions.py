@@ -11,9 +11,9 @@ import ipywidgets
 
 from kvlab import models
 from kvlab.errors import RunError
+from kvlab.inspection.request_trace import Prompt, RequestTrace, prompt_ids, watch
 from kvlab.models import LoadedModel
 from kvlab.policies import Policy, registry
-from kvlab.watching.prompts import Prompt, Watched, prompt_ids, watch
 from kvlab.widgets.panel import Drawn, Panel
 
 BUDGETS = (0.1, 0.2, 0.3, 0.5, 0.75)
@@ -38,7 +38,7 @@ def watch_evictions(
         raise RunError("no prompts to watch; give some by label, such as {'a question': 'What is ...?'}")
     loaded = model if isinstance(model, LoadedModel) else models.load(model)
     ids = [prompt_ids(prompt, loaded) for prompt in prompts.values()]
-    runs: dict[str, list[Watched]] = {}
+    runs: dict[str, list[RequestTrace]] = {}
     labels = list(prompts)
     names = [info.name for info in registry() if info.slot == "retention"]
     controls: dict[str, Any] = {

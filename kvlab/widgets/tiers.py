@@ -6,13 +6,13 @@ import ipywidgets
 import polars as pl
 
 from kvlab.charts import block_map, bytes_at_rest
-from kvlab.watching import Whereabouts
+from kvlab.inspection import BlockResidency
 from kvlab.widgets.panel import Drawn, Panel
 
 VIEWS = ("blocks", "bytes")
 
 
-def tiers_over_time(found: Whereabouts) -> Panel:
+def tiers_over_time(found: BlockResidency) -> Panel:
     """A slider over the requests: where every block rests after each, or how many bytes each tier holds."""
     last = found.steps.height
     controls = {

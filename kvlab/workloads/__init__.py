@@ -6,12 +6,12 @@ from collections.abc import Callable
 
 from kvlab.errors import WorkloadError
 from kvlab.workloads.agent import Agent
-from kvlab.workloads.base import KINDS, Message, Request, Workload
+from kvlab.workloads.base import KINDS, Message, Workload, WorkloadRequest
 from kvlab.workloads.chat import Chat
 from kvlab.workloads.retrieval import Retrieval
 from kvlab.workloads.transcript import Transcript
 
-__all__ = ["KINDS", "NAMES", "Message", "Request", "Workload", "WorkloadError", "load_workload"]
+__all__ = ["KINDS", "NAMES", "Message", "WorkloadRequest", "Workload", "WorkloadError", "load_workload"]
 
 NAMES = ("agent", "retrieval", "chat", "transcript:FILE")
 

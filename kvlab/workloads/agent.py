@@ -6,7 +6,7 @@ import json
 from random import Random
 from typing import Any
 
-from kvlab.workloads.base import Message, Request, assistant, check_count, cut_turns, system, user
+from kvlab.workloads.base import Message, WorkloadRequest, assistant, check_count, cut_turns, system, user
 from kvlab.workloads.desk import RULES, TOOLS
 from kvlab.workloads.words import NAMES, THINGS, fact, value
 
@@ -31,10 +31,10 @@ class Agent:
         check_count("n", n)
         self.n, self.seed, self.turns = n, seed, turns
 
-    def requests(self) -> list[Request]:
+    def requests(self) -> list[WorkloadRequest]:
         return [request for i in range(self.n) for request in self._conversation(i)]
 
-    def _conversation(self, index: int) -> list[Request]:
+    def _conversation(self, index: int) -> list[WorkloadRequest]:
         messages, kinds = converse(Random(f"agent/{self.seed}/{index}"), self.turns, RULES, f"{self.seed}_{index}")
         return cut_turns(f"agent-{index}", messages, kinds, TOOLS, max_tokens=48)[: self.turns]
 

@@ -19,7 +19,7 @@ KINDS = ("call", "answer", "recall", "retrieve", "chat", "replay")
 
 
 @dataclass(frozen=True)
-class Request:
+class WorkloadRequest:
     """One request to the model: everything it is given, and what it should say.
 
     `messages` is the whole history up to what the model must answer. The history of the next turn holds `reference`,
@@ -54,7 +54,7 @@ class Workload(Protocol):
 
     name: str
 
-    def requests(self) -> list[Request]: ...
+    def requests(self) -> list[WorkloadRequest]: ...
 
 
 def system(content: str) -> Message:
@@ -75,12 +75,12 @@ def cut_turns(
     kinds: Mapping[int, str],
     tools: tuple[Tool, ...] = (),
     max_tokens: int = 32,
-) -> list[Request]:
+) -> list[WorkloadRequest]:
     """One request per assistant message; `kinds` maps the index of an assistant message to its kind."""
     history = tuple(messages)
     indices = [i for i, message in enumerate(history) if message["role"] == "assistant"]
     return [
-        Request(conversation, turn, history[:i], tools, history[i], kinds.get(i, "chat"), max_tokens)
+        WorkloadRequest(conversation, turn, history[:i], tools, history[i], kinds.get(i, "chat"), max_tokens)
         for turn, i in enumerate(indices, start=1)
     ]
 

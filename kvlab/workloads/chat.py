@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from random import Random
 
-from kvlab.workloads.base import Message, Request, assistant, check_count, cut_turns, system, user
+from kvlab.workloads.base import Message, WorkloadRequest, assistant, check_count, cut_turns, system, user
 from kvlab.workloads.words import NAMES, THINGS, fact, filler, question, value
 
 SYSTEM = "You are a friendly assistant who remembers what the user said."
@@ -29,10 +29,10 @@ class Chat:
         check_count("n", n)
         self.n, self.seed, self.turns = n, seed, turns
 
-    def requests(self) -> list[Request]:
+    def requests(self) -> list[WorkloadRequest]:
         return [request for i in range(self.n) for request in self._conversation(i)]
 
-    def _conversation(self, index: int) -> list[Request]:
+    def _conversation(self, index: int) -> list[WorkloadRequest]:
         rng = Random(f"chat/{self.seed}/{index}")
         names = list(NAMES)
         rng.shuffle(names)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from random import Random
 
-from kvlab.workloads.base import Message, Request, assistant, check_count, cut_turns, system, user
+from kvlab.workloads.base import Message, WorkloadRequest, assistant, check_count, cut_turns, system, user
 from kvlab.workloads.words import NAMES, THINGS, estimate_tokens, fact, filler, question, value
 
 SYSTEM = "You answer questions about the document that the user gives you."
@@ -35,10 +35,10 @@ class Retrieval:
         self.n, self.seed, self.tokens, self.turns = n, seed, tokens, turns
         self.count = count or estimate_tokens
 
-    def requests(self) -> list[Request]:
+    def requests(self) -> list[WorkloadRequest]:
         return [request for i in range(self.n) for request in self._conversation(i)]
 
-    def _conversation(self, index: int) -> list[Request]:
+    def _conversation(self, index: int) -> list[WorkloadRequest]:
         rng = Random(f"retrieval/{self.seed}/{index}")
         facts, document = self._document(rng)
         messages: list[Message] = [system(SYSTEM)]

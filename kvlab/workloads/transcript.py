@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from kvlab.errors import WorkloadError
-from kvlab.workloads.base import Message, Request, Tool, check_count, cut_turns
+from kvlab.workloads.base import Message, Tool, WorkloadRequest, check_count, cut_turns
 
 ROLES = ("system", "developer", "user", "assistant", "tool")
 _LISTS = ("messages", "traj")
@@ -30,8 +30,8 @@ class Transcript:
         self.name = f"transcript:{path}"
         self._conversations = _read(self.path)
 
-    def requests(self) -> list[Request]:
-        result: list[Request] = []
+    def requests(self) -> list[WorkloadRequest]:
+        result: list[WorkloadRequest] = []
         for index, (messages, tools) in enumerate(self._conversations[: self.n]):
             kinds = dict.fromkeys(range(len(messages)), "replay")
             result += cut_turns(f"transcript-{index}", messages, kinds, tools, self.max_tokens)[: self.turns]

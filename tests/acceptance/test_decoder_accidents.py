@@ -22,7 +22,7 @@ import pytest
 from kvlab.decoder import Decoder
 from kvlab.errors import StoreError
 from kvlab.models import LoadedModel
-from kvlab.store import ssd
+from kvlab.store.ssd import tier
 from tests.architectures import load_recipe
 from tests.decoder_child import TOKENS, serve, talk
 from tests.soaking import times
@@ -143,7 +143,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 
 
 def test_a_full_disk(answers: Answers, small_disk: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ssd, "RETRY_S", 0.0)
+    monkeypatch.setattr(tier, "RETRY_S", 0.0)
     many = [talk(seed) for seed in range(12)]
     with answers.decoder(small_disk / "store") as decoder:
         for prompt in many:

@@ -20,8 +20,8 @@ import httpx
 import pytest
 
 import kvlab  # noqa: F401 - before MLX
-from kvlab import cli
-from kvlab.decoder.loop import Loop
+from kvlab.cli.main import main
+from kvlab.decoder.scheduler import Scheduler
 from kvlab.errors import KvlabError
 from kvlab.server import serve
 from kvlab.workloads.agent import Agent
@@ -214,7 +214,7 @@ def test_what_cannot_be_served_is_one_clear_line(options, words, capfd, monkeypa
     for name in ("handlers", "propagate", "level"):  # the command sets these for its whole process
         monkeypatch.setattr(logger, name, getattr(logger, name))
     monkeypatch.setattr(sys, "setswitchinterval", lambda _: None)
-    assert cli.main(["serve", "--port", "0", *options]) == 2
+    assert main(["serve", "--port", "0", *options]) == 2
     printed = capfd.readouterr()
     [line] = [line for line in printed.err.splitlines() if not line.startswith("{")]
     assert words in line
@@ -291,8 +291,8 @@ def test_answers_go_on_where_they_were_after_a_pause(bundled, monkeypatch):
     bodies = [endless(f"Count to {i}.", max_tokens=160, seed=i, temperature=0.7, logprobs=True) for i in range(3)]
     bodies += [chat(f"Count {i}.", max_tokens=160, seed=i, temperature=0.7, response_format=form) for i in range(3)]
     pauses = []
-    pause = Loop._pause
-    monkeypatch.setattr(Loop, "_pause", lambda self, job: (pauses.append(job), pause(self, job)))
+    pause = Scheduler._pause
+    monkeypatch.setattr(Scheduler, "_pause", lambda self, job: (pauses.append(job), pause(self, job)))
 
     def answers(server: Local) -> list[dict]:
         with ThreadPoolExecutor(len(bodies)) as threads:

@@ -22,7 +22,7 @@ import numpy as np
 import pytest
 
 from kvlab.errors import StoreError
-from kvlab.store import blockfile, ssd
+from kvlab.store.ssd import blockfile, tier
 from tests.soaking import times
 from tests.store_kit import MB, NS, fetch, opened, put, sound
 from tests.store_writer import arguments, talk
@@ -105,7 +105,7 @@ def test_damaged_index_is_rebuilt_in_use(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     filled(tmp_path)
-    monkeypatch.setattr(ssd, "RETRY_S", 0.0)
+    monkeypatch.setattr(tier, "RETRY_S", 0.0)
     with opened(tmp_path) as store:
         db = sqlite3.connect(tmp_path / "catalog.sqlite")
         db.execute("DROP TABLE blocks")
@@ -251,7 +251,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 def test_full_disk_costs_hits_only(
     small_disk: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(ssd, "RETRY_S", 0.0)
+    monkeypatch.setattr(tier, "RETRY_S", 0.0)
     talks = [talk(seed) for seed in range(0, 300, 5)]
     with opened(small_disk / "store", ssd=64 * MB, ram=64 * MB) as store:
         for tokens in talks:
@@ -291,7 +291,7 @@ def test_bad_blocks_that_cannot_be_set_aside_are_not_tried_again(
     with opened(tmp_path) as store:
         store.put_checkpoint(NS, TALKS[0], {"s": np.ones(3)})
         store.put_checkpoint(NS, TALKS[0][:9], {"s": np.ones(1)})
-    monkeypatch.setattr(ssd.Folder, "_open", fails)
+    monkeypatch.setattr(tier.Folder, "_open", fails)
     with opened(tmp_path) as store:
         bad = store.match(NS, TALKS[0]).pieces[2].key.hex()
         path = next(file for file in files if file.name == bad)
@@ -344,7 +344,7 @@ def test_deleted_folder_costs_hits_only(
         assert fetch(store, TALKS[0]).tokens == len(TALKS[0])
         assert fetch(store, TALKS[1]).tokens == len(TALKS[1])
         assert len(caplog.records) == 1
-        monkeypatch.setattr(ssd, "RETRY_S", 0.0)
+        monkeypatch.setattr(tier, "RETRY_S", 0.0)
         store._tiers[0]._retry_at = 0.0  # type: ignore[attr-defined]
         put(store, TALKS[2])
         assert store.flush()  # a while later a new folder is made

@@ -14,10 +14,10 @@ import pytest
 from mlx_lm.generate import generate_step
 from mlx_lm.models.cache import make_prompt_cache
 
-from kvlab import events
-from kvlab.caches import leaves
+from kvlab.caches.serialize import leaves
 from kvlab.decoder import Decoder
 from kvlab.errors import ModelError
+from kvlab.recording import events
 from tests.architectures import CHUNK, RECIPES, Recipe, load_recipe
 from tests.lab import END, NEAR, OPENING, STEP, TOKENS, Answer, Lab, Prompt, ask, chat, message, policy
 

@@ -10,18 +10,18 @@ import numpy as np
 import pytest
 
 from kvlab.models import LoadedModel, bundled_path
-from kvlab.workloads import Request, load_workload
+from kvlab.workloads import WorkloadRequest, load_workload
 
 LARGEST = 12_000_000  # bytes in the repository
 
 
-def answer(model: LoadedModel, request: Request) -> str:
+def answer(model: LoadedModel, request: WorkloadRequest) -> str:
     """What plain mlx-lm generates, greedily."""
     prompt = model.render(request.messages, request.tools)
     return mlx_lm.generate(model.model, model.tokenizer, prompt, max_tokens=request.max_tokens)
 
 
-def scores(model: LoadedModel, requests: list[Request], metric: str = "accuracy") -> float:
+def scores(model: LoadedModel, requests: list[WorkloadRequest], metric: str = "accuracy") -> float:
     return mean(request.grade(answer(model, request))[metric] for request in requests)
 
 

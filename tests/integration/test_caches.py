@@ -7,7 +7,7 @@ from mlx_lm.generate import BatchGenerator, generate_step
 from mlx_lm.models.cache import QuantizedKVCache, RotatingKVCache
 
 from kvlab.caches import LayerCache, make_caches
-from kvlab.caches.attention import install
+from kvlab.caches.attention_hook import install
 from kvlab.errors import ModelError
 from kvlab.models import LoadedModel
 from kvlab.policies import KNorm, Policy, ScoreContext, SnapKV

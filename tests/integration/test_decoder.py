@@ -7,11 +7,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from kvlab import events
 from kvlab.decoder import Decoder
 from kvlab.errors import KvlabError
 from kvlab.models import LoadedModel
 from kvlab.policies import Policy
+from kvlab.recording import events
 
 LENGTHS = (60, 130, 7, 210, 90, 33, 170, 1)
 

@@ -19,8 +19,8 @@ from pathlib import Path
 import click
 import pytest
 
-from kvlab.cli import cli
-from kvlab.sweeps.experiment import read_experiment
+from kvlab.cli.main import cli
+from kvlab.experiments.config import read_experiment
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), ROOT / "docs" / "figures" / "README.md"]

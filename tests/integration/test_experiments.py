@@ -10,15 +10,15 @@ from typing import Any
 
 import pytest
 
-from kvlab.demo import POLICIES, demo
+from kvlab.cli.demo import POLICIES, demo
 from kvlab.errors import RunError
-from kvlab.experiments import compare, run
+from kvlab.experiments.conversations import Turn
+from kvlab.experiments.restart import serve_in_new_process
+from kvlab.experiments.run import compare, run
 from kvlab.models import LoadedModel
 from kvlab.policies import Policy
-from kvlab.recorder import Recorder
+from kvlab.recording.recorder import Recorder
 from kvlab.results import Results
-from kvlab.runs.restart import serve_in_new_process
-from kvlab.runs.turns import Turn
 
 
 def values(results: Results, metric: str, **where: Any) -> list[float]:

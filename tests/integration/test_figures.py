@@ -8,14 +8,14 @@ from pathlib import Path
 
 import pytest
 
-from kvlab import cli
+from kvlab.cli.main import main
 from kvlab.figures.build import build, read_manifest, source_tree
 from kvlab.figures.declared import FIGURES
 from kvlab.figures.draw import RENDERER
 
 
 def test_the_committed_figures_pass_their_check(capsys: pytest.CaptureFixture[str]) -> None:
-    assert cli.main(["figures", "--check"]) == 0, capsys.readouterr().err
+    assert main(["figures", "--check"]) == 0, capsys.readouterr().err
     assert "FAILS" not in capsys.readouterr().out
 
 

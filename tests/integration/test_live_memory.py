@@ -5,10 +5,10 @@ import random
 import numpy as np
 import pytest
 
-from kvlab import events
 from kvlab.decoder import Decoder
 from kvlab.errors import KvlabError
 from kvlab.models import LoadedModel
+from kvlab.recording import events
 from tests.integration.test_decoder import Log, conversation, uncached
 
 BYTES_PER_TOKEN = 2 * 2 * 2 * 64 * 4  # layers, K and V, heads, width, float32

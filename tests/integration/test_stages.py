@@ -11,9 +11,11 @@ import mlx.nn as nn
 import numpy as np
 import pytest
 
+from kvlab.backends.x86 import flash_attention
 from kvlab.bench.models import random_qwen3
-from kvlab.caches import cores, own_caches, stages
-from kvlab.decoder.prefill import Prefill
+from kvlab.caches import own_caches
+from kvlab.caches.factory import layerwise_model
+from kvlab.decoder.prefill.chunked import ChunkedPrefill
 from kvlab.models import LoadedModel
 from kvlab.policies import Policy
 
@@ -26,11 +28,11 @@ def model(request: pytest.FixtureRequest, bundled: LoadedModel) -> nn.Module:
 
 
 @pytest.fixture
-def prefill(model: nn.Module) -> Prefill:
+def prefill(model: nn.Module) -> ChunkedPrefill:
     """The prompts, of which nothing is computed."""
     caches = [own_caches(model, Policy()) for _ in PROMPTS]
-    batch = Prefill(model, [0, 1], caches, max_tokens=[1, 1], logits_processors=[[], []], samplers=[None, None])
-    batch.stages, batch.stream = stages(model), mx.default_stream(mx.default_device())
+    batch = ChunkedPrefill(model, [0, 1], caches, max_tokens=[1, 1], logits_processors=[[], []], samplers=[None, None])
+    batch.stages, batch.stream = layerwise_model(model), mx.default_stream(mx.default_device())
     return batch
 
 
@@ -49,7 +51,7 @@ def same(caches: list[Any], wanted: list[Any]) -> None:
             np.testing.assert_allclose(np.array(one.all_rows()[name]), np.array(rows), rtol=1e-4, atol=1e-4)
 
 
-def go_on(prefill: Prefill, *, work: int) -> int:
+def go_on(prefill: ChunkedPrefill, *, work: int) -> int:
     """Rounds until the chunk is through."""
     prefill.work, rounds = work, 0
     while prefill.is_under_way:
@@ -72,11 +74,11 @@ def test_chunks_of_any_length_go_through_the_layers_together(prefill, model, wor
 
 
 def test_by_time_it_is_left_in_the_midst_of_a_layer(prefill, model, monkeypatch):
-    monkeypatch.setattr(cores, "KEYS", 16)  # so that even these prompts have several blocks
+    monkeypatch.setattr(flash_attention, "KEYS", 16)  # so that even these prompts have several blocks
     prefill.work, prefill.until = 0, -math.inf
     prefill.prompt([prompt[:50] for prompt in PROMPTS])
     rounds = go_on(prefill, work=1)
-    assert rounds >= len(model.layers) - 1 and (rounds > 2 * len(model.layers) or not cores.are_quicker())
+    assert rounds >= len(model.layers) - 1 and (rounds > 2 * len(model.layers) or not flash_attention.are_quicker())
     prefill.prompt([PROMPTS[0][50:90], PROMPTS[1][50:61]])
     same(prefill.extract_cache(0), whole(model, PROMPTS[0][:50]))
     assert prefill.is_under_way
@@ -141,6 +143,6 @@ class Between(nn.Module):
 
 
 def test_a_model_that_works_between_its_layers_is_not_cut(llama: LoadedModel):
-    assert stages(Between(llama.model, lambda x: 2 * x)).depth == 1
-    assert stages(Between(llama.model, lambda x: x)).depth == len(llama.model.layers)
-    assert stages(llama.model).depth == len(llama.model.layers)
+    assert layerwise_model(Between(llama.model, lambda x: 2 * x)).depth == 1
+    assert layerwise_model(Between(llama.model, lambda x: x)).depth == len(llama.model.layers)
+    assert layerwise_model(llama.model).depth == len(llama.model.layers)

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import kvlab
-from kvlab.sweeps.experiment import read_experiment
+from kvlab.experiments.config import read_experiment
 
 ROOT = Path(kvlab.__file__).parents[1]
 FILE = """

@@ -7,11 +7,11 @@ import pytest
 
 from kvlab.charts.ttft import ttft_parts
 from kvlab.errors import KvlabError, RunError
-from kvlab.experiments import compare
+from kvlab.experiments.run import compare
+from kvlab.inspection import divergence, follow_blocks, watch
+from kvlab.inspection.request_trace import pieces
+from kvlab.inspection.tokens import EVICTED, KEPT, RESTORED, SHARED
 from kvlab.models import LoadedModel
-from kvlab.watching import divergence, follow_blocks, watch
-from kvlab.watching.prompts import pieces
-from kvlab.watching.tokens import EVICTED, KEPT, RESTORED, SHARED
 from kvlab.widgets import watch_evictions
 from kvlab.workloads import load_workload
 

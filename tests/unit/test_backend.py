@@ -14,8 +14,11 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
-from kvlab import backend
+from kvlab import paths
+from kvlab.backends import device
+from kvlab.backends.x86 import blas_library
 from kvlab.bench import gemm
+from kvlab.errors import BackendWarning
 
 linux = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="MLX links Accelerate elsewhere")
 
@@ -27,9 +30,9 @@ def in_new_process(code: str, **environment: str | None) -> subprocess.Completed
 
 @linux
 def test_mlx_runs_on_openblas() -> None:
-    blas = backend.prepare()
+    blas = blas_library.prepare()
     assert "OpenBLAS" in blas.name
-    assert blas.threads == int(os.environ.get("OPENBLAS_NUM_THREADS") or backend.physical_cores())
+    assert blas.threads == int(os.environ.get("OPENBLAS_NUM_THREADS") or device.physical_cores())
     assert Path("/proc/self/maps").read_text().count(blas.path)
 
 
@@ -43,8 +46,8 @@ def test_every_symbol_mlx_needs_is_provided() -> None:
     listed = subprocess.run(["nm", "-D", "--undefined-only", str(library)], capture_output=True, text=True, check=True)
     names = {line.split()[-1].split("@")[0] for line in listed.stdout.splitlines()}
     needed = {name for name in names if re.fullmatch(r"cblas_\w+|[sdcz][a-z0-9]+_", name)}
-    assert needed == set(backend.MLX_SYMBOLS)
-    loaded = ctypes.CDLL(backend.prepare().path)
+    assert needed == set(blas_library.MLX_SYMBOLS)
+    loaded = ctypes.CDLL(blas_library.prepare().path)
     assert all(hasattr(loaded, name) for name in needed)
 
 
@@ -85,7 +88,9 @@ def test_rate_is_not_that_of_reference_blas() -> None:
 
 @linux
 def test_mlx_imported_first_is_one_warning() -> None:
-    done = in_new_process("import mlx.core, kvlab; kvlab.backend.prepare(); print(kvlab.backend.prepare().name)")
+    done = in_new_process(
+        "import mlx.core, kvlab; import kvlab.backends.x86.blas_library as b; b.prepare(); print(b.prepare().name)"
+    )
     assert done.stderr.count("BackendWarning") == 1
     assert "import kvlab first" in done.stderr
     assert done.stdout.startswith("reference")
@@ -94,7 +99,8 @@ def test_mlx_imported_first_is_one_warning() -> None:
 @linux
 def test_no_blas_is_one_warning_that_says_how() -> None:
     done = in_new_process(
-        "import kvlab, mlx.core; print(kvlab.backend.prepare().name)", KVLAB_BLAS="/nowhere/libblas.so"
+        "import kvlab, mlx.core; print(kvlab.backends.x86.blas_library.prepare().name)",
+        KVLAB_BLAS="/nowhere/libblas.so",
     )
     assert done.returncode == 0
     assert done.stderr.count("BackendWarning") == 1
@@ -104,7 +110,9 @@ def test_no_blas_is_one_warning_that_says_how() -> None:
 
 @linux
 def test_threads_can_be_chosen() -> None:
-    done = in_new_process("import kvlab; print(kvlab.backend.prepare().threads)", OPENBLAS_NUM_THREADS="1")
+    done = in_new_process(
+        "import kvlab; print(kvlab.backends.x86.blas_library.prepare().threads)", OPENBLAS_NUM_THREADS="1"
+    )
     assert done.stdout.strip() == "1"
 
 
@@ -123,7 +131,7 @@ def test_threads_rest_soon_after_a_product() -> None:
 
 
 def test_first_runs_at_once_share_one_copy(tmp_path: Path) -> None:
-    code = "import kvlab; print(kvlab.backend.prepare().path)"
+    code = "import kvlab; print(kvlab.backends.x86.blas_library.prepare().path)"
     with ThreadPoolExecutor(4) as pool:
         runs = list(pool.map(lambda _: in_new_process(code, KVLAB_HOME=str(tmp_path)), range(4)))
     assert {run.stdout for run in runs} == {runs[0].stdout}
@@ -137,7 +145,9 @@ def test_first_runs_at_once_share_one_copy(tmp_path: Path) -> None:
 def test_a_home_that_cannot_be_written_still_gets_blas(tmp_path: Path) -> None:
     blocked = tmp_path / "file"
     blocked.write_text("")  # a file where the folder should be: fails for root as well
-    done = in_new_process("import kvlab; print(kvlab.backend.prepare())", KVLAB_HOME=str(blocked), TMPDIR=str(tmp_path))
+    done = in_new_process(
+        "import kvlab; print(kvlab.backends.x86.blas_library.prepare())", KVLAB_HOME=str(blocked), TMPDIR=str(tmp_path)
+    )
     assert "OpenBLAS" in done.stdout, done.stderr
     assert done.stderr == ""
     assert list(tmp_path.iterdir()) == [blocked]
@@ -145,7 +155,7 @@ def test_a_home_that_cannot_be_written_still_gets_blas(tmp_path: Path) -> None:
 
 @linux
 def test_a_broken_copy_is_made_again(tmp_path: Path) -> None:
-    code = "import kvlab; print(kvlab.backend.prepare().path)"
+    code = "import kvlab; print(kvlab.backends.x86.blas_library.prepare().path)"
     copy = Path(in_new_process(code, KVLAB_HOME=str(tmp_path)).stdout.strip())
     size = copy.stat().st_size
     copy.write_bytes(b"not a library")
@@ -162,31 +172,31 @@ def test_a_cpu_build_over_the_cuda_build_is_told(monkeypatch: pytest.MonkeyPatch
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: mlx-cuda-12\nVersion: 0.32.4\n")
     (info / "RECORD").write_text("mlx/lib/libmlx.so,sha256=x,125901985\n")
     monkeypatch.syspath_prepend(str(tmp_path))
-    with pytest.warns(backend.BackendWarning, match="--no-deps mlx-cuda-12==0.32.4"):
-        backend._check_cuda_build()
+    with pytest.warns(BackendWarning, match="--no-deps mlx-cuda-12==0.32.4"):
+        blas_library._check_cuda_build()
 
 
 def test_home_follows_the_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("KVLAB_HOME", str(tmp_path / "here"))
-    assert backend.home() == tmp_path / "here"
+    assert paths.home() == tmp_path / "here"
     monkeypatch.delenv("KVLAB_HOME")
     monkeypatch.setenv("HOME", str(tmp_path))
-    assert backend.home() == tmp_path / ".cache" / "kvlab"
+    assert paths.home() == tmp_path / ".cache" / "kvlab"
 
 
 def test_memory_counts_live_arrays() -> None:
-    before = backend.memory()
+    before = device.memory()
     held = mx.zeros((1024, 1024))
     mx.eval(held)
-    after = backend.memory()
+    after = device.memory()
     assert after.active - before.active >= held.nbytes
     assert after.peak >= after.active
     assert after.device > 1 << 30
 
 
 def test_cache_limit_is_returned_and_restored() -> None:
-    before = backend.limit_cache(1 << 20)
+    before = device.limit_cache(1 << 20)
     try:
-        assert backend.limit_cache(before) == 1 << 20
+        assert device.limit_cache(before) == 1 << 20
     finally:
-        backend.limit_cache(before)
+        device.limit_cache(before)

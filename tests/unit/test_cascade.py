@@ -6,10 +6,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kvlab.caches.cascade import concatenate, private_part, shared_part
-from kvlab.caches.codecs import QuantizedCodec, RawCodec
-from kvlab.caches.exponential import exp_composed
-from kvlab.caches.slab import SLOTS, Slab
+from kvlab.backends.x86.fast_exp import exp_composed
+from kvlab.caches.attention_state import concatenate, private_part, shared_part
+from kvlab.caches.codecs.quantized import QuantizedCodec
+from kvlab.caches.codecs.raw import RawCodec
+from kvlab.caches.length_bucket import SLOTS, LengthBucket
 
 HEADS, KV_HEADS, DIM = 4, 2, 32
 CODECS = [RawCodec(), QuantizedCodec(8, 32)]
@@ -91,7 +92,7 @@ actions = st.lists(st.one_of(joins, leaves, st.just(("append", 0))), max_size=60
 @settings(max_examples=40, deadline=None)
 @given(actions)
 def test_a_slab_keeps_everybodys_rows_through_joins_leaves_and_growth(steps):
-    slab = Slab(RawCodec())
+    slab = LengthBucket(RawCodec())
     members: list[Member] = []
     counter = iter(range(1, 10_000))
 

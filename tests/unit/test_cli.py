@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 import kvlab
-from kvlab import cli
 from kvlab.bench import gemm
+from kvlab.cli.main import main, split_policies
 from kvlab.errors import KvlabError, PolicyError
 from kvlab.policies import Policy, registry
 
@@ -34,7 +34,7 @@ ROW = {"policy": "full", "workload": "agent", "metric": "exact", "value": 1.0, "
     ],
 )
 def test_policies_are_split_between_policies_not_parameters(texts: list[str], specs: list[str]) -> None:
-    assert cli.split_policies(texts) == specs
+    assert split_policies(texts) == specs
 
 
 def test_every_module_with_every_parameter_survives_the_list() -> None:
@@ -42,19 +42,19 @@ def test_every_module_with_every_parameter_survives_the_list() -> None:
     for info in registry():
         given = ",".join(f"{key}={'none' if value is None else value}" for key, value in info.parameters.items())
         specs.append(f"{info.name}:{given}" if given else info.name)
-    assert cli.split_policies([",".join(specs)]) == specs
-    assert [str(Policy.parse(spec)) for spec in cli.split_policies([",".join(specs)])]
+    assert split_policies([",".join(specs)]) == specs
+    assert [str(Policy.parse(spec)) for spec in split_policies([",".join(specs)])]
 
 
 @pytest.mark.parametrize("text", ["", "full,,paged", "full;", ",full"])
 def test_an_empty_policy_in_the_list_is_refused(text: str) -> None:
     with pytest.raises(PolicyError, match="an empty policy in the list"):
-        cli.split_policies([text])
+        split_policies([text])
 
 
 def test_a_parameter_of_no_policy_is_refused() -> None:
     with pytest.raises(PolicyError, match="write name:block=64"):
-        cli.split_policies(["block=64,paged"])
+        split_policies(["block=64,paged"])
 
 
 @pytest.mark.parametrize(
@@ -75,7 +75,7 @@ def test_a_parameter_of_no_policy_is_refused() -> None:
 def test_wrong_input_is_one_line_and_status_2(
     arguments: list[str], says: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert cli.main(arguments) == 2
+    assert main(arguments) == 2
     out, err = capsys.readouterr()
     assert out == ""
     assert err.count("\n") == 1
@@ -90,7 +90,7 @@ def test_an_error_of_kvlab_is_one_line_and_status_2(
         raise KvlabError("first\n  second")
 
     monkeypatch.setattr(gemm, "run", fail)
-    assert cli.main(["bench", "gemm", "--json"]) == 2
+    assert main(["bench", "gemm", "--json"]) == 2
     assert capsys.readouterr() == ("", "kvlab: first second\n")
 
 
@@ -99,7 +99,7 @@ def test_interruption_is_status_130(monkeypatch: pytest.MonkeyPatch, capsys: pyt
         raise KeyboardInterrupt
 
     monkeypatch.setattr(gemm, "run", interrupt)
-    assert cli.main(["bench", "gemm"]) == 130
+    assert main(["bench", "gemm"]) == 130
     assert capsys.readouterr().err.strip() == "kvlab: stopped"
 
 
@@ -109,7 +109,7 @@ def test_json_is_alone_on_stdout(monkeypatch: pytest.MonkeyPatch, capsys: pytest
         return [{**ROW, "value": float("nan")}]
 
     monkeypatch.setattr(gemm, "run", chatty)
-    assert cli.main(["bench", "gemm", "--json", "--seed", "7"]) == 0
+    assert main(["bench", "gemm", "--json", "--seed", "7"]) == 0
     out, err = capsys.readouterr()
     document = json.loads(out)
     assert err == "progress\n"
@@ -132,16 +132,16 @@ def test_a_measuring_command_prints_tidy_rows_and_nothing_else() -> None:
 def test_bench_prints_a_table(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     measured = {"policy": "full", "workload": "decode", "metric": "ratio", "unit": "x", "of": "kvlab", "to": "mlx-lm"}
     monkeypatch.setattr(gemm, "run", lambda **_: [{**measured, "value": 0.98765}])
-    assert cli.main(["bench", "gemm"]) == 0
+    assert main(["bench", "gemm"]) == 0
     assert "0.988 x" in capsys.readouterr().out
 
 
 def test_policies_lists_the_registry(capsys: pytest.CaptureFixture[str]) -> None:
-    assert cli.main(["policies", "--json"]) == 0
+    assert main(["policies", "--json"]) == 0
     rows = json.loads(capsys.readouterr().out)["rows"]
     assert [row["name"] for row in rows] == [info.name for info in registry()]
     assert all(set(row) == {"name", "slot", "parameters", "paper"} for row in rows)
-    assert cli.main(["policies"]) == 0
+    assert main(["policies"]) == 0
     text = capsys.readouterr().out
     assert all(info.name in text for info in registry())
 
@@ -149,7 +149,7 @@ def test_policies_lists_the_registry(capsys: pytest.CaptureFixture[str]) -> None
 def test_doctor_tells_what_one_needs_to_know(capsys: pytest.CaptureFixture[str], home: Path) -> None:
     (home / "store").mkdir(exist_ok=True)
     (home / "store" / "block").write_bytes(bytes(1000))
-    assert cli.main(["doctor", "--json"]) == 0
+    assert main(["doctor", "--json"]) == 0
     found = {row["metric"]: row for row in json.loads(capsys.readouterr().out)["rows"]}
     (home / "store" / "block").unlink()
     assert found["version_kvlab"]["value"] == kvlab.__version__
@@ -170,9 +170,9 @@ def test_compare_passes_on_what_was_asked(monkeypatch: pytest.MonkeyPatch, capsy
         print("a table")
         return SimpleNamespace(document=lambda command: {"command": command, "rows": [ROW]})
 
-    fake = ModuleType("kvlab.experiments")
+    fake = ModuleType("kvlab.experiments.run")
     fake.compare_command = compare_command  # type: ignore[attr-defined]
-    monkeypatch.setitem(sys.modules, "kvlab.experiments", fake)
+    monkeypatch.setitem(sys.modules, "kvlab.experiments.run", fake)
     arguments = [
         "--policies",
         "full,tiered:ram=1GB,ssd=2GB",
@@ -189,7 +189,7 @@ def test_compare_passes_on_what_was_asked(monkeypatch: pytest.MonkeyPatch, capsy
         "--tokens",
         "900",
     ]
-    assert cli.main(["compare", *arguments, "--json"]) == 0
+    assert main(["compare", *arguments, "--json"]) == 0
     out, err = capsys.readouterr()
     assert json.loads(out) == {"command": "compare", "rows": [ROW]}
     assert err == "a table\n"
@@ -204,22 +204,22 @@ def test_compare_passes_on_what_was_asked(monkeypatch: pytest.MonkeyPatch, capsy
         "tokens": 900,
         "out": None,
     }
-    assert cli.main(["compare", *arguments]) == 0
+    assert main(["compare", *arguments]) == 0
     assert capsys.readouterr().out == "a table\n"
 
 
 def test_help_and_version(capsys: pytest.CaptureFixture[str]) -> None:
-    assert cli.main([]) == 0
-    assert cli.main(["--help"]) == 0
-    assert cli.main(["bench", "--help"]) == 0
+    assert main([]) == 0
+    assert main(["--help"]) == 0
+    assert main(["bench", "--help"]) == 0
     assert "gemm" in capsys.readouterr().out
-    assert cli.main(["--version"]) == 0
+    assert main(["--version"]) == 0
     assert kvlab.__version__ in capsys.readouterr().out
 
 
 def test_help_does_not_wait_for_heavy_libraries() -> None:
     code = (
-        "import sys; from kvlab.cli import main; main(['--help']);"
+        "import sys; from kvlab.cli.main import main; main(['--help']);"
         "heavy = {'mlx.core', 'transformers', 'polars', 'altair', 'torch'} & set(sys.modules);"
         "sys.exit(str(heavy) if heavy else 0)"
     )

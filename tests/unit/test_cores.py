@@ -7,11 +7,10 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
-from kvlab import backend, blas
-from kvlab.caches import cores
-from kvlab.caches.runs import attend_runs
+from kvlab.backends.attention import segmented_attention
+from kvlab.backends.x86 import blas_library, flash_attention, sgemm
 
-pytestmark = pytest.mark.skipif(not blas.is_here(), reason="kvlab loads a BLAS of its own on Linux only")
+pytestmark = pytest.mark.skipif(not sgemm.is_here(), reason="kvlab loads a BLAS of its own on Linux only")
 
 HEADS, KV_HEADS, DIM, VALUES = 6, 2, 32, 24
 
@@ -42,11 +41,11 @@ def exact(queries: np.ndarray, runs, mask, sinks) -> np.ndarray:
 @pytest.mark.parametrize("lengths", [(37,), (20, 64, 50)])
 @pytest.mark.parametrize(("keys", "rows"), [(8, 5), (1024, 256)])
 def test_it_is_attention(monkeypatch, keys, rows, lengths, kind, with_sinks):
-    monkeypatch.setattr(cores, "KEYS", keys)
-    monkeypatch.setattr(cores, "ROWS", rows)
-    monkeypatch.setattr(cores, "FEW", 0)
-    monkeypatch.setattr(cores, "are_quicker", lambda: True)
-    monkeypatch.setattr("kvlab.caches.runs.are_quicker", lambda: True)
+    monkeypatch.setattr(flash_attention, "KEYS", keys)
+    monkeypatch.setattr(flash_attention, "ROWS", rows)
+    monkeypatch.setattr(flash_attention, "FEW", 0)
+    monkeypatch.setattr(flash_attention, "are_quicker", lambda: True)
+    monkeypatch.setattr("kvlab.backends.attention.are_quicker", lambda: True)
     count = 33
     queries = draw(1, 1, HEADS, count, DIM)
     runs = [(draw(i, 1, KV_HEADS, n, DIM), draw(9 + i, 1, KV_HEADS, n, VALUES)) for i, n in enumerate(lengths)]
@@ -55,7 +54,7 @@ def test_it_is_attention(monkeypatch, keys, rows, lengths, kind, with_sinks):
     given[:, 9:19] = False  # some see nothing of what is computed at a time
     given[:, 20] = True
     mask = {"causal": "causal", "given": given, "all": None}[kind]
-    out = attend_runs(
+    out = segmented_attention(
         mx.array(queries),
         # Storage has room behind the rows, so that they are not in one piece.
         [tuple(mx.pad(mx.array(side), [(0, 0), (0, 0), (0, 5), (0, 0)])[:, :, :-5] for side in run) for run in runs],
@@ -67,16 +66,16 @@ def test_it_is_attention(monkeypatch, keys, rows, lengths, kind, with_sinks):
 
 
 def test_several_may_compute_at_once_and_blas_gets_its_threads_back():
-    before = backend.threads_in_use()
+    before = blas_library.threads_in_use()
     queries, keys, values = (mx.array(draw(i, KV_HEADS, 40, 3, DIM)) for i in range(3))
     rows = (keys.reshape(1, KV_HEADS, 120, DIM), values.reshape(1, KV_HEADS, 120, DIM))
     mx.eval(queries, rows)
-    wanted = cores.weigh(queries, [rows])
+    wanted = flash_attention.partial_attention(queries, [rows])
     wrong: list[bool] = []
 
     def often() -> None:
         for _ in range(50):
-            wrong.append(not np.array_equal(cores.weigh(queries, [rows]).out, wanted.out))
+            wrong.append(not np.array_equal(flash_attention.partial_attention(queries, [rows]).out, wanted.out))
 
     threads = [threading.Thread(target=often) for _ in range(4)]
     for thread in threads:
@@ -84,7 +83,7 @@ def test_several_may_compute_at_once_and_blas_gets_its_threads_back():
     for thread in threads:
         thread.join()
     assert len(wrong) == 200 and not any(wrong)
-    assert backend.threads_in_use() == before
+    assert blas_library.threads_in_use() == before
 
 
 def test_what_goes_wrong_on_another_core_is_raised(monkeypatch):
@@ -95,27 +94,29 @@ def test_what_goes_wrong_on_another_core_is_raised(monkeypatch):
             raise FloatingPointError
         time.sleep(0.05)
 
-    monkeypatch.setattr(cores, "FEW", 0)
-    monkeypatch.setattr(cores, "physical_cores", lambda: 2)
-    monkeypatch.setattr(cores, "_block", fails)
-    before = backend.threads_in_use()
+    monkeypatch.setattr(flash_attention, "FEW", 0)
+    monkeypatch.setattr(flash_attention, "physical_cores", lambda: 2)
+    monkeypatch.setattr(flash_attention, "_block", fails)
+    before = blas_library.threads_in_use()
     keys = mx.zeros((1, KV_HEADS, 8, DIM))
     with pytest.raises(FloatingPointError):
-        cores.weigh(mx.zeros((KV_HEADS, 4, 3, DIM)), [(keys, keys)], "causal")
-    assert backend.threads_in_use() == before
+        flash_attention.partial_attention(mx.zeros((KV_HEADS, 4, 3, DIM)), [(keys, keys)], "causal")
+    assert blas_library.threads_in_use() == before
 
 
 def test_a_mask_of_another_shape_is_refused():
     keys = mx.zeros((1, KV_HEADS, 8, DIM))
     with pytest.raises(ValueError, match="mask"):
-        cores.weigh(mx.zeros((KV_HEADS, 4, 3, DIM)), [(keys, keys)], np.ones((4, 99), bool))
+        flash_attention.partial_attention(mx.zeros((KV_HEADS, 4, 3, DIM)), [(keys, keys)], np.ones((4, 99), bool))
 
 
 @pytest.mark.parametrize(("heads", "cores_here"), [(1, 2), (3, 2), (2, 2), (2, 8), (5, 1)])
 def test_cores_get_the_same_to_do(heads, cores_here):
-    cuts = cores._cuts(700, 2, heads, cores_here)
+    cuts = flash_attention._cuts(700, 2, heads, cores_here)
     assert [start for start, _ in cuts] == [0, *(end for _, end in cuts[:-1])] and cuts[-1][1] == 700
-    assert heads * len(cuts) % cores_here == 0 and max(end - start for start, end in cuts) * 2 <= cores.ROWS + 2
+    assert (
+        heads * len(cuts) % cores_here == 0 and max(end - start for start, end in cuts) * 2 <= flash_attention.ROWS + 2
+    )
 
 
 @pytest.mark.parametrize("transpose", [False, True])
@@ -125,5 +126,5 @@ def test_products_of_parts_of_arrays(transpose, add):
     b = b[:, 2:14] if transpose else b
     into = out[:, 1:10]
     wanted = a @ (b.T if transpose else b) + (into if add else 0)
-    blas.product(a, b, into, transpose=transpose, add=add)
+    sgemm.product(a, b, into, transpose=transpose, add=add)
     np.testing.assert_allclose(into, wanted, rtol=1e-5, atol=1e-5)

@@ -10,15 +10,15 @@ from typing import Any
 
 import pytest
 
-from kvlab import cli, demo
+from kvlab.cli import demo, main
 from kvlab.errors import PolicyError
-from kvlab.experiments import Run, compare, compare_command, run
+from kvlab.experiments import conversations, restart, runner
+from kvlab.experiments.conversations import ServedTurn, Turn
+from kvlab.experiments.run import Run, compare, compare_command, run
 from kvlab.models import LoadedModel
 from kvlab.policies import Policy
-from kvlab.recorder import Recorder
+from kvlab.recording.recorder import Recorder
 from kvlab.results import Results
-from kvlab.runs import harness, restart, turns
-from kvlab.runs.turns import Served, Turn
 from kvlab.workloads import load_workload
 from tests.fake_decoder import FakeDecoder
 
@@ -26,15 +26,15 @@ from tests.fake_decoder import FakeDecoder
 @pytest.fixture(autouse=True)
 def fake(monkeypatch: pytest.MonkeyPatch) -> None:
     FakeDecoder.disk = {}
-    monkeypatch.setattr(turns, "Decoder", FakeDecoder)
-    monkeypatch.setattr(harness, "serve_in_new_process", in_this_process)
+    monkeypatch.setattr(conversations, "Decoder", FakeDecoder)
+    monkeypatch.setattr(runner, "serve_in_new_process", in_this_process)
 
 
 def in_this_process(
     model: LoadedModel, policy: Policy, asked: Sequence[Turn], *, recorder: Recorder, **options: Any
-) -> list[Served]:
+) -> list[ServedTurn]:
     child = Recorder()
-    served = turns.serve_turns(model, policy, asked, recorder=child, **options)
+    served = conversations.serve_turns(model, policy, asked, recorder=child, **options)
     recorder.merge(child)
     return served
 
@@ -86,7 +86,7 @@ def test_a_policy_that_changes_tokens_is_not_exact(qwen3: LoadedModel, monkeypat
             shifted = [*prompt[:-1], prompt[-1] + 1] if self.store and self.store.prompts else prompt
             return super().generate(shifted, **options)
 
-    monkeypatch.setattr(turns, "Decoder", Wrong)
+    monkeypatch.setattr(conversations, "Decoder", Wrong)
     results = compare(["paged"], "chat", qwen3, turns=3, progress=False)
     assert values(results, "exact") == [1, 0, 0]
 
@@ -143,7 +143,7 @@ def test_an_error_in_one_conversation_ends_the_run(qwen3: LoadedModel, monkeypat
                 raise PolicyError("no room")
             return super().generate(prompt, **options)
 
-    monkeypatch.setattr(turns, "Decoder", Broken)
+    monkeypatch.setattr(conversations, "Decoder", Broken)
     with pytest.raises(PolicyError, match="no room"):
         run("full", "agent", qwen3, turns=2, n=3, concurrency=2, progress=False)
 
@@ -203,10 +203,10 @@ def test_demo_runs_five_policies_and_says_what_next(
 def test_what_the_demo_says_to_try_next_can_be_tried() -> None:
     for _, command in demo.NEXT:
         name, *arguments = shlex.split(command)[1:]
-        assert name in cli.cli.commands
+        assert name in cli.commands
         if arguments:
             options = dict(zip(arguments[::2], arguments[1::2], strict=True))
-            assert [Policy.parse(spec) for spec in cli.split_policies([options["--policies"]])]
+            assert [Policy.parse(spec) for spec in split_policies([options["--policies"]])]
             assert load_workload(options["--workload"], n=int(options.get("--n", 1))).requests()
 
 

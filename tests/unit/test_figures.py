@@ -10,8 +10,12 @@ from typing import Any
 import polars as pl
 import pytest
 
-from kvlab import charts, cli
+import kvlab
+from kvlab import charts
+from kvlab.cli.main import main
 from kvlab.errors import RunError
+from kvlab.experiments import conversations, runner
+from kvlab.experiments.config import read_experiment
 from kvlab.figures import command, declared
 from kvlab.figures import saved as saved_rows
 from kvlab.figures.build import Place, build, rerun
@@ -22,8 +26,6 @@ from kvlab.figures.figure import Figure
 from kvlab.figures.saved import Saved
 from kvlab.models import LoadedModel
 from kvlab.results import UNITS, Results, row
-from kvlab.runs import harness, turns
-from kvlab.sweeps.experiment import read_experiment
 from tests.chart_kit import evicted
 from tests.fake_decoder import FakeDecoder
 from tests.unit.test_experiments import in_this_process
@@ -193,8 +195,8 @@ def test_rows_that_contradict_a_claim_are_found(place: Place) -> None:
 def faked(place: Place, qwen3: LoadedModel, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Place:
     """The commands over this place and this figure, whose experiment runs on a fake decoder: 1 ms a token."""
     FakeDecoder.disk = {}
-    monkeypatch.setattr(turns, "Decoder", FakeDecoder)
-    monkeypatch.setattr(harness, "serve_in_new_process", in_this_process)
+    monkeypatch.setattr(conversations, "Decoder", FakeDecoder)
+    monkeypatch.setattr(runner, "serve_in_new_process", in_this_process)
     monkeypatch.setattr(declared, "FIGURES", (FIGURE,))
     monkeypatch.setattr(command, "source_tree", lambda: place)
     monkeypatch.chdir(tmp_path)
@@ -205,9 +207,9 @@ def faked(place: Place, qwen3: LoadedModel, monkeypatch: pytest.MonkeyPatch, tmp
 
 def test_rerun_writes_rows_and_pictures(faked: Place, capsys: pytest.CaptureFixture[str]) -> None:
     before = (faked.rows / "some.csv").read_text()
-    assert cli.main(["figures", "--rerun"]) == 0
+    assert main(["figures", "--rerun"]) == 0
     assert (faked.rows / "some.csv").read_text() != before
-    assert cli.main(["figures", "--check"]) in (0, 1)
+    assert main(["figures", "--check"]) in (0, 1)
     assert check([FIGURE], faked) == []
     assert not (Path("runs") / "figures").exists() or not list((Path("runs") / "figures").iterdir())
 
@@ -222,7 +224,7 @@ def test_rerun_and_check_leaves_the_tree_and_says_what_a_fresh_run_contradicts(
         monkeypatch.setattr(declared, "FIGURES", (figure,))
         build([figure], faked, progress=False)
         before = {path: path.read_bytes() for path in [*faked.rows.iterdir(), *faked.pictures.iterdir()]}
-        assert cli.main(["figures", "--rerun", "--check"]) == status
+        assert main(["figures", "--rerun", "--check"]) == status
         assert {path: path.read_bytes() for path in before} == before
     assert "the fresh run contradicts it. tiered is fast" in capsys.readouterr().err
 
@@ -230,7 +232,7 @@ def test_rerun_and_check_leaves_the_tree_and_says_what_a_fresh_run_contradicts(
 def test_figures_elsewhere_leave_the_tree(faked: Place, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     before = {path: path.read_bytes() for path in [*faked.rows.iterdir(), *faked.pictures.iterdir()]}
     out = tmp_path / "elsewhere"
-    assert cli.main(["figures", "--rerun", "--out", str(out), "--json"]) == 0
+    assert main(["figures", "--rerun", "--out", str(out), "--json"]) == 0
     document = json.loads(capsys.readouterr().out)
     (claim,) = document["rows"]
     assert (claim["figure"], claim["metric"], claim["unit"], claim["policy"]) == ("small", "ratio", "x", "tiered")
@@ -239,10 +241,10 @@ def test_figures_elsewhere_leave_the_tree(faked: Place, tmp_path: Path, capsys: 
 
 
 def test_check_ends_with_status_1_and_lines_on_stderr(faked: Place, capsys: pytest.CaptureFixture[str]) -> None:
-    assert cli.main(["figures", "--check"]) == 0
+    assert main(["figures", "--check"]) == 0
     (faked.pictures / "small.svg").write_text("<svg/>")
     capsys.readouterr()
-    assert cli.main(["figures", "--check", "--json"]) == 1
+    assert main(["figures", "--check", "--json"]) == 1
     out, err = capsys.readouterr()
     assert "kvlab: small: small.svg was altered" in err
     assert "small.svg was altered" in json.loads(out)["problems"][0]
@@ -251,7 +253,7 @@ def test_check_ends_with_status_1_and_lines_on_stderr(faked: Place, capsys: pyte
 def test_unknown_figures_and_installed_packages(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     with pytest.raises(RunError, match="no figure 'nothing'; the figures are ttft-by-turn"):
         declared.chosen(("nothing",))
-    assert cli.main(["figures", "--only", "nothing"]) == 2
+    assert main(["figures", "--only", "nothing"]) == 2
     import kvlab
     from kvlab.figures.build import source_tree
 
@@ -261,7 +263,7 @@ def test_unknown_figures_and_installed_packages(monkeypatch: pytest.MonkeyPatch,
 
 
 def test_declared_figures_name_experiments_and_metrics_that_exist() -> None:
-    root = Path(cli.__file__).parents[1]
+    root = Path(kvlab.__file__).parents[1]
     names = [figure.name for figure in declared.FIGURES]
     assert len(names) == len(set(names)) >= 6
     for figure in declared.FIGURES:

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 import kvlab
-from kvlab import lab
-from kvlab.cli import main
+from kvlab.cli import lab
+from kvlab.cli.main import main
 from kvlab.errors import RunError
 
 
@@ -82,7 +82,7 @@ def test_public_names_are_there_and_no_module_hides_one() -> None:
 
 def test_importing_kvlab_and_asking_for_help_stay_light() -> None:
     code = (
-        "import sys, kvlab; from kvlab.cli import main; main(['--help'])\n"
+        "import sys, kvlab; from kvlab.cli.main import main; main(['--help'])\n"
         "print(*(name in sys.modules for name in ('mlx.core', 'altair')))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from mlx_lm.models.cache import ArraysCache, CacheList, ChunkedKVCache, KVCache, RotatingKVCache
 
-from kvlab.caches import LayerCache, leaves
+from kvlab.caches import LayerCache, cache_loader, serialize
 from kvlab.policies import Policy
 
 TOKENS = 77
@@ -47,7 +47,7 @@ def make():
 
 
 def fill(caches, blocks, checkpoint, dtype):
-    filler, at = leaves.Filler(caches, TOKENS, dtype), 0
+    filler, at = cache_loader.CacheLoader(caches, TOKENS, dtype), 0
     for block in blocks:
         filler.take(block, at)
         at += next(iter(block.values())).shape[1]
@@ -59,9 +59,9 @@ def fill(caches, blocks, checkpoint, dtype):
 def test_a_restored_cache_is_the_same_now_and_later(kind, dtype):
     first, second = make()[kind], make()[kind]
     feed(first, dtype)
-    blocks = leaves.to_blocks(leaves.token_rows([first]), 0, TOKENS, BLOCK)
+    blocks = serialize.to_blocks(serialize.token_rows([first]), 0, TOKENS, BLOCK)
     assert [next(iter(block.values())).shape[1] for block in blocks] == [16, 16, 16, 16, 13]
-    fill([second], blocks, leaves.to_checkpoint([first]), dtype)
+    fill([second], blocks, serialize.to_checkpoint([first]), dtype)
     for _ in range(3):
         for a, b in zip(seen(first), seen(second), strict=True):
             assert a.dtype == b.dtype and mx.array_equal(a, b)
@@ -89,7 +89,7 @@ def seen(cache) -> list[mx.array]:
 def test_a_cache_without_rows_leaves_blocks_that_say_what_was_seen():
     cache = ArraysCache(size=2)
     feed(cache, mx.float32)
-    blocks = leaves.to_blocks(leaves.token_rows([cache]), 32, TOKENS, BLOCK)
+    blocks = serialize.to_blocks(serialize.token_rows([cache]), 32, TOKENS, BLOCK)
     assert [(block["none:seen"].shape, block["none:seen"].nbytes) for block in blocks] == [
         ((1, 16, 0), 0), ((1, 16, 0), 0), ((1, 13, 0), 0),
     ]  # fmt: skip
@@ -98,14 +98,14 @@ def test_a_cache_without_rows_leaves_blocks_that_say_what_was_seen():
 def test_a_checkpoint_holds_the_window_only():
     cache = RotatingKVCache(max_size=24)
     cache.update_and_fetch(rows(500, 1, mx.float32), rows(500, 2, mx.float32))
-    payload = leaves.to_checkpoint([cache])
+    payload = serialize.to_checkpoint([cache])
     assert sum(array.nbytes for array in payload.values()) < 2 * 2 * 24 * 64 * 4 + 100
 
 
 def test_blocks_are_copies_of_their_own():
     cache = KVCache()
     feed(cache, mx.float32)
-    for block in leaves.to_blocks(leaves.token_rows([cache]), 0, TOKENS, BLOCK):
+    for block in serialize.to_blocks(serialize.token_rows([cache]), 0, TOKENS, BLOCK):
         assert all(array.flags.owndata and array.flags.c_contiguous for array in block.values())
 
 
@@ -114,8 +114,8 @@ def test_payloads_of_other_caches_are_refused_and_nothing_is_filled(spoil):
     first = [KVCache(), ArraysCache(size=2)]
     for cache in first:
         feed(cache, mx.float32)
-    blocks = leaves.to_blocks(leaves.token_rows(first), 0, TOKENS, BLOCK)
-    checkpoint = dict(leaves.to_checkpoint(first))
+    blocks = serialize.to_blocks(serialize.token_rows(first), 0, TOKENS, BLOCK)
+    checkpoint = dict(serialize.to_checkpoint(first))
     if spoil == "rows":
         blocks = [{"7:k": block["0:k"]} for block in blocks]
     elif spoil == "mixed":
@@ -123,6 +123,6 @@ def test_payloads_of_other_caches_are_refused_and_nothing_is_filled(spoil):
     else:
         del checkpoint["1:0.1:array"]
     second = [KVCache(), ArraysCache(size=2)]
-    with pytest.raises(leaves.PayloadError, match="layer [01]"):
+    with pytest.raises(serialize.PayloadError, match="layer [01]"):
         fill(second, blocks, checkpoint, mx.float32)
     assert all(cache.empty() for cache in second)

@@ -2,10 +2,12 @@
 
 import pytest
 
-from kvlab.decoder.pace import ASIDE, CHANGED, EVEN, FIRST, LEAST, ROUND, SOON, STALE, Pace
+from kvlab.decoder.prefill.budget import ASIDE, CHANGED, EVEN, FIRST, LEAST, ROUND, SOON, STALE, PrefillBudget
 
 
-def machine(pace: Pace, token_s: float, *, step_s: float = 0.010, rounds: int = 80, decoding: int = 8) -> list[int]:
+def machine(
+    pace: PrefillBudget, token_s: float, *, step_s: float = 0.010, rounds: int = 80, decoding: int = 8
+) -> list[int]:
     """What was done a round on a machine on which a step and every token in a layer take this long."""
     done: list[int] = []
     for _ in range(rounds):
@@ -16,22 +18,22 @@ def machine(pace: Pace, token_s: float, *, step_s: float = 0.010, rounds: int = 
     return done
 
 
-def quiet(pace: Pace, *, step_s: float = 0.010, decoding: int = 8, rounds: int = 10) -> None:
+def quiet(pace: PrefillBudget, *, step_s: float = 0.010, decoding: int = 8, rounds: int = 10) -> None:
     for _ in range(rounds):
         pace.work(decoding)
         pace.saw(step_s, 0, decoding)
 
 
 @pytest.fixture
-def pace() -> Pace:
-    pace = Pace(512, depth=6)
+def pace() -> PrefillBudget:
+    pace = PrefillBudget(512, depth=6)
     quiet(pace)
     return pace
 
 
 def test_alone_a_prompt_gets_the_most():
-    assert Pace(512).chunk(prefilling=1, decoding=0) == 512
-    assert Pace(512).work(decoding=0) is None
+    assert PrefillBudget(512).chunk(prefilling=1, decoding=0) == 512
+    assert PrefillBudget(512).work(decoding=0) is None
 
 
 @pytest.mark.parametrize("token_s", [0.0002, 0.00005])
@@ -47,7 +49,7 @@ def test_prompts_share_what_is_granted(pace):
 
 
 def test_a_chunk_of_a_deep_model_is_through_soon():
-    deep = Pace(512, depth=64)
+    deep = PrefillBudget(512, depth=64)
     quiet(deep)
     layers_a_round = machine(deep, 0.0001)[-1] / deep.chunk(1, 8)
     assert 0.6 * SOON <= 64 / layers_a_round <= 1.3 * SOON
@@ -55,10 +57,10 @@ def test_a_chunk_of_a_deep_model_is_through_soon():
 
 def test_it_stays_in_bounds_whatever_was_seen():
     for token_s, bound in ((1.0, LEAST), (1e-9, 64 * 6)):
-        pace = Pace(64, depth=6)
+        pace = PrefillBudget(64, depth=6)
         quiet(pace)
         assert machine(pace, token_s)[-1] == bound
-    assert Pace(512).work(8) == FIRST
+    assert PrefillBudget(512).work(8) == FIRST
 
 
 def test_a_lone_slow_round_changes_nothing(pace):
@@ -84,15 +86,15 @@ def test_it_is_when_many_sequences_join(pace):
 
 
 def test_without_a_quiet_step_one_is_made():
-    pace = Pace(512, depth=6)
+    pace = PrefillBudget(512, depth=6)
     done = machine(pace, 0.0002)
     assert done.count(0) == ASIDE
     assert done[-1] == pytest.approx((ROUND - 1) * 0.010 / 0.0002, rel=0.15)
 
 
 @pytest.fixture
-def by_time() -> Pace:
-    pace = Pace(512, depth=4, preemptible=True)
+def by_time() -> PrefillBudget:
+    pace = PrefillBudget(512, depth=4, preemptible=True)
     quiet(pace)
     return pace
 
@@ -113,7 +115,7 @@ def test_a_chunk_then_takes_so_many_rounds(by_time):
 
 
 def test_without_a_step_to_go_by_one_is_made_first():
-    pace = Pace(512, depth=4, preemptible=True)
+    pace = PrefillBudget(512, depth=4, preemptible=True)
     for _ in range(ASIDE):
         assert pace.work(1) == 0
         pace.saw(0.010, 0, 1)

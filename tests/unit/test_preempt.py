@@ -9,9 +9,8 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
-from kvlab import backend, blas
-from kvlab.caches import cores
-from kvlab.caches.preempt import Preemptible, evaluate, step_aside, wait_for
+from kvlab.backends.x86 import blas_library, flash_attention, sgemm
+from kvlab.backends.x86.resumable import Resumable, evaluate, maybe_yield, wait_for
 
 PAST = 0.0
 """A point in time from which on every chance to step aside is taken."""
@@ -23,9 +22,9 @@ def test_it_gets_one_step_further_each_time_and_is_through_at_last():
     def count() -> None:
         for i in range(3):
             seen.append(i)
-            step_aside()
+            maybe_yield()
 
-    run = Preemptible(count)
+    run = Resumable(count)
     for wanted in ([0], [0, 1], [0, 1, 2]):
         run.go_on(PAST)
         assert seen == wanted and not run.dead
@@ -35,13 +34,13 @@ def test_it_gets_one_step_further_each_time_and_is_through_at_last():
 
 def test_with_time_left_it_runs_to_the_end_on_the_same_thread():
     seen: list[threading.Thread] = []
-    run = Preemptible(lambda: (step_aside(), seen.append(threading.current_thread())))
+    run = Resumable(lambda: (maybe_yield(), seen.append(threading.current_thread())))
     run.go_on(time.perf_counter() + 60)
     assert run.dead and seen == [threading.current_thread()]
 
 
 def test_it_steps_aside_always_where_it_says_so():
-    run = Preemptible(lambda: step_aside(always=True))
+    run = Resumable(lambda: maybe_yield(always=True))
     run.go_on(math.inf)
     assert not run.dead
     run.go_on(math.inf)
@@ -49,8 +48,8 @@ def test_it_steps_aside_always_where_it_says_so():
 
 
 def test_elsewhere_nothing_steps_aside():
-    step_aside()
-    step_aside(always=True)
+    maybe_yield()
+    maybe_yield(always=True)
     array = mx.ones(3) + 1
     evaluate(array)
     assert array.tolist() == [2, 2, 2]
@@ -58,10 +57,10 @@ def test_elsewhere_nothing_steps_aside():
 
 def test_what_it_raises_reaches_whoever_has_it_go_on():
     def fails() -> None:
-        step_aside()
+        maybe_yield()
         raise FloatingPointError
 
-    run = Preemptible(fails)
+    run = Resumable(fails)
     run.go_on(PAST)
     with pytest.raises(FloatingPointError):
         run.go_on(PAST)
@@ -75,11 +74,11 @@ def test_left_for_good_it_ends_what_it_must_end():
 
         def computes() -> None:
             try:
-                step_aside()
+                maybe_yield()
             finally:
                 wait_for(helper)
 
-        run = Preemptible(computes)
+        run = Resumable(computes)
         run.go_on(PAST)
         threading.Timer(0.05, ended.set).start()
         run.stop()
@@ -91,7 +90,7 @@ def test_it_waits_for_others_only_as_long_as_it_has_time():
     ended = threading.Event()
     with ThreadPoolExecutor(1) as pool:
         helper = pool.submit(ended.wait, 30)
-        run = Preemptible(lambda: wait_for(helper))
+        run = Resumable(lambda: wait_for(helper))
         run.go_on(time.perf_counter() + 0.01)
         assert not run.dead
         ended.set()
@@ -100,43 +99,45 @@ def test_it_waits_for_others_only_as_long_as_it_has_time():
 
 
 def test_it_does_not_begin_to_wait_for_the_device_when_it_expects_to_be_late():
-    run = Preemptible(lambda: evaluate(mx.ones(4) + 1), wait_s=60.0)
+    run = Resumable(lambda: evaluate(mx.ones(4) + 1), wait_s=60.0)
     run.go_on(time.perf_counter() + 1)
     assert not run.dead and run.wait_s < 60
     run.go_on(PAST)
     assert run.dead
 
 
-@pytest.mark.skipif(not blas.is_here(), reason="kvlab loads a BLAS of its own on Linux only")
+@pytest.mark.skipif(not sgemm.is_here(), reason="kvlab loads a BLAS of its own on Linux only")
 @pytest.mark.parametrize("leave", [False, True])
 def test_attention_is_the_same_however_often_it_stepped_aside(monkeypatch, leave):
-    monkeypatch.setattr(cores, "KEYS", 16)
-    monkeypatch.setattr(cores, "ROWS", 32)
-    monkeypatch.setattr(cores, "FEW", 0)
+    monkeypatch.setattr(flash_attention, "KEYS", 16)
+    monkeypatch.setattr(flash_attention, "ROWS", 32)
+    monkeypatch.setattr(flash_attention, "FEW", 0)
     rng = np.random.default_rng(0)
     queries = mx.array(rng.normal(size=(2, 300, 3, 8)).astype(np.float32))
     rows = tuple(mx.array(rng.normal(size=(1, 2, 400, 8)).astype(np.float32)) for _ in "kv")
-    wanted = cores.weigh(queries, [rows], "causal")
-    before, got, asides = backend.threads_in_use(), [], 0
-    run = Preemptible(lambda: got.append(cores.weigh(queries, [rows], "causal")))
+    wanted = flash_attention.partial_attention(queries, [rows], "causal")
+    before, got, asides = blas_library.threads_in_use(), [], 0
+    run = Resumable(lambda: got.append(flash_attention.partial_attention(queries, [rows], "causal")))
     while not run.dead:
         run.go_on(PAST)
         asides += 1
-        np.testing.assert_array_equal(cores.weigh(queries, [rows], "causal").out, wanted.out)  # others meanwhile
+        np.testing.assert_array_equal(
+            flash_attention.partial_attention(queries, [rows], "causal").out, wanted.out
+        )  # others meanwhile
         if leave and asides == 3:
             run.stop()
-    assert asides >= 3 and backend.threads_in_use() == before
+    assert asides >= 3 and blas_library.threads_in_use() == before
     assert leave or np.array_equal(got[0].out, wanted.out) and np.array_equal(got[0].total, wanted.total)
 
 
-@pytest.mark.skipif(not blas.is_here(), reason="kvlab loads a BLAS of its own on Linux only")
+@pytest.mark.skipif(not sgemm.is_here(), reason="kvlab loads a BLAS of its own on Linux only")
 def test_a_number_of_threads_that_is_asked_for_meanwhile_counts_afterwards():
-    before = backend.threads_in_use()
+    before = blas_library.threads_in_use()
     try:
-        with blas.ONE_THREAD:
-            blas.ONE_THREAD.then(2)
-            assert backend.threads_in_use() == 1
-        assert backend.threads_in_use() == 2
+        with sgemm.SINGLE_THREADED:
+            sgemm.SINGLE_THREADED.then(2)
+            assert blas_library.threads_in_use() == 1
+        assert blas_library.threads_in_use() == 2
     finally:
-        blas.ONE_THREAD.then(before)
-    assert backend.threads_in_use() == before
+        sgemm.SINGLE_THREADED.then(before)
+    assert blas_library.threads_in_use() == before

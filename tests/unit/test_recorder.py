@@ -12,9 +12,9 @@ import polars as pl
 import pytest
 import zarr
 
-from kvlab import events
 from kvlab.errors import RunError
-from kvlab.recorder import Recorder
+from kvlab.recording import events
+from kvlab.recording.recorder import Recorder
 
 
 def recorded() -> Recorder:
@@ -116,7 +116,7 @@ def test_saving_again_replaces_the_record_and_leaves_nothing_behind(tmp_path: Pa
 
 def test_a_failed_save_keeps_the_record_that_was_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     recorded().save(tmp_path / "record.zarr")
-    monkeypatch.setattr("kvlab.recorder.write_frame", lambda *_: (_ for _ in ()).throw(OSError("disk full")))
+    monkeypatch.setattr("kvlab.recording.recorder.write_frame", lambda *_: (_ for _ in ()).throw(OSError("disk full")))
     with pytest.raises(OSError, match="disk full"):
         recorded().save(tmp_path / "record.zarr")
     assert Recorder.load(tmp_path / "record.zarr").frame("token").height == 1

@@ -7,8 +7,8 @@ import re
 
 import numpy as np
 
-from kvlab import events
-from kvlab.recorder import Recorder
+from kvlab.recording import events
+from kvlab.recording.recorder import Recorder
 from kvlab.results import Results, row
 from kvlab.results.report import figures, report_html
 

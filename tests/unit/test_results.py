@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 import zarr
 
-from kvlab import events
 from kvlab.errors import RunError
-from kvlab.recorder import Recorder
+from kvlab.recording import events
+from kvlab.recording.recorder import Recorder
 from kvlab.results import Results, Row, merged, new_run_folder, row
 from kvlab.results.summary import bytes_text, sparkline, text_table
 

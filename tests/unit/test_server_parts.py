@@ -8,15 +8,16 @@ import pytest
 
 from kvlab.errors import KvlabError
 from kvlab.models import LoadedModel
-from kvlab.server import Settings, schemas
+from kvlab.server import Settings
 from kvlab.server.access import check_origin, tenant_of
-from kvlab.server.closing import Closer
 from kvlab.server.errors import ApiError
-from kvlab.server.formats import Format, json_rule
-from kvlab.server.grammar import Grammars, Trigger
-from kvlab.server.prompts import Prompts
-from kvlab.server.sampling import Logprobs, Penalties, Sampling, Seeded
-from kvlab.server.text import CONTENT, REASONING, TOOL, Reader
+from kvlab.server.generation.output_parser import CONTENT, REASONING, TOOL, OutputParser
+from kvlab.server.generation.prompt_cache import PromptCache
+from kvlab.server.generation.sampling import Logprobs, Penalties, Sampling, Seeded
+from kvlab.server.structured import json_schema
+from kvlab.server.structured.grammar import Grammars, Trigger
+from kvlab.server.structured.shortest_completion import ShortestCompletion
+from kvlab.server.structured.tool_formats import Format, json_rule
 from kvlab.workloads.desk import TOOLS
 
 CALL = '<tool_call>\n{"name": "find_badge", "arguments": {"handle": "@mira"}}\n</tool_call>'
@@ -81,28 +82,28 @@ def test_errors_have_the_shape_of_their_protocol():
 
 
 def test_schemas_of_tool_catalogues_become_sound_and_closed():
-    made = schemas.normal({"type": "dict", "properties": {"a": {"type": "float"}, "b": {"type": "any"}}})
+    made = json_schema.normal({"type": "dict", "properties": {"a": {"type": "float"}, "b": {"type": "any"}}})
     assert made == {
         "type": "object",
         "properties": {"a": {"type": "number"}, "b": {}},
         "additionalProperties": False,
     }
     both = {"allOf": [{"properties": {"a": {}}}, {"properties": {"b": {}}}]}
-    assert schemas.normal(both) == both
-    assert schemas.normal({"type": "object"}) == {"type": "object"}
+    assert json_schema.normal(both) == both
+    assert json_schema.normal({"type": "object"}) == {"type": "object"}
 
 
 def test_references_to_other_places_are_never_fetched():
-    assert schemas.problem({"a": 1}, {"$ref": "http://127.0.0.1:9/schema.json"}) == ""
-    assert schemas.problem({"a": 1}, {"properties": {"a": {"type": "string"}}}) == "1 is not of type 'string'"
+    assert json_schema.problem({"a": 1}, {"$ref": "http://127.0.0.1:9/schema.json"}) == ""
+    assert json_schema.problem({"a": 1}, {"properties": {"a": {"type": "string"}}}) == "1 is not of type 'string'"
 
 
 # -- reading --------------------------------------------------------------------------------------------------------
 
 
-def read(loaded: LoadedModel, text: str, **options) -> tuple[list[tuple[str, str]], Reader]:
+def read(loaded: LoadedModel, text: str, **options) -> tuple[list[tuple[str, str]], OutputParser]:
     """Pieces of a text, joined while their kind stays."""
-    reader = Reader(loaded.tokenizer, **options)
+    reader = OutputParser(loaded.tokenizer, **options)
     joined: list[tuple[str, str]] = []
     pieces = [piece for token in loaded.encode(text) if reader.stopped is None for piece in reader.add(token)]
     for piece in [*pieces, *reader.finish()]:
@@ -153,7 +154,7 @@ class Thinking:
 @pytest.mark.parametrize("opened", [True, False])
 def test_thinking_is_told_apart(bundled, opened):
     text = ("" if opened else "<think>") + "is it 4?</think>\n\nIt is 4."
-    reader = Reader(Thinking(bundled), call=None, reasoning=opened)
+    reader = OutputParser(Thinking(bundled), call=None, reasoning=opened)
     pieces = [piece for token in bundled.encode(text) for piece in reader.add(token)] + reader.finish()
     assert "".join(piece.text for piece in pieces if piece.kind == REASONING) == "is it 4?"
     assert "".join(piece.text for piece in pieces if piece.kind == CONTENT) == "It is 4."
@@ -231,9 +232,9 @@ SCHEMAS = [
 @pytest.mark.parametrize("schema", SCHEMAS)
 @pytest.mark.parametrize("seed", range(3))
 def test_random_logits_make_valid_json(bundled, grammars, schema, seed):
-    matcher = grammars.compile("%llguidance {}\nstart: json\njson: " + json_rule(schemas.normal(schema)))
+    matcher = grammars.compile("%llguidance {}\nstart: json\njson: " + json_rule(json_schema.normal(schema)))
     text = bundled.decode(generate(grammars, bundled, grammars.constraint(max_tokens=60, matcher=matcher), 60, seed))
-    assert schemas.problem(json.loads(text), schema) == ""
+    assert json_schema.problem(json.loads(text), schema) == ""
 
 
 @pytest.mark.parametrize("seed", range(6))
@@ -261,7 +262,7 @@ def test_a_pause_changes_neither_draws_nor_log_probabilities():
 
 
 def test_the_way_out_is_short(bundled, grammars):
-    closer = Closer(grammars.tokenizer, bundled.vocab_size, bundled.eos)
+    closer = ShortestCompletion(grammars.tokenizer, bundled.vocab_size, bundled.eos)
     matcher = grammars.compile("%llguidance {}\nstart: json\njson: " + json_rule({"type": "object"}))
     for token in bundled.encode('{"a": [1, {"b": "some words and {braces'):
         assert matcher.consume_token(token)
@@ -340,7 +341,7 @@ def test_what_is_no_call_is_not_read_as_one(form):
 
 
 def test_an_answer_comes_back_as_the_tokens_that_were_generated(bundled):
-    prompts = Prompts(bundled)
+    prompts = PromptCache(bundled)
     messages = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Find the badge of @mira."}]
     prompt = prompts.render(messages, TOOLS)
     # The same call with other spacing than the template's: rendering it anew would end the common prefix here.
@@ -362,7 +363,7 @@ def test_an_answer_comes_back_as_the_tokens_that_were_generated(bundled):
 
 
 def test_a_broken_prefix_is_traced_to_its_message(bundled):
-    prompts = Prompts(bundled)
+    prompts = PromptCache(bundled)
     messages = [{"role": role, "content": f"words {i}"} for i, role in enumerate(["system", "user", "assistant"] * 4)]
     prompt = prompts.render(messages)
     for index in range(len(messages)):
@@ -375,7 +376,7 @@ def test_a_broken_prefix_is_traced_to_its_message(bundled):
 
 def test_what_is_no_text_is_refused(bundled):
     with pytest.raises(ApiError, match="no text"):
-        Prompts(bundled).encode("\ud800")
+        PromptCache(bundled).encode("\ud800")
 
 
 # -- sampling -------------------------------------------------------------------------------------------------------

@@ -14,9 +14,9 @@ import numpy as np
 import pytest
 
 from kvlab.errors import StoreError
-from kvlab.store import Namespace, Store, writer
-from kvlab.store.eviction import Evictor
-from kvlab.store.folder import Folder
+from kvlab.store import Namespace, Store, write_behind
+from kvlab.store.ssd.eviction import Evictor
+from kvlab.store.ssd.folder import StoreFolder
 from tests.store_kit import BLOCK, MB, NS, fetch, opened, payloads, put, rows, same, sound
 
 A = list(range(100, 120))  # two blocks and a tail of four
@@ -220,7 +220,7 @@ def test_room_for_blocks_is_not_made_of_those_they_follow(tmp_path: Path) -> Non
         for first in range(4):
             put(store, [first, *A[:7]])
             store.flush()
-    folder = Folder(tmp_path)
+    folder = StoreFolder(tmp_path)
     oldest, *others = [key for (key,) in folder.catalog.rows("SELECT key FROM blocks ORDER BY id")]
     budget = folder.catalog.sum("bytes")
     left: list[bytes] = []
@@ -331,8 +331,8 @@ def test_back_writes_full_blocks_soon(tmp_path: Path) -> None:
 def test_beside_a_decoder_the_writer_rests_until_it_is_needed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, end: str
 ) -> None:
-    monkeypatch.setattr(writer, "REST", 1e9)
-    monkeypatch.setattr(writer, "LONGEST_REST_S", 3600.0)
+    monkeypatch.setattr(write_behind, "REST", 1e9)
+    monkeypatch.setattr(write_behind, "LONGEST_REST_S", 3600.0)
     size = sum(array.nbytes for array in rows(A, 0, 8).values())
     with opened(tmp_path, ram=8 * size) as store:
         store.give_way(True)

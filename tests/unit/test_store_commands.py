@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
+from kvlab.cli.store import app
 from kvlab.errors import StoreError
 from kvlab.store import Namespace, commands
-from kvlab.store.cli import app
 from tests.store_kit import BLOCK, NS, fetch, opened, put, sound
 
 OTHER = Namespace("model", "quantized:bits=4", "float32", BLOCK, "bob")

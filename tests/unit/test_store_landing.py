@@ -9,9 +9,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from kvlab.store import Store, blockfile
+from kvlab.store import Store
 from kvlab.store import keys as k
-from kvlab.store.types import Child
+from kvlab.store.protocols import Child
+from kvlab.store.ssd import blockfile
 from tests.store_kit import BLOCK, NS, opened, payloads, put, rows
 
 TOKENS = [int(token) for token in np.random.default_rng(0).integers(0, 1000, 6 * BLOCK + 3)]

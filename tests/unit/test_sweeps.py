@@ -12,21 +12,22 @@ from typing import Any
 
 import pytest
 
-from kvlab import cli
+import kvlab
+from kvlab.cli.main import main
 from kvlab.errors import KvlabError, RunError
-from kvlab.experiments import Run
+from kvlab.experiments import conversations, runner
+from kvlab.experiments import sweep as sweeps
+from kvlab.experiments.cell import Cell, CellResult, execute
+from kvlab.experiments.config import Experiment, read_experiment
+from kvlab.experiments.event_tables import position_runs, positions
+from kvlab.experiments.result_store import RowStore
+from kvlab.experiments.run import Run
+from kvlab.experiments.sweep import sweep
 from kvlab.models import LoadedModel
 from kvlab.policies import Policy
 from kvlab.results import Results
 from kvlab.results.promote import serve_line
 from kvlab.results.rows import TOGETHER
-from kvlab.runs import harness, turns
-from kvlab.sweeps import sweep as sweeps
-from kvlab.sweeps.cell import Cell, CellResult, execute
-from kvlab.sweeps.events import position_runs, positions
-from kvlab.sweeps.experiment import Experiment, read_experiment
-from kvlab.sweeps.store import RowStore
-from kvlab.sweeps.sweep import sweep
 from tests.fake_decoder import FakeDecoder
 from tests.unit.test_experiments import in_this_process
 
@@ -46,8 +47,8 @@ concurrency = [1, 2]
 @pytest.fixture(autouse=True)
 def fake(monkeypatch: pytest.MonkeyPatch) -> None:
     FakeDecoder.disk = {}
-    monkeypatch.setattr(turns, "Decoder", FakeDecoder)
-    monkeypatch.setattr(harness, "serve_in_new_process", in_this_process)
+    monkeypatch.setattr(conversations, "Decoder", FakeDecoder)
+    monkeypatch.setattr(runner, "serve_in_new_process", in_this_process)
 
 
 def written(folder: Path, text: str = FILE) -> Path:
@@ -77,12 +78,12 @@ def test_a_cell_s_id_is_its_content_in_every_process(tmp_path: Path) -> None:
     again = pickle.loads(pickle.dumps(cell))
     assert again == cell and again.id == cell.id
     code = (
-        "from kvlab.sweeps.cell import Cell; from kvlab.experiments import Run;"
+        "from kvlab.experiments.cell import Cell; from kvlab.experiments.run import Run;"
         "print(Cell(Run('paged|quantized:bits=4', 'retrieval', seed=2, tokens=300), repeat=1).id)"
     )
     other = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, timeout=120,
-        env={**os.environ, "PYTHONHASHSEED": "77", "PYTHONPATH": str(Path(cli.__file__).parents[1])},
+        env={**os.environ, "PYTHONHASHSEED": "77", "PYTHONPATH": str(Path(kvlab.__file__).parents[1])},
     )  # fmt: skip
     assert other.stdout.strip() == cell.id, other.stderr
     assert Cell(cell.run, repeat=2).id != cell.id
@@ -125,16 +126,16 @@ def test_one_policy_in_two_spellings_is_one_cell(qwen3: LoadedModel) -> None:
 def test_wrong_files_give_one_line_and_status_2(
     text: str, says: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert cli.main(["run", str(written(tmp_path, text)), "--out", str(tmp_path / "run")]) == 2
+    assert main(["run", str(written(tmp_path, text)), "--out", str(tmp_path / "run")]) == 2
     shown = capsys.readouterr()
     assert says in shown.err and "some.toml" in shown.err
     assert shown.err.count("\n") == 1 and shown.out == "" and not (tmp_path / "run").exists()
 
 
 def test_a_missing_file_gives_status_2(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert cli.main(["run", str(tmp_path / "none.toml")]) == 2
+    assert main(["run", str(tmp_path / "none.toml")]) == 2
     assert "no experiment file" in capsys.readouterr().err
-    assert cli.main(["run", str(tmp_path)]) == 2
+    assert main(["run", str(tmp_path)]) == 2
 
 
 def test_a_cell_gives_the_rows_of_compare(qwen3: LoadedModel) -> None:
@@ -261,12 +262,12 @@ def test_run_prints_a_table_and_what_promotes_each_policy(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     path = written(tmp_path, FILE + f'model = ["{qwen3.path}"]\n')
-    assert cli.main(["run", str(path)]) == 0
+    assert main(["run", str(path)]) == 0
     shown = capsys.readouterr().out
     assert "a title" in shown and "quantized:bits=4  concurrency=2" in shown.replace(f" model={qwen3.name}", "")
     assert f"kvlab serve --policy 'quantized:bits=4' --model {qwen3.path}" in shown
     assert "32 cells finished. Rows: runs/some" in shown
-    assert cli.main(["run", str(path), "--json"]) == 0
+    assert main(["run", str(path), "--json"]) == 0
     out, err = capsys.readouterr()
     document = json.loads(out)
     assert document["command"] == "run" and len(document["rows"]) > 32 and "32 of them before this run" in err

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 import kvlab  # noqa: F401 - before MLX
-from kvlab.threads import apart, join
+from kvlab.backends.mlx_threads import apart, join
 
 # isort: split
 import mlx.core as mx

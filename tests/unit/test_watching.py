@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import polars as pl
 
-from kvlab.watching.tokens import EVICTED, KEPT, RESTORED, SHARED, token_states, tokens_html
+from kvlab.inspection.tokens import EVICTED, KEPT, RESTORED, SHARED, token_states, tokens_html
 
 
 def lost(*rows: tuple[int, int, int, int]) -> pl.DataFrame:

@@ -12,9 +12,9 @@ import pytest
 
 from kvlab import widgets
 from kvlab.errors import KvlabError, PolicyError, RunError
+from kvlab.inspection import BlockResidency
 from kvlab.policies import Policy
 from kvlab.results import Results, row
-from kvlab.watching import Whereabouts
 from kvlab.widgets import Drawn, Panel, panel
 from kvlab.widgets.evictions import spec
 
@@ -148,7 +148,7 @@ def test_tiers_follow_the_slider() -> None:
     )  # fmt: skip
     about = {"turn": 1, "cached_tokens": 0, "prompt_tokens": 9, "ttft_ms": 5.0, "miss": "never_seen", "ram": 10}
     steps = pl.DataFrame([{"step": i, "conversation": c, "ssd": 10 * i, **about} for i, c in ((1, "a"), (2, "b"))])
-    made = widgets.tiers_over_time(Whereabouts(Policy.parse("tiered"), blocks, steps))
+    made = widgets.tiers_over_time(BlockResidency(Policy.parse("tiered"), blocks, steps))
     assert "request 2" in made.drawn.note and "never_seen" in made.drawn.note
     made.set(request=1)
     spec = made.drawn.chart.to_dict()

@@ -12,7 +12,7 @@ import pytest
 
 from kvlab.errors import WorkloadError
 from kvlab.models import LoadedModel
-from kvlab.workloads import NAMES, Request, load_workload
+from kvlab.workloads import NAMES, WorkloadRequest, load_workload
 from kvlab.workloads.grading import grade_values, parse_call
 
 TAU = Path(__file__).resolve().parents[3] / "shared" / "data" / "tau-bench"
@@ -26,7 +26,7 @@ def write(path: Path, *lines: Any) -> Path:
     return path
 
 
-def rendered(model: LoadedModel, request: Request) -> str:
+def rendered(model: LoadedModel, request: WorkloadRequest) -> str:
     return model.tokenizer.apply_chat_template(
         list(request.messages), tools=list(request.tools) or None, add_generation_prompt=True, tokenize=False
     )

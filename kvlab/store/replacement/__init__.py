@@ -7,7 +7,7 @@ from types import MappingProxyType
 
 from kvlab.errors import StoreError
 from kvlab.store.replacement.base import Evictable, Replacement, anyone
-from kvlab.store.replacement.cost import Cost
+from kvlab.store.replacement.cost import CostAware
 from kvlab.store.replacement.gdsf import Gdsf
 from kvlab.store.replacement.lfu import Lfu
 from kvlab.store.replacement.lru import Lru
@@ -15,7 +15,7 @@ from kvlab.store.replacement.s3fifo import S3Fifo
 from kvlab.store.replacement.sieve import Sieve
 
 REPLACEMENTS: Mapping[str, type[Replacement]] = MappingProxyType(
-    {kind.name: kind for kind in (Lru, Lfu, S3Fifo, Sieve, Gdsf, Cost)}
+    {kind.name: kind for kind in (Lru, Lfu, S3Fifo, Sieve, Gdsf, CostAware)}
 )
 
 

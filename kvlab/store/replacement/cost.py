@@ -9,7 +9,7 @@ from __future__ import annotations
 from kvlab.store.replacement.gdsf import Gdsf
 
 
-class Cost(Gdsf):
+class CostAware(Gdsf):
     """GDSF whose worth is ``cost / size``: recompute time saved by one use, per byte held."""
 
     name = "cost"

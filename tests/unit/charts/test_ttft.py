@@ -6,10 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from kvlab import charts, events
+from kvlab import charts
 from kvlab.charts.ttft import PARTS
 from kvlab.errors import RunError
-from kvlab.recorder import Recorder
+from kvlab.recording import events
+from kvlab.recording.recorder import Recorder
 from kvlab.results import Results
 
 

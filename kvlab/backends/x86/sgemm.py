@@ -1,0 +1,83 @@
+"""The BLAS under MLX's CPU build, called directly on NumPy arrays, from as many threads as there are cores."""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import threading
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+
+from kvlab.backends.x86.blas_library import prepare, threads_in_use, use_threads
+
+ROW_MAJOR, PLAIN, TRANSPOSED = 101, 111, 112  # of CBLAS
+
+
+def is_here() -> bool:
+    """Whether kvlab loaded a BLAS that can be called."""
+    return _sgemm() is not None
+
+
+def product(a: np.ndarray, b: np.ndarray, out: np.ndarray, *, transpose: bool = False, add: bool = False) -> None:
+    """``out = a @ b``, or ``a @ b.T`` with ``transpose``; ``add``: onto what is there. Other threads run meanwhile.
+
+    All are float32 ``[rows, columns]`` whose rows lie in one piece, at equal distances.
+    """
+    sgemm = _sgemm()
+    if sgemm is None:
+        raise RuntimeError("no BLAS was loaded: see kvlab.backends.x86.blas_library")
+    sgemm(
+        ROW_MAJOR, PLAIN, TRANSPOSED if transpose else PLAIN, *out.shape, a.shape[1],
+        1.0, a.ctypes.data, a.strides[0] // 4, b.ctypes.data, b.strides[0] // 4,
+        1.0 if add else 0.0, out.ctypes.data, out.strides[0] // 4,
+    )  # fmt: skip
+
+
+class SingleThreadedBlas:
+    """Within it, products use the core that asks for them, so that several may ask at once.
+
+    The number of threads is one for the whole process: whoever leaves last sets it back, or to what :meth:`then` said.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._inside = self._before = 0
+
+    def then(self, count: int) -> None:
+        """Compute on ``count`` cores: from now on, or once nobody is within."""
+        with self._lock:
+            if self._inside:
+                self._before = count
+            else:
+                use_threads(count)
+
+    def __enter__(self) -> None:
+        with self._lock:
+            if not self._inside:
+                self._before = threads_in_use()
+                use_threads(1)
+            self._inside += 1
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        with self._lock:
+            self._inside -= 1
+            if not self._inside:
+                use_threads(self._before)
+
+
+SINGLE_THREADED = SingleThreadedBlas()
+
+
+@functools.cache
+def _sgemm() -> Any:
+    # By its name, which MLX is bound to as well: the file may be gone by now.
+    sgemm = getattr(ctypes.CDLL(None), "cblas_sgemm", None) if prepare().threads else None
+    if sgemm is not None:
+        size, number, address = ctypes.c_int, ctypes.c_float, ctypes.c_void_p
+        sgemm.argtypes = [*[size] * 6, number, *[address, size] * 2, number, address, size]
+        sgemm.restype = None
+    return sgemm

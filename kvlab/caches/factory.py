@@ -1,0 +1,128 @@
+"""From a policy and a model to layer caches."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import mlx.core as mx
+import mlx.nn as nn
+from mlx_lm.models.cache import CacheList, KVCache, make_prompt_cache
+
+from kvlab.caches.attention_hook import install
+from kvlab.caches.layer_cache import LayerCache
+from kvlab.caches.layerwise import LayerwiseModel
+from kvlab.caches.sequential import is_batchable, keep_apart
+from kvlab.errors import ModelError
+from kvlab.policies import Policy, Rotating
+
+NEAR = 0.05
+"""Largest difference between two ways to the same logits, as a part of the largest logit: above it, one is wrong."""
+
+
+def check_model(model: nn.Module, policy: Policy) -> None:
+    """Raise ModelError where ``policy`` cannot be used with ``model``.
+
+    A policy that changes the KV cache is tried on three tokens: models that compute attention in ways of their own
+    (multi-head latent attention, layers that share keys) would answer wrongly or not at all.
+    """
+    if policy.lossless:
+        return
+    if not any(_is_plain_kv(cache) for cache in make_prompt_cache(model)):
+        raise ModelError(f"policy '{policy}' changes the KV cache, and this model has none: use full, paged or tiered")
+    refusal = (
+        f"policy '{policy}' cannot change this model's KV cache, because the model works on its keys and values "
+        "outside mlx-lm's attention function (as multi-head latent attention does): use full, paged or tiered"
+    )
+    try:
+        want, got = _first_logits(model, make_prompt_cache(model)), _first_logits(model, own_caches(model, Policy()))
+    except (ModelError, ValueError, RuntimeError) as error:  # shapes that do not fit are ValueErrors of mlx
+        raise ModelError(refusal) from error
+    if mx.any(mx.abs(want - got) > NEAR * mx.abs(want).max()).item():
+        raise ModelError(refusal)
+    _first_logits(model, own_caches(model, policy))
+
+
+def can_share(model: nn.Module) -> bool:
+    """True when every layer can be kvlab's own, so that live sequences can share prefixes: plain KV caches throughout.
+
+    Sliding windows and recurrent state differ from sequence to sequence behind a prefix, and a model that works on
+    keys and values by itself (multi-head latent attention) never lets the cache attend.
+    """
+    if any(type(cache) is not KVCache for cache in make_prompt_cache(model)):
+        return False
+    try:
+        check_model(model, Policy(Rotating(window=1 << 30)))
+    except ModelError:
+        return False
+    return True
+
+
+def make_caches(
+    model: nn.Module, policy: Policy | str = "full", *, prompt_tokens: int | None = None, record: bool = False
+) -> list[Any]:
+    """Empty layer caches for one sequence, one a layer, for any mlx-lm generator.
+
+    A lossless policy gets mlx-lm's own caches. A lossy one gets a :class:`LayerCache` wherever the model would have a
+    plain ``KVCache``, and the model's attention is hooked; sliding-window and recurrent layers stay as they are.
+
+    Args:
+        prompt_tokens: length of the prompt, where scorers compress; None: at the first single-token step.
+        record: keep what each eviction drops, for the recorder.
+
+    Raises:
+        PolicyError: ``policy`` cannot be read.
+    """
+    policy = Policy.parse(policy)
+    if policy.lossless:
+        caches = make_prompt_cache(model)
+    else:
+        caches = own_caches(model, policy, prompt_tokens=prompt_tokens, record=record)
+    return caches if is_batchable(model) else keep_apart(caches)
+
+
+def own_caches(
+    model: nn.Module, policy: Policy, *, prompt_tokens: int | None = None, record: bool = False
+) -> list[Any]:
+    """Layer caches with a :class:`LayerCache` under ``policy`` for every plain ``KVCache``, even if it is lossless."""
+    install(model)
+    native = make_prompt_cache(model)
+
+    def replace(cache: Any, layer: int) -> Any:
+        if isinstance(cache, CacheList):
+            return CacheList(*(replace(inner, layer) for inner in cache.caches))
+        if type(cache) is not KVCache:
+            return cache
+        return LayerCache(policy, layer, len(native), prompt_tokens=prompt_tokens, record=record)
+
+    return [replace(cache, layer) for layer, cache in enumerate(native)]
+
+
+def layerwise_model(model: nn.Module) -> LayerwiseModel:
+    """Cuts prefills of ``model`` layer by layer, if a trial shows that nothing but its layers matters to its caches.
+
+    The model is one for which :func:`can_share` is true.
+    """
+    want = _first_logits(model, own_caches(model, Policy()))
+    cut = LayerwiseModel(model)
+    try:
+        got = _first_logits(model, own_caches(model, Policy()), cut)
+    except (ValueError, TypeError, AttributeError, RuntimeError):  # whatever its code makes of a stand-in for a layer
+        return LayerwiseModel(model, whole=True)
+    return LayerwiseModel(model, whole=bool(mx.any(mx.abs(want - got) > NEAR * mx.abs(want).max()).item()))
+
+
+def _first_logits(model: nn.Module, caches: list[Any], cut: LayerwiseModel | None = None) -> mx.array:
+    """Logits after three tokens, computed as two (in stages, if given) and one: a prefill and a decode step."""
+    if cut is None:
+        model(mx.array([[0, 1]]), cache=caches)
+    else:
+        x, left = cut.begin(mx.array([[0, 1]]), caches)
+        for stage in left:
+            x = stage(x)
+    logits = model(mx.array([[2]]), cache=caches)[0, -1].astype(mx.float32)
+    mx.eval(logits)
+    return logits
+
+
+def _is_plain_kv(cache: Any) -> bool:
+    return any(map(_is_plain_kv, cache.caches)) if isinstance(cache, CacheList) else type(cache) is KVCache

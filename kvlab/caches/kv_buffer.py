@@ -1,0 +1,92 @@
+"""Rows: the K and V of one sequence in one layer, in arrays that grow by steps."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+
+import mlx.core as mx
+
+from kvlab.caches.codecs.base import Codec
+
+STEP = 64
+"""Rows that storage grows by: small enough that live bytes follow real tokens, large enough to amortize the copy."""
+
+
+class KVBuffer:
+    """K and V as named arrays ``[1, n_kv_heads, capacity, width]``, of which the first ``length`` rows are used.
+
+    Attributes:
+        expected: rows that are sure to come in all: storage that must grow grows to as many at once.
+    """
+
+    def __init__(self, codec: Codec, arrays: Mapping[str, mx.array] | None = None) -> None:
+        self.codec = codec
+        self.arrays: dict[str, mx.array] = dict(arrays or {})
+        self.length = self.capacity
+        self.expected = 0
+
+    def append(self, keys: mx.array, values: mx.array) -> None:
+        """Write new rows ``[1, n_kv_heads, n, width]`` behind the used ones."""
+        self.append_encoded(self.codec.encode(keys, values))
+
+    def append_encoded(self, new: Mapping[str, mx.array]) -> None:
+        """Write rows that are already in the codec's form, as :meth:`used` or a store gave them."""
+        count = next(iter(new.values())).shape[2]
+        end = self.length + count
+        if not self.arrays or end > self.capacity:
+            self._grow(new, end)
+        for name, array in new.items():
+            self.arrays[name][:, :, self.length : end] = array
+        self.length = end
+
+    def decode(self) -> tuple[mx.array, mx.array]:
+        """Keys and values ``[1, n_kv_heads, length, head_dim]`` as attention sees them."""
+        return self.codec.decode(self.used())
+
+    def used(self) -> dict[str, mx.array]:
+        """Views of the used rows of every array."""
+        return {name: array[:, :, : self.length] for name, array in self.arrays.items()}
+
+    def keep(self, index: mx.array) -> None:
+        """Keep the rows ``index`` ``[1, n_kv_heads, n]`` of every head and free the others."""
+        self.arrays = {name: mx.take_along_axis(array, index[..., None], axis=2) for name, array in self.arrays.items()}
+        self.length = index.shape[2]
+
+    def keep_spans(self, *spans: tuple[int, int]) -> None:
+        """Keep the rows of the half-open ``spans``, in order, for all heads, and free the others."""
+        self.arrays = {
+            name: mx.concatenate([array[:, :, a:b] for a, b in spans], axis=2) for name, array in self.arrays.items()
+        }
+        self.length = sum(b - a for a, b in spans)
+
+    def cut(self, length: int) -> None:
+        """Forget the rows behind ``length``; their storage is written over later."""
+        self.length = min(self.length, length)
+
+    def snapshot(self) -> KVBuffer:
+        """Today's rows, to be read only: they outlive an eviction here, because that makes new arrays."""
+        other = KVBuffer(self.codec, self.arrays)
+        other.length = self.length
+        return other
+
+    @property
+    def capacity(self) -> int:
+        return next(iter(self.arrays.values())).shape[2] if self.arrays else 0
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the arrays that are held, unused capacity included."""
+        return sum(array.nbytes for array in self.arrays.values())
+
+    def reserve(self, count: int) -> None:
+        """Have room for ``count`` more rows."""
+        if self.arrays and self.length + count > self.capacity:
+            self._grow(self.arrays, self.length + count)
+
+    def _grow(self, new: Mapping[str, mx.array], end: int) -> None:
+        room = math.ceil(max(end, self.expected) / STEP) * STEP - self.length
+        for name, array in new.items():
+            fresh = mx.zeros((*array.shape[:2], room, *array.shape[3:]), dtype=array.dtype)
+            held = self.arrays.get(name)
+            self.arrays[name] = fresh if held is None else mx.concatenate([held[:, :, : self.length], fresh], axis=2)

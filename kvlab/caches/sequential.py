@@ -1,0 +1,59 @@
+"""Models that mlx-lm cannot batch, such as Llama 4 with its chunked attention: each sequence is computed on its own.
+
+Such a model builds masks and positions for one sequence from the plain numbers of its caches, so no batch of caches
+can serve it. It still shares a decoder: sequences join, leave, prefill and decode side by side, one forward each.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import mlx.core as mx
+import mlx.nn as nn
+from mlx_lm.models.cache import make_prompt_cache
+
+from kvlab.caches.batch import BatchLayerCache
+
+
+def is_batchable(model: nn.Module) -> bool:
+    """True when mlx-lm has a batched form of every cache of ``model``."""
+    return all(hasattr(cache, "merge") for cache in make_prompt_cache(model))
+
+
+def batchable(model: nn.Module) -> Any:
+    """What to give mlx-lm's BatchGenerator for ``model``: itself, or itself behind :class:`SequentialModel`."""
+    return model if is_batchable(model) else SequentialModel(model)
+
+
+def keep_apart(caches: list[Any]) -> list[Any]:
+    """Make each of these caches of one sequence merge into a batch that keeps it as it is."""
+    for cache in caches:
+        # On the object: a subclass would no longer be recognised as what it is.
+        cache.merge = BatchLayerCache
+    return caches
+
+
+class SequentialModel:
+    """Calls a model once a sequence. Its caches come from :func:`keep_apart`."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self.model = model
+        self.layers = model.layers
+
+    def __call__(self, inputs: mx.array, cache: list[BatchLayerCache]) -> mx.array:
+        """Logits ``[batch, n, vocabulary]`` of right-padded ``inputs`` ``[batch, n]``; those of padding are zeros."""
+        count = inputs.shape[1]
+        reals = [layer.claim(count) for layer in cache][0]
+        outs = [
+            self.model(inputs[i : i + 1, :real], cache=[layer.sequences[i] for layer in cache]) if real else None
+            for i, real in enumerate(reals)
+        ]
+        like = next(out for out in outs if out is not None)
+        return mx.concatenate([_padded(out, like, count) for out in outs])
+
+
+def _padded(out: mx.array | None, like: mx.array, count: int) -> mx.array:
+    if out is None:
+        return mx.zeros((1, count, like.shape[2]), like.dtype)
+    missing = count - out.shape[1]
+    return mx.pad(out, [(0, 0), (0, missing), (0, 0)]) if missing else out

@@ -1,0 +1,44 @@
+"""Rows that several live sequences begin with, held once."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import mlx.core as mx
+
+from kvlab.caches.codecs.base import Codec
+
+
+class SharedPrefix:
+    """Rows of one layer, ``[1, n_kv_heads, length, width]``, that nobody writes to any more.
+
+    Attributes:
+        users: live sequences that read it; whoever adds or removes one keeps the count.
+    """
+
+    def __init__(self, codec: Codec, arrays: Mapping[str, mx.array]) -> None:
+        self.codec = codec
+        self.arrays = {name: mx.contiguous(array) for name, array in arrays.items()}
+        self.length = next(iter(arrays.values())).shape[2]
+        self.users = 0
+
+    def split(self, at: int) -> tuple[SharedPrefix, SharedPrefix]:
+        """The first ``at`` rows and the rest, with the same users."""
+        halves = (
+            SharedPrefix(self.codec, {name: array[:, :, :at] for name, array in self.arrays.items()}),
+            SharedPrefix(self.codec, {name: array[:, :, at:] for name, array in self.arrays.items()}),
+        )
+        for half in halves:
+            half.users = self.users
+        return halves
+
+    @property
+    def nbytes(self) -> int:
+        return sum(array.nbytes for array in self.arrays.values())
+
+
+def join_rows(parts: Sequence[Mapping[str, mx.array]]) -> dict[str, mx.array]:
+    """Rows that stand one behind the other, as one; nothing for nothing."""
+    if len(parts) <= 1:
+        return dict(*parts)
+    return {name: mx.concatenate([part[name] for part in parts], axis=2) for name in parts[0]}

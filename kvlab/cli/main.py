@@ -1,0 +1,296 @@
+"""The ``kvlab`` command: one thin function per command."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import json
+import os
+import re
+import shutil
+import sys
+import textwrap
+import warnings
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import click
+
+import kvlab
+from kvlab import bench as benchmarks
+from kvlab.errors import KvlabError, PolicyError
+
+Document = dict[str, Any]
+
+json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON document, and nothing else.")
+model_option = click.option("--model", metavar="MODEL", help="A folder or a Hugging Face id; else the bundled model.")
+out_option = click.option(
+    "--out", metavar="DIR", type=click.Path(file_okay=False, path_type=Path), help="Run folder; else one in runs/."
+)
+seed_option = click.option("--seed", type=int, default=0, show_default=True, help="Seed of what is random.")
+
+
+class Lazy(click.Group):
+    """A group that imports some of its commands when they are asked for, so that ``--help`` stays quick."""
+
+    elsewhere = {
+        "lab": "kvlab.cli.lab:lab",
+        "store": "kvlab.cli.store:app",
+        "serve": "kvlab.cli.serve:serve",
+        "run": "kvlab.cli.run:run",
+        "figures": "kvlab.cli.figures:figures",
+    }
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return sorted([*super().list_commands(ctx), *self.elsewhere])
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in self.elsewhere:
+            return super().get_command(ctx, cmd_name)
+        module, _, name = self.elsewhere[cmd_name].partition(":")
+        return getattr(importlib.import_module(module), name)
+
+
+@click.group(name="kvlab", cls=Lazy, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.version_option(kvlab.__version__, prog_name="kvlab")
+def cli() -> None:
+    """A laboratory for KV caching on MLX."""
+
+
+@cli.command()
+@out_option
+@json_option
+def demo(out: Path | None, as_json: bool) -> None:
+    """Five policies on the bundled model, with a restart in the middle, and a report to look at."""
+    from kvlab.cli.demo import demo as run
+
+    _answer(as_json, lambda: run(out=out).document("demo"))
+
+
+@cli.command()
+@click.option("--policies", "specs", multiple=True, required=True, metavar="A,B,...", help="Policies; may be repeated.")
+@click.option("--workload", required=True, metavar="NAME", help="agent, retrieval, chat or transcript:FILE.")
+@model_option
+@click.option("--turns", type=click.IntRange(min=1), help="Turns of each conversation.")
+@click.option("--n", type=click.IntRange(min=1), help="Conversations.")
+@click.option("--concurrency", type=click.IntRange(min=1), help="Conversations that go on at once; else all.")
+@click.option("--tokens", type=click.IntRange(min=1), help="Length of a retrieval prompt.")
+@seed_option
+@out_option
+@json_option
+def compare(
+    specs: tuple[str, ...],
+    workload: str,
+    model: str | None,
+    turns: int | None,
+    n: int | None,
+    concurrency: int | None,
+    tokens: int | None,
+    seed: int,
+    out: Path | None,
+    as_json: bool,
+) -> None:
+    """Run one workload under several policies and compare them."""
+    policies = split_policies(specs)
+    from kvlab.experiments.run import compare_command
+
+    def run() -> Document:
+        results = compare_command(
+            policies,
+            workload,
+            model=model,
+            turns=turns,
+            n=n,
+            seed=seed,
+            concurrency=concurrency,
+            tokens=tokens,
+            out=out,
+        )
+        return results.document("compare")
+
+    _answer(as_json, run)
+
+
+@cli.command()
+@json_option
+def policies(as_json: bool) -> None:
+    """The modules that policies are made of."""
+    from kvlab.policies import registry
+
+    def rows() -> Document:
+        return _document(
+            "policies",
+            [
+                {"name": info.name, "slot": info.slot, "parameters": info.parameters, "paper": info.paper}
+                for info in registry()
+            ],
+        )
+
+    def show(document: Document) -> None:
+        shown = [{**row, "parameters": _parameters(row["parameters"])} for row in document["rows"]]
+        _table(shown, ("slot", "name", "parameters", "paper"))
+        click.echo("\nCompose with |, set with name:key=value. For example: 'paged:block=64|quantized:bits=4'")
+
+    _answer(as_json, rows, show)
+
+
+@cli.command()
+@json_option
+def doctor(as_json: bool) -> None:
+    """What kvlab runs on: device, versions, memory, BLAS, bundled model, folders."""
+
+    def examine() -> Document:
+        from kvlab.cli import doctor
+
+        return _document("doctor", doctor.examine())
+
+    def show(document: Document) -> None:
+        found = document["rows"]
+        width = max(len(row["metric"]) for row in found)
+        for row in found:
+            click.echo(f"{row['metric'].replace('_', ' '):{width}}  {_quantity(row['value'], row['unit'])}")
+
+    _answer(as_json, examine, show)
+
+
+@cli.command(epilog=f"NAME is one of: {', '.join(benchmarks.names())}")
+@click.argument("name", metavar="NAME")
+@model_option
+@seed_option
+@json_option
+def bench(name: str, model: str | None, seed: int, as_json: bool) -> None:
+    """Measure one thing beside what it should match, such as MLX's matrix products beside NumPy's."""
+    run = benchmarks.get(name)
+
+    def measure() -> Document:
+        return _document(f"bench {name}", run(model=model, seed=seed), seed=seed)
+
+    def show(document: Document) -> None:
+        rows = [
+            {key: value for key, value in row.items() if key not in ("value", "unit") and value not in ("", None)}
+            | {"result": _quantity(row["value"], row["unit"])}
+            for row in document["rows"]
+        ]
+        columns = dict.fromkeys(key for row in rows for key in row if key not in ("metric", "result"))
+        _table(rows, [*columns, "metric", "result"])
+
+    _answer(as_json, measure, show)
+
+
+def split_policies(texts: Iterable[str]) -> list[str]:
+    """Policy specs from lists such as ``full,tiered:ram=2GB,ssd=20GB,paged``, each given once or more.
+
+    A comma starts a new policy unless a ``key=`` follows it: that is the next parameter of the policy before. ``;``
+    always starts a new one, and commas in parentheses never do. Raises PolicyError.
+    """
+    specs: list[str] = []
+    for text in texts:
+        for part in text.split(";"):
+            own: list[str] = []
+            for item in _top_level_items(part):
+                if re.match(r"\s*\w+\s*=", item):
+                    if not own:
+                        raise PolicyError(f"'{item.strip()}' sets a parameter of no policy; write name:{item.strip()}")
+                    own[-1] += f",{item}"
+                else:
+                    own.append(item)
+            specs += own
+    specs = [spec.strip() for spec in specs]
+    if not specs or not all(specs):
+        raise PolicyError("an empty policy in the list; write names separated by commas, such as full,paged,tiered")
+    return specs
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command line. Exit status: 0; 2 for wrong input, with one line on stderr; 130 when interrupted."""
+    warnings.showwarning = _show_warning
+    try:
+        return cli.main(args=arguments, prog_name="kvlab", standalone_mode=False) or 0
+    except click.exceptions.NoArgsIsHelpError as error:
+        click.echo(error.format_message())
+        return 0
+    except click.UsageError as error:
+        where = error.ctx.command_path if error.ctx else "kvlab"
+        return _wrong(f"{' '.join(error.format_message().split())} (see: {where} --help)")
+    except (KvlabError, click.ClickException) as error:
+        return _wrong(error.format_message() if isinstance(error, click.ClickException) else str(error))
+    except click.exceptions.Exit as done:
+        return done.exit_code
+    except (click.Abort, KeyboardInterrupt):
+        click.echo("kvlab: stopped", err=True)
+        return 130
+    except BrokenPipeError:  # the reader, such as head, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+
+
+def _wrong(message: str) -> int:
+    click.echo(f"kvlab: {' '.join(message.split())}", err=True)
+    return 2
+
+
+def _show_warning(message: Warning | str, category: type[Warning], *_: Any, **__: Any) -> None:
+    from kvlab.errors import BackendWarning
+
+    if issubclass(category, BackendWarning):  # a library's deprecations are no news to the user
+        click.echo(f"kvlab: warning: {message}", err=True)
+
+
+def _answer(as_json: bool, work: Callable[[], Document], show: Callable[[Document], None] = lambda _: None) -> None:
+    """Do the work, then print its document as JSON or as ``show`` does; with JSON all other output goes to stderr."""
+    if not as_json:
+        show(work())
+        return
+    with contextlib.redirect_stdout(sys.stderr):
+        document = work()
+    click.echo(json.dumps(document, indent=1, allow_nan=False, default=str))
+
+
+def _document(command: str, rows: Iterable[Mapping[str, Any]], **facts: Any) -> Document:
+    from kvlab.provenance import document, provenance
+
+    return document(command, rows, provenance(**facts))
+
+
+def _top_level_items(text: str) -> list[str]:
+    """Split at commas outside parentheses."""
+    items, depth = [""], 0
+    for letter in text:
+        depth += {"(": 1, ")": -1}.get(letter, 0)
+        if letter == "," and depth == 0:
+            items.append("")
+        else:
+            items[-1] += letter
+    return items
+
+
+def _parameters(values: Mapping[str, Any]) -> str:
+    return ", ".join(f"{key}={'none' if value is None else value}" for key, value in values.items())
+
+
+def _quantity(value: Any, unit: str) -> str:
+    if unit == "bytes":
+        size, names = float(value), ["B", "KB", "MB", "GB", "TB"]
+        while size >= 1000 and len(names) > 1:
+            size, names = size / 1000, names[1:]
+        return f"{size:.3g} {names[0]}"
+    if isinstance(value, float):
+        value = f"{value:.3g}" if abs(value) < 1000 else f"{value:,.0f}"
+    return f"{value} {unit}".rstrip()
+
+
+def _table(rows: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> None:
+    """Aligned columns; the last one wraps at the terminal's width."""
+    texts = [[str(row.get(column, "")) for column in columns] for row in rows]
+    widths = [max(len(line[i]) for line in [list(columns), *texts]) for i in range(len(columns))]
+    indent = sum(widths[:-1]) + 2 * (len(columns) - 1)
+    room = max(24, shutil.get_terminal_size((110, 24)).columns - indent)
+    for line in [list(columns), ["-" * width for width in widths[:-1]] + ["-" * min(widths[-1], room)], *texts]:
+        start = "".join(f"{cell:<{width}}  " for cell, width in zip(line[:-1], widths, strict=False))
+        for i, part in enumerate(textwrap.wrap(line[-1], room) or [""]):
+            click.echo(((start if i == 0 else " " * indent) + part).rstrip())
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,24 @@
+"""``kvlab run``: an experiment file on the command line."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import sys
+from pathlib import Path
+
+import click
+
+
+@click.command()
+@click.argument("file", metavar="FILE.toml", type=click.Path(path_type=Path))
+@click.option("--out", metavar="DIR", type=click.Path(file_okay=False, path_type=Path), help="Else runs/NAME.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON document, and nothing else.")
+def run(file: Path, out: Path | None, as_json: bool) -> None:
+    """Run the cells of an experiment file that are not finished yet."""
+    from kvlab.experiments.sweep import run_command
+
+    with contextlib.redirect_stdout(sys.stderr) if as_json else contextlib.nullcontext():
+        results = run_command(file, out)
+    if as_json:
+        click.echo(json.dumps(results.document("run"), indent=1, allow_nan=False, default=str))

@@ -1,0 +1,106 @@
+"""``kvlab serve``: a policy as an endpoint."""
+
+from __future__ import annotations
+
+import os
+
+import click
+
+from kvlab.errors import KvlabError
+
+
+@click.command()
+@click.option("--policy", default="tiered", show_default=True, metavar="POLICY", help="What to serve, such as tiered.")
+@click.option("--model", "models", multiple=True, metavar="MODEL", help="A folder or a hub id; may be repeated.")
+@click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on; others need a key.")
+@click.option("--port", type=click.IntRange(0, 65535), default=8080, show_default=True, help="0 takes a free one.")
+@click.option("--api-key", "keys", multiple=True, metavar="KEY", help="Let in; may be repeated. Else KVLAB_API_KEY.")
+@click.option("--max-concurrency", type=click.IntRange(1), default=32, show_default=True, help="Decoding side by side.")
+@click.option("--queue", type=click.IntRange(0), default=256, show_default=True, help="Waiting beyond those; then 429.")
+@click.option("--live-memory", metavar="SIZE", help="Most live KV, such as 8GB; requests wait for room.")
+@click.option("--model-memory", metavar="SIZE", help="Weights in memory together; the least recently used leave.")
+@click.option("--max-tokens", type=click.IntRange(1), default=4096, show_default=True, help="When a request says none.")
+@click.option("--max-body", default="32MB", show_default=True, metavar="SIZE", help="Largest request.")
+@click.option("--timeout", type=click.FloatRange(0, min_open=True), default=900.0, show_default=True, help="Seconds.")
+@click.option("--heartbeat", type=click.FloatRange(0, min_open=True), default=5.0, show_default=True, help="Seconds.")
+@click.option(
+    "--drain", type=click.FloatRange(0), default=30.0, show_default=True, help="Seconds to finish at the end."
+)
+@click.option("--prefill-step", type=click.IntRange(1), default=512, show_default=True, help="Tokens between steps.")
+def serve(
+    policy: str,
+    models: tuple[str, ...],
+    host: str,
+    port: int,
+    keys: tuple[str, ...],
+    max_concurrency: int,
+    queue: int,
+    live_memory: str | None,
+    model_memory: str | None,
+    max_tokens: int,
+    max_body: str,
+    timeout: float,
+    heartbeat: float,
+    drain: float,
+    prefill_step: int,
+) -> None:
+    """Serve a policy to clients of OpenAI and Anthropic until interrupted; a dashboard is at /."""
+    import logging
+    import sys
+
+    import uvicorn
+
+    from kvlab.models import BUNDLED
+    from kvlab.policies import Policy, parse_bytes
+    from kvlab.server.app import create_app
+    from kvlab.server.logs import to_stderr
+    from kvlab.server.notebook import listening, named, uvicorn_config
+    from kvlab.server.settings import Settings
+
+    given = keys or tuple(filter(None, [os.environ.get("KVLAB_API_KEY")]))
+    settings = Settings(
+        host=host,
+        port=port,
+        api_keys=tuple(given),
+        max_concurrency=max_concurrency,
+        queue=queue,
+        live_memory=parse_bytes(live_memory) if live_memory else None,
+        model_memory=parse_bytes(model_memory) if model_memory else None,
+        max_tokens=max_tokens,
+        max_body=parse_bytes(max_body),
+        request_seconds=timeout,
+        heartbeat=heartbeat,
+        drain=drain,
+        prefill_step=prefill_step,
+    )
+    parsed = Policy.parse(policy)
+    socket = listening(settings.host, settings.port)
+    sys.setswitchinterval(0.0005)  # the decoder's thread must not wait long for a busy event loop
+    to_stderr()
+    app = create_app(parsed, named(list(models) or [BUNDLED]), settings)
+    shown, number = socket.getsockname()[:2]
+    url = f"http://{f'[{shown}]' if ':' in shown else shown}:{number}"
+
+    class Announcing(uvicorn.Server):
+        async def startup(self, sockets: object = None) -> None:
+            uvicorn_log = logging.getLogger("uvicorn.error")
+            uvicorn_log.disabled = True  # a start that fails is told in one line, below
+            try:
+                await super().startup(sockets)  # type: ignore[arg-type]
+            finally:
+                uvicorn_log.disabled = False
+            if self.started:
+                click.echo(f"kvlab serves {parsed} at {url}")
+                sys.stdout.flush()
+
+        async def shutdown(self, sockets: object = None) -> None:
+            await super().shutdown(sockets)  # type: ignore[arg-type]
+            self._captured_signals.clear()  # an end that was asked for is a good end: status 0
+
+    try:
+        Announcing(uvicorn_config(app, settings)).run([socket])
+    except SystemExit:  # how uvicorn ends a start that failed
+        if app.state.failure is None:
+            raise
+    if app.state.failure is not None:
+        raise KvlabError(str(app.state.failure))

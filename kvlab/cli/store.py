@@ -1,0 +1,141 @@
+"""``kvlab store``: a click group to mount in the command line."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import re
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import click
+
+from kvlab.store import commands
+
+dir_option = click.option(
+    "--dir", "directory", type=click.Path(file_okay=False, path_type=Path), help="The folder; else KVLAB_HOME/store."
+)
+tenant_option = click.option("--tenant", metavar="NAME", help="This tenant only ('' for the one without a name).")
+json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON document, and nothing else.")
+
+
+@click.group(name="store")
+def app() -> None:
+    """Look after KV at rest on SSD."""
+
+
+@app.command()
+@dir_option
+@tenant_option
+@json_option
+def ls(directory: Path | None, tenant: str | None, as_json: bool) -> None:
+    """Sizes, ages and miss reasons, by model and policy."""
+    _answer("store ls", as_json, lambda: commands.ls(_folder(directory), tenant=tenant))
+
+
+@app.command()
+@dir_option
+@tenant_option
+@json_option
+def verify(directory: Path | None, tenant: str | None, as_json: bool) -> None:
+    """Read every block; quarantine bad ones and sweep leftovers. Exit status 1 when a block was bad."""
+    rows = _answer("store verify", as_json, lambda: commands.verify(_folder(directory), tenant=tenant, progress=True))
+    if any(row["metric"] == "corrupt" and row["value"] for row in rows):
+        raise click.exceptions.Exit(1)
+
+
+@app.command()
+@click.option("--keep", metavar="SIZE", help="Bytes to keep, such as 5GB: the least recently used go.")
+@click.option("--unused", metavar="TIME", help="Remove what was not used for so long, such as 12h or 30d.")
+@dir_option
+@tenant_option
+@json_option
+def prune(keep: str | None, unused: str | None, directory: Path | None, tenant: str | None, as_json: bool) -> None:
+    """Remove old blocks, leaves first."""
+    size, seconds = _quantity(keep, _SIZES, "--keep", "5GB"), _quantity(unused, _TIMES, "--unused", "12h")
+    _answer(
+        "store prune",
+        as_json,
+        lambda: commands.prune(
+            _folder(directory),
+            keep=None if size is None else int(size),
+            unused=seconds,
+            tenant=tenant,
+            progress=True,
+        ),
+    )
+
+
+@app.command()
+@click.option("--yes", is_flag=True, help="Do not ask.")
+@dir_option
+@tenant_option
+@json_option
+def clear(yes: bool, directory: Path | None, tenant: str | None, as_json: bool) -> None:
+    """Remove every block, or every block of one tenant."""
+    folder = _folder(directory)
+    if not yes:
+        whose = "every block" if tenant is None else f"every block of tenant '{tenant}'"
+        click.confirm(f"Remove {whose} in {folder}?", abort=True, err=True)
+    _answer("store clear", as_json, lambda: commands.clear(folder, tenant=tenant, progress=True))
+
+
+_SIZES = {"": 1.0, "B": 1.0, "KB": 1e3, "MB": 1e6, "GB": 1e9, "TB": 1e12}
+_TIMES = {"": 1.0, "S": 1.0, "M": 60.0, "H": 3600.0, "D": 86400.0}
+
+
+def _quantity(text: str | None, units: dict[str, float], option: str, example: str) -> float | None:
+    if text is None:
+        return None
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([A-Za-z]*)", text.strip())
+    if found is None or found[2].upper() not in units:
+        raise click.BadParameter(f"{text!r} is not understood; write for example {example}", param_hint=option)
+    return float(found[1]) * units[found[2].upper()]
+
+
+def _folder(directory: Path | None) -> Path:
+    from kvlab.paths import home
+
+    return (directory or home() / "store").expanduser()
+
+
+def _answer(command: str, as_json: bool, work: Callable[[], list[commands.Row]]) -> list[commands.Row]:
+    """Do the work; print its rows, as one JSON document or as lines. With JSON all other output goes to stderr."""
+    if not as_json:
+        rows = work()
+        for row in rows:
+            click.echo(_line(row))
+        return rows
+    from kvlab.provenance import document
+
+    with contextlib.redirect_stdout(sys.stderr):
+        rows = work()
+        answer = document(command, rows)
+    click.echo(json.dumps(answer, indent=1, allow_nan=False, default=str))
+    return rows
+
+
+def _line(row: commands.Row) -> str:
+    name = row["metric"].replace("_", " ") + (f" ({row['reason']})" if "reason" in row else "")
+    about = ""
+    if "model" in row:
+        parts = [row["model"][:12], row["policy"] or "lossless", row["dtype"], f"block {row['block']}"]
+        about = "  ".join([*parts, *([f"tenant {row['tenant']}"] if row["tenant"] else [])])
+    return f"{name:<24}{_human(row['value'], row['unit']):>16}  {about}".rstrip()
+
+
+def _human(value: Any, unit: str) -> str:
+    if unit == "bytes":
+        for name in ("B", "KB", "MB", "GB"):
+            if value < 1000:
+                return f"{value:.3g} {name}"
+            value /= 1000
+        return f"{value:.3g} TB"
+    if unit == "s":
+        for size, name in ((86400, "d"), (3600, "h"), (60, "min")):
+            if value >= size:
+                return f"{value / size:.1f} {name}"
+        return f"{value:.1f} s"
+    return f"{value:,} {unit}"

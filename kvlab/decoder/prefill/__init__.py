@@ -1,0 +1,1 @@
+"""Prefill beside decoding sequences: in chunks, within a time budget."""

@@ -1,0 +1,133 @@
+"""The decoder's own notes on one request."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import mlx.core as mx
+import numpy as np
+
+from kvlab.caches import LayerCache
+from kvlab.decoder.stream import Completion, Stream
+from kvlab.errors import KvlabError
+from kvlab.models import LoadedModel
+
+Sampler = Callable[[mx.array], mx.array]
+Processor = Callable[[mx.array, mx.array], mx.array]
+
+
+@dataclass(eq=False)
+class Request:
+    """One request from its submission to its end. Times are ``time.perf_counter`` seconds."""
+
+    stream: Stream
+    prompt: list[int]
+    max_tokens: int
+    sampler: Sampler | None
+    processors: Sequence[Processor]
+    stop: Sequence[Sequence[int]]
+    tags: Mapping[str, Any]
+    tenant: str
+    priority: int = 0
+    submitted: float = field(default_factory=time.perf_counter)
+    admitted: float = 0.0
+    lookup_s: float = 0.0
+    restore_s: float = 0.0
+    uid: int | None = None
+    caches: list[Any] = field(default_factory=list)
+    layers: list[LayerCache] = field(default_factory=list)
+    stored: int = 0
+    pushed: int = 0
+    cached: int = 0
+    by_tier: Mapping[str, int] = field(default_factory=dict)
+    miss: str = ""
+    tokens: list[int] = field(default_factory=list)
+    times: list[float] = field(default_factory=list)
+    prefilled: int = 0
+    path: list[Any] = field(default_factory=list)
+    held_by: Request | None = None
+    held_until: int = 0
+
+    context_array: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int32))
+    _start: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def context(self) -> list[int]:
+        """The prompt and what was generated so far: what a job that was paused goes on from."""
+        return self.prompt + self.tokens
+
+    @property
+    def rank(self) -> tuple[int, int]:
+        """Who goes first: the higher priority, then the earlier request."""
+        return (-self.priority, self.request)
+
+    @property
+    def computed(self) -> int:
+        """Tokens in all its layers: a chunk of the prompt may be in the first ones only."""
+        return self.layers[-1].offset
+
+    @property
+    def to_compute(self) -> int:
+        """Tokens of the context that are not in all layers."""
+        return len(self.prompt) + len(self.tokens) - (self.computed if self.layers else self.cached)
+
+    def begin(self) -> list[int]:
+        """Start, or go on after a pause; the tokens to compute or find."""
+        self.cached = self.stored = self.prefilled = 0
+        self.by_tier = {}
+        self.context_array = np.array(self.context, np.int32)
+        return self.context
+
+    def note_start(self) -> None:
+        """Remember how the request was started; going on after a pause does not change its figures."""
+        self._start = self._start or {
+            "cached_tokens": self.cached,
+            "cached_by_tier": dict(self.by_tier),
+            "miss": self.miss,
+            "lookup_ms": 1e3 * self.lookup_s,
+            "restore_ms": 1e3 * self.restore_s,
+        }
+
+    @property
+    def request(self) -> int:
+        return self.stream.request
+
+    def completion(self, reason: str, kv_bytes: int, end_tokens: frozenset[int]) -> Completion:
+        """The figures of this job, which ended for ``reason``."""
+        ended = reason == "stop" and self.tokens[-1] in end_tokens
+        tokens = self.tokens[:-1] if ended else self.tokens
+        gaps = [1e3 * (b - a) for a, b in zip(self.times, self.times[1:], strict=False)]
+        first = self.times[0] if self.times else None
+        start = self._start or {
+            "cached_tokens": 0, "cached_by_tier": {}, "miss": "", "lookup_ms": 0.0, "restore_ms": 0.0
+        }  # fmt: skip
+        queued = (self.admitted or time.perf_counter()) - self.submitted
+        ttft = first - self.submitted if first is not None else 0.0
+        spent = 1e3 * (ttft - queued) - start["lookup_ms"] - start["restore_ms"]
+        return Completion(
+            request=self.request,
+            tokens=tuple(tokens),
+            finish_reason=reason,
+            prompt_tokens=len(self.prompt),
+            queue_ms=1e3 * queued,
+            prefill_ms=spent if first is not None else 0.0,
+            ttft_ms=1e3 * ttft,
+            **start,
+            tpot_ms=sum(gaps) / len(gaps) if gaps else 0.0,
+            itl_ms=tuple(gaps),
+            kv_bytes_live=kv_bytes,
+            tags=self.tags,
+        )
+
+
+def check_request(loaded: LoadedModel, prompt: Sequence[int], max_tokens: int) -> None:
+    """Raise KvlabError for a prompt that no model, or not this one, can go on from."""
+    if len(prompt) == 0:
+        raise KvlabError("the prompt has no tokens: send at least one")
+    if max_tokens < 1:
+        raise KvlabError(f"max_tokens={max_tokens} must be 1 or more")
+    if min(prompt) < 0 or max(prompt) >= loaded.vocab_size:
+        raise KvlabError(f"the prompt holds a token outside the model's vocabulary, 0 to {loaded.vocab_size - 1}")

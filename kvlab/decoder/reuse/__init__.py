@@ -1,0 +1,1 @@
+"""How a request finds earlier KV: one file a reuse module."""

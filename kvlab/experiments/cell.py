@@ -1,0 +1,96 @@
+"""A cell: one policy at one point of a grid, by itself, on whatever machine."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from kvlab import models
+from kvlab.errors import KvlabError
+from kvlab.experiments.aggregate import aggregate
+from kvlab.experiments.event_tables import Table, event_table
+from kvlab.experiments.run import Run
+from kvlab.experiments.runner import REFERENCE, Outcome
+from kvlab.policies import Policy
+from kvlab.results import Row
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A frozen, picklable value that depends on no other cell. Its run names its parts; it holds no loaded model.
+
+    Args:
+        run: what is run.
+        repeat: which measurement of it this is, from 0.
+        exact: compare with the run without a cache, where the policy is lossless or there is a restart.
+        events: kinds of events to keep.
+    """
+
+    run: Run
+    repeat: int = 0
+    exact: bool = True
+    events: tuple[str, ...] = ()
+
+    @functools.cached_property
+    def id(self) -> str:
+        """Hash of the content: the same on every machine and in every process."""
+        return hashlib.sha256(json.dumps(self.content(), sort_keys=True).encode()).hexdigest()[:16]
+
+    def content(self) -> dict[str, Any]:
+        """All that it asks for, ready for JSON."""
+        return {**asdict(self.run), "repeat": self.repeat, "exact": self.exact, "events": list(self.events)}
+
+    @property
+    def policy(self) -> str:
+        return str(self.run.policy)
+
+
+@dataclass(frozen=True)
+class CellResult:
+    """The tidy rows of a cell, where they come from, and the events it was asked to keep, as columns by kind."""
+
+    cell: Cell
+    rows: list[Row]
+    provenance: dict[str, Any]
+    events: dict[str, Table]
+
+
+def execute(cell: Cell, folder: Path | None = None) -> CellResult:
+    """Runs a cell; SSD tiers lie in `folder` meanwhile, else in a temporary one.
+
+    Model and uncached run are kept for the next cells of this process. Raises KvlabError, with the policy's name.
+    """
+    policy = Policy.parse(cell.run.policy)
+    try:
+        harness = _with_model(cell.run).harness(progress=False, folder=folder)
+        outcome = harness.serve(policy, restart=cell.run.restart)
+        uncached = None
+        if policy == REFERENCE:
+            uncached = outcome
+        elif cell.exact and (policy.lossless or outcome.restarted):
+            uncached = _uncached(replace(cell.run, policy=str(REFERENCE), restart=False))
+        results = harness.results(policy, outcome, uncached)
+    except KvlabError as error:
+        raise type(error)(f"{policy} on {cell.run.workload}: {error}") from error
+    about = {"repeat": cell.repeat, **({"tokens": cell.run.tokens} if cell.run.tokens else {})}
+    rows = [*results.rows, *aggregate(results)]
+    events = {kind: event_table(results, kind) for kind in cell.events}
+    return CellResult(cell, [{**row, **about} for row in rows], results.provenance, events)
+
+
+@functools.lru_cache(maxsize=4)
+def _uncached(run: Run) -> Outcome:
+    return _with_model(run).harness(progress=False).serve(REFERENCE)
+
+
+def _with_model(run: Run) -> Run:
+    return replace(run, model=_loaded(None if run.model is None else str(run.model)))
+
+
+@functools.lru_cache(maxsize=2)
+def _loaded(model: str | None) -> models.LoadedModel:
+    return models.load(model)

@@ -1,0 +1,144 @@
+"""Serving conversations: the turns of each in order, several conversations at once, through one decoder."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
+from dataclasses import dataclass
+from threading import Event
+from typing import Any
+
+from kvlab.decoder import Completion, Decoder
+from kvlab.models import LoadedModel
+from kvlab.policies import Policy, Ram
+from kvlab.recording.recorder import Recorder
+from kvlab.store import Store
+
+WARMUP_TOKENS = 256
+
+
+@dataclass(frozen=True)
+class Turn:
+    """One prompt of a conversation, as token ids."""
+
+    conversation: str
+    turn: int
+    prompt: tuple[int, ...]
+    max_tokens: int
+
+
+@dataclass(frozen=True)
+class ServedTurn:
+    """What came back for a turn, and what its sequence and the store held at its end (bytes)."""
+
+    conversation: str
+    turn: int
+    tokens: tuple[int, ...]
+    prompt_tokens: int
+    cached_tokens: int
+    miss: str
+    ttft_ms: float
+    tpot_ms: float | None
+    itl_ms: tuple[float, ...]
+    kv_bytes_live: int
+    store: Mapping[str, int]
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> ServedTurn:
+        """The inverse of `dataclasses.asdict` after a trip through JSON."""
+        return cls(**{**values, "tokens": tuple(values["tokens"]), "itl_ms": tuple(values["itl_ms"])})
+
+
+def serve_turns(
+    model: LoadedModel,
+    policy: Policy,
+    turns: Sequence[Turn],
+    *,
+    concurrency: int = 1,
+    recorder: Recorder | None = None,
+    tags: Mapping[str, Any] | None = None,
+    done: Callable[[ServedTurn], None] = lambda served: None,
+) -> list[ServedTurn]:
+    """Serves every turn through one new decoder, a turn only after the one before it in its conversation has ended.
+
+    `concurrency` conversations go on at once. The store is closed, so complete on its lowest tier, when this returns.
+    The first error ends the whole. Results are in the order of `turns`.
+    """
+    warm_up(model, policy, turns)
+    conversations: dict[str, list[Turn]] = {}
+    for turn in turns:
+        conversations.setdefault(turn.conversation, []).append(turn)
+    served: dict[tuple[str, int], ServedTurn] = {}
+    stopped = Event()
+
+    with Decoder(model, policy, recorder=recorder, max_concurrency=max(1, concurrency)) as decoder:
+
+        def converse(mine: Iterable[Turn]) -> None:
+            for turn in mine:
+                if stopped.is_set():
+                    return
+                labels = {**(tags or {}), "conversation": turn.conversation, "turn": turn.turn}
+                completion = decoder.generate(turn.prompt, max_tokens=turn.max_tokens, tags=labels)
+                if len(served) == len(turns) - 1 and decoder.store is not None:
+                    decoder.store.flush()  # so that the last turn's figures say what reached the disk
+                result = _served(turn, completion, _store_bytes(decoder.store))
+                served[turn.conversation, turn.turn] = result
+                done(result)
+
+        with ThreadPoolExecutor(max(1, concurrency), thread_name_prefix="conversation") as pool:
+            futures = [pool.submit(converse, mine) for mine in conversations.values()]
+            try:
+                wait(futures, return_when=FIRST_EXCEPTION)
+            finally:
+                stopped.set()
+                for future in futures:
+                    future.cancel()
+        for future in futures:
+            if not future.cancelled():
+                future.result()
+    return [served[turn.conversation, turn.turn] for turn in turns]
+
+
+def warm_up(model: LoadedModel, policy: Policy, turns: Sequence[Turn]) -> None:
+    """Serves an unrelated prompt and its continuation over a store in RAM that is then thrown away.
+
+    Kernels, allocator and code are ready after it, and no KV is left behind.
+    """
+    if not turns:
+        return
+    longest = max((turn.prompt for turn in turns), key=len)
+    unrelated = longest[: -WARMUP_TOKENS - 1 : -1]  # the end of a real prompt, backwards
+    parts = (policy.retention, policy.codec, policy.reuse, Ram() if policy.tiers else None)
+    with Decoder(model, Policy(*(part for part in parts if part is not None))) as decoder:
+        decoder.generate(unrelated[: len(unrelated) // 2 + 1], max_tokens=2)
+        decoder.generate(unrelated, max_tokens=2)
+
+
+def _served(turn: Turn, completion: Completion, store: Mapping[str, int]) -> ServedTurn:
+    return ServedTurn(
+        turn.conversation,
+        turn.turn,
+        tuple(completion.tokens),
+        completion.prompt_tokens,
+        completion.cached_tokens,
+        completion.miss,
+        completion.ttft_ms,
+        completion.tpot_ms,
+        tuple(completion.itl_ms),
+        completion.kv_bytes_live,
+        store,
+    )
+
+
+def _store_bytes(store: Store | None) -> dict[str, int]:
+    """What rests in each tier now, and what this decoder has written to the SSD so far."""
+    if store is None:
+        return {}
+    held = store.tiers_bytes()
+    written = int(store.stats()["bytes_written"])
+    return {"kv_bytes_ram": held.get("ram", 0), "kv_bytes_ssd": held.get("ssd", 0), "bytes_written": written}
+
+
+def to_json(items: Iterable[Turn | ServedTurn]) -> list[dict[str, Any]]:
+    return [dataclasses.asdict(item) for item in items]

@@ -1,0 +1,159 @@
+"""Experiments: a policy on a workload (`Run`), and several policies on the same prompts (`compare`)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from html import escape
+from pathlib import Path
+
+from kvlab.errors import RunError
+from kvlab.experiments.runner import REFERENCE, Key, ModelLike, Runner
+from kvlab.policies import Module, Policy
+from kvlab.results import Results, make_folder, merged, new_run_folder
+from kvlab.results.summary import text_table
+from kvlab.workloads import Workload
+
+PolicyLike = str | Policy | Module
+
+
+@dataclass(frozen=True)
+class Run:
+    """One policy on one workload: independent of every other run, and picklable while its parts are names.
+
+    Args:
+        policy: spec string or Policy.
+        workload: name (`agent`, `retrieval`, `chat`, `transcript:FILE`) or Workload.
+        model: None (the bundled one), a folder, a hub id, or a LoadedModel.
+        turns: requests of each conversation; None is the workload's own number.
+        n: conversations.
+        seed: of the workload.
+        concurrency: conversations that go on at once; the `n` of the rows.
+        restart: serve the second half of every conversation in a new process, where the policy has an SSD tier.
+        tokens: length of a retrieval prompt; None is the workload's own.
+    """
+
+    policy: PolicyLike
+    workload: str | Workload = "agent"
+    model: ModelLike = None
+    turns: int | None = None
+    n: int = 1
+    seed: int = 0
+    concurrency: int = 1
+    restart: bool = False
+    tokens: int | None = None
+
+    def execute(self, *, progress: bool = True) -> Results:
+        """Runs it. Raises KvlabError for what cannot be asked."""
+        policy = Policy.parse(self.policy)
+        return self.harness(progress=progress).run(policy, restart=self.restart)
+
+    def harness(self, *, progress: bool = True, folder: Path | None = None) -> Runner:
+        """Its prompts under its model, for this policy and any other; SSD tiers lie in `folder`."""
+        parts = (self.workload, self.model, self.turns, self.n, self.seed, self.concurrency)
+        return Runner(*parts, progress, folder, self.tokens)
+
+    def _repr_html_(self) -> str:
+        values = {part.name: getattr(self, part.name) for part in fields(self)}
+        values["model"] = getattr(self.model, "name", None) or self.model or "the bundled one"
+        values["workload"] = getattr(self.workload, "name", self.workload)
+        cells = "".join(
+            f"<tr><td><b>{name}</b></td><td style='text-align:left'><code>{escape(str(value))}</code></td></tr>"
+            for name, value in values.items()
+            if value is not None
+        )
+        return f"<table>{cells}</table>"
+
+
+def run(
+    policy: PolicyLike,
+    workload: str | Workload = "agent",
+    model: ModelLike = None,
+    *,
+    turns: int | None = None,
+    n: int = 1,
+    seed: int = 0,
+    concurrency: int = 1,
+    restart: bool = False,
+    tokens: int | None = None,
+    progress: bool = True,
+) -> Results:
+    """`Run(policy, workload, model, ...).execute()`."""
+    one = Run(policy, workload, model, turns, n, seed, concurrency, restart, tokens)
+    return one.execute(progress=progress)
+
+
+def compare(
+    policies: Sequence[PolicyLike],
+    workload: str | Workload = "agent",
+    model: ModelLike = None,
+    *,
+    turns: int | None = None,
+    n: int = 1,
+    seed: int = 0,
+    concurrency: int = 1,
+    restart: bool = False,
+    tokens: int | None = None,
+    folder: Path | None = None,
+    progress: bool = True,
+) -> Results:
+    """Every policy on the same prompts, one after another, beside the uncached run that says what is exact.
+
+    The uncached run (`full`) always takes place; it has rows only where it was asked for, or after a restart, where its
+    TTFT is the cold one for the same prompt. Options are those of `Run`; `folder` holds the SSD tiers while the runs
+    last (else a temporary one).
+    """
+    if not policies:
+        raise RunError("no policies to compare; write some, such as full,paged,tiered")
+    asked = list(dict.fromkeys(Policy.parse(policy) for policy in policies))
+    harness = Runner(workload, model, turns, n, seed, concurrency, progress, folder, tokens)
+    if folder is not None:
+        make_folder(folder)
+    uncached = harness.serve(REFERENCE)
+    parts: list[Results] = []
+    restarted: set[Key] = set()
+    for policy in asked:
+        outcome = uncached if policy == REFERENCE else harness.serve(policy, restart=restart)
+        parts.append(harness.results(policy, outcome, uncached))
+        restarted |= outcome.restarted
+    if restarted and REFERENCE not in asked:
+        parts.append(harness.cold_ttft(uncached, restarted))
+    return merged(parts)
+
+
+def compare_command(
+    policies: Sequence[str],
+    workload: str,
+    *,
+    model: str | None = None,
+    turns: int | None = None,
+    n: int | None = None,
+    seed: int = 0,
+    concurrency: int | None = None,
+    tokens: int | None = None,
+    out: Path | None = None,
+) -> Results:
+    """`kvlab compare`: prints the table, writes the run and its report to `out`.
+
+    The `n` conversations go on all at once, or `concurrency` of them at a time.
+    """
+    from kvlab.results.report import write_run  # draws in Altair, which takes a moment to import
+
+    folder = new_run_folder(out, "compare")
+    n = n or 1
+    results = compare(
+        policies,
+        workload,
+        model,
+        turns=turns,
+        n=n,
+        seed=seed,
+        concurrency=concurrency or n,
+        tokens=tokens,
+        folder=folder,
+    )
+    at_once = results.rows[0]["n"]
+    lead = f"Every policy sees the same prompts; {at_once} conversation{'s' * (at_once > 1)} at a time."
+    report = write_run(results, folder, title=f"kvlab compare: {workload}", lead=lead)
+    print(f"\n{text_table(results.summary())}\n\nCharts: {report}")
+    return results

@@ -1,0 +1,187 @@
+"""The prompts of one workload under one model, served under any number of policies, and the rows that come of it."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tqdm.auto import tqdm
+
+from kvlab import models
+from kvlab.errors import RunError
+from kvlab.experiments.conversations import ServedTurn, Turn, serve_turns
+from kvlab.experiments.restart import serve_in_new_process, survives_restart, with_folder
+from kvlab.models import LoadedModel
+from kvlab.policies import Policy
+from kvlab.provenance import provenance
+from kvlab.recording.recorder import Recorder
+from kvlab.results import Results, Row, row
+from kvlab.workloads import Workload, WorkloadRequest, load_workload
+
+REFERENCE = Policy.parse("full")
+Key = tuple[str, int]
+ModelLike = str | Path | LoadedModel | None
+
+
+@dataclass
+class Outcome:
+    """The turns that one policy served, by conversation and turn; the first turns after a restart; the events."""
+
+    served: dict[Key, ServedTurn]
+    restarted: frozenset[Key]
+    recorder: Recorder
+
+
+class Runner:
+    """The prompts of one workload under one model, rendered once, for any number of policies."""
+
+    def __init__(
+        self,
+        workload: str | Workload,
+        model: ModelLike,
+        turns: int | None = None,
+        n: int = 1,
+        seed: int = 0,
+        concurrency: int = 1,
+        progress: bool = True,
+        folder: Path | None = None,
+        tokens: int | None = None,
+    ) -> None:
+        if concurrency < 1:
+            raise RunError(f"concurrency is {concurrency}; write 1 or more")
+        self.model = model if isinstance(model, LoadedModel) else models.load(model)
+        self.workload = self._workload(workload, turns, n, seed, tokens)
+        self.requests: dict[Key, WorkloadRequest] = {(r.conversation, r.turn): r for r in self.workload.requests()}
+        if not self.requests:
+            raise RunError(f"workload {self.workload.name} has no requests")
+        self.turns = [
+            Turn(r.conversation, r.turn, tuple(self.model.render(list(r.messages), list(r.tools))), r.max_tokens)
+            for r in self.requests.values()
+        ]
+        self.n = min(concurrency, len({turn.conversation for turn in self.turns}))
+        self.seed, self.progress, self.folder = seed, progress, folder
+
+    def run(self, policy: Policy, *, restart: bool = False) -> Results:
+        """One policy without a reference: no `exact`."""
+        return self.results(policy, self.serve(policy, restart=restart))
+
+    def serve(self, policy: Policy, *, restart: bool = False) -> Outcome:
+        """Serves every turn, from a cold store in a folder of its own unless the policy names one."""
+        recorder = Recorder(self.provenance())
+        tags = {"policy": str(policy), "workload": self.workload.name}
+        first, second = self._halves() if restart and survives_restart(policy) else (self.turns, [])
+        with (
+            tempfile.TemporaryDirectory(prefix="kvlab-store-", dir=self.folder) as store,
+            tqdm(total=len(self.turns), desc=str(policy), unit="turn", disable=not self.progress, leave=True) as bar,
+        ):
+            there = with_folder(policy, Path(store))
+
+            def done(served: ServedTurn) -> None:
+                cached = f"cached {served.cached_tokens}/{served.prompt_tokens}"
+                bar.set_postfix_str(f"ttft {served.ttft_ms:.0f} ms, {cached}", refresh=False)
+                bar.update()
+
+            served = serve_turns(
+                self.model, there, first, concurrency=self.n, recorder=recorder, tags={**tags, "process": 0}, done=done
+            )
+            if second:
+                after = serve_in_new_process(
+                    self.model,
+                    there,
+                    second,
+                    concurrency=self.n,
+                    recorder=recorder,
+                    tags={**tags, "process": 1},
+                    done=done,
+                )
+                written = max(one.store["bytes_written"] for one in served)
+                served += [_also_written(one, written) for one in after]
+        split = min((turn.turn for turn in second), default=None)
+        restarted = frozenset((turn.conversation, turn.turn) for turn in second if turn.turn == split)
+        return Outcome({(one.conversation, one.turn): one for one in served}, restarted, recorder)
+
+    def results(self, policy: Policy, outcome: Outcome, uncached: Outcome | None = None) -> Results:
+        """Tidy rows; `exact` and the `ratio` of a restart to the cold prompt need the uncached run."""
+        rows: list[Row] = []
+        for key, served in outcome.served.items():
+            phase = "restart" if key in outcome.restarted else "warm" if served.cached_tokens else "cold"
+            values = _values(served) | _grades(self.requests[key].grade, self.model.decode(served.tokens))
+            if uncached is not None and policy.lossless:
+                values["exact"] = float(served.tokens == uncached.served[key].tokens)
+            rows += [self._row(policy, key, metric, value, phase) for metric, value in values.items()]
+            if uncached is not None and key in outcome.restarted:
+                cold = uncached.served[key].ttft_ms
+                names = {"of": f"{policy} ttft_ms restart", "to": f"{REFERENCE} ttft_ms cold"}
+                rows.append(self._row(policy, key, "ratio", served.ttft_ms / cold, "restart", **names))
+        return Results(rows, self.provenance(), {str(policy): outcome.recorder})
+
+    def cold_ttft(self, uncached: Outcome, keys: Iterable[Key]) -> Results:
+        """The uncached TTFT of some prompts alone, as rows of `full`."""
+        rows = [self._row(REFERENCE, key, "ttft_ms", uncached.served[key].ttft_ms, "cold") for key in sorted(keys)]
+        return Results(rows, self.provenance())
+
+    def provenance(self) -> dict[str, Any]:
+        facts = {"model_argument": self.model.argument} if self.model.argument else {}
+        return provenance(self.model, seed=self.seed, workload=self.workload.name, concurrency=self.n, **facts)
+
+    def _row(self, policy: Policy, key: Key, metric: str, value: float, phase: str, **more: Any) -> Row:
+        conversation, turn = key
+        return row(
+            str(policy),
+            self.workload.name,
+            metric,
+            value,
+            turn=turn,
+            phase=phase,
+            n=self.n,
+            budget=getattr(policy.retention, "budget", None),
+            model=self.model.name,
+            seed=self.seed,
+            conversation=conversation,
+            kind=self.requests[key].kind,
+            **more,
+        )
+
+    def _halves(self) -> tuple[list[Turn], list[Turn]]:
+        """The turns before and after the restart, which comes after half of the longest conversation."""
+        half = max(turn.turn for turn in self.turns) // 2
+        if half < 1:
+            raise RunError("a restart needs conversations of two turns or more; write turns=2 or more")
+        return [turn for turn in self.turns if turn.turn <= half], [turn for turn in self.turns if turn.turn > half]
+
+    def _workload(self, workload: str | Workload, turns: int | None, n: int, seed: int, tokens: int | None) -> Workload:
+        if not isinstance(workload, str):
+            return workload
+        return load_workload(
+            workload, turns=turns, n=n, seed=seed, tokens=tokens, count=lambda text: len(self.model.encode(text))
+        )
+
+
+def _also_written(served: ServedTurn, before: int) -> ServedTurn:
+    """`served` with the bytes that the process before it wrote: the rows count those of the run."""
+    return replace(served, store={**served.store, "bytes_written": served.store["bytes_written"] + before})
+
+
+def _values(served: ServedTurn) -> dict[str, float]:
+    """Metric to value, of what was measured."""
+    values: dict[str, float] = {
+        "ttft_ms": served.ttft_ms,
+        "prompt_tokens": served.prompt_tokens,
+        "cached_tokens": served.cached_tokens,
+        "kv_bytes_live": served.kv_bytes_live,
+    }
+    if served.itl_ms and served.tpot_ms:
+        values["tpot_ms"] = served.tpot_ms
+        values["itl_p99_ms"] = float(np.percentile(served.itl_ms, 99))
+        values["tokens_per_s"] = 1000 / served.tpot_ms
+    return values | dict(served.store)
+
+
+def _grades(grade: Callable[[str], Mapping[str, float]], text: str) -> dict[str, float]:
+    """The request's own accuracy; its finer grades (a tool call's parts) are not rows."""
+    grades = grade(text)
+    return {"accuracy": grades["accuracy"]} if "accuracy" in grades else {}

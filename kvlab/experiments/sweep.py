@@ -1,0 +1,96 @@
+"""A sweep: every cell of an experiment that is not finished yet, one after another, into a row store."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+from tqdm.auto import tqdm
+
+from kvlab.experiments.cell import Cell, execute
+from kvlab.experiments.config import Experiment, read_experiment
+from kvlab.experiments.result_store import RowStore
+from kvlab.results import Results
+from kvlab.results.promote import serve_line
+from kvlab.results.rows import TOGETHER
+from kvlab.results.summary import text_table
+
+WAIT = 0.2  # seconds between two looks at a cell that another process is at
+
+
+def sweep(experiment: Experiment | str | Path, folder: Path | None = None, *, progress: bool = True) -> Results:
+    """Runs what is missing of an experiment, or of the experiment in a file, and gives all of its rows.
+
+    `folder` is the row store, by default `runs/NAME`; a killed sweep goes on where it was. The rows are saved there as
+    a run, which `Results.load` reads. Raises KvlabError.
+    """
+    experiment = experiment if isinstance(experiment, Experiment) else read_experiment(experiment)
+    store = RowStore(folder or default_folder(experiment))
+    cells = experiment.cells()
+    with tqdm(total=len(cells), desc=experiment.name, unit="cell", disable=not progress) as bar:
+        missing = _finished(store, cells, bar)
+        while missing:
+            waiting = [cell for cell in missing if not _do(store, cell, bar)]
+            missing = _finished(store, waiting, bar)
+            if waiting and len(missing) == len(waiting):
+                time.sleep(WAIT)
+    results = store.results(cells)
+    results.provenance |= {"experiment": experiment.name, "cells": len(cells)}
+    results.save(store.folder)
+    return results
+
+
+def default_folder(experiment: Experiment) -> Path:
+    """The same every time, so that the same command goes on where it was."""
+    return Path("runs") / experiment.name
+
+
+def run_command(path: Path, out: Path | None = None, *, progress: bool = True) -> Results:
+    """`kvlab run`: the sweep, then its table and what promotes each policy, printed."""
+    experiment = read_experiment(path)
+    folder = out or default_folder(experiment)
+    cells = experiment.cells()
+    before = sum(RowStore(folder).read(cell) is not None for cell in cells)
+    results = sweep(experiment, folder, progress=progress)
+    print(f"\n{experiment.title or experiment.name}\n\n{table(experiment, results)}\n\nPromote one to an endpoint:")
+    for policy in results.policies:
+        print(f"  {serve_line(policy, results.provenance)}")
+    again = f", {before} of them before this run" if before else ""
+    print(f"\n{len(cells)} cells finished{again}. Rows: {folder}")
+    if before == len(cells):
+        print(f"Nothing was left to do; remove {folder} to measure anew.")
+    if "commits" in results.provenance:
+        print("Mind: the rows come from several commits of kvlab; remove the folder to measure all at one.")
+    return results
+
+
+def table(experiment: Experiment, results: Results) -> str:
+    """The summary, a line for each policy and point of the grid."""
+    varied = [name for name, _ in experiment.grid if name in ("workload", "model", "concurrency", "tokens")]
+    column = {"concurrency": "n"}
+    rows: list[dict[str, Any]] = []
+    for row in results.rows:
+        if row.get("kind") == TOGETHER:
+            continue
+        point = " ".join(f"{name}={row[column.get(name, name)]}" for name in varied)
+        rows.append({**row, "policy": f"{row['policy']}  {point}" if point else row["policy"]})
+    return text_table(Results(rows, {}).summary())
+
+
+def _finished(store: RowStore, cells: list[Cell], bar: Any) -> list[Cell]:
+    """Those that are not; the bar counts those that are."""
+    missing = [cell for cell in cells if store.read(cell) is None]
+    bar.update(len(cells) - len(missing))
+    return missing
+
+
+def _do(store: RowStore, cell: Cell, bar: Any) -> bool:
+    """Whether the cell is done now by this process; False where another is at it, or has just done it."""
+    with store.claim(cell) as work:
+        if work is None or store.read(cell) is not None:
+            return False
+        bar.set_postfix_str(cell.policy, refresh=True)
+        store.write(execute(cell, work))
+    bar.update()
+    return True

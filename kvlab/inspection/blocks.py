@@ -1,0 +1,97 @@
+"""Where the KV of each conversation rests, block by block, after every request."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import polars as pl
+
+from kvlab import models
+from kvlab.decoder import Decoder
+from kvlab.errors import RunError
+from kvlab.experiments.restart import with_folder
+from kvlab.models import LoadedModel
+from kvlab.policies import Module, Paged, Policy
+from kvlab.store import Namespace
+from kvlab.workloads import Workload, load_workload
+
+GONE = "gone"
+
+
+@dataclass(frozen=True)
+class BlockResidency:
+    """``blocks``: ``step``, ``conversation``, ``block``, ``tier`` (`ram`, `ssd` or `gone`), for conversations that were
+    seen. ``steps``: ``step``, ``conversation``, ``turn``, ``cached_tokens``, ``prompt_tokens``, ``ttft_ms``, ``miss``,
+    and the bytes in each tier, ``ram`` and ``ssd``."""
+
+    policy: Policy
+    blocks: pl.DataFrame
+    steps: pl.DataFrame
+
+
+def resting(decoder: Decoder, prompt: Sequence[int]) -> list[str]:
+    """The tier of each block of a prompt that was served, its last and partial one included; ``gone`` behind a gap.
+
+    Raises RunError where the decoder's policy keeps nothing at rest.
+    """
+    reuse, store = decoder.policy.reuse, decoder.store
+    if store is None or not isinstance(reuse, Paged):
+        raise RunError(f"policy '{decoder.policy}' keeps nothing at rest; use one with paged or tiered")
+    loaded = decoder.loaded
+    match = store.match(Namespace(loaded.fingerprint, decoder.policy.at_rest, loaded.dtype, reuse.block), prompt)
+    store.release(match)
+    tiers = [piece.tier for piece in match.pieces]
+    return tiers + [GONE] * (-(-len(prompt) // reuse.block) - len(tiers))
+
+
+def follow_blocks(
+    policy: str | Policy | Module,
+    workload: str | Workload = "chat",
+    model: str | Path | LoadedModel | None = None,
+    *,
+    n: int = 4,
+    turns: int = 2,
+    seed: int = 0,
+) -> BlockResidency:
+    """Serves ``n`` conversations in turn, one request at a time, and looks after each request where every block rests.
+
+    The SSD tier is a folder that is removed afterwards, unless the policy names one. Raises KvlabError.
+    """
+    loaded = model if isinstance(model, LoadedModel) else models.load(model)
+    parsed = Policy.parse(policy)
+    if isinstance(workload, str):
+        workload = load_workload(workload, turns=turns, n=n, seed=seed, count=lambda text: len(loaded.encode(text)))
+    requests = sorted(workload.requests(), key=lambda request: request.turn)
+    blocks, steps = [], []
+    seen: dict[str, list[int]] = {}
+    # Nothing stays warm: what is looked at here is KV at rest.
+    with (
+        tempfile.TemporaryDirectory(prefix="kvlab-store-") as folder,
+        Decoder(loaded, with_folder(parsed, Path(folder)), warm=0) as decoder,
+    ):
+        for step, request in enumerate(requests, start=1):
+            prompt = loaded.render(list(request.messages), list(request.tools))
+            done = decoder.generate(prompt, max_tokens=request.max_tokens)
+            seen[request.conversation] = prompt
+            for conversation, known in seen.items():
+                tiers = resting(decoder, known)
+                blocks += [(step, conversation, block, tier) for block, tier in enumerate(tiers)]
+            held: Mapping[str, int] = decoder.store.tiers_bytes() if decoder.store else {}
+            steps.append(
+                {
+                    "step": step,
+                    "conversation": request.conversation,
+                    "turn": request.turn,
+                    "cached_tokens": done.cached_tokens,
+                    "prompt_tokens": done.prompt_tokens,
+                    "ttft_ms": done.ttft_ms,
+                    "miss": done.miss,
+                    "ram": held.get("ram", 0),
+                    "ssd": held.get("ssd", 0),
+                }
+            )
+    schema = {"step": pl.Int64, "conversation": pl.String, "block": pl.Int64, "tier": pl.String}
+    return BlockResidency(parsed, pl.DataFrame(blocks, schema=schema, orient="row"), pl.DataFrame(steps))

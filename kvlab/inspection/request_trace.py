@@ -1,0 +1,142 @@
+"""A few prompts under one policy, with everything that is needed to show their tokens and what became of them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+
+from kvlab import models
+from kvlab.decoder import Completion, Decoder
+from kvlab.errors import RunError
+from kvlab.inspection.tokens import TokenState, token_states, tokens_html
+from kvlab.models import LoadedModel
+from kvlab.policies import Module, Policy
+from kvlab.recording.recorder import Recorder
+
+Prompt = str | Sequence[Mapping[str, Any]] | Sequence[int]
+
+
+@dataclass(frozen=True, repr=False)
+class RequestTrace:
+    """One request that was watched: its tokens as text, and which of them left which layer and head at which step.
+
+    ``evicted`` has ``layer``, ``head``, ``position``, ``step``; ``layers`` and ``heads`` are those that the policy
+    could evict from (empty where it evicts nothing).
+    """
+
+    policy: Policy
+    completion: Completion
+    texts: tuple[str, ...]
+    evicted: pl.DataFrame
+
+    @property
+    def prompt_tokens(self) -> int:
+        return self.completion.prompt_tokens
+
+    @property
+    def steps(self) -> int:
+        """The last decode step that can be looked at; step 0 is the end of the prompt."""
+        return max(0, len(self.texts) - self.prompt_tokens - 1)
+
+    @property
+    def layers(self) -> list[int]:
+        return self.evicted["layer"].unique().sort().to_list()
+
+    @property
+    def heads(self) -> list[int]:
+        return self.evicted["head"].unique().sort().to_list()
+
+    @property
+    def answer(self) -> str:
+        return "".join(self.texts[self.prompt_tokens :])
+
+    def states(self, step: int | None = None, layer: int | None = None, head: int | None = None) -> list[TokenState]:
+        """The state of every token up to a decode step (None: the last); of one layer and head, or over all of them."""
+        found = self.evicted
+        if layer is not None:
+            found = found.filter(pl.col("layer") == layer)
+        if head is not None:
+            found = found.filter(pl.col("head") == head)
+        looked_at = (len(self.layers) if layer is None else 1) * (len(self.heads) if head is None else 1)
+        at = self.steps if step is None else min(step, self.steps)
+        by_tier = self.completion.cached_by_tier
+        return token_states(
+            min(len(self.texts), self.prompt_tokens + at + 1),
+            self.prompt_tokens,
+            found,
+            shared=by_tier.get("live", 0),
+            cached=self.completion.cached_tokens,
+            step=at,
+            heads=max(1, looked_at),
+        )
+
+    def html(self, step: int | None = None, layer: int | None = None, head: int | None = None) -> str:
+        """The tokens up to a decode step as text, coloured by state."""
+        states = self.states(step, layer, head)
+        where = ", ".join(
+            f"{what} {'all' if which is None else which}" for what, which in (("layer", layer), ("KV head", head))
+        )
+        title = f"{self.policy} · step {self.steps if step is None else min(step, self.steps)} · {where}"
+        return tokens_html(self.texts[: len(states)], states, title=title)
+
+    def __repr__(self) -> str:
+        return f"<{self.policy}: {self.prompt_tokens} prompt tokens, answer {self.answer.strip()!r}>"
+
+    def _repr_html_(self) -> str:
+        return self.html()
+
+
+def watch(
+    policy: str | Policy | Module,
+    prompts: Sequence[Prompt],
+    model: str | Path | LoadedModel | None = None,
+    *,
+    max_tokens: int = 32,
+) -> list[RequestTrace]:
+    """Serves the first prompt alone, then the others together, so that they can start from its KV and share theirs.
+
+    A prompt is a text, a conversation of messages, or token ids. Greedy decoding. Raises KvlabError.
+    """
+    if not prompts:
+        raise RunError("no prompts to watch; give one or more, such as a text or a list of messages")
+    loaded = model if isinstance(model, LoadedModel) else models.load(model)
+    parsed = Policy.parse(policy)
+    ids = [prompt_ids(prompt, loaded) for prompt in prompts]
+    recorder = Recorder()
+    # Nothing stays warm: what is looked at here is KV at rest.
+    with Decoder(loaded, parsed, recorder=recorder, warm=0) as decoder:
+        first = decoder.generate(ids[0], max_tokens=max_tokens)
+        others = [decoder.submit(prompt, max_tokens=max_tokens) for prompt in ids[1:]]
+        done = [first, *(stream.result() for stream in others)]
+    evicted = recorder.frame("evicted").select("request", "layer", "head", "position", "step")
+    return [
+        RequestTrace(
+            parsed,
+            completion,
+            tuple(pieces([*prompt, *completion.tokens], loaded)),
+            evicted.filter(pl.col("request") == completion.request).drop("request"),
+        )
+        for prompt, completion in zip(ids, done, strict=True)
+    ]
+
+
+def pieces(ids: Sequence[int], loaded: LoadedModel) -> list[str]:
+    """The text that each token adds; decoded with the token before it, which decides about leading spaces."""
+    texts = [loaded.decode(ids[:1])] if ids else []
+    for before, token in zip(ids, ids[1:], strict=False):
+        alone, both = loaded.decode([before]), loaded.decode([before, token])
+        texts.append(both[len(alone) :] if both.startswith(alone) else loaded.decode([token]))
+    return texts
+
+
+def prompt_ids(prompt: Prompt, loaded: LoadedModel) -> list[int]:
+    """The token ids of a prompt; a text becomes a user's message. Raises ModelError where there is no chat template."""
+    if isinstance(prompt, str):
+        return loaded.render([{"role": "user", "content": prompt}])
+    if prompt and isinstance(prompt[0], Mapping):
+        return loaded.render(prompt)  # type: ignore[arg-type]
+    return [int(token) for token in prompt]  # type: ignore[arg-type, call-overload]

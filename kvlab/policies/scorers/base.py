@@ -1,0 +1,92 @@
+"""Scorers: retention by a score per token and head. One method says which rows stay; the live cache does the rest."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import ClassVar
+
+import mlx.core as mx
+
+from kvlab.errors import PolicyError
+from kvlab.policies.slots import Module
+
+
+@dataclass(frozen=True)
+class ScoreContext:
+    """What a scorer may look at: one layer of one sequence (batch axis of 1), RoPE already applied.
+
+    Attributes:
+        keys: ``[1, n_kv_heads, length, head_dim]``, dequantized where the codec is lossy.
+        values: ``[1, n_kv_heads, length, v_head_dim]``.
+        positions: true positions of the rows, int32 ``[1, n_kv_heads, length]``, ascending.
+        queries: the last queries, ``[1, n_heads, w, head_dim]`` with ``w <= Scorer.window``; None if it is 0.
+        scale: the model's attention scale.
+        layer: index of the layer among the model's layers, of ``n_layers``.
+        offset: tokens of the sequence so far, evicted ones included.
+    """
+
+    keys: mx.array
+    values: mx.array
+    positions: mx.array
+    queries: mx.array | None
+    scale: float
+    layer: int
+    n_layers: int
+    offset: int
+
+    @cached_property
+    def attention(self) -> mx.array:
+        """Causal attention weights of the last queries, ``[1, n_heads, w, length]``. Computed when first asked for."""
+        if self.queries is None:
+            raise PolicyError("this scorer reads attention but keeps no queries: give its class a window above 0")
+        _, heads, w, dim = self.queries.shape
+        _, kv_heads, length, _ = self.keys.shape
+        grouped = self.queries.reshape(1, kv_heads, heads // kv_heads, w, dim)
+        scores = self.scale * (grouped @ mx.swapaxes(self.keys, -1, -2)[:, :, None])
+        at = mx.arange(self.offset - w, self.offset)[:, None]
+        seen = self.positions[:, :, None, None, :] <= at
+        weights = mx.softmax(mx.where(seen, scores.astype(mx.float32), -mx.inf), axis=-1)
+        return weights.reshape(1, heads, w, length)
+
+
+@dataclass(frozen=True)
+class Scorer(Module):
+    """Base of the eviction methods: keep the ``budget`` best rows of every head.
+
+    Applied twice: at the end of the prompt (all rows are scored and the budget kept), and while decoding (when a new
+    row would exceed the budget, the ``interval`` worst rows leave together; 1 is strict, more is cheaper).
+
+    Args:
+        budget: rows that stay per head: a share of the prompt when at most 1.0, a number of tokens above.
+        interval: rows that leave together while decoding.
+
+    Raises:
+        PolicyError: a budget of 0 or less, or an interval below 1.
+    """
+
+    slot: ClassVar[str] = "retention"
+    budget: int | float = 0.5
+    interval: int = 16
+
+    def __post_init__(self) -> None:
+        if self.budget <= 0 or (self.budget > 1 and self.budget != int(self.budget)):
+            raise PolicyError(
+                f"{self.name}: budget={self.budget} is not usable; write a share such as 0.25, or tokens such as 512"
+            )
+        if self.interval < 1:
+            raise PolicyError(f"{self.name}: interval={self.interval} must be 1 or more")
+
+    @property
+    def window(self) -> int:
+        """How many of the last queries the context must hold; 0 when the score needs none."""
+        return 0
+
+    def rows(self, prompt_tokens: int) -> int:
+        """Rows a head may keep for a prompt of this many tokens."""
+        share = isinstance(self.budget, float) and self.budget <= 1
+        return max(1, round(self.budget * prompt_tokens) if share else int(self.budget))
+
+    def score(self, context: ScoreContext) -> mx.array:
+        """Scores ``[1, n_kv_heads, length]``; the highest stay. Must not change the context."""
+        raise NotImplementedError

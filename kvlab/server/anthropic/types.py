@@ -1,0 +1,67 @@
+"""What clients of Anthropic's protocol may send. Unknown fields are ignored, as that protocol's gateways do."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import Field
+
+from kvlab.server.openai.types import Loose
+
+
+class ContentBlock(Loose):
+    """One content block: text, tool_use, tool_result or thinking; others are refused when they are read."""
+
+    type: str
+    text: str = ""
+    thinking: str = ""
+    id: str = ""
+    name: str = ""
+    input: dict[str, Any] = Field(default_factory=dict)
+    tool_use_id: str = ""
+    content: str | list[dict[str, Any]] | None = None
+    is_error: bool | None = None
+
+
+class InputMessage(Loose):
+    role: Literal["user", "assistant", "system"]
+    content: str | list[ContentBlock]
+
+
+class InputTool(Loose):
+    name: str = Field(min_length=1, max_length=256)
+    description: str | None = None
+    input_schema: dict[str, Any] | None = None
+    type: str | None = None
+
+
+class ToolChoice(Loose):
+    type: Literal["auto", "any", "tool", "none"]
+    name: str | None = None
+    disable_parallel_tool_use: bool = False
+
+
+class Thinking(Loose):
+    type: str = "disabled"
+
+
+class CountRequest(Loose):
+    """POST /v1/messages/count_tokens."""
+
+    model: str | None = None
+    messages: list[InputMessage] = Field(min_length=1)
+    system: str | list[ContentBlock] | None = None
+    tools: list[InputTool] | None = None
+    tool_choice: ToolChoice | None = None
+    thinking: Thinking | None = None
+
+
+class MessagesRequest(CountRequest):
+    """POST /v1/messages."""
+
+    max_tokens: Annotated[int, Field(ge=1, le=2**31)]
+    stream: bool | None = None
+    temperature: Annotated[float, Field(ge=0, le=2)] | None = None
+    top_p: Annotated[float, Field(gt=0, le=1)] | None = None
+    top_k: Annotated[int, Field(ge=0, le=2**31)] | None = None
+    stop_sequences: list[str] | None = None

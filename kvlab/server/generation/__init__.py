@@ -1,0 +1,1 @@
+"""From a rendered request to its answers."""

@@ -1,0 +1,98 @@
+"""The models of a server: loaded when asked for, unloaded when memory is needed, never while they answer."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import OrderedDict
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+from kvlab.backends.mlx_threads import apart
+from kvlab.errors import KvlabError
+from kvlab.models import LoadedModel, load
+from kvlab.server.errors import ApiError
+from kvlab.server.generation.served_model import ServedModel
+
+
+class ModelPool:
+    """Models by name. Everything but ``close`` runs on one event loop.
+
+    Args:
+        sources: what to load by name: a folder, a hub id, or a loaded model (which is never unloaded).
+        open_model: makes a Model of a loaded one.
+        budget: bytes of weights held at once; the least recently used idle model leaves first. None keeps all.
+    """
+
+    def __init__(
+        self,
+        sources: Mapping[str, str | Path | LoadedModel],
+        open_model: Callable[[LoadedModel], ServedModel],
+        budget: int | None = None,
+    ) -> None:
+        self.sources = dict(sources)
+        self.open: OrderedDict[str, ServedModel] = OrderedDict()
+        self._open_model, self._budget = open_model, budget
+        self._users: dict[str, int] = {}
+        self._lock = asyncio.Lock()
+
+    def name_of(self, asked: str | None) -> str:
+        """The name that a request means: the only model when it names none. Raises ApiError 404."""
+        if asked in self.sources:
+            return str(asked)
+        # Clients of Anthropic ask for its models by default, and for a small one beside the main one.
+        if not asked or asked == "default" or asked.startswith("claude"):
+            return next(iter(self.sources))
+        names = ", ".join(self.sources)
+        raise ApiError(404, f"no model {asked!r} here; there is {names}", code="model_not_found", param="model")
+
+    @asynccontextmanager
+    async def use(self, asked: str | None) -> AsyncIterator[ServedModel]:
+        """The model, loaded, and kept until this block is left. Raises ApiError 404, or 503 when it cannot be had."""
+        name = self.name_of(asked)
+        async with self._lock:
+            model = self.open.get(name) or await self._load(name)
+            self.open.move_to_end(name)
+            self._users[name] = self._users.get(name, 0) + 1
+        try:
+            yield model
+        finally:
+            self._users[name] -= 1
+
+    async def _load(self, name: str) -> ServedModel:
+        source = self.sources[name]
+        try:
+            if not isinstance(source, LoadedModel):
+                await self._make_room(_weight_bytes(source))
+                source = await apart(load, source)
+            model = await apart(self._open_model, source)
+        except ApiError:
+            raise
+        except KvlabError as error:
+            raise ApiError(503, f"model {name} cannot be loaded: {error}") from error
+        model.name = name
+        self.open[name] = model
+        return model
+
+    async def _make_room(self, nbytes: int) -> None:
+        while self._budget is not None and self.open and self.held() + nbytes > self._budget:
+            idle = [name for name in self.open if not self._users.get(name)]
+            if not idle:
+                raise ApiError(
+                    503, "the models in memory are all answering; try again later", headers={"retry-after": "5"}
+                )
+            await asyncio.to_thread(self.open.pop(idle[0]).close)
+
+    def held(self) -> int:
+        """Bytes of the weights in memory."""
+        return sum(model.nbytes for model in self.open.values())
+
+    def close(self) -> None:
+        """Close every model. Its running requests end as cancelled; what they computed is kept."""
+        while self.open:
+            self.open.popitem()[1].close()
+
+
+def _weight_bytes(source: str | Path) -> int:
+    folder = Path(source).expanduser()
+    return sum(file.stat().st_size for file in folder.glob("model*.safetensors")) if folder.is_dir() else 0

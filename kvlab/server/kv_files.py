@@ -1,0 +1,147 @@
+"""KV of a conversation kept in a file by name: save, restore, erase, as llama.cpp's server has them.
+
+There are no slots here: a slot's number is the id of an answer, or 0 for the client's latest one.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import os
+import re
+import tempfile
+import time
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import numpy as np
+from fastapi import APIRouter, Request
+from pydantic import Field
+
+from kvlab import paths
+from kvlab.policies import Paged
+from kvlab.server.errors import ApiError
+from kvlab.server.generation.served_model import ServedModel
+from kvlab.server.openai.types import Loose
+from kvlab.server.service import Service
+from kvlab.store import Namespace
+
+NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,127}")
+FORMAT = 1
+
+
+class SlotRequest(Loose):
+    """POST /slots/{slot}."""
+
+    filename: Annotated[str, Field(pattern=f"^{NAME.pattern}$")]
+    model: str | None = None
+
+
+def router(service: Service) -> APIRouter:
+    """Routes over ``service``."""
+    routes = APIRouter(prefix="/slots")
+
+    @routes.get("")
+    async def saved(request: Request) -> list[dict[str, Any]]:
+        """What this client has saved."""
+        folder = _folder(request.state.tenant)
+        files = sorted(folder.glob("*.kv")) if folder.is_dir() else []
+        return [{"filename": file.stem, "bytes": file.stat().st_size} for file in files]
+
+    @routes.post("/{slot}")
+    async def act(
+        slot: str, action: Literal["save", "restore", "erase"], body: SlotRequest, request: Request
+    ) -> dict[str, Any]:
+        """Save an answer's KV, bring saved KV back, or delete the file."""
+        tenant, began = request.state.tenant, time.perf_counter()
+        file = _folder(tenant) / f"{body.filename}.kv"
+        made: dict[str, Any] = {"id_slot": slot, "filename": body.filename}
+        if action == "erase":
+            file.unlink(missing_ok=True)
+            return made
+        if action == "save":
+            name, tokens = _answer(service, slot, tenant)
+            async with service.pool.use(name) as model:
+                made |= await service.off_loop(save, model, tokens, tenant, file)
+        else:
+            async with service.pool.use(body.model) as model:
+                made |= await service.off_loop(restore, model, tenant, file)
+        return made | {"timings": {f"{action}_ms": round(1e3 * (time.perf_counter() - began), 3)}}
+
+    return routes
+
+
+def save(model: ServedModel, tokens: list[int], tenant: str, file: Path) -> dict[str, int]:
+    """Write the stored KV of ``tokens`` to ``file``, atomically. Raises ApiError 400 or 404."""
+    store, space, checkpoint = _store(model, tenant)
+    payloads, match = store.read(store.match(space, tokens, checkpoint=checkpoint))
+    state = store.read_checkpoint(match)
+    if not payloads:
+        raise ApiError(404, f"no KV of this answer is in the store ({match.miss or 'nothing was stored'})")
+    arrays = {f"{i}/{name}": array for i, payload in enumerate(payloads) for name, array in payload.items()}
+    arrays |= {f"state/{name}": array for name, array in (state or {}).items()}
+    facts = {"format": FORMAT, "space": _facts(space), "tokens": list(map(int, tokens[: match.tokens]))}
+    written = io.BytesIO()
+    np.savez(written, facts=np.frombuffer(json.dumps(facts).encode(), np.uint8), **arrays)  # type: ignore[arg-type]
+    data = written.getvalue()
+    file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    with tempfile.NamedTemporaryFile(dir=file.parent, delete=False) as new:
+        new.write(hashlib.sha256(data).digest() + data)
+        new.flush()
+        os.fsync(new.fileno())
+    os.replace(new.name, file)
+    return {"n_saved": match.tokens, "n_written": len(data) + 32}
+
+
+def restore(model: ServedModel, tenant: str, file: Path) -> dict[str, int]:
+    """Put saved KV back into the store. Raises ApiError 400 or 404; a damaged or foreign file restores nothing."""
+    store, space, _ = _store(model, tenant)
+    try:
+        data = file.read_bytes()
+    except OSError as error:
+        raise ApiError(404, f"nothing is saved as {file.stem}") from error
+    if hashlib.sha256(data[32:]).digest() != data[:32]:
+        raise ApiError(400, f"{file.stem} is damaged: save it anew")
+    with np.load(io.BytesIO(data[32:]), allow_pickle=False) as saved:
+        facts = json.loads(saved["facts"].tobytes())
+        if facts["format"] != FORMAT or facts["space"] != _facts(space):
+            raise ApiError(400, f"{file.stem} was saved by another model or policy")
+        parts: dict[str, dict[str, np.ndarray]] = {}
+        for key in saved.files:
+            place, _, name = key.partition("/")
+            if name:
+                parts.setdefault(place, {})[name] = saved[key]
+    state = parts.pop("state", None)
+    payloads = [parts[place] for place in sorted(parts, key=int)]
+    store.put(space, facts["tokens"], 0, payloads)
+    if state is not None:
+        store.put_checkpoint(space, facts["tokens"], state)
+    return {"n_restored": len(facts["tokens"]), "n_read": len(data)}
+
+
+def _store(model: ServedModel, tenant: str) -> tuple[Any, Namespace, bool]:
+    store, reuse = model.decoder.store, model.policy.reuse
+    if store is None or not isinstance(reuse, Paged):
+        raise ApiError(400, f"the policy {model.policy} keeps no KV: serve paged or tiered to save slots")
+    loaded = model.loaded
+    space = Namespace(loaded.fingerprint, model.policy.at_rest, loaded.dtype, reuse.block, tenant)
+    return store, space, model.decoder.wants_checkpoints
+
+
+def _facts(space: Namespace) -> list[Any]:
+    # Not the tenant: that is the folder, and a salt has no business in a file.
+    return [space.model, space.policy, space.dtype, space.block]
+
+
+def _answer(service: Service, slot: str, tenant: str) -> tuple[str, list[int]]:
+    """Model and tokens of an answer of this tenant. Raises ApiError 404."""
+    mine = {key: value for key, value in service.recent.items() if value[2] == tenant}
+    found = mine.get(next(reversed(mine), "") if slot == "0" else slot)
+    if found is None:
+        raise ApiError(404, f"no recent answer {slot}; use the id of an answer, or 0 for the latest one")
+    return found[0], found[1]
+
+
+def _folder(tenant: str) -> Path:
+    return paths.home() / "slots" / (tenant or "open")

@@ -1,0 +1,146 @@
+"""What a server did: Prometheus metrics, the latest requests, and counts of what retention evicted."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+
+from kvlab.decoder import Completion
+from kvlab.recording import events
+
+SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
+STEPS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1)
+LATEST = 200
+
+
+class ServerMetrics:
+    """Counts everything once; the dashboard and ``/metrics`` read the same numbers. Thread-safe."""
+
+    def __init__(self, models: Mapping[str, Any]) -> None:
+        self.registry = CollectorRegistry()
+        self._models = models
+        self._lock = threading.Lock()
+        self.latest: deque[dict[str, Any]] = deque(maxlen=LATEST)
+        self.live: dict[str, dict[str, Any]] = {}
+        self.began = time.time()
+        make: dict[str, Any] = {"registry": self.registry, "namespace": "kvlab"}
+        self.requests = Counter("requests", "Answered HTTP requests.", ["path", "status"], **make)
+        self.prompt = Counter("prompt_tokens", "Prompt tokens received.", **make)
+        self.cached = Counter("cached_tokens", "Prompt tokens not recomputed, by tier.", ["tier"], **make)
+        self.generated = Counter("generated_tokens", "Tokens generated.", **make)
+        self.misses = Counter("misses", "Why prompt tokens were computed anew.", ["reason"], **make)
+        self.finished = Counter("finished", "Generations by how they ended.", ["reason"], **make)
+        self.ttft = Histogram("ttft_seconds", "Time to first token.", buckets=SECONDS, **make)
+        self.tpot = Histogram("tpot_seconds", "Mean time per later token.", buckets=STEPS, **make)
+        self.evicted_rows = Counter("evicted_rows", "Rows that retention dropped from live KV.", **make)
+        self.running = Gauge("running", "Generations running or waiting in the decoder.", **make)
+        self.registry.register(_Stores(models))
+
+    def emit(self, event: events.Event) -> None:
+        """The decoder's sink: only evictions are counted here, the rest comes with the completion."""
+        if isinstance(event, events.Evicted):
+            self.evicted_rows.inc(int((event.positions >= 0).sum()))
+
+    def began_request(self, request: str, facts: Mapping[str, Any], tokens: Callable[[], int]) -> None:
+        """A request runs; ``tokens`` says how many it has generated so far."""
+        with self._lock:
+            self.live[request] = {"id": request, "began": time.time(), "tokens": tokens, **facts}
+
+    def ended_request(self, request: str, facts: Mapping[str, Any]) -> None:
+        with self._lock:
+            begun = self.live.pop(request, None)
+            if begun is None:
+                return
+            self.latest.append({**begun, **facts, "seconds": round(time.time() - begun["began"], 4)})
+
+    def completed(self, completion: Completion, tokens: int, reason: str) -> None:
+        """Count one generation."""
+        self.prompt.inc(completion.prompt_tokens)
+        self.generated.inc(tokens)
+        for tier, count in completion.cached_by_tier.items():
+            self.cached.labels(tier).inc(count)
+        if completion.miss:
+            self.misses.labels(completion.miss.partition("=")[0]).inc()
+        self.finished.labels(reason).inc()
+        if completion.ttft_ms:
+            self.ttft.observe(completion.ttft_ms / 1e3)
+        if completion.itl_ms:
+            self.tpot.observe(completion.tpot_ms / 1e3)
+
+    def metrics(self) -> bytes:
+        """The text that Prometheus reads."""
+        return generate_latest(self.registry)
+
+    def totals(self) -> dict[str, Any]:
+        """The same numbers by name; a labelled one as a mapping from its label."""
+        made: dict[str, Any] = {}
+        for family in self.registry.collect():
+            for sample in family.samples:
+                name = sample.name.removeprefix("kvlab_")
+                if name.endswith(("_created", "_bucket")):
+                    continue
+                if sample.labels:
+                    made.setdefault(name, {})[" ".join(sample.labels.values())] = sample.value
+                else:
+                    made[name] = sample.value
+        return made
+
+    def state(self) -> dict[str, Any]:
+        """Everything that the dashboard shows."""
+        with self._lock:
+            live = [{**row, "tokens": row["tokens"]()} for row in self.live.values()]
+            latest = list(self.latest)
+        models = [
+            {"name": name, "policy": str(model.policy), "context": model.context, "bytes": model.nbytes}
+            for name, model in list(self._models.items())
+        ]
+        now = time.time()
+        return {
+            "uptime": round(now - self.began, 1),
+            "now": now,
+            "models": models,
+            "live": live,
+            "latest": latest[::-1],
+            "totals": self.totals(),
+        }
+
+
+class _Stores:
+    """Figures that stores and decoders keep themselves, read when asked for."""
+
+    def __init__(self, models: Mapping[str, Any]) -> None:
+        self._models = models
+
+    def collect(self) -> Iterable[Metric]:
+        live = GaugeMetricFamily("kvlab_live_bytes", "Bytes of live KV.", labels=["model"])
+        warm = GaugeMetricFamily(
+            "kvlab_warm_bytes", "The part of them that ended sequences hold for their next turn.", labels=["model"]
+        )
+        rest = GaugeMetricFamily("kvlab_store_bytes", "Bytes of KV at rest.", labels=["model", "tier"])
+        blocks = GaugeMetricFamily("kvlab_store_blocks", "Blocks at rest.", labels=["model", "tier"])
+        evictions = CounterMetricFamily("kvlab_store_evictions", "Blocks that left the store.", labels=["model"])
+        spills = CounterMetricFamily("kvlab_store_spills", "Blocks moved from RAM to SSD.", labels=["model"])
+        written = CounterMetricFamily("kvlab_store_bytes_written", "Bytes written to SSD.", labels=["model"])
+        for name, model in list(self._models.items()):
+            live.add_metric([name], model.decoder.live_bytes())
+            warm.add_metric([name], model.decoder.warm_bytes())
+            if model.decoder.store is None:
+                continue
+            stats = model.decoder.store.stats()
+            for tier in ("ram", "ssd"):
+                rest.add_metric([name, tier], stats.get(f"{tier}_bytes", 0))
+                blocks.add_metric([name, tier], stats.get(f"{tier}_blocks", 0))
+            evictions.add_metric([name], _count(stats.get("evictions", 0)))
+            spills.add_metric([name], _count(stats.get("spills", 0)))
+            written.add_metric([name], stats.get("bytes_written", 0))
+        yield from (live, warm, rest, blocks, evictions, spills, written)
+
+
+def _count(value: Any) -> float:
+    return float(sum(value.values())) if isinstance(value, Mapping) else float(value)

@@ -1,0 +1,214 @@
+"""Answers in OpenAI's shapes: whole ones, and chunks of a stream."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import AsyncGenerator, Iterable
+from typing import Any
+
+from kvlab.server.errors import ApiError
+from kvlab.server.generation.request import Called, Ended, Text
+from kvlab.server.generation.sampling import TokenLogprob
+from kvlab.server.http import sse
+from kvlab.server.logs import log
+from kvlab.server.service import Session, figures
+
+PING = b": still here\n\n"
+
+
+def usage(ended: Iterable[Ended]) -> dict[str, Any]:
+    """True token counts: a prompt counts once, however many answers it got."""
+    ends = list(ended)
+    prompts = {end.completion.tags["prompt"]: end.completion for end in ends}.values()
+    prompt, said = sum(p.prompt_tokens for p in prompts), sum(end.tokens for end in ends)
+    return {
+        "prompt_tokens": prompt,
+        "completion_tokens": said,
+        "total_tokens": prompt + said,
+        "prompt_tokens_details": {"cached_tokens": sum(p.cached_tokens for p in prompts)},
+    }
+
+
+def finite(logprob: float) -> float:
+    """JSON has no infinity: what cannot happen gets OpenAI's own floor."""
+    return logprob if logprob > -9999.0 else -9999.0
+
+
+class ResponseShape:
+    """One endpoint's way of writing text, calls and ends. ``kind`` is the ``object`` of its answers."""
+
+    kind = ""
+
+    def __init__(self, session: Session, *, details: bool) -> None:
+        self._session, self._details = session, details
+        self._head = {"id": session.request, "created": int(time.time()), "model": session.model.name}
+
+    def head(self, chunk: bool) -> dict[str, Any]:
+        raise NotImplementedError
+
+    def opening(self, index: int) -> dict[str, Any] | None:
+        """The first chunk of a choice, if it has one."""
+        return None
+
+    def delta(self, event: Text | Called) -> dict[str, Any]:
+        raise NotImplementedError
+
+    def closing(self, event: Ended) -> dict[str, Any]:
+        raise NotImplementedError
+
+    def whole(self, index: int, events: list[Text | Called], end: Ended) -> dict[str, Any]:
+        raise NotImplementedError
+
+    def details(self, ended: list[Ended]) -> dict[str, Any]:
+        if not self._details or not ended:
+            return {}
+        return {"kvlab": {"policy": str(self._session.model.policy), **figures(ended[0])}}
+
+    async def answer(self) -> dict[str, Any]:
+        """The whole answer."""
+        ended: dict[int, Ended] = {}
+        events: dict[int, list[Text | Called]] = {}
+        async with self._session as session:
+            async for event in session.events():
+                if isinstance(event, Ended):
+                    ended[event.index] = event
+                elif isinstance(event, Text | Called):
+                    events.setdefault(event.index, []).append(event)
+        choices = [self.whole(i, events.get(i, []), ended[i]) for i in sorted(ended)]
+        ends = [ended[i] for i in sorted(ended)]
+        return {**self.head(False), "choices": choices, "usage": usage(ends), **self.details(ends)}
+
+    async def stream(self, *, with_usage: bool) -> AsyncGenerator[bytes, None]:
+        """Server-sent events, the last one ``[DONE]``. An error in the middle becomes an event, too."""
+        head, ended, opened = self.head(True), [], set()
+        async with self._session as session:
+            try:
+                async for event in session.events():
+                    if not isinstance(event, Text | Called | Ended):
+                        yield PING
+                        continue
+                    if event.index not in opened:
+                        opened.add(event.index)
+                        if (first := self.opening(event.index)) is not None:
+                            yield sse({**head, "choices": [first]})
+                    if isinstance(event, Ended):
+                        ended.append(event)
+                        yield sse({**head, "choices": [self.closing(event)]})
+                    elif not isinstance(event, Text) or event.text or event.tokens:
+                        yield sse({**head, "choices": [self.delta(event)]})
+                if with_usage or self._details:
+                    yield sse({**head, "choices": [], "usage": usage(ended), **self.details(ended)})
+            except ApiError as error:
+                yield sse(error.body("/v1/chat/completions"))
+            except Exception as error:  # noqa: BLE001 - the status is out: all that is left is to say so
+                log("failed", level=40, request=session.request, error=type(error).__name__)
+                yield sse(ApiError(500, "the server failed while answering").body("/v1/chat/completions"))
+        yield sse("[DONE]")
+
+
+class ChatResponse(ResponseShape):
+    """/v1/chat/completions."""
+
+    def head(self, chunk: bool) -> dict[str, Any]:
+        return {**self._head, "object": "chat.completion.chunk" if chunk else "chat.completion"}
+
+    def opening(self, index: int) -> dict[str, Any]:
+        return {"index": index, "delta": {"role": "assistant", "content": ""}, "finish_reason": None}
+
+    def delta(self, event: Text | Called) -> dict[str, Any]:
+        delta: dict[str, Any]
+        if isinstance(event, Called):
+            delta = {"tool_calls": [{"index": event.number, **self._call(event)}]}
+        else:
+            delta = {"reasoning_content" if event.reasoning else "content": event.text}
+        made = {"index": event.index, "delta": delta, "finish_reason": None}
+        if isinstance(event, Text) and event.tokens:
+            made["logprobs"] = {"content": [self._logprob(*token) for token in event.tokens]}
+        return made
+
+    def closing(self, event: Ended) -> dict[str, Any]:
+        return {"index": event.index, "delta": {}, "finish_reason": event.reason}
+
+    def whole(self, index: int, events: list[Text | Called], end: Ended) -> dict[str, Any]:
+        texts = [event for event in events if isinstance(event, Text)]
+        calls = [self._call(event) for event in events if isinstance(event, Called)]
+        content = "".join(event.text for event in texts if not event.reasoning)
+        reasoning = "".join(event.text for event in texts if event.reasoning)
+        message: dict[str, Any] = {"role": "assistant", "content": content if content or not calls else None}
+        if reasoning:
+            message["reasoning_content"] = reasoning
+        if calls:
+            message["tool_calls"] = calls
+        tokens = [self._logprob(*token) for event in texts for token in event.tokens]
+        return {
+            "index": index,
+            "message": message,
+            "finish_reason": end.reason,
+            "logprobs": {"content": tokens} if tokens else None,
+        }
+
+    @staticmethod
+    def _call(event: Called) -> dict[str, Any]:
+        return {"id": event.id, "type": "function", "function": event.call._asdict()}
+
+    def _logprob(self, token: int, entry: TokenLogprob) -> dict[str, Any]:
+        def one(token: int, logprob: float) -> dict[str, Any]:
+            text = self._session.model.loaded.decode([token])
+            return {"token": text, "logprob": finite(logprob), "bytes": list(text.encode("utf-8", "replace"))}
+
+        top = [one(*item) for item in entry.top if item[1] > float("-inf")]
+        return {**one(token, entry.logprob), "top_logprobs": top}
+
+
+class CompletionResponse(ResponseShape):
+    """/v1/completions."""
+
+    def __init__(self, session: Session, *, details: bool, echo: bool) -> None:
+        super().__init__(session, details=details)
+        self._echo = echo
+        self._offset: dict[int, int] = {}
+
+    def head(self, chunk: bool) -> dict[str, Any]:
+        return {**self._head, "object": "text_completion"}
+
+    def opening(self, index: int) -> dict[str, Any] | None:
+        if not self._echo:
+            return None
+        return {"index": index, "text": self._prompt(index), "logprobs": None, "finish_reason": None}
+
+    def delta(self, event: Text | Called) -> dict[str, Any]:
+        if not isinstance(event, Text):
+            raise TypeError("a plain completion has no calls")
+        logprobs = self._logprobs(event.index, event) if event.tokens else None
+        return {"index": event.index, "text": event.text, "logprobs": logprobs, "finish_reason": None}
+
+    def closing(self, event: Ended) -> dict[str, Any]:
+        return {"index": event.index, "text": "", "logprobs": None, "finish_reason": event.reason}
+
+    def whole(self, index: int, events: list[Text | Called], end: Ended) -> dict[str, Any]:
+        texts = [event for event in events if isinstance(event, Text)]
+        parts = [self._logprobs(index, event) for event in texts if event.tokens]
+        text = (self._prompt(index) if self._echo else "") + "".join(event.text for event in texts)
+        logprobs = {key: [item for part in parts for item in part[key]] for key in parts[0]} if parts else None
+        return {"index": index, "text": text, "logprobs": logprobs, "finish_reason": end.reason}
+
+    def _prompt(self, index: int) -> str:
+        ask = next(ask for ask in self._session.asks if ask.first <= index < ask.first + ask.n)
+        return self._session.model.loaded.decode(ask.prompt.ids)
+
+    def _logprobs(self, index: int, event: Text) -> dict[str, list[Any]]:
+        decode = self._session.model.loaded.decode
+        tokens = [decode([token]) for token, _ in event.tokens]
+        offsets, at = [], self._offset.get(index, 0)
+        for token in tokens:
+            offsets.append(at)
+            at += len(token)
+        self._offset[index] = at
+        return {
+            "tokens": tokens,
+            "token_logprobs": [finite(entry.logprob) for _, entry in event.tokens],
+            "top_logprobs": [
+                {decode([token]): finite(logprob) for token, logprob in entry.top} for _, entry in event.tokens
+            ],
+            "text_offset": offsets,
+        }

@@ -1,0 +1,1 @@
+"""Answers of a given form: grammars, JSON schemas, tool calls."""

@@ -1,0 +1,102 @@
+"""From what a caller gives to blocks: checked, named, priced, and shielded from being written to."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from kvlab.errors import StoreError
+from kvlab.store import keys as k
+from kvlab.store.protocols import BLOCK, CHECKPOINT, NUMBERS, Block, Namespace
+from kvlab.store.read_buffers import Payload
+
+
+@dataclass(frozen=True)
+class BlockSlot:
+    """Where one payload of a put goes: its block's name, before the payload itself is looked at."""
+
+    key: bytes
+    parent: bytes
+    tokens: bytes
+    start: int
+    cost: float
+    payload: Payload
+
+
+def plan(
+    ns: Namespace, tokens: np.ndarray, start: int, payloads: Sequence[Payload], seconds: float | None
+) -> list[BlockSlot]:
+    """Name the blocks of a put. Raises ``StoreError`` where tokens, start and payloads do not fit."""
+    if start % ns.block or start < 0:
+        raise StoreError(f"start={start} is not on a block boundary; use a multiple of {ns.block}")
+    lengths = [_length(payload) for payload in payloads]
+    if any(length != ns.block for length in lengths[:-1]) or any(not 0 < n <= ns.block for n in lengths[-1:]):
+        raise StoreError(f"payloads hold {lengths} tokens; all but the last must hold {ns.block}, and it no more")
+    end = start + sum(lengths)
+    if end > len(tokens):
+        raise StoreError(f"payloads reach to token {end}, but only {len(tokens)} tokens are given")
+    keys = [ns.root(), *k.chain_all(ns.root(), tokens[:end], ns.block)]
+    slots: list[BlockSlot] = []
+    for payload, length in zip(payloads, lengths, strict=True):
+        parent = keys[start // ns.block]
+        raw = tokens[start : start + length].tobytes()
+        key = keys[start // ns.block + 1] if length == ns.block else k.chain(parent, raw)
+        cost = guess(start, length) if seconds is None else seconds * length / sum(lengths)
+        slots.append(BlockSlot(key, parent, raw, start, cost, payload))
+        start += length
+    return slots
+
+
+def cut_blocks(ns: Namespace, slots: Sequence[BlockSlot]) -> list[Block]:
+    """The blocks of those slots that are to be filled. Raises ``StoreError`` for arrays that cannot be stored."""
+    blocks: list[Block] = []
+    now = time.time()
+    for slot in slots:
+        _check(slot.payload)
+        if any(array.ndim < 2 or array.shape[1] * 4 != len(slot.tokens) for array in slot.payload.values()):
+            raise StoreError("every array of a block needs the same number of tokens on axis 1")
+        payload = shield(slot.payload)
+        blocks.append(Block(slot.key, slot.parent, ns, BLOCK, slot.tokens, slot.start, slot.cost, payload, now))
+        now -= 1e-6  # a leaf is older than its head
+    return blocks
+
+
+def cut_checkpoint(ns: Namespace, tokens: np.ndarray, payload: Payload, seconds: float | None) -> Block:
+    """The checkpoint after ``tokens``. Raises ``StoreError`` without any, or for arrays that cannot be stored."""
+    if not len(tokens):
+        raise StoreError("a checkpoint needs at least one token before it")
+    _check(payload)
+    parent = [ns.root(), *k.chain_all(ns.root(), tokens, ns.block)][-1]
+    full = len(tokens) // ns.block * ns.block
+    rest = tokens[full:].tobytes()
+    cost = guess(0, len(tokens)) if seconds is None else seconds
+    return Block(k.checkpoint_key(parent, rest), parent, ns, CHECKPOINT, rest, full, cost, shield(payload), time.time())
+
+
+def guess(start: int, tokens: int) -> float:
+    """Relative recompute time: a token attends to all before it, which weighs as much as the rest at some 4,000."""
+    return tokens * (1.0 + (start + tokens / 2) / 4096)
+
+
+def shield(payload: Payload) -> Payload:
+    """The same arrays, not copied, behind views that readers cannot write through."""
+    views = {name: array.view() for name, array in payload.items()}
+    for view in views.values():
+        view.flags.writeable = False
+    return views
+
+
+def _length(payload: Payload) -> int:
+    array = next(iter(payload.values()), None)
+    if array is None or getattr(array, "ndim", 0) < 2:
+        raise StoreError("a block needs arrays [heads, tokens, width]: its number of tokens is on axis 1")
+    return array.shape[1]
+
+
+def _check(payload: Payload) -> None:
+    for name, array in payload.items():
+        if not isinstance(array, np.ndarray) or array.dtype.kind not in NUMBERS:
+            raise StoreError(f"array {name!r} must be a NumPy array of plain numbers (bfloat16 as a uint16 view)")

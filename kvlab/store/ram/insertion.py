@@ -1,0 +1,99 @@
+"""Room in RAM: what comes in, and who leaves for it."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Sequence
+
+from kvlab.store.pins import Pins
+from kvlab.store.protocols import BLOCK, Block, Put, Tier, TierIndex
+from kvlab.store.ram.tier import RamEntry, RamTier
+from kvlab.store.stats import StoreStats
+from kvlab.store.write_behind import WriteBehind
+
+READ_ONCE = 4096
+"""Blocks read from below RAM that are remembered, to be kept at the next reading."""
+
+
+class RamInserter:
+    """Fills RAM within its budget. The caller holds the store's lock, which ``add`` lets go of while it waits."""
+
+    def __init__(
+        self, ram: RamTier, tiers: Sequence[Tier], writer: WriteBehind | None, ledger: StoreStats, pins: Pins
+    ) -> None:
+        self._ram, self._tiers, self._writer, self._ledger, self._pins = ram, tiers, writer, ledger, pins
+        self._read_once: OrderedDict[bytes, bool] = OrderedDict()
+
+    def add(self, new: Sequence[Block]) -> Put:
+        """Take in blocks that no tier has, parents first.
+
+        Waits for the writer where RAM is full of unwritten ones, and where blocks are written through.
+        """
+        entries: list[RamEntry] = []
+        for block in new:
+            if block.kind == BLOCK and block.length < block.ns.block and self._covered(block):
+                continue
+            if not self._make(block.nbytes, wait=True):
+                break  # everything is being read; a child without its parent would never be found
+            if block.key in self._ram:  # another thread put it while this one waited for room
+                continue
+            if block.kind == BLOCK:
+                self._drop_covered_by(block)
+            entry = self._ram.add(block, dirty=self._writer is not None)
+            self._ledger.ghosts.back(block.key)
+            if self._writer is not None:
+                self._writer.add(entry)
+            entries.append(entry)
+        put = Put(len(entries), sum(entry.nbytes for entry in entries))
+        if entries:
+            self._ledger.stored(put.blocks, put.bytes)
+            if self._writer is not None:
+                self._writer.after_put(entries)
+        return put
+
+    def is_wanted(self, key: bytes) -> bool:
+        """Whether a block below RAM is read again, after not too many others, so that it had better be kept."""
+        if self._read_once.pop(key, False):
+            return True
+        self._read_once[key] = True
+        if len(self._read_once) > READ_ONCE:
+            self._read_once.popitem(last=False)
+        return False
+
+    def keep(self, block: Block) -> None:
+        """Take in a block read from below, if that takes no waiting."""
+        if block.key not in self._ram and self._make(block.nbytes, wait=False):
+            self._ram.add(block, dirty=False)
+
+    def _make(self, need: int, *, wait: bool) -> bool:
+        """Let blocks leave until ``need`` more bytes fit, or RAM is empty. False when those that are left must stay."""
+        while self._ram.held and self._ram.held + need > self._ram.budget:
+            entry = self._ram.victim()
+            if entry is None:
+                return False
+            if entry.dirty and self._writer is not None and self._writer.admits(entry):
+                if not wait:
+                    self._writer.hurry(entry)
+                    return False
+                self._writer.wait_for(entry)
+                continue  # much may have changed meanwhile
+            lost = entry.dirty or not self._tiers
+            self._ram.remove(entry.block.key, evicted=True)
+            if lost:
+                self._ledger.left(entry.block.key, entry.nbytes, "evicted")
+        return True
+
+    def _covered(self, tail: Block) -> bool:
+        indexes: tuple[TierIndex, ...] = (self._ram, *self._tiers)
+        for index in indexes:
+            child = index.nearest(tail.parent, tail.tokens)
+            if child is not None and child.tokens.startswith(tail.tokens):
+                return True
+        return False
+
+    def _drop_covered_by(self, block: Block) -> None:
+        for tail in self._ram.covered(block.parent, block.tokens):
+            if tail not in self._pins:
+                self._ram.remove(tail, evicted=False)
+                for tier in self._tiers:
+                    tier.delete([tail])

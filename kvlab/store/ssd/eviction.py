@@ -1,0 +1,114 @@
+"""Who leaves a shared folder: one replacement order per process, kept honest by the rows of the index."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Collection
+
+from kvlab.store.replacement import Replacement, make
+from kvlab.store.ssd.folder import StoreFolder
+
+
+class Evictor:
+    """Makes room within ``budget``, leaves first. ``make_room`` works inside ``Catalog.write``.
+
+    The order is read from the index when room is first short, and learns from it what other processes added or used.
+    """
+
+    def __init__(
+        self,
+        folder: StoreFolder,
+        budget: int,
+        replace: str,
+        pinned: Callable[[bytes], bool],
+        left: Callable[[bytes, int, str], None],
+    ) -> None:
+        self._folder, self._budget, self._replace = folder, budget, replace
+        self._pinned, self._left = pinned, left
+        self._order: Replacement | None = None
+        self._used: dict[bytes, float] = {}
+        self._parents: dict[bytes, bytes] = {}
+        self._below: Counter[bytes] = Counter()
+        self._last = 0
+        self._stale = True
+
+    def make_room(self, size: int, keep: Collection[bytes] = ()) -> bool:
+        """Evict until ``size`` more bytes fit, none of ``keep``; False when that cannot be."""
+        if size > self._budget:
+            return False
+        catalog = self._folder.catalog
+        order: Replacement | None = None
+        while catalog.sum("bytes") + size > self._budget:
+            order = order or self._refreshed()
+            if not self._evict(order, keep):
+                return False
+        return True
+
+    def _evict(self, order: Replacement, keep: Collection[bytes]) -> bool:
+        catalog = self._folder.catalog
+        while True:
+            key = order.victim(lambda key: key not in keep and self._may_leave(key))
+            if not isinstance(key, bytes):
+                return False
+            row = catalog.one("SELECT used FROM blocks WHERE key = ?", key)
+            if row is None:  # another process evicted it
+                self.gone(key)
+            elif row[0] > self._used[key]:  # another process used it
+                self._used[key] = row[0]
+                order.touch(key)
+            else:
+                self._folder.path(key).unlink(missing_ok=True)
+                nbytes = catalog.forget(key, "evicted")
+                self._forget(order, key, evicted=True)
+                self._left(key, nbytes, "evicted")
+                return True
+
+    def _may_leave(self, key: object) -> bool:
+        if not isinstance(key, bytes) or key in self._below or self._pinned(key):
+            return False
+        sql = "SELECT 1 FROM blocks WHERE parent = ?1 OR (key = ?1 AND owner IS NOT NULL) LIMIT 1"
+        return self._folder.catalog.one(sql, key) is None
+
+    def _refreshed(self) -> Replacement:
+        """The order, with what was added to the index since the last time."""
+        if self._order is None or self._stale:
+            self._order, self._last, self._stale = make(self._replace, self._budget), 0, False
+            self._used.clear()
+            self._parents.clear()
+            self._below.clear()
+        rows = self._folder.catalog.rows(
+            "SELECT id, key, parent, bytes, cost, uses, used FROM blocks WHERE id > ? ORDER BY used", self._last
+        )
+        for at, key, parent, nbytes, cost, uses, used in rows:
+            self._last = max(self._last, at)
+            if key in self._order:  # it left and was stored again
+                self._forget(self._order, key, evicted=False)
+            self._order.admit(key, nbytes, cost, uses)
+            self._used[key], self._parents[key] = used, parent
+            self._below[parent] += 1
+        return self._order
+
+    def _forget(self, order: Replacement, key: bytes, *, evicted: bool) -> None:
+        order.remove(key, evicted)
+        del self._used[key]
+        parent = self._parents.pop(key)
+        self._below[parent] -= 1
+        if not self._below[parent]:
+            del self._below[parent]
+            if parent in order:
+                order.freed(parent)
+
+    def touch(self, key: bytes, when: float) -> None:
+        """Note a use by this process, which the index knows by ``when``."""
+        if self._order is not None and key in self._order:
+            self._order.touch(key)
+            self._used[key] = max(self._used[key], when)
+
+    def reset(self) -> None:
+        """Have the order read anew when room is needed next. Any thread may ask."""
+        self._stale = True
+
+    def gone(self, key: bytes) -> None:
+        """Note that a block left for another reason than room."""
+        if self._order is not None and key in self._order:
+            self._forget(self._order, key, evicted=False)

@@ -1,0 +1,263 @@
+"""A store folder: its layout, opening it after any accident, and setting bad files aside.
+
+    catalog.sqlite      the index (WAL)
+    blocks/a/<key>      one file a block, see blockfile.py
+    tmp/<owner>-<n>     files being written
+    owners/<owner>.lock held while a store has the folder open
+    quarantine/         the last bad files, for a look; never read again
+    ballast             room that is given up when the disk is too full to open the index
+    catalog.suspect     there when the index proved damaged in use; the next start rebuilds it from the blocks
+
+A row is inserted, with its owner, before the file of that name appears, and loses its owner once the file is complete.
+So a row with a dead owner, a file without a row and a temporary file of a dead owner are all leftovers of a crash, and
+can be swept at any time while others write.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import logging
+import os
+import sqlite3
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from kvlab.errors import StoreError
+from kvlab.store import keys as k
+from kvlab.store.protocols import Block
+from kvlab.store.ssd import blockfile
+from kvlab.store.ssd import process_lock as owners
+from kvlab.store.ssd.index import GARBLED, SsdIndex
+from kvlab.store.ssd.index_reader import IndexReader
+
+QUARANTINED = 16  # bad files kept
+BALLAST = 128 << 10  # bytes set aside, for opening the index on a full disk
+log = logging.getLogger("kvlab.store")
+
+
+class ReadOnlyFolder:
+    """A folder to read from. Raises ``OSError`` or ``sqlite3.Error`` when ``root`` holds no store."""
+
+    view: IndexReader
+
+    def __init__(self, root: Path) -> None:
+        self.root, self.blocks = root, root / "blocks"
+        self._blocks = str(self.blocks)
+        self._open()
+
+    def _open(self) -> None:
+        self.view = IndexReader(self.root / "catalog.sqlite", immutable=True)
+
+    def file(self, key: bytes) -> str:
+        """Where a block is."""
+        name = key.hex()
+        return f"{self._blocks}/{name[0]}/{name}"  # few folders: each one written to costs a sync at a flush
+
+    def path(self, key: bytes) -> Path:
+        """The same as a Path, which takes longer to make than a block to open."""
+        return Path(self.file(key))
+
+    def close(self) -> None:
+        with contextlib.suppress(sqlite3.Error):
+            self.view.close()
+
+
+class StoreFolder(ReadOnlyFolder):
+    """A folder to write to, created private to the user. Raises ``OSError``, ``sqlite3.Error`` or ``StoreError``."""
+
+    def _open(self) -> None:
+        root = self.root
+        root.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self.tmp, self.quarantine = root / "tmp", root / "quarantine"
+        self.owners, self.suspect = root / "owners", root / "catalog.suspect"
+        for folder in (self.blocks, self.tmp, self.quarantine, self.owners):
+            folder.mkdir(mode=0o700, exist_ok=True)
+        self.ballast = root / "ballast"
+        with self._alone():
+            try:
+                self.catalog = self._open_catalog()
+            except (OSError, sqlite3.OperationalError):
+                if not self.ballast.exists():
+                    raise
+                self.ballast.unlink()  # a full disk has no room for SQLite's own files, unless some was set aside
+                self.catalog = self._open_catalog()
+        try:
+            self._keep_ballast()
+            self.view = IndexReader(self.catalog.path)
+            self.owner = owners.ProcessLock(self.owners)
+            self.sweep()
+            with self.catalog.write():
+                self.catalog.trim_sessions()
+        except BaseException:
+            self.close()
+            raise
+
+    @contextlib.contextmanager
+    def _alone(self) -> Iterator[None]:
+        """Only one process at a time opens, creates or rebuilds the index."""
+        fd = os.open(self.root / "open.lock", os.O_RDWR | os.O_CREAT, 0o600)
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX)
+            yield
+        finally:
+            os.close(fd)
+
+    def _open_catalog(self) -> SsdIndex:
+        path = self.root / "catalog.sqlite"
+        try:
+            if self.suspect.exists():
+                raise sqlite3.DatabaseError("reported by the last store that used it")
+            catalog = SsdIndex(path)
+        except (sqlite3.DatabaseError, *GARBLED) as error:
+            if isinstance(error, (sqlite3.OperationalError, StoreError)):
+                raise  # locked, full, read-only, or of a newer format: the index itself may be fine
+            log.warning("kvlab store: the index of %s is damaged (%s); it is rebuilt from the blocks", self.root, error)
+            for suffix in ("-wal", "-shm"):
+                Path(f"{path}{suffix}").unlink(missing_ok=True)
+            self._set_aside(path)
+            self.suspect.unlink(missing_ok=True)
+            catalog = SsdIndex(path)
+        if not catalog.sum("indexed"):  # new, or killed before it knew what there is
+            self._rebuild(catalog)
+        return catalog
+
+    def _keep_ballast(self) -> None:
+        if self.ballast.exists():
+            return
+        fd = os.open(self.ballast, os.O_WRONLY | os.O_CREAT, 0o600)
+        try:
+            os.write(fd, b"\xff" * BALLAST)
+        except OSError:
+            self.ballast.unlink(missing_ok=True)  # none to spare
+        finally:
+            os.close(fd)
+
+    def files(self) -> Iterator[Path]:
+        """Every file under blocks/, in order."""
+        for folder in sorted(self.blocks.iterdir()):
+            if folder.is_dir():
+                yield from sorted(folder.iterdir())
+            else:
+                yield folder
+
+    def _rebuild(self, catalog: SsdIndex) -> None:
+        """Index the files that are there; their payloads are verified when they are read."""
+        with catalog.write():
+            for path in list(self.files()):
+                try:
+                    block, size = blockfile.read_header(path)
+                    if path != self.path(block.key):
+                        raise blockfile.BadBlock("it does not lie where its key says")
+                except (blockfile.BadBlock, OSError):
+                    self._set_aside(path)
+                    continue
+                insert(catalog, [(replace(block, used=path.stat().st_mtime), size)], None)
+            catalog.add(indexed=1)
+
+    def sweep(self) -> int:
+        """Remove what dead processes left behind; the number of files and rows removed."""
+        swept = 0
+        dead: dict[str, bool] = {}
+
+        def gone(owner: str) -> bool:
+            if owner not in dead:
+                dead[owner] = owner != self.owner.name and not owners.alive(self.owners, owner)
+            return dead[owner]
+
+        for name in owners.names(self.owners):
+            gone(name)
+        for key, owner in self.catalog.rows("SELECT key, owner FROM blocks WHERE owner IS NOT NULL"):
+            if gone(owner):
+                with self.catalog.write():
+                    swept += self.drop_unfinished(key, owner)
+        for path in self.tmp.iterdir():
+            if gone(path.name.partition("-")[0]):
+                path.unlink(missing_ok=True)
+                swept += 1
+        return swept + (self._reconcile() if any(dead.values()) else 0)
+
+    def _reconcile(self) -> int:
+        """After a crash: forget rows whose file is gone, as an eviction leaves them, and set aside cut files."""
+        wrong = 0
+        with self.catalog.write():
+            for key, size in self.catalog.rows("SELECT key, bytes FROM blocks WHERE owner IS NULL"):
+                try:
+                    if self.path(key).stat().st_size == size:
+                        continue
+                    self.set_aside(key)
+                except FileNotFoundError:
+                    self.catalog.forget(key, "evicted")
+                wrong += 1
+        return wrong
+
+    def drop_unfinished(self, key: bytes, owner: str) -> int:
+        """Remove the row of a writer that died before it finished, and its file; inside ``write``."""
+        if self.catalog.one("SELECT 1 FROM blocks WHERE key = ? AND owner = ?", key, owner) is None:
+            return 0
+        self.path(key).unlink(missing_ok=True)
+        self.catalog.forget(key, None)
+        return 1
+
+    def set_aside(self, key: bytes) -> None:
+        """Quarantine the file of a key and forget its row; inside ``write``."""
+        self._set_aside(self.path(key))
+        self.catalog.forget(key, "corrupt")
+
+    def _set_aside(self, path: Path) -> None:
+        with contextlib.suppress(OSError):
+            os.replace(path, self.quarantine / f"{time.time_ns()}-{path.name}")
+        with contextlib.suppress(OSError):
+            for old in sorted(self.quarantine.iterdir())[:-QUARANTINED]:
+                old.unlink(missing_ok=True)
+
+    def close(self) -> None:
+        for part in ("owner", "view", "catalog"):  # any may be missing when opening failed
+            with contextlib.suppress(OSError, sqlite3.Error):
+                if part in vars(self):
+                    vars(self)[part].close()
+
+
+def insert(catalog: SsdIndex, blocks: Sequence[tuple[Block, int]], owner: str | None) -> None:
+    """Add the rows of blocks, each with the size of its file, and count their bytes; inside ``write``."""
+    now = time.time()
+    spaces = {block.ns for block, _ in blocks}
+    catalog.many(
+        "INSERT OR IGNORE INTO namespaces VALUES (?, ?, ?, ?, ?, ?, ?)",
+        [(ns.root(), ns.model, ns.policy, ns.dtype, ns.block, ns.tenant, now) for ns in spaces],
+    )
+    catalog.many(
+        "INSERT INTO blocks (key, parent, root, kind, tokens, start, bytes, cost, created, used, uses, owner) "
+        "VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+        [
+            (block.key, block.parent, block.ns.root(), block.kind, k.sortable(block.tokens), block.start, size,
+             block.cost, now, block.used, block.uses, owner)
+            for block, size in blocks
+        ],
+    )  # fmt: skip
+    catalog.many("DELETE FROM ghosts WHERE key = ?", [(block.key,) for block, _ in blocks])
+    catalog.add(bytes=sum(size for _, size in blocks), blocks=len(blocks))
+
+
+def folder_problems(folder: StoreFolder) -> list[str]:
+    """What index and files disagree on, without reading payloads. Holds off writers while it looks."""
+    found: list[str] = []
+    catalog = folder.catalog
+    with catalog.write():
+        rows = catalog.rows("SELECT key, bytes, owner FROM blocks")
+        if catalog.sum("bytes") != sum(row[1] for row in rows) or catalog.sum("blocks") != len(rows):
+            found.append("SSD: the sums of bytes and blocks are off")
+        expected = {folder.path(key): size for key, size, owner in rows if owner is None}
+        unfinished = {folder.path(key) for key, _, owner in rows if owner is not None}
+        for path, size in expected.items():
+            try:
+                if path.stat().st_size != size:
+                    found.append(f"SSD: {path.name[:16]} has {path.stat().st_size} bytes, not {size}")
+            except OSError:
+                found.append(f"SSD: {path.name[:16]} is in the index but not there")
+        for path in folder.files():
+            if path not in expected and path not in unfinished:
+                found.append(f"SSD: {path.name[:16]} is there but not in the index")
+    return found

@@ -1,0 +1,221 @@
+"""The SQLite index of a store folder, shared by every process that uses it."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sqlite3
+import threading
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from kvlab.errors import StoreError
+from kvlab.store.keys import FORMAT
+
+GHOSTS = 50_000  # keys lately dropped that are remembered to explain misses
+HEADS = 10_000  # starts of prompts remembered for the same purpose
+SESSIONS = 50  # stores whose counters are kept
+_MANY = 500  # bound variables a statement
+_KVLAB = 0x6B760000  # application id of an index, plus its format
+
+GARBLED = (ArithmeticError, LookupError, TypeError, ValueError)
+"""What else than sqlite3.Error a damaged index can cause: text that is no text, numbers where there were keys."""
+
+_SCHEMA = """
+CREATE TABLE blocks (
+  id INTEGER PRIMARY KEY AUTOINCREMENT, key BLOB NOT NULL UNIQUE, parent BLOB NOT NULL, root BLOB NOT NULL,
+  kind INTEGER NOT NULL, tokens BLOB NOT NULL, start INTEGER NOT NULL, bytes INTEGER NOT NULL, cost REAL NOT NULL,
+  created REAL NOT NULL, used REAL NOT NULL, uses INTEGER NOT NULL, owner TEXT);
+CREATE INDEX siblings ON blocks (parent, kind, tokens);
+CREATE INDEX unfinished ON blocks (owner) WHERE owner IS NOT NULL;
+CREATE TABLE namespaces (
+  root BLOB PRIMARY KEY, model TEXT, policy TEXT, dtype TEXT, block INTEGER, tenant TEXT, created REAL) WITHOUT ROWID;
+CREATE TABLE heads (id INTEGER PRIMARY KEY, head BLOB NOT NULL, root BLOB NOT NULL, UNIQUE (head, root));
+CREATE TABLE ghosts (id INTEGER PRIMARY KEY, key BLOB NOT NULL UNIQUE, reason TEXT NOT NULL);
+CREATE TABLE sums (name TEXT PRIMARY KEY, value INTEGER NOT NULL) WITHOUT ROWID;
+CREATE TABLE days (day TEXT PRIMARY KEY, bytes INTEGER NOT NULL) WITHOUT ROWID;
+CREATE TABLE sessions (owner TEXT PRIMARY KEY, pid INTEGER, started REAL, seen REAL) WITHOUT ROWID;
+CREATE TABLE counters (owner TEXT, name TEXT, value INTEGER NOT NULL, PRIMARY KEY (owner, name)) WITHOUT ROWID;
+INSERT INTO sums VALUES ('bytes', 0), ('blocks', 0), ('written', 0), ('indexed', 0);
+"""
+
+
+class SsdIndex:
+    """One connection to the index, usable from any thread. Every method may raise ``sqlite3.Error``.
+
+    Readers never wait for writers (WAL). A transaction is durable against a killed process when it has committed, and
+    against a power cut once ``sync`` has returned.
+    """
+
+    def __init__(self, path: Path, *, wait: float = 10.0, immutable: bool = False) -> None:
+        self.path = path
+        self.lock = threading.RLock()
+        if immutable:  # where nothing can be written, not even SQLite's own files; then its log is not seen
+            self.identity = _identity(os.stat(path))
+            uri = f"{path.absolute().as_uri()}?mode=ro&immutable=1"
+            self._db = sqlite3.connect(uri, uri=True, isolation_level=None, check_same_thread=False)
+        else:
+            # Only a new file is opened here: closing one that another connection of this process has open would drop
+            # that connection's POSIX locks, and another process could then delete the log under it.
+            with contextlib.suppress(FileExistsError):
+                os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600))
+            self.identity = _identity(os.stat(path))
+            self._db = sqlite3.connect(path, timeout=wait, isolation_level=None, check_same_thread=False)
+        try:
+            if not immutable:
+                self._db.execute("PRAGMA journal_mode=WAL")
+                self._db.execute("PRAGMA synchronous=NORMAL")
+                self._db.execute("PRAGMA fullfsync=ON")
+                self._db.execute("PRAGMA temp_store=MEMORY")
+                self._create()
+            elif self._version() != FORMAT:
+                raise sqlite3.DatabaseError("another format")
+        except BaseException:
+            self._db.close()
+            raise
+
+    def _version(self) -> int:
+        return self._db.execute("PRAGMA user_version").fetchone()[0]
+
+    def _create(self) -> None:
+        version, maker = self._version(), self._db.execute("PRAGMA application_id").fetchone()[0]
+        if maker == version == 0:
+            with self.write():
+                for statement in _SCHEMA.split(";"):
+                    self._db.execute(statement)
+                self._db.execute(f"PRAGMA application_id={_KVLAB + FORMAT}")
+                self._db.execute(f"PRAGMA user_version={FORMAT}")
+        elif maker != _KVLAB + version or version < FORMAT:
+            raise sqlite3.DatabaseError("not an index, or one of an older format")
+        elif version > FORMAT:
+            raise StoreError(f"{self.path.parent} was written by a newer kvlab; upgrade, or use another dir")
+
+    @contextmanager
+    def write(self) -> Iterator[sqlite3.Connection]:
+        """One transaction that holds the folder's write lock from its start."""
+        with self.lock:
+            self._db.execute("BEGIN IMMEDIATE")
+            try:
+                yield self._db
+                self._db.execute("COMMIT")
+            except BaseException:
+                if self._db.in_transaction:
+                    self._db.execute("ROLLBACK")
+                raise
+
+    def rows(self, sql: str, *values: Any) -> list[tuple[Any, ...]]:
+        with self.lock:
+            return self._db.execute(sql, values).fetchall()
+
+    def one(self, sql: str, *values: Any) -> tuple[Any, ...] | None:
+        with self.lock:
+            return self._db.execute(sql, values).fetchone()
+
+    def many(self, sql: str, rows: Sequence[tuple[Any, ...]]) -> None:
+        """The same statement for all ``rows``; inside ``write``."""
+        self._db.executemany(sql, rows)
+
+    def among(self, sql: str, keys: Sequence[bytes]) -> list[tuple[Any, ...]]:
+        """Rows of a query with one ``{}`` where the list of keys goes."""
+        found: list[tuple[Any, ...]] = []
+        for at in range(0, len(keys), _MANY):
+            some = keys[at : at + _MANY]
+            found += self.rows(sql.format(",".join("?" * len(some))), *some)
+        return found
+
+    def sum(self, name: str) -> int:
+        row = self.one("SELECT value FROM sums WHERE name = ?", name)
+        return row[0] if row else 0
+
+    def add(self, **amounts: int) -> None:
+        """Change sums; inside ``write``."""
+        whens = " ".join("WHEN ? THEN ?" for _ in amounts)  # one statement, the same each time: it stays prepared
+        pairs = [value for pair in amounts.items() for value in pair]
+        names = ",".join("?" * len(amounts))
+        sql = f"UPDATE sums SET value = value + CASE name {whens} END WHERE name IN ({names})"
+        self._db.execute(sql, [*pairs, *amounts])
+
+    def written_on(self, day: str) -> int:
+        row = self.one("SELECT bytes FROM days WHERE day = ?", day)
+        return row[0] if row else 0
+
+    def count_written(self, day: str, nbytes: int) -> None:
+        """Add to the bytes written on a day, and ever; inside ``write``."""
+        self.add(written=nbytes)
+        self._db.execute("INSERT INTO days VALUES (?1, ?2) ON CONFLICT DO UPDATE SET bytes = bytes + ?2", (day, nbytes))
+
+    def acknowledge(self, keys: Iterable[bytes]) -> None:
+        """From now on these blocks are found; inside ``write``."""
+        self._db.executemany("UPDATE blocks SET owner = NULL WHERE key = ?", [(key,) for key in keys])
+
+    def forget(self, key: bytes, reason: str | None) -> int:
+        """Delete a row and take its bytes off the sum; inside ``write``. Returns its bytes, 0 when there is no row."""
+        row = self.one("DELETE FROM blocks WHERE key = ? RETURNING bytes", key)
+        if row is None:
+            return 0
+        self.add(bytes=-row[0], blocks=-1)
+        if reason is not None:
+            self.ghost(key, reason)
+        return row[0]
+
+    def ghost(self, key: bytes, reason: str) -> None:
+        """Remember why a key is gone; inside ``write``."""
+        self._db.execute("INSERT OR REPLACE INTO ghosts (key, reason) VALUES (?, ?)", (key, reason))
+        self._db.execute("DELETE FROM ghosts WHERE id <= (SELECT max(id) FROM ghosts) - ?", (GHOSTS,))
+
+    def head(self, head: bytes, root: bytes) -> None:
+        """Remember how a prompt starts; inside ``write``."""
+        self._db.execute("INSERT OR IGNORE INTO heads (head, root) VALUES (?, ?)", (head, root))
+        self._db.execute("DELETE FROM heads WHERE id <= (SELECT max(id) FROM heads) - ?", (HEADS,))
+
+    def touch(self, uses: Iterable[tuple[bytes, float, int]]) -> None:
+        """Note ``(key, when, how often)``; inside ``write``."""
+        self._db.executemany("UPDATE blocks SET used = max(used, ?2), uses = uses + ?3 WHERE key = ?1", list(uses))
+
+    def session(self, owner: str, counters: Mapping[str, int]) -> None:
+        """Add to the counters of one store, and say that it lives; inside ``write``."""
+        now = time.time()
+        self._db.execute(
+            "INSERT INTO sessions VALUES (?1, ?2, ?3, ?3) ON CONFLICT DO UPDATE SET seen = ?3",
+            (owner, os.getpid(), now),
+        )
+        self._db.executemany(
+            "INSERT INTO counters VALUES (?1, ?2, ?3) ON CONFLICT DO UPDATE SET value = value + ?3",
+            [(owner, name, value) for name, value in counters.items() if value],
+        )
+
+    def trim_sessions(self) -> None:
+        """Keep the counters of the last stores only; inside ``write``."""
+        self._db.execute(
+            "DELETE FROM sessions WHERE owner NOT IN (SELECT owner FROM sessions ORDER BY seen DESC LIMIT ?)",
+            (SESSIONS,),
+        )
+        self._db.execute("DELETE FROM counters WHERE owner NOT IN (SELECT owner FROM sessions)")
+
+    def sync(self) -> None:
+        """Make every commit so far survive a power cut."""
+        with self.lock:
+            self._db.execute("PRAGMA synchronous=FULL")
+            try:
+                with self.write():
+                    self._db.execute("UPDATE sums SET value = value WHERE name = 'written'")  # any write syncs the log
+            finally:
+                self._db.execute("PRAGMA synchronous=NORMAL")
+
+    def in_place(self) -> bool:
+        """Whether the file that is open is still the one at its path: a deleted folder would swallow writes."""
+        try:
+            return _identity(os.stat(self.path)) == self.identity
+        except OSError:
+            return False
+
+    def close(self) -> None:
+        with self.lock:
+            self._db.close()
+
+
+def _identity(stat: os.stat_result) -> tuple[int, int]:
+    return stat.st_dev, stat.st_ino

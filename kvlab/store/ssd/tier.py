@@ -1,0 +1,291 @@
+"""The SSD tier: one file a block in a folder that several processes and models share under one byte budget.
+
+Files are written aside and renamed into place. A killed process loses nothing that was written; against a power cut,
+``sync`` flushes the files and the index, and ``Store.flush`` calls it: what was not synced may be lost then, and a file
+that is short or garbled for it fails its checksum and is a miss.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import logging
+import os
+import time
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, TypeVar
+
+from kvlab.errors import StoreError
+from kvlab.store.protocols import Block, Child, TierCorrupt, TierMiss
+from kvlab.store.read_buffers import ReadBuffer
+from kvlab.store.ssd import blockfile
+from kvlab.store.ssd.durability import TROUBLE, damaged, in_words, sync_path
+from kvlab.store.ssd.eviction import Evictor
+from kvlab.store.ssd.folder import ReadOnlyFolder, StoreFolder, folder_problems
+from kvlab.store.ssd.index_reader import IndexReader
+from kvlab.store.ssd.write_transaction import WriteTransaction
+
+RETRY_S = 30.0  # how long a tier in trouble takes nothing
+SYNCS = 4  # files synced at once: a journal commits them together
+log = logging.getLogger("kvlab.store")
+T = TypeVar("T")
+
+
+class SsdTier:
+    """Implements ``Tier``. ``pinned`` says which keys must stay; ``dropped(key, bytes, reason)`` hears of those gone.
+
+    ``write_cap`` bounds the bytes that all processes together write into the folder on one day (UTC). In trouble (full
+    disk, read-only or deleted folder, damaged index) it warns once, takes nothing, serves what can still be read, and
+    tries again after a while.
+    """
+
+    name = "ssd"
+
+    def __init__(
+        self,
+        directory: Path,
+        budget: int,
+        replace: str,
+        *,
+        pinned: Callable[[bytes], bool],
+        dropped: Callable[[bytes, int, str], None],
+        write_cap: int | None = None,
+    ) -> None:
+        self.directory, self.budget = directory, budget
+        self._replace, self._pinned, self._dropped, self._write_cap = replace, pinned, dropped, write_cap
+        self._counts: Counter[str] = Counter()
+        self._trouble = ""
+        self._warned = False
+        self._reopen = False
+        self._retry_at = 0.0
+        self._unsynced: set[str] = set()
+        self._unreadable: set[bytes] = set()  # in the index, but bad, and it cannot be said there
+        self._folder: StoreFolder | None = None  # to write to
+        self._layout: ReadOnlyFolder | None = None  # to read from: the same, or what can be had of it
+        self._open()
+
+    # -- trouble ------------------------------------------------------------------------------------------------
+
+    def _open(self) -> None:
+        try:
+            folder = StoreFolder(self.directory)
+        except StoreError:
+            raise
+        except TROUBLE as error:
+            self._fail(error)
+            with contextlib.suppress(*TROUBLE):  # full or read-only: what is there can still be read
+                self._layout = ReadOnlyFolder(self.directory)
+            return
+        self._evictor = Evictor(folder, self.budget, self._replace, self._pinned, self._dropped)
+        self._booking = WriteTransaction(folder, self._evictor, self._pinned, self._counts, self._write_cap)
+        self._unsynced, self._unreadable = set(), set()
+        self._folder = self._layout = folder
+
+    def _fail(self, error: Exception) -> None:
+        self._trouble = in_words(error)
+        self._retry_at = time.monotonic() + RETRY_S
+        self._counts["failures"] += 1
+        if self._folder is not None:
+            self._evictor.reset()  # what it evicted may have been rolled back
+            if damaged(error):
+                self._reopen = True
+                with contextlib.suppress(OSError):
+                    self._folder.suspect.touch(mode=0o600)
+        if not self._warned:
+            self._warned = True
+            log.warning("kvlab store: %s: %s; nothing more is written for now", self.directory, self._trouble)
+
+    def _ready(self) -> StoreFolder | None:
+        """The folder if it can be written to; opens it anew where it was deleted, damaged or could not be opened."""
+        if self._trouble and time.monotonic() < self._retry_at:
+            return None
+        if self._folder is not None and self._deleted(self._folder):
+            return None
+        if self._folder is None or self._reopen:
+            self.close()
+            self._reopen = False
+            with contextlib.suppress(StoreError):  # by now a newer kvlab has taken the folder over
+                self._open()
+        if self._folder is not None:
+            self._trouble = ""
+        return self._folder
+
+    def _deleted(self, folder: ReadOnlyFolder) -> bool:
+        """Whether the folder is gone, and then let go of it: what SQLite still has open would swallow writes."""
+        if folder.view.in_place():
+            return False
+        self._fail(FileNotFoundError(errno.ENOENT, "the folder was deleted"))
+        self.close()
+        return True
+
+    # -- looking ------------------------------------------------------------------------------------------------
+
+    def _look(self, ask: Callable[[IndexReader], T], otherwise: T) -> T:
+        layout = self._layout
+        if layout is None:
+            return otherwise
+        try:
+            return ask(layout.view)
+        except TROUBLE as error:
+            if layout is self._layout:  # else it was closed under this thread
+                self._fail(error)
+            return otherwise
+
+    def contains(self, keys: Sequence[bytes]) -> set[bytes]:
+        return self._look(lambda view: view.contains(keys), set[bytes]()) - self._unreadable if keys else set()
+
+    def with_checkpoints(self, parents: Sequence[bytes]) -> set[bytes]:
+        return self._look(lambda view: view.with_checkpoints(parents), set())
+
+    def nearest(self, parent: bytes, tokens: bytes) -> Child | None:
+        child = self._look(lambda view: view.nearest(parent, tokens), None)
+        return None if child is None or child.key in self._unreadable else child
+
+    def why_gone(self, key: bytes) -> str:
+        return self._look(lambda view: view.why_gone(key), "")
+
+    def roots_of(self, head: bytes) -> set[bytes]:
+        return self._look(lambda view: view.roots_of(head), set())
+
+    def nbytes(self) -> int:
+        return self._look(lambda view: view.sum("bytes"), 0)
+
+    def stats(self) -> dict[str, Any]:
+        return {
+            "ssd_bytes": self.nbytes(),
+            "ssd_blocks": self._look(lambda view: view.sum("blocks"), 0),
+            "folder_bytes_written": self._look(lambda view: view.sum("written"), 0),
+            **{name: self._counts[name] for name in ("bytes_written", "refused", "capped", "failures")},
+            "trouble": self._trouble,
+        }
+
+    def problems(self) -> list[str]:
+        folder = self._folder
+        try:
+            return folder_problems(folder) if folder is not None else []
+        except TROUBLE as error:
+            return [f"{self.directory}: {in_words(error)}"]
+
+    # -- reading ------------------------------------------------------------------------------------------------
+
+    def read(self, key: bytes) -> Block:
+        return self._read(key, lambda path: blockfile.read(path, key))
+
+    def read_to(self, key: bytes, scratch: ReadBuffer) -> Block | None:
+        return self._read(key, lambda path: blockfile.read_to(path, key, scratch))
+
+    def _read(self, key: bytes, read: Callable[[str], T]) -> T | Block:
+        layout = self._layout
+        if layout is None:
+            raise TierMiss("the tier is not there")
+        try:
+            return read(layout.file(key))
+        except (OSError, blockfile.BadBlock) as error:
+            if self._deleted(layout):
+                raise TierMiss(str(error)) from None
+            if not isinstance(layout, StoreFolder):
+                self._unreadable.add(key)
+                raise TierMiss(str(error)) from None
+            return self._second_look(layout, key)
+
+    def distrust(self, key: bytes) -> None:
+        folder = self._folder
+        if folder is not None:
+            with contextlib.suppress(TierMiss):
+                self._second_look(folder, key, trust=False)
+
+    def _second_look(self, folder: StoreFolder, key: bytes, *, trust: bool = True) -> Block:
+        """Read again with the folder's write lock held, so that no other process changes the file meanwhile.
+
+        Without ``trust`` the block is set aside even if the file is sound.
+        """
+        nbytes, reason = 0, "the index led to another block"
+        try:
+            with folder.catalog.write():
+                row = folder.catalog.one("SELECT bytes FROM blocks WHERE key = ? AND owner IS NULL", key)
+                if row is None:
+                    raise TierMiss("it was evicted")
+                nbytes = row[0]
+                if trust:
+                    try:
+                        return blockfile.read(folder.path(key), key)
+                    except (OSError, blockfile.BadBlock) as error:
+                        reason = str(error)
+                folder.set_aside(key)
+        except TROUBLE as error:
+            self._unreadable.add(key)
+            self._fail(error)
+            raise TierMiss(self._trouble) from None
+        self._dropped(key, nbytes, "corrupt")
+        raise TierCorrupt(f"{key.hex()}: {reason}")
+
+    # -- changing -----------------------------------------------------------------------------------------------
+
+    def touch(self, keys: Sequence[bytes]) -> None:
+        if self._folder is not None:
+            self._booking.touch(keys)
+
+    def delete(self, keys: Sequence[bytes]) -> None:
+        if self._folder is not None:
+            self._booking.doom(keys)
+
+    def write(self, blocks: Sequence[Block], heads: Sequence[tuple[bytes, bytes]] = ()) -> set[bytes]:
+        if self._ready() is None:
+            return set()
+        try:
+            held, booked = self._booking.book(blocks, heads)
+        except TROUBLE as error:
+            self._fail(error)
+            return set()
+        written: set[bytes] = set()
+        failure: Exception | None = None
+        try:
+            for block, parts in booked:
+                self._unsynced.add(self._booking.write(block.key, parts))
+                written.add(block.key)
+        except OSError as error:
+            failure = error
+        try:
+            self._booking.acknowledge(written, booked)
+        except TROUBLE as error:
+            failure, written = error, set()
+        if failure is not None:
+            self._fail(failure)
+        self._unreadable -= written
+        return held | written
+
+    def note(self, counters: Mapping[str, int]) -> None:
+        folder = self._ready()
+        if folder is None:
+            return
+        try:
+            with folder.catalog.write():
+                self._booking.tidy()
+                self._evictor.make_room(0)  # the budget may have been lowered since
+                folder.catalog.session(folder.owner.name, counters)
+        except TROUBLE as error:
+            self._fail(error)
+
+    def sync(self) -> bool:
+        folder = self._ready()
+        if folder is None:
+            return False
+        paths, self._unsynced = self._unsynced, set()
+        folders = {os.path.dirname(path) for path in paths} | {str(folder.blocks)}
+        try:
+            with ThreadPoolExecutor(SYNCS, thread_name_prefix="kvlab-store-sync") as pool:
+                for some in (paths, folders):  # files before the names that lead to them
+                    list(pool.map(sync_path, some))
+            folder.catalog.sync()
+        except TROUBLE as error:
+            self._fail(error)
+            return False
+        return True
+
+    def close(self) -> None:
+        layout, self._folder, self._layout = self._layout, None, None
+        if layout is not None:
+            layout.close()

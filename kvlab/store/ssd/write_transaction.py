@@ -1,0 +1,164 @@
+"""Writing blocks into a shared folder: book room under its lock, write files without it, then acknowledge.
+
+Room is counted from the booking on, so the budget holds whatever the number of processes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from kvlab.store import keys as k
+from kvlab.store.protocols import BLOCK, Block
+from kvlab.store.ssd import blockfile
+from kvlab.store.ssd import process_lock as owners
+from kvlab.store.ssd.eviction import Evictor
+from kvlab.store.ssd.folder import StoreFolder, insert
+
+Booked = list[tuple[Block, list[blockfile.Buffer]]]
+
+
+class WriteTransaction:
+    """One process's way of writing into ``folder``. All but ``touch`` and ``doom`` may raise OSError, sqlite3.Error."""
+
+    def __init__(
+        self,
+        folder: StoreFolder,
+        evictor: Evictor,
+        pinned: Callable[[bytes], bool],
+        counts: Counter[str],
+        write_cap: int | None,
+    ) -> None:
+        self._folder, self._evictor, self._pinned, self._counts = folder, evictor, pinned, counts
+        self._write_cap = write_cap
+        self._lock = threading.Lock()  # guards the two below
+        self._uses: dict[bytes, tuple[float, int]] = {}
+        self._doomed: set[bytes] = set()
+
+    def touch(self, keys: Sequence[bytes]) -> None:
+        """Note a use, to be written down by the next transaction."""
+        now = time.time()
+        with self._lock:
+            for i, key in enumerate(keys):
+                self._uses[key] = (now + i * 1e-6, self._uses.get(key, (0.0, 0))[1] + 1)
+
+    def doom(self, keys: Sequence[bytes]) -> None:
+        """Have blocks deleted by the next transaction."""
+        with self._lock:
+            self._doomed.update(keys)
+
+    def tidy(self) -> None:
+        """Write down uses and deletions that were put off; inside ``write``."""
+        with self._lock:
+            uses, self._uses = self._uses, {}
+            doomed = {key for key in self._doomed if not self._pinned(key)}
+            self._doomed -= doomed
+        if uses:
+            self._folder.catalog.touch((key, when, times) for key, (when, times) in uses.items())
+            for key, (when, _) in uses.items():
+                self._evictor.touch(key, when)
+        for key in doomed:
+            if self._folder.catalog.one("SELECT 1 FROM blocks WHERE key = ? AND owner IS NULL", key):
+                self._remove(key)
+
+    def book(self, blocks: Sequence[Block], heads: Sequence[tuple[bytes, bytes]]) -> tuple[set[bytes], Booked]:
+        """Book room for those of ``blocks`` that the folder lacks: what it holds already, and what is to be written."""
+        held: set[bytes] = set()
+        booked: Booked = []
+        encoded = [blockfile.encode(block) for block in blocks]
+        catalog, me = self._folder.catalog, self._folder.owner.name
+        booked_bytes = 0
+        with catalog.write():
+            self.tidy()
+            for head, root in heads:
+                catalog.head(head, root)
+            today = catalog.written_on(_day())
+            keys = [block.key for block in blocks]
+            here = dict(catalog.among("SELECT key, owner FROM blocks WHERE key IN ({})", keys))
+            keep = {*here, *(block.parent for block in blocks)}  # without its parent a block is never found
+            for block, parts in zip(blocks, encoded, strict=True):
+                if block.key in here and self._there(block.key, here[block.key], held):
+                    continue
+                size = blockfile.size_of(parts)
+                if self._write_cap is not None and today + booked_bytes + size > self._write_cap:
+                    self._counts["capped"] += 1
+                    break  # a child without its parent would never be found
+                if not self._evictor.make_room(booked_bytes + size, keep):
+                    self._counts["refused"] += 1
+                    break
+                booked_bytes += size
+                booked.append((block, parts))
+            if booked:
+                insert(catalog, [(block, blockfile.size_of(parts)) for block, parts in booked], me)
+        return held, booked
+
+    def _there(self, key: bytes, owner: str | None, held: set[bytes]) -> bool:
+        """Whether the folder has the block, which is then added to ``held``, or its owner is alive and writes it."""
+        if owner is None:
+            held.add(key)
+        elif owner == self._folder.owner.name or not owners.alive(self._folder.owners, owner):
+            # A write that was killed, or one of this process whose acknowledgement failed.
+            self._folder.drop_unfinished(key, owner)
+            return False
+        return True
+
+    def write(self, key: bytes, parts: list[blockfile.Buffer]) -> str:
+        """Write one file, aside and then into its place; its path."""
+        path = self._folder.file(key)
+        aside = f"{self._folder.tmp}/{self._folder.owner.name}-{key.hex()[:16]}"
+        try:
+            fd = os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+            try:
+                blockfile.write(fd, parts)
+            finally:
+                os.close(fd)
+            try:
+                os.rename(aside, path)
+            except FileNotFoundError:
+                Path(path).parent.mkdir(mode=0o700, exist_ok=True)
+                os.rename(aside, path)
+        except OSError:
+            with contextlib.suppress(OSError):
+                Path(aside).unlink(missing_ok=True)
+            raise
+        return path
+
+    def acknowledge(self, written: set[bytes], booked: Booked) -> None:
+        """From now on the blocks that are written are found; the room of the others is given back."""
+        catalog, total = self._folder.catalog, 0
+        with catalog.write():
+            catalog.acknowledge(written)
+            for block, parts in booked:
+                if block.key not in written:
+                    self._folder.drop_unfinished(block.key, self._folder.owner.name)
+                    continue
+                self._drop_covered_by(block)
+                total += blockfile.size_of(parts)
+            catalog.count_written(_day(), total)
+        self._counts["writes"] += len(written)
+        self._counts["bytes_written"] += total
+
+    def _drop_covered_by(self, block: Block) -> None:
+        """Delete the tails that a longer block makes useless; inside ``write``."""
+        if block.kind != BLOCK:
+            return
+        tokens = k.sortable(block.tokens)
+        sql = f"SELECT key, tokens FROM blocks WHERE parent = ? AND kind = {BLOCK} AND owner IS NULL AND tokens < ? "
+        while row := self._folder.catalog.one(sql + "ORDER BY tokens DESC LIMIT 1", block.parent, tokens):
+            if not tokens.startswith(row[1]) or self._pinned(row[0]):
+                return
+            self._remove(row[0])
+
+    def _remove(self, key: bytes) -> None:
+        self._folder.path(key).unlink(missing_ok=True)  # before the row goes, so that nobody's new file can be meant
+        self._folder.catalog.forget(key, None)
+        self._evictor.gone(key)
+
+
+def _day() -> str:
+    return time.strftime("%Y-%m-%d", time.gmtime())

@@ -1,0 +1,58 @@
+"""What happened in one store: counters, why requests missed, and who is told."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from kvlab.store.ghosts import Ghosts
+
+Observer = Callable[[str, dict[str, Any]], None]
+
+
+class StoreStats:
+    """Every method is called with the store's lock held."""
+
+    def __init__(self, observer: Observer | None) -> None:
+        self.observer = observer
+        self.ghosts = Ghosts()
+        self._counts: Counter[str] = Counter()
+        self._misses: Counter[str] = Counter()
+        self._told: Counter[str] = Counter()
+
+    def missed(self, reason: str) -> None:
+        if reason:
+            self._misses[reason.partition("=")[0]] += 1
+
+    def restored(self, blocks: int) -> None:
+        self._counts["restored_blocks"] += blocks
+
+    def stored(self, blocks: int, nbytes: int) -> None:
+        self._counts["stored_blocks"] += blocks
+        self._counts["stored_bytes"] += nbytes
+        self._tell("stored", blocks, nbytes)
+
+    def spilled(self, blocks: int, nbytes: int) -> None:
+        self._counts["spills"] += blocks
+        self._tell("spilled", blocks, nbytes)
+
+    def left(self, key: bytes, nbytes: int, reason: str) -> None:
+        """A block is gone for good: ``evicted`` or ``corrupt``."""
+        self.ghosts.left(key, reason)
+        self._counts["evictions" if reason == "evicted" else reason] += 1
+        self._tell(reason, 1, nbytes)
+
+    def _tell(self, kind: str, blocks: int, nbytes: int) -> None:
+        if self.observer is not None:
+            self.observer(kind, {"blocks": blocks, "bytes": nbytes})
+
+    def figures(self) -> dict[str, Any]:
+        names = ("stored_blocks", "stored_bytes", "restored_blocks", "evictions", "spills", "corrupt")
+        return {name: self._counts[name] for name in names} | {"misses": dict(self._misses)}
+
+    def news(self) -> Mapping[str, int]:
+        """What the counters grew by since the last call."""
+        now = self._counts + Counter({f"miss:{reason}": n for reason, n in self._misses.items()})
+        new, self._told = now - self._told, now
+        return new
