@@ -66,7 +66,7 @@ def _case(loaded: LoadedModel, workload: str, n: int, tokens: int, rounds: int, 
     prompts = _prompts(loaded, workload, n, seed)
     runs: dict[str, list[DecodeMeasurement]] = {"paged": [], "mlx-lm": []}
     with Decoder(
-        loaded, "paged", max_concurrency=max(n, 8), prefill_step=PREFILL_STEP, recorder=(sink := TokenTimes()), warm=0
+        loaded, "paged", max_concurrency=max(n, 8), prefill_step=PREFILL_STEP, recorder=(sink := TokenTimes()), retain=0
     ) as ours:
         # The store then knows the prompts, and mlx-lm gets their KV as well: only decoding is compared.
         ready = [_computed(loaded, prompt[:-1]) for prompt in _distinct(prompts, workload)]

@@ -40,7 +40,7 @@ class CascadeBatch(BatchLayerCache):
     """The batch of sequences that keep all their tokens, in one layer.
 
     While decoding, a sequence's own rows stand in a :class:`LengthBucket` beside those of similar length, and its
-    prefixes are attended to together with everybody who shares them. Alone, or in a prefill, it reads its rows by itself.
+    prefixes are attended to together with all that share them. Alone, or in a prefill, it reads its rows by itself.
     """
 
     def __init__(self, sequences: Sequence[CascadeSequence]) -> None:

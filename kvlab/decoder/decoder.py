@@ -5,10 +5,12 @@ from __future__ import annotations
 import itertools
 import threading
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from kvlab.backends import mlx_threads
 from kvlab.caches import check_model
+from kvlab.decoder.config import DecoderConfig
 from kvlab.decoder.event_emitter import EventEmitter, EventSink
 from kvlab.decoder.request import Processor, Request, Sampler, check_request
 from kvlab.decoder.scheduler import Scheduler
@@ -32,13 +34,8 @@ class Decoder:
         policy: a Policy or its spec string.
         store: where KV rests; None opens what the policy's tiers describe, and closes it at the end.
         recorder: gets every event; None costs nothing.
-        max_concurrency: sequences that decode side by side; more wait in a queue.
-        prefill_step: most prompt tokens computed at a time; beside decoding sequences it is less, by time.
-        live_memory: byte budget for live KV, such as ``"2GB"``; None is no limit. Requests wait for room; where the
-            policy keeps KV at rest, running ones step aside to it and go on later, token for token.
-        warm: sequences that keep their live KV when they end, where the policy shares live KV: their next turn goes on
-            from it without a restore. They count as live, never make more than ``max_concurrency`` sequences with the
-            running ones, and leave when live memory is short.
+        config: how it runs; None is the defaults. ``settings`` are fields of
+            :class:`~kvlab.decoder.config.DecoderConfig` that replace those of ``config``: ``live_memory="2GB"``.
 
     Raises:
         PolicyError: the policy cannot be read.
@@ -53,36 +50,24 @@ class Decoder:
         *,
         store: Store | None = None,
         recorder: EventSink | None = None,
-        max_concurrency: int = 32,
-        prefill_step: int = 512,
-        live_memory: int | str | None = None,
-        warm: int = 4,
+        config: DecoderConfig | None = None,
+        **settings: Any,
     ) -> None:
-        if max_concurrency < 1 or prefill_step < 1 or warm < 0:
-            raise KvlabError("max_concurrency and prefill_step must be 1 or more, warm 0 or more")
+        self.config = replace(config or DecoderConfig(), **settings)
         self.loaded = loaded
         self.policy = Policy.parse(policy)
         check_model(loaded.model, self.policy)
-        self._tell = EventEmitter(recorder)
+        self._emitter = EventEmitter(recorder)
         self._owns_store = store is None
         self.store = store or open_store(self.policy)
         try:
-            self._loop = Scheduler(
-                loaded,
-                self.policy,
-                self.store,
-                self._tell,
-                max_concurrency=max_concurrency,
-                prefill_step=prefill_step,
-                live_memory=live_memory,
-                warm=warm,
-            )
+            self._scheduler = Scheduler(loaded, self.policy, self.store, self._emitter, self.config)
         except BaseException:
             self._close_store()
             raise
         self._numbers = itertools.count()
         self._closed = False
-        self._thread = threading.Thread(target=self._loop.run, name="kvlab-decoder", daemon=True)
+        self._thread = threading.Thread(target=self._scheduler.run, name="kvlab-decoder", daemon=True)
         self._thread.start()
 
     def submit(
@@ -115,10 +100,10 @@ class Decoder:
         if self._closed:
             raise KvlabError("this decoder is closed: make a new one")
         check_request(self.loaded, prompt, max_tokens)
-        if self._loop.budget is not None:
-            self._loop.budget.check(len(prompt), max_tokens)
-        job = Request(
-            stream=Stream(next(self._numbers), self._loop.inbox.put),
+        if self._scheduler.budget is not None:
+            self._scheduler.budget.check(len(prompt), max_tokens)
+        request = Request(
+            stream=Stream(next(self._numbers), self._scheduler.inbox.put),
             prompt=[int(token) for token in prompt],
             max_tokens=max_tokens,
             sampler=sampler,
@@ -128,9 +113,9 @@ class Decoder:
             tenant=tenant,
             priority=priority,
         )
-        self._tell.emit(events.Submitted, job, len(job.prompt), max_tokens, job.tags)
-        self._loop.inbox.put(job)
-        return job.stream
+        self._emitter.emit(events.Submitted, request, len(request.prompt), max_tokens, request.tags)
+        self._scheduler.inbox.put(request)
+        return request.stream
 
     def generate(self, prompt: Sequence[int], **options: Any) -> Completion:
         """:meth:`submit` and wait for the end."""
@@ -139,21 +124,21 @@ class Decoder:
     @property
     def wants_checkpoints(self) -> bool:
         """Whether KV at rest is blocks and checkpoints: some layers' state cannot be cut at a token."""
-        return self._loop.rest is not None and self._loop.rest.wants_checkpoints
+        return self._scheduler.reuse is not None and self._scheduler.reuse.wants_checkpoints
 
     def live_bytes(self) -> int:
         """Bytes of all live KV after the last step."""
-        return self._loop.live_bytes
+        return self._scheduler.live_bytes
 
-    def warm_bytes(self) -> int:
+    def retained_bytes(self) -> int:
         """The part of them that only sequences hold which have ended."""
-        return self._loop.warm_bytes
+        return self._scheduler.retained_bytes
 
     def close(self) -> None:
         """Cancel what is running, keep what it computed, flush and close the store. Idempotent."""
         if not self._closed:
             self._closed = True
-            self._loop.inbox.put(None)
+            self._scheduler.inbox.put(None)
         mlx_threads.join(self._thread)
         self._close_store()
 

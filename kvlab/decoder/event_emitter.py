@@ -24,31 +24,31 @@ class EventEmitter:
     def __init__(self, sink: EventSink | None) -> None:
         self.sink = sink
 
-    def emit(self, kind: type[events.Event], job: Request, *fields: Any) -> None:
+    def emit(self, kind: type[events.Event], request: Request, *fields: Any) -> None:
         """One event of this job, now."""
         if self.sink is not None:
-            self.sink.emit(kind(job.request, time.perf_counter(), *fields))
+            self.sink.emit(kind(request.number, time.perf_counter(), *fields))
 
-    def prefill(self, job: Request, done: int, total: int) -> None:
+    def prefill(self, request: Request, done: int, total: int) -> None:
         """The prompt has come this far; says nothing when it has not moved."""
-        if done > job.prefilled:
-            self.emit(events.Prefilled, job, done - job.prefilled, done, total)
-            job.prefilled = done
+        if done > request.prefilled:
+            self.emit(events.Prefilled, request, done - request.prefilled, done, total)
+            request.prefilled = done
 
-    def token(self, job: Request, kv_bytes: int) -> None:
+    def token(self, request: Request, kv_bytes: int) -> None:
         """A token came out; with it, what its step evicted."""
         if self.sink is None:
             return
-        step = len(job.tokens) - 1
+        step = len(request.tokens) - 1
         if step == 0:
-            ttft, queued = job.times[0] - job.submitted, job.admitted - job.submitted
-            self.emit(events.FirstToken, job, job.tokens[0], ttft, queued)
+            ttft, queued = request.times[0] - request.submitted, request.admitted - request.submitted
+            self.emit(events.FirstToken, request, request.tokens[0], ttft, queued)
         else:
-            self.emit(events.Token, job, job.tokens[-1], step, kv_bytes)
-        for layer in job.layers:
+            self.emit(events.Token, request, request.tokens[-1], step, kv_bytes)
+        for layer in request.layers:
             for eviction in layer.evictions:
-                at = max(0, eviction.offset - len(job.prompt))
-                self.emit(events.Evicted, job, layer.layer, at, np.array(eviction.positions[0]), eviction.kept)
+                at = max(0, eviction.offset - len(request.prompt))
+                self.emit(events.Evicted, request, layer.layer, at, np.array(eviction.positions[0]), eviction.kept)
             layer.evictions.clear()
 
     def store(self, kind: str, what: Mapping[str, Any]) -> None:

@@ -24,7 +24,7 @@ class PrefixNode:
     """A run of tokens in all layers, and the jobs that read it."""
 
     layers: list[SharedPrefix]
-    jobs: list[Request] = field(default_factory=list)
+    requests: list[Request] = field(default_factory=list)
 
     @property
     def length(self) -> int:
@@ -43,132 +43,134 @@ class PrefixTree:
     """
 
     def __init__(self) -> None:
-        self._jobs: list[Request] = []
-        self._warm: list[Request] = []
+        self._requests: list[Request] = []
+        self._retained: list[Request] = []
 
-    def donor(self, job: Request, limit: int) -> tuple[Request | None, int]:
+    def source(self, request: Request, limit: int) -> tuple[Request | None, int]:
         """The live job that has, or will have when its prefill is through, most of this prompt; and how much."""
         best, most = None, 0
-        context = np.array(job.context[:limit], np.int32)
-        for other in self._jobs:
-            if other.tenant == job.tenant and (common := common_prefix(context, other.context_array)) > most:
+        context = np.array(request.context[:limit], np.int32)
+        for other in self._requests:
+            if other.tenant == request.tenant and (common := common_prefix(context, other.context_array)) > most:
                 best, most = other, common
         return best, most
 
-    def join(self, job: Request, limit: int) -> int:
+    def join(self, request: Request, limit: int) -> int:
         """Let the job's empty layers begin with rows of the best donor; the tokens that saves, 0 when not worth it."""
-        donor, most = self.donor(job, limit)
-        self._jobs.append(job)
-        if donor is None:
+        source, most = self.source(request, limit)
+        self._requests.append(request)
+        if source is None:
             return 0
-        if self._goes_on(donor, most):
-            return self._take_over(job, donor, most)
-        nodes = self._nodes(donor, min(most, donor.computed))
+        if self._goes_on(source, most):
+            return self._take_over(request, source, most)
+        nodes = self._nodes(source, min(most, source.computed))
         for node in nodes:
-            node.jobs.append(job)
-        job.path = nodes
-        for i, layer in enumerate(job.layers):
+            node.requests.append(request)
+        request.path = nodes
+        for i, layer in enumerate(request.layers):
             layer.begin_with(tuple(node.layers[i] for node in nodes))
         self._count(nodes)
         return sum(node.length for node in nodes)
 
-    def leave(self, job: Request) -> None:
+    def leave(self, request: Request) -> None:
         """The job is done. Nodes that nobody reads any more are freed."""
-        if job in self._warm:
-            self._warm.remove(job)
-        if job in self._jobs:
-            self._jobs.remove(job)
-            for node in job.path:
-                node.jobs.remove(job)
-            self._count(job.path)
-            job.path = []
+        if request in self._retained:
+            self._retained.remove(request)
+        if request in self._requests:
+            self._requests.remove(request)
+            for node in request.path:
+                node.requests.remove(request)
+            self._count(request.path)
+            request.path = []
 
-    def stay_warm(self, job: Request, tokens: Sequence[int], *, room: int) -> None:
-        """The job has ended, with ``tokens`` in its layers; its rows stay until its next turn or :meth:`cool_one`.
+    def retain(self, request: Request, tokens: Sequence[int], *, room: int) -> None:
+        """The job has ended, with ``tokens`` in its layers; its rows stay until its next turn or :meth:`release_one`.
 
         ``room`` more rows are made ready for that turn, so that it need not wait for them.
         """
-        job.context_array = np.array(tokens, np.int32)
-        for layer in job.layers:
+        request.context_array = np.array(tokens, np.int32)
+        for layer in request.layers:
             layer.reserve(room)
-        mx.async_eval([layer.state for layer in job.layers])
-        self._warm.append(job)
+        mx.async_eval([layer.state for layer in request.layers])
+        self._retained.append(request)
 
-    def cool_one(self) -> bool:
+    def release_one(self) -> bool:
         """Free the rows of the sequence that has been warm for longest; False when there is none."""
-        if not self._warm:
+        if not self._retained:
             return False
-        job = self._warm[0]
-        self.leave(job)
-        job.caches, job.layers = [], []
+        request = self._retained[0]
+        self.leave(request)
+        request.caches, request.layers = [], []
         return True
 
     @property
-    def warm(self) -> int:
+    def retained(self) -> int:
         """Sequences that have ended and still hold their rows."""
-        return len(self._warm)
+        return len(self._retained)
 
-    def warm_nbytes(self) -> int:
+    def retained_nbytes(self) -> int:
         """Bytes of rows that only warm sequences read."""
-        own = sum(layer.nbytes for job in self._warm for layer in job.layers)
-        return own + sum(node.nbytes for node in self._all_nodes() if all(job in self._warm for job in node.jobs))
+        own = sum(layer.nbytes for request in self._retained for layer in request.layers)
+        return own + sum(
+            node.nbytes for node in self._all_nodes() if all(request in self._retained for request in node.requests)
+        )
 
     def nbytes(self) -> int:
         """Bytes of all rows that warm sequences hold or several share, each counted once."""
-        own = sum(layer.nbytes for job in self._warm for layer in job.layers)
+        own = sum(layer.nbytes for request in self._retained for layer in request.layers)
         return own + sum(node.nbytes for node in self._all_nodes())
 
     def _all_nodes(self) -> list[PrefixNode]:
-        return list({id(node): node for job in self._jobs for node in job.path}.values())
+        return list({id(node): node for request in self._requests for node in request.path}.values())
 
-    def _goes_on(self, donor: Request, tokens: int) -> bool:
+    def _goes_on(self, source: Request, tokens: int) -> bool:
         """True when the donor has ended and little of it is lost to a job that goes on from its first ``tokens``."""
-        if donor not in self._warm:
+        if source not in self._retained:
             return False
-        held, shared = donor.computed, sum(node.length for node in donor.path)
+        held, shared = source.computed, sum(node.length for node in source.path)
         return min(tokens, held) >= max(WORTH, shared, held - max(WORTH, held // 8))
 
-    def _take_over(self, job: Request, donor: Request, tokens: int) -> int:
-        tokens = min(tokens, donor.computed)
-        for mine, theirs in zip(job.layers, donor.layers, strict=True):
+    def _take_over(self, request: Request, source: Request, tokens: int) -> int:
+        tokens = min(tokens, source.computed)
+        for mine, theirs in zip(request.layers, source.layers, strict=True):
             mine.take_over(theirs, tokens)
-        job.path = donor.path
-        for node in job.path:
-            node.jobs[node.jobs.index(donor)] = job
-        donor.path, donor.layers, donor.caches = [], [], []
-        self._warm.remove(donor)
-        self._jobs.remove(donor)
+        request.path = source.path
+        for node in request.path:
+            node.requests[node.requests.index(source)] = request
+        source.path, source.layers, source.caches = [], [], []
+        self._retained.remove(source)
+        self._requests.remove(source)
         return tokens
 
-    def _nodes(self, donor: Request, tokens: int) -> list[PrefixNode]:
+    def _nodes(self, source: Request, tokens: int) -> list[PrefixNode]:
         """Nodes for the first ``tokens`` of the donor, split or made as needed; a rest not worth it is left."""
         path: list[PrefixNode] = []
-        for node in donor.path:
+        for node in source.path:
             if node.length > tokens:
                 return [*path, self._split(node, tokens)] if tokens >= WORTH else path
             path.append(node)
             tokens -= node.length
         if tokens < WORTH:
             return path
-        node = PrefixNode([layer.give(tokens) for layer in donor.layers], [donor])
-        donor.path = [*donor.path, node]
+        node = PrefixNode([layer.give(tokens) for layer in source.layers], [source])
+        source.path = [*source.path, node]
         return [*path, node]
 
     def _split(self, node: PrefixNode, at: int) -> PrefixNode:
         halves = [prefix.split(at) for prefix in node.layers]
-        head, tail = (PrefixNode([half[side] for half in halves], list(node.jobs)) for side in (0, 1))
-        for job in node.jobs:
-            place = job.path.index(node)
-            job.path[place : place + 1] = [head, tail]
-            for i, layer in enumerate(job.layers):
-                layer.share(tuple(part.layers[i] for part in job.path))
+        head, tail = (PrefixNode([half[side] for half in halves], list(node.requests)) for side in (0, 1))
+        for request in node.requests:
+            place = request.path.index(node)
+            request.path[place : place + 1] = [head, tail]
+            for i, layer in enumerate(request.layers):
+                layer.share(tuple(part.layers[i] for part in request.path))
         return head
 
     @staticmethod
     def _count(nodes: Iterable[PrefixNode]) -> None:
         for node in nodes:
             for prefix in node.layers:
-                prefix.users = len(node.jobs)
+                prefix.users = len(node.requests)
 
 
 def common_prefix(a: np.ndarray, b: np.ndarray) -> int:

@@ -48,8 +48,8 @@ class Request:
     times: list[float] = field(default_factory=list)
     prefilled: int = 0
     path: list[Any] = field(default_factory=list)
-    held_by: Request | None = None
-    held_until: int = 0
+    waits_for_prefix_of: Request | None = None
+    waits_for_tokens: int = 0
 
     context_array: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int32))
     _start: dict[str, Any] = field(default_factory=dict)
@@ -62,7 +62,7 @@ class Request:
     @property
     def rank(self) -> tuple[int, int]:
         """Who goes first: the higher priority, then the earlier request."""
-        return (-self.priority, self.request)
+        return (-self.priority, self.number)
 
     @property
     def computed(self) -> int:
@@ -92,7 +92,7 @@ class Request:
         }
 
     @property
-    def request(self) -> int:
+    def number(self) -> int:
         return self.stream.request
 
     def completion(self, reason: str, kv_bytes: int, end_tokens: frozenset[int]) -> Completion:
@@ -108,7 +108,7 @@ class Request:
         ttft = first - self.submitted if first is not None else 0.0
         spent = 1e3 * (ttft - queued) - start["lookup_ms"] - start["restore_ms"]
         return Completion(
-            request=self.request,
+            request=self.number,
             tokens=tuple(tokens),
             finish_reason=reason,
             prompt_tokens=len(self.prompt),

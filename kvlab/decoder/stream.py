@@ -104,21 +104,21 @@ class Stream:
 
     def push(self, token: int) -> None:
         """Hand over one token."""
-        self._tell(token)
+        self._emitter(token)
 
     def finish(self, completion: Completion) -> None:
         """End the stream well."""
         self._completion = completion
         self._done.set()
-        self._tell(None)
+        self._emitter(None)
 
     def fail(self, error: BaseException) -> None:
         """End the stream with an error."""
         self._error = error
         self._done.set()
-        self._tell(None)
+        self._emitter(None)
 
-    def _tell(self, token: int | None) -> None:
+    def _emitter(self, token: int | None) -> None:
         with self._lock:
             if self._listener is not None:
                 self._listener(token)

@@ -41,7 +41,7 @@ def resting(decoder: Decoder, prompt: Sequence[int]) -> list[str]:
     if store is None or not isinstance(reuse, Paged):
         raise RunError(f"policy '{decoder.policy}' keeps nothing at rest; use one with paged or tiered")
     loaded = decoder.loaded
-    match = store.match(Namespace(loaded.fingerprint, decoder.policy.at_rest, loaded.dtype, reuse.block), prompt)
+    match = store.match(Namespace(loaded.fingerprint, decoder.policy.storage_key, loaded.dtype, reuse.block), prompt)
     store.release(match)
     tiers = [piece.tier for piece in match.pieces]
     return tiers + [GONE] * (-(-len(prompt) // reuse.block) - len(tiers))
@@ -70,7 +70,7 @@ def follow_blocks(
     # Nothing stays warm: what is looked at here is KV at rest.
     with (
         tempfile.TemporaryDirectory(prefix="kvlab-store-") as folder,
-        Decoder(loaded, with_folder(parsed, Path(folder)), warm=0) as decoder,
+        Decoder(loaded, with_folder(parsed, Path(folder)), retain=0) as decoder,
     ):
         for step, request in enumerate(requests, start=1):
             prompt = loaded.render(list(request.messages), list(request.tools))

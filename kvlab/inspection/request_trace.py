@@ -108,7 +108,7 @@ def watch(
     ids = [prompt_ids(prompt, loaded) for prompt in prompts]
     recorder = Recorder()
     # Nothing stays warm: what is looked at here is KV at rest.
-    with Decoder(loaded, parsed, recorder=recorder, warm=0) as decoder:
+    with Decoder(loaded, parsed, recorder=recorder, retain=0) as decoder:
         first = decoder.generate(ids[0], max_tokens=max_tokens)
         others = [decoder.submit(prompt, max_tokens=max_tokens) for prompt in ids[1:]]
         done = [first, *(stream.result() for stream in others)]

@@ -42,5 +42,5 @@ class Quantized(Module):
             raise PolicyError(f"quantized: group={self.group} is not available; write group=32, group=64 or group=128")
 
     @property
-    def at_rest(self) -> str:
+    def storage_key(self) -> str:
         return f"quantized:bits={self.bits},group={self.group}"

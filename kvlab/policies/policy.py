@@ -73,9 +73,9 @@ class Policy:
         return (self.retention.name, self.codec.name) == ("full", "raw")
 
     @property
-    def at_rest(self) -> str:
+    def storage_key(self) -> str:
         """The choices that change stored KV, for the block key; empty for exact KV."""
-        return "|".join(filter(None, (self.retention.at_rest, self.codec.at_rest)))
+        return "|".join(filter(None, (self.retention.storage_key, self.codec.storage_key)))
 
     def __or__(self, other: Policy | Module) -> Policy:
         more = other._given.values() if isinstance(other, Policy) else (other,)

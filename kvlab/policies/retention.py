@@ -50,5 +50,5 @@ class Rotating(Module):
             )
 
     @property
-    def at_rest(self) -> str:
+    def storage_key(self) -> str:
         return f"rotating:window={self.window},sinks={self.sinks}"

@@ -49,7 +49,7 @@ class Module:
         return self.spec()
 
     @property
-    def at_rest(self) -> str:
+    def storage_key(self) -> str:
         """What this module changes in the KV of a prompt: part of the block key, empty when it changes nothing."""
         return ""
 

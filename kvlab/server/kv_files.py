@@ -125,7 +125,7 @@ def _store(model: ServedModel, tenant: str) -> tuple[Any, Namespace, bool]:
     if store is None or not isinstance(reuse, Paged):
         raise ApiError(400, f"the policy {model.policy} keeps no KV: serve paged or tiered to save slots")
     loaded = model.loaded
-    space = Namespace(loaded.fingerprint, model.policy.at_rest, loaded.dtype, reuse.block, tenant)
+    space = Namespace(loaded.fingerprint, model.policy.storage_key, loaded.dtype, reuse.block, tenant)
     return store, space, model.decoder.wants_checkpoints
 
 

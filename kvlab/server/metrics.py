@@ -129,7 +129,7 @@ class _Stores:
         written = CounterMetricFamily("kvlab_store_bytes_written", "Bytes written to SSD.", labels=["model"])
         for name, model in list(self._models.items()):
             live.add_metric([name], model.decoder.live_bytes())
-            warm.add_metric([name], model.decoder.warm_bytes())
+            warm.add_metric([name], model.decoder.retained_bytes())
             if model.decoder.store is None:
                 continue
             stats = model.decoder.store.stats()

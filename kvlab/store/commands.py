@@ -76,16 +76,16 @@ def verify(directory: Path, *, tenant: str | None = None, progress: bool = False
     """Read every block: bad files are quarantined, rows without a file and files without a row removed."""
     good = bad = nbytes = 0
     with _writing(directory) as folder:
-        keys = _keys(folder.catalog, tenant)
+        keys = _keys(folder.index, tenant)
         for key in _bar(keys, "verify", "blocks", progress):
             try:
                 blockfile.read(folder.path(key), key)
             except (OSError, blockfile.BadBlock):
-                with folder.catalog.write():
+                with folder.index.write():
                     bad += _set_aside_if_bad(folder, key)
             else:
                 good += 1
-        nbytes = sum(size for (size,) in folder.catalog.among("SELECT bytes FROM blocks WHERE key IN ({})", keys))
+        nbytes = sum(size for (size,) in folder.index.among("SELECT bytes FROM blocks WHERE key IN ({})", keys))
         swept = folder.sweep() + sum(_remove_stray(folder, path) for path in list(folder.files()))
     return [
         _row("verified", good, "blocks"),
@@ -97,7 +97,7 @@ def verify(directory: Path, *, tenant: str | None = None, progress: bool = False
 
 def _set_aside_if_bad(folder: StoreFolder, key: bytes) -> int:
     """Look again while nobody else can write; inside ``write``."""
-    if folder.catalog.one("SELECT 1 FROM blocks WHERE key = ? AND owner IS NULL", key) is None:
+    if folder.index.one("SELECT 1 FROM blocks WHERE key = ? AND owner IS NULL", key) is None:
         return 0  # evicted since
     try:
         blockfile.read(folder.path(key), key)
@@ -109,13 +109,13 @@ def _set_aside_if_bad(folder: StoreFolder, key: bytes) -> int:
 
 def _remove_stray(folder: StoreFolder, path: Path) -> int:
     """Remove a file that no row leads to. A writer's row is there before its file, so this is never one of those."""
-    with folder.catalog.write():
+    with folder.index.write():
         try:
             key = bytes.fromhex(path.name)
         except ValueError:
             key = b""
         known = folder.path(key) == path if key else False
-        if known and folder.catalog.one("SELECT 1 FROM blocks WHERE key = ?", key):
+        if known and folder.index.one("SELECT 1 FROM blocks WHERE key = ?", key):
             return 0
         path.unlink(missing_ok=True)
     return 1
@@ -147,7 +147,7 @@ def clear(directory: Path, *, tenant: str | None = None, progress: bool = False)
         if tenant is None:
             for path in folder.quarantine.iterdir():
                 path.unlink(missing_ok=True)
-            with folder.catalog.write() as db:
+            with folder.index.write() as db:
                 for table in ("ghosts", "heads"):
                     db.execute(f"DELETE FROM {table}")
     return rows
@@ -155,21 +155,21 @@ def clear(directory: Path, *, tenant: str | None = None, progress: bool = False)
 
 def _remove(folder: StoreFolder, tenant: str | None, before: float, keep: int, progress: bool) -> list[Row]:
     """Delete leaves last used before a time, by last use, until ``keep`` bytes are left or none qualifies."""
-    catalog = folder.catalog
+    index = folder.index
     which, values = _of(tenant)
-    found = catalog.rows(f"SELECT key, parent, used, bytes FROM blocks WHERE owner IS NULL AND {which}", *values)
+    found = index.rows(f"SELECT key, parent, used, bytes FROM blocks WHERE owner IS NULL AND {which}", *values)
     left, blocks, nbytes = sum(row[3] for row in found), 0, 0
     order = list(_leaves_first(found, before, left - keep))
     with tqdm(total=len(order), desc="remove", unit=" blocks", disable=not progress) as bar:
         for at in range(0, len(order), _SOME):
-            with catalog.write():
+            with index.write():
                 for key, used in order[at : at + _SOME]:
-                    row = catalog.one("SELECT used FROM blocks WHERE key = ? AND owner IS NULL", key)
-                    child = catalog.one("SELECT 1 FROM blocks WHERE parent = ? LIMIT 1", key)
+                    row = index.one("SELECT used FROM blocks WHERE key = ? AND owner IS NULL", key)
+                    child = index.one("SELECT 1 FROM blocks WHERE parent = ? LIMIT 1", key)
                     if row is None or row[0] != used or child is not None:
                         continue  # evicted, used or built upon since
                     folder.path(key).unlink(missing_ok=True)
-                    size = catalog.forget(key, "evicted")
+                    size = index.forget(key, "evicted")
                     blocks, nbytes, left = blocks + 1, nbytes + size, left - size
             bar.update(min(_SOME, len(order) - at))
     return [
@@ -203,9 +203,9 @@ def _of(tenant: str | None) -> tuple[str, tuple[str, ...]]:
     return "root IN (SELECT root FROM namespaces WHERE tenant = ?)", (tenant,)
 
 
-def _keys(catalog: SsdIndex, tenant: str | None) -> list[bytes]:
+def _keys(index: SsdIndex, tenant: str | None) -> list[bytes]:
     which, values = _of(tenant)
-    return [key for (key,) in catalog.rows(f"SELECT key FROM blocks WHERE owner IS NULL AND {which}", *values)]
+    return [key for (key,) in index.rows(f"SELECT key FROM blocks WHERE owner IS NULL AND {which}", *values)]
 
 
 def _row(metric: str, value: float, unit: str, more: Row | None = None) -> Row:
@@ -219,7 +219,7 @@ def _bar(items: Sequence[bytes], what: str, unit: str, progress: bool) -> Iterat
 @contextmanager
 def _writing(directory: Path) -> Iterator[StoreFolder]:
     _there(directory)
-    with _told(directory):
+    with _reported(directory):
         folder = StoreFolder(directory)
         try:
             yield folder
@@ -230,7 +230,7 @@ def _writing(directory: Path) -> Iterator[StoreFolder]:
 @contextmanager
 def _reading(directory: Path) -> Iterator[ReadOnlyFolder]:
     _there(directory)
-    with _told(directory):
+    with _reported(directory):
         try:
             layout: ReadOnlyFolder = StoreFolder(directory)
         except (OSError, sqlite3.Error):  # full or read-only: it can still be looked at
@@ -249,7 +249,7 @@ def _there(directory: Path) -> None:
 
 
 @contextmanager
-def _told(directory: Path) -> Iterator[None]:
+def _reported(directory: Path) -> Iterator[None]:
     try:
         yield
     except StoreError:

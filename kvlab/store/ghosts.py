@@ -23,7 +23,7 @@ class Ghosts:
         """The key is stored again."""
         self._reasons.pop(key, None)
 
-    def why_gone(self, key: bytes) -> str:
+    def eviction_reason(self, key: bytes) -> str:
         return self._reasons.get(key, "")
 
     def seen(self, head: bytes, root: bytes) -> bool:

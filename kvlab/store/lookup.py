@@ -107,7 +107,7 @@ class Lookup:
         name = k.chain(parent, self.raw[4 * start : 4 * (start + self.block)])
         memories: tuple[MissMemory, ...] = (self.ghosts, *self.tiers)
         for memory in memories:
-            if reason := memory.why_gone(name):
+            if reason := memory.eviction_reason(name):
                 return reason
         if diverged:
             return f"diverged_at={reached}"

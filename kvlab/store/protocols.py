@@ -154,7 +154,7 @@ class TierIndex(Protocol):
 class MissMemory(Protocol):
     """What is known of KV that is not there, to say why a request missed."""
 
-    def why_gone(self, key: bytes) -> str:
+    def eviction_reason(self, key: bytes) -> str:
         """The reason remembered for a key that left, or ""."""
         ...
 
@@ -173,14 +173,14 @@ class Tier(TierIndex, MissMemory, Protocol):
         """The block, verified. Raises ``TierMiss``, or ``TierCorrupt`` once it has been set aside."""
         ...
 
-    def read_to(self, key: bytes, scratch: ReadBuffer) -> Block | None:
-        """As :meth:`read`, with arrays that may lie in ``scratch``, until it is used again.
+    def read_to(self, key: bytes, buffer: ReadBuffer) -> Block | None:
+        """As :meth:`read`, with arrays that may lie in ``buffer``, until it is used again.
 
-        None: it was what ``scratch`` wants, and its arrays went to the rooms that this has for them.
+        None: it was what ``buffer`` wants, and its arrays went to the rooms that this has for them.
         """
         ...
 
-    def distrust(self, key: bytes) -> None:
+    def quarantine(self, key: bytes) -> None:
         """Set a block aside that is not what the index said it was."""
         ...
 

@@ -19,7 +19,7 @@ class StoreStats:
         self.ghosts = Ghosts()
         self._counts: Counter[str] = Counter()
         self._misses: Counter[str] = Counter()
-        self._told: Counter[str] = Counter()
+        self._reported: Counter[str] = Counter()
 
     def missed(self, reason: str) -> None:
         if reason:
@@ -51,8 +51,8 @@ class StoreStats:
         names = ("stored_blocks", "stored_bytes", "restored_blocks", "evictions", "spills", "corrupt")
         return {name: self._counts[name] for name in names} | {"misses": dict(self._misses)}
 
-    def news(self) -> Mapping[str, int]:
+    def delta(self) -> Mapping[str, int]:
         """What the counters grew by since the last call."""
         now = self._counts + Counter({f"miss:{reason}": n for reason, n in self._misses.items()})
-        new, self._told = now - self._told, now
+        new, self._reported = now - self._reported, now
         return new

@@ -56,7 +56,7 @@ class Store:
         check_settings(block, ram, ssd, directory, write, admit, write_cap)
         self.block = block
         self._lock = threading.Condition(threading.RLock())
-        self._ledger = StoreStats(on_event)
+        self._stats = StoreStats(on_event)
         self._pins = Pins()
         self._closed = False
         self._ram = RamTier(ram, replace, self._pins.__contains__)
@@ -67,16 +67,16 @@ class Store:
                 Path(directory), ssd, replace, pinned=self._needed, dropped=self._left_tier, write_cap=write_cap
             )
             self._tiers = (tier,)
-            self._writer = WriteBehind(self._lock, self._ram, tier, self._ledger, write=write, admit=admit)
-        self._room = RamInserter(self._ram, self._tiers, self._writer, self._ledger, self._pins)
+            self._writer = WriteBehind(self._lock, self._ram, tier, self._stats, write=write, admit=admit)
+        self._inserter = RamInserter(self._ram, self._tiers, self._writer, self._stats, self._pins)
 
     @property
     def on_event(self) -> Observer | None:
-        return self._ledger.observer
+        return self._stats.observer
 
     @on_event.setter
     def on_event(self, observer: Observer | None) -> None:
-        self._ledger.observer = observer
+        self._stats.observer = observer
 
     # -- finding and reading ------------------------------------------------------------------------------------
 
@@ -90,16 +90,16 @@ class Store:
     def _find(self, query: Query, because: str = "") -> Match:
         with self._lock:
             self._pins.collect()
-            found = Lookup(query, self._ram, self._tiers, self._ledger.ghosts).run()
+            found = Lookup(query, self._ram, self._tiers, self._stats.ghosts).run()
             miss = because or found.miss
-            self._ledger.missed(miss)
+            self._stats.missed(miss)
             return self._pins.hold(Match.of(query, found.pieces, miss, found.checkpoint, self._pins.ticket()))
 
     def stored(self, ns: Namespace, tokens: Sequence[int] | np.ndarray) -> int:
         """How many leading tokens are stored as full blocks: a put need not bring those. Pins and counts nothing."""
         query = self._query(ns, tokens, False)
         with self._lock:
-            return Lookup(query, self._ram, self._tiers, self._ledger.ghosts).full_tokens()
+            return Lookup(query, self._ram, self._tiers, self._stats.ghosts).full_tokens()
 
     def read(self, match: Match) -> tuple[list[Payload], Match]:
         """The payloads of a match, in order, each cut to its used tokens, and the match that they make up.
@@ -127,29 +127,29 @@ class Store:
         used = match.pieces[:count]
         with self._lock:
             self._touch([piece.key for piece in reversed(used)])  # leaves first, so that heads are the younger ones
-            self._ledger.restored(len(used))
+            self._stats.restored(len(used))
             if not reason:
                 self._pins.let_go(match, keep=[match.checkpoint] if match.checkpoint is not None else [])
                 return match
             self._pins.let_go(match)
             if match.checkpoint is None:
-                self._ledger.missed(reason)
+                self._stats.missed(reason)
                 return Match.of(query, used, reason, None, match.ticket)
         return self._read(self._find(query, reason), sink, apart=apart)
 
     def _read_pieces(
-        self, pieces: Sequence[Piece], query: Query, sink: PayloadSink, scratch: ReadBuffer | None
+        self, pieces: Sequence[Piece], query: Query, sink: PayloadSink, buffer: ReadBuffer | None
     ) -> tuple[int, str]:
         """How many of the pieces, from the first on, are now in the sink, and why not all."""
         parent, count = query.ns.root(), 0
         for piece in pieces:
             try:
                 block: Block | None
-                if scratch is None:
+                if buffer is None:
                     block = self._fetch(piece.key)
                 else:
-                    scratch.start, scratch.wanted = piece.start, piece.used
-                    block = self._fetch_to(piece.key, scratch)
+                    buffer.start, buffer.wanted = piece.start, piece.used
+                    block = self._fetch_to(piece.key, buffer)
                 self._check_piece(block, piece, parent, query)
             except TierMiss as error:
                 return count, error.reason
@@ -168,7 +168,7 @@ class Store:
             payload = self._fetch(match.checkpoint).payload
         except TierMiss as error:
             with self._lock:
-                self._ledger.missed(error.reason)
+                self._stats.missed(error.reason)
             return None
         else:
             with self._lock:
@@ -204,10 +204,10 @@ class Store:
         slots = plan(ns, query.tokens, start, payloads, seconds)
         with self._lock:
             new = self._unknown([slot.key for slot in slots])
-            put = self._room.add(cut_blocks(ns, [slot for slot in slots if slot.key in new]))
+            put = self._inserter.add(cut_blocks(ns, [slot for slot in slots if slot.key in new]))
             if put.blocks and start == 0:
                 head, root = ns.head(query.tokens), ns.root()
-                if self._ledger.ghosts.seen(head, root) and self._writer is not None:
+                if self._stats.ghosts.seen(head, root) and self._writer is not None:
                     self._writer.head(head, root)
         return put
 
@@ -218,7 +218,7 @@ class Store:
         query = self._query(ns, tokens, True)
         block = cut_checkpoint(ns, query.tokens, payload, seconds)
         with self._lock:
-            return self._room.add([block] if self._unknown([block.key]) else [])
+            return self._inserter.add([block] if self._unknown([block.key]) else [])
 
     def _unknown(self, keys: Sequence[bytes]) -> set[bytes]:
         """Those that no tier has."""
@@ -239,7 +239,7 @@ class Store:
     def stats(self) -> dict[str, Any]:
         """What is held now, and what has happened since this store was opened."""
         with self._lock:
-            stats = self._ledger.figures() | {
+            stats = self._stats.figures() | {
                 "ram_bytes": self._ram.held,
                 "ram_blocks": len(self._ram),
                 "unwritten_bytes": self._ram.dirty_bytes,
@@ -259,12 +259,12 @@ class Store:
             blocks, nbytes = blocks + tier.stats()[f"{tier.name}_blocks"], nbytes + tier.nbytes()
         return Report(blocks, nbytes, tuple(problems))
 
-    def give_way(self, active: bool) -> None:
+    def set_background_priority(self, active: bool) -> None:
         """Whether someone computes beside this store: write-behind then takes three percent of a core, until half of
         RAM is unwritten. The last call counts; one that changes nothing costs nothing."""
-        if self._writer is not None and self._writer.gives_way != active:
+        if self._writer is not None and self._writer.has_background_priority != active:
             with self._lock:
-                self._writer.give_way(active)
+                self._writer.set_background_priority(active)
 
     def flush(self) -> bool:
         """Write what is unwritten and make it survive a power cut. False when the folder cannot promise that."""
@@ -310,17 +310,17 @@ class Store:
             return entry.block
         block = self._from_below(lambda tier: tier.read(key))
         with self._lock:
-            self._room.keep(block)
+            self._inserter.keep(block)
         return block
 
-    def _fetch_to(self, key: bytes, scratch: ReadBuffer) -> Block | None:
-        """As :meth:`_fetch`, but the first reading from below goes to ``scratch``; None: to the rooms that this has."""
+    def _fetch_to(self, key: bytes, buffer: ReadBuffer) -> Block | None:
+        """As :meth:`_fetch`, but the first reading from below goes to ``buffer``; None: to the rooms that this has."""
         with self._lock:
             entry = self._ram.get(key)
-            is_again = entry is None and self._room.is_wanted(key)
+            is_again = entry is None and self._inserter.is_wanted(key)
         if entry is not None:
             return entry.block
-        return self._fetch(key) if is_again else self._from_below(lambda tier: tier.read_to(key, scratch))
+        return self._fetch(key) if is_again else self._from_below(lambda tier: tier.read_to(key, buffer))
 
     def _from_below(self, read: Callable[[Tier], T]) -> T:
         error = TierMiss("no tier has it")
@@ -347,7 +347,7 @@ class Store:
             if piece.key in self._ram:
                 self._ram.remove(piece.key, evicted=False)
         for tier in self._tiers:
-            tier.distrust(piece.key)
+            tier.quarantine(piece.key)
         raise TierCorrupt("the index led to another block")
 
     def _touch(self, keys: list[bytes]) -> None:
@@ -364,4 +364,4 @@ class Store:
 
     def _left_tier(self, key: bytes, nbytes: int, reason: str) -> None:
         with self._lock:
-            self._ledger.left(key, nbytes, reason)
+            self._stats.left(key, nbytes, reason)

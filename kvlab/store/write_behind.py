@@ -43,14 +43,14 @@ class WriteBehind:
         condition: threading.Condition,
         ram: RamTier,
         tier: Tier,
-        ledger: StoreStats,
+        stats: StoreStats,
         *,
         write: str,
         admit: int,
     ) -> None:
         self._condition, self._ram, self._tier = condition, ram, tier
         self._write, self._admit = write, admit
-        self._ledger = ledger
+        self._stats = stats
         self._queue: OrderedDict[bytes, None] = OrderedDict()
         self._urgent: bytes | None = None
         self._heads: list[tuple[bytes, bytes]] = []
@@ -59,7 +59,7 @@ class WriteBehind:
         self._stop = False
         self._last_note = time.monotonic()
         self._noted = True
-        self.gives_way = False
+        self.has_background_priority = False
         self._rest_until = 0.0
         self._flying: set[bytes] = set()
         self._thread = threading.Thread(target=self._run, name="kvlab-store-writer", daemon=True)
@@ -78,9 +78,9 @@ class WriteBehind:
             for entry in filter(self._whole, entries):
                 self.wait_for(entry)
 
-    def give_way(self, active: bool) -> None:
+    def set_background_priority(self, active: bool) -> None:
         """Whether someone computes who had better have the processors."""
-        self.gives_way = active
+        self.has_background_priority = active
         self._condition.notify_all()
 
     def head(self, head: bytes, root: bytes) -> None:
@@ -151,7 +151,7 @@ class WriteBehind:
             flush = self._flushes_asked if not entries else 0
             heads, self._heads = self._heads, []
             self._flying = {entry.block.key for entry in entries}
-            news = {} if entries else self._ledger.news()
+            delta = {} if entries else self._stats.delta()
         if entries:
             started = time.thread_time()
             held = self._tier.write([entry.as_used() for entry in entries], heads)
@@ -162,7 +162,7 @@ class WriteBehind:
             return True
         if heads:
             self._tier.write([], heads)
-        self._tier.note(news)
+        self._tier.note(delta)
         durable = self._tier.sync() if flush > self._flushes_done else True
         with self._condition:
             self._last_note, self._noted = time.monotonic(), True
@@ -193,7 +193,7 @@ class WriteBehind:
                 blocks, nbytes = blocks + 1, nbytes + entry.nbytes
         self._flying = set()
         if blocks:
-            self._ledger.spilled(blocks, nbytes)
+            self._stats.spilled(blocks, nbytes)
         self._condition.notify_all()
 
     def _next(self) -> list[RamEntry]:
@@ -202,7 +202,7 @@ class WriteBehind:
         if self._write == "snapshot" and not flushing:
             return []
         short = self._ram.dirty_bytes > DIRTY * self._ram.budget
-        gently = self.gives_way and self._urgent is None and not (flushing or short)
+        gently = self.has_background_priority and self._urgent is None and not (flushing or short)
         if gently and time.monotonic() < self._rest_until:
             return []
         most = SMALL_BYTES if gently else BATCH_BYTES

@@ -18,9 +18,9 @@ def prompts_of(loaded: LoadedModel, count: int) -> list[list[int]]:
 
 def test_a_crowd_is_answered_as_each_alone(bundled: LoadedModel) -> None:
     prompts = prompts_of(bundled, CROWD)
-    with Decoder(bundled, "paged", warm=0) as decoder:
+    with Decoder(bundled, "paged", retain=0) as decoder:
         alone = [decoder.generate(prompt, max_tokens=24).tokens for prompt in prompts]
-    with Decoder(bundled, "paged", max_concurrency=CROWD, warm=0) as decoder:
+    with Decoder(bundled, "paged", max_concurrency=CROWD, retain=0) as decoder:
         streams = [decoder.submit(prompt, max_tokens=24) for prompt in prompts]
         most = 0
         while not all(stream.done for stream in streams):

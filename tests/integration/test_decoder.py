@@ -130,7 +130,7 @@ def test_tenants_never_share(llama):
 def test_cancelling_frees_memory_keeps_what_was_computed_and_disturbs_nobody(llama):
     prompts = [conversation(seed, 150) for seed in range(4)]
     want = uncached(llama, prompts, 60)
-    with Decoder(llama, "paged", prefill_step=32, warm=0) as decoder:
+    with Decoder(llama, "paged", prefill_step=32, retain=0) as decoder:
         streams = [decoder.submit(prompt, max_tokens=60) for prompt in prompts]
         next(iter(streams[1]))
         streams[1].cancel()
@@ -274,7 +274,7 @@ def test_live_sequences_share_prefixes_and_nothing_else_changes(random_weights, 
     limits = [6 + 7 * (seed % 3) for seed in range(10)]
     with Decoder(random_weights, codec) as decoder:
         want = [decoder.generate(p, max_tokens=n).tokens for p, n in zip(prompts, limits, strict=True)]
-    with Decoder(random_weights, f"{codec}|paged", max_concurrency=6, warm=0) as decoder:
+    with Decoder(random_weights, f"{codec}|paged", max_concurrency=6, retain=0) as decoder:
         streams = [decoder.submit(p, max_tokens=n) for p, n in zip(prompts, limits, strict=True)]
         completions = [stream.result() for stream in streams]
         assert decoder.live_bytes() == 0

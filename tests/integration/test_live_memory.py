@@ -88,7 +88,7 @@ def test_cancelling_at_random_leaks_nothing_and_disturbs_nobody(llama):
     prompts = [trunk + conversation(seed, rng.randrange(1, 60)) for seed in range(60)]
     stay = set(rng.sample(range(60), 20))
     want = dict(zip(sorted(stay), uncached(llama, [prompts[i] for i in sorted(stay)], 24), strict=True))
-    with Decoder(llama, "paged", max_concurrency=16, warm=0) as decoder:
+    with Decoder(llama, "paged", max_concurrency=16, retain=0) as decoder:
         streams = [decoder.submit(prompt, max_tokens=24) for prompt in prompts]
         gone = [i for i in range(60) if i not in stay]
         rng.shuffle(gone)

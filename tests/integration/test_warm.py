@@ -31,7 +31,7 @@ def test_the_next_turn_goes_on_from_live_rows_and_says_the_same(llama, codec):
 
 
 def test_who_has_been_warm_longest_leaves_first_and_is_restored_from_rest(llama):
-    with Decoder(llama, "paged", warm=2) as decoder:
+    with Decoder(llama, "paged", retain=2) as decoder:
         prompts = [conversation(seed, 150) for seed in range(3)]
         for prompt in prompts:
             decoder.generate(prompt, max_tokens=4)
@@ -40,7 +40,7 @@ def test_who_has_been_warm_longest_leaves_first_and_is_restored_from_rest(llama)
 
 
 def test_warm_sequences_and_running_ones_never_exceed_the_concurrency(llama):
-    with Decoder(llama, "paged", warm=4, max_concurrency=2) as decoder:
+    with Decoder(llama, "paged", retain=4, max_concurrency=2) as decoder:
         sizes = []
         for seed in range(4):
             decoder.generate(conversation(seed, 128), max_tokens=4)
@@ -50,12 +50,12 @@ def test_warm_sequences_and_running_ones_never_exceed_the_concurrency(llama):
 
 def test_warm_sequences_make_room_when_live_memory_is_short(llama):
     prompts = [conversation(seed, 200) for seed in range(4)]
-    with Decoder(llama, "paged", warm=0) as decoder:
+    with Decoder(llama, "paged", retain=0) as decoder:
         want = [decoder.generate(prompt, max_tokens=8).tokens for prompt in prompts]
-    with Decoder(llama, "paged", warm=1) as decoder:
+    with Decoder(llama, "paged", retain=1) as decoder:
         decoder.generate(prompts[0], max_tokens=8)
         one = decoder.live_bytes()
-    with Decoder(llama, "paged", warm=4, live_memory=2 * one) as decoder:
+    with Decoder(llama, "paged", retain=4, live_memory=2 * one) as decoder:
         assert [decoder.generate(prompt, max_tokens=8).tokens for prompt in prompts] == want
         assert 0 < decoder.live_bytes() <= 2 * one
 

@@ -10,7 +10,8 @@ from typing import Any
 
 import pytest
 
-from kvlab.cli import demo, main
+from kvlab.cli import demo
+from kvlab.cli.main import cli, split_policies
 from kvlab.errors import PolicyError
 from kvlab.experiments import conversations, restart, runner
 from kvlab.experiments.conversations import ServedTurn, Turn

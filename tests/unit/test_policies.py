@@ -107,10 +107,10 @@ def test_a_policy_is_immutable():
         ("snapkv|paged", False, ""),
     ],
 )
-def test_what_is_lossless_and_what_keys_the_blocks(spec, lossless, at_rest):
+def test_what_is_lossless_and_what_keys_the_blocks(spec, lossless, storage_key):
     policy = Policy.parse(spec)
     assert policy.lossless is lossless
-    assert policy.at_rest == at_rest
+    assert policy.storage_key == storage_key
 
 
 @pytest.mark.parametrize(

@@ -221,11 +221,11 @@ def test_room_for_blocks_is_not_made_of_those_they_follow(tmp_path: Path) -> Non
             put(store, [first, *A[:7]])
             store.flush()
     folder = StoreFolder(tmp_path)
-    oldest, *others = [key for (key,) in folder.catalog.rows("SELECT key FROM blocks ORDER BY id")]
-    budget = folder.catalog.sum("bytes")
+    oldest, *others = [key for (key,) in folder.index.rows("SELECT key FROM blocks ORDER BY id")]
+    budget = folder.index.sum("bytes")
     left: list[bytes] = []
     evictor = Evictor(folder, budget, "lru", lambda _: False, lambda key, *_: left.append(key))
-    with folder.catalog.write():
+    with folder.index.write():
         assert evictor.make_room(budget // 2, {oldest}) and left == others[:2]
         assert not evictor.make_room(budget, {oldest}) and left == others
         assert evictor.make_room(budget) and left == [*others, oldest]
@@ -303,7 +303,7 @@ def test_snapshot_writes_at_flush_only(tmp_path: Path) -> None:
 
 def test_through_writes_full_blocks_at_once_and_tails_at_flush(tmp_path: Path) -> None:
     with opened(tmp_path, write="through") as store:
-        store.give_way(True)
+        store.set_background_priority(True)
         for end in (8, 16, 20):
             put(store, A[:end])
             assert store.stats()["ssd_blocks"] == end // 8, "before the put returns"
@@ -335,13 +335,13 @@ def test_beside_a_decoder_the_writer_rests_until_it_is_needed(
     monkeypatch.setattr(write_behind, "LONGEST_REST_S", 3600.0)
     size = sum(array.nbytes for array in rows(A, 0, 8).values())
     with opened(tmp_path, ram=8 * size) as store:
-        store.give_way(True)
+        store.set_background_priority(True)
         put(store, [1, *A[:15]])
         assert eventually(store, 2)
         put(store, [2, *A[:15]])
         assert not eventually(store, 4, 0.2)
         if end == "give_way":
-            store.give_way(False)
+            store.set_background_priority(False)
         elif end == "flush":
             store.flush()
         else:

@@ -41,54 +41,54 @@ class PagedPrefixCache:
         self._every = reuse.checkpoint
         self.wants_checkpoints = serialize.has_state(make_caches(loaded.model, policy))
 
-    def limit(self, job: Request) -> int:
+    def limit(self, request: Request) -> int:
         """How many prompt tokens may be reused.
 
         At least one is left, because its logits are wanted; scorers that look at the last queries get those tokens
         computed anew.
         """
         window = self._policy.retention.window if isinstance(self._policy.retention, Scorer) else 0
-        return max(0, len(job.context) - max(1, window))
+        return max(0, len(request.context) - max(1, window))
 
-    def restore(self, job: Request, caches: Sequence[Any], live: int = 0) -> int:
+    def restore(self, request: Request, caches: Sequence[Any], live: int = 0) -> int:
         """Fill ``caches`` with the longest stored prefix of the job's prompt; notes the match on the job.
 
         ``live`` tokens are there already, shared with another sequence. Returns the bytes restored.
         """
         started = time.perf_counter()
-        limit = self.limit(job)
-        match = self._match(job, limit)
-        job.miss = match.miss
+        limit = self.limit(request)
+        match = self._match(request, limit)
+        request.miss = match.miss
         if live:
-            job.cached, job.by_tier = live, {"live": live}
+            request.cached, request.by_tier = live, {"live": live}
         if live >= match.tokens:
             self.store.release(match)
-            job.lookup_s = time.perf_counter() - started
+            request.lookup_s = time.perf_counter() - started
             return 0
         looked_up = time.perf_counter()
         filler = CacheLoader(caches, limit, self._dtype)
-        checkpoint, match = self._read(job, limit, match, filler)
-        job.miss = match.miss
+        checkpoint, match = self._read(request, limit, match, filler)
+        request.miss = match.miss
         if match.tokens:
             try:
                 filler.finish(match.tokens, checkpoint)
             except serialize.PayloadError as error:
                 log.warning("kvlab: stored KV is not used: %s", error)
-                match, job.miss = nothing_of(match, "corrupt"), "corrupt"
+                match, request.miss = nothing_of(match, "corrupt"), "corrupt"
             else:
                 mx.eval([cache.state for cache in caches])
-                job.cached = job.stored = match.tokens
-                job.by_tier = beyond(match.by_tier, live)
-        job.lookup_s = looked_up - started
-        job.restore_s = time.perf_counter() - looked_up
+                request.cached = request.stored = match.tokens
+                request.by_tier = beyond(match.by_tier, live)
+        request.lookup_s = looked_up - started
+        request.restore_s = time.perf_counter() - looked_up
         state = sum(array.nbytes for array in (checkpoint or {}).values())
         return filler.nbytes(match.tokens) + state if match.tokens else 0
 
-    def _match(self, job: Request, limit: int) -> Match:
-        return self.store.match(self._namespace(job), job.context[:limit], checkpoint=self.wants_checkpoints)
+    def _match(self, request: Request, limit: int) -> Match:
+        return self.store.match(self._namespace(request), request.context[:limit], checkpoint=self.wants_checkpoints)
 
     def _read(
-        self, job: Request, limit: int, match: Match, filler: CacheLoader
+        self, request: Request, limit: int, match: Match, filler: CacheLoader
     ) -> tuple[serialize.Payload | None, Match]:
         """Fill in a match, or the best that is left after bad blocks were set aside; its checkpoint, and itself."""
         spoiled = ""
@@ -101,19 +101,19 @@ class PagedPrefixCache:
                 miss = spoiled or match.miss
                 return checkpoint, replace(match, miss=miss) if checkpoint is not None else nothing_of(match, miss)
             spoiled = "corrupt"
-            match = self._match(job, limit)
+            match = self._match(request, limit)
         self.store.release(match)
         return None, nothing_of(match, spoiled)
 
-    def segments(self, job: Request) -> list[list[int]]:
+    def segments(self, request: Request) -> list[list[int]]:
         """The tokens still to compute, cut where a checkpoint is wanted: at message boundaries and every N tokens.
 
         A message ends with one of the model's end tokens. Of many boundaries the first (behind the system prompt,
         where other conversations fork) and the last few count. The prompt's end gets a checkpoint only where none
         is near: what follows the last message, the opening of the answer, is computed anew sooner than stored.
         """
-        context = job.context
-        start, end = job.cached, len(context)
+        context = request.context
+        start, end = request.cached, len(context)
         if not self.wants_checkpoints:
             return [context[start:]]
         ends = [i + 1 for i in range(start, end - 1) if context[i] in self._loaded.eos]
@@ -125,45 +125,47 @@ class PagedPrefixCache:
         marks = sorted({start, *cuts, end})
         return [context[a:b] for a, b in zip(marks, marks[1:], strict=False)]
 
-    def keep_checkpoint(self, job: Request, caches: Sequence[Any], tokens: Sequence[int]) -> tuple[int, int]:
+    def keep_checkpoint(self, request: Request, caches: Sequence[Any], tokens: Sequence[int]) -> tuple[int, int]:
         """Store everything at exactly ``tokens``, in the middle of a prompt; blocks and bytes written."""
-        blocks, size = self._put(job, tokens, serialize.token_rows(caches))
-        put = self.store.put_checkpoint(self._namespace(job), tokens, serialize.to_checkpoint(caches))
+        blocks, size = self._put(request, tokens, serialize.token_rows(caches))
+        put = self.store.put_checkpoint(self._namespace(request), tokens, serialize.to_checkpoint(caches))
         return blocks + put.blocks, size + put.bytes
 
-    def keep_prompt(self, job: Request, caches: Sequence[Any]) -> tuple[int, int]:
+    def keep_prompt(self, request: Request, caches: Sequence[Any]) -> tuple[int, int]:
         """Store the complete prompt rows that scorers set aside before they evicted; blocks and bytes written."""
         rows = serialize.token_rows(caches, prompt=True)
         for layer in serialize.own_layers(caches):
             layer.prompt_rows = None
-        return self._put(job, job.prompt, rows)
+        return self._put(request, request.prompt, rows)
 
-    def keep(self, job: Request, caches: Sequence[Any], tokens: Sequence[int]) -> tuple[int, int]:
+    def keep(self, request: Request, caches: Sequence[Any], tokens: Sequence[int]) -> tuple[int, int]:
         """Store what the job has computed of ``tokens``, generated ones included; blocks and bytes written."""
         own = serialize.own_layers(caches)
         if any(layer.prompt_rows is not None for layer in own):
-            return self.keep_prompt(job, caches)
+            return self.keep_prompt(request, caches)
         if any(layer.compressed for layer in own):
             # Rows computed under eviction are not what another request would compute.
             return 0, 0
-        blocks, size = self._put(job, tokens, serialize.token_rows(caches))
-        if self.wants_checkpoints and len(tokens) > job.cached:
-            put = self.store.put_checkpoint(self._namespace(job), tokens, serialize.to_checkpoint(caches))
+        blocks, size = self._put(request, tokens, serialize.token_rows(caches))
+        if self.wants_checkpoints and len(tokens) > request.cached:
+            put = self.store.put_checkpoint(self._namespace(request), tokens, serialize.to_checkpoint(caches))
             blocks, size = blocks + put.blocks, size + put.bytes
         return blocks, size
 
-    def _put(self, job: Request, tokens: Sequence[int], rows: dict[str, mx.array]) -> tuple[int, int]:
-        if len(tokens) <= job.stored:
+    def _put(self, request: Request, tokens: Sequence[int], rows: dict[str, mx.array]) -> tuple[int, int]:
+        if len(tokens) <= request.stored:
             return 0, 0
-        job.stored = len(tokens)
+        request.stored = len(tokens)
         # Asked anew each time: since the match, blocks may have left, and other requests may have stored theirs.
-        start = self.store.stored(self._namespace(job), tokens)
+        start = self.store.stored(self._namespace(request), tokens)
         blocks = serialize.to_blocks(rows, start, len(tokens), self._block)
-        put = self.store.put(self._namespace(job), tokens, start, blocks)
+        put = self.store.put(self._namespace(request), tokens, start, blocks)
         return put.blocks, put.bytes
 
-    def _namespace(self, job: Request) -> Namespace:
-        return Namespace(self._loaded.fingerprint, self._policy.at_rest, self._loaded.dtype, self._block, job.tenant)
+    def _namespace(self, request: Request) -> Namespace:
+        return Namespace(
+            self._loaded.fingerprint, self._policy.storage_key, self._loaded.dtype, self._block, request.tenant
+        )
 
 
 def nothing_of(match: Match, miss: str) -> Match:

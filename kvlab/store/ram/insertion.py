@@ -19,9 +19,9 @@ class RamInserter:
     """Fills RAM within its budget. The caller holds the store's lock, which ``add`` lets go of while it waits."""
 
     def __init__(
-        self, ram: RamTier, tiers: Sequence[Tier], writer: WriteBehind | None, ledger: StoreStats, pins: Pins
+        self, ram: RamTier, tiers: Sequence[Tier], writer: WriteBehind | None, stats: StoreStats, pins: Pins
     ) -> None:
-        self._ram, self._tiers, self._writer, self._ledger, self._pins = ram, tiers, writer, ledger, pins
+        self._ram, self._tiers, self._writer, self._stats, self._pins = ram, tiers, writer, stats, pins
         self._read_once: OrderedDict[bytes, bool] = OrderedDict()
 
     def add(self, new: Sequence[Block]) -> Put:
@@ -40,13 +40,13 @@ class RamInserter:
             if block.kind == BLOCK:
                 self._drop_covered_by(block)
             entry = self._ram.add(block, dirty=self._writer is not None)
-            self._ledger.ghosts.back(block.key)
+            self._stats.ghosts.back(block.key)
             if self._writer is not None:
                 self._writer.add(entry)
             entries.append(entry)
         put = Put(len(entries), sum(entry.nbytes for entry in entries))
         if entries:
-            self._ledger.stored(put.blocks, put.bytes)
+            self._stats.stored(put.blocks, put.bytes)
             if self._writer is not None:
                 self._writer.after_put(entries)
         return put
@@ -80,7 +80,7 @@ class RamInserter:
             lost = entry.dirty or not self._tiers
             self._ram.remove(entry.block.key, evicted=True)
             if lost:
-                self._ledger.left(entry.block.key, entry.nbytes, "evicted")
+                self._stats.left(entry.block.key, entry.nbytes, "evicted")
         return True
 
     def _covered(self, tail: Block) -> bool:

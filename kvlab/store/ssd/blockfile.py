@@ -115,14 +115,14 @@ def read(path: str | os.PathLike[str], key: bytes) -> Block:
     return block
 
 
-def read_to(path: str | os.PathLike[str], key: bytes, scratch: ReadBuffer) -> Block | None:
-    """As :func:`read`, with the arrays in ``scratch``, where they last until the next reading into it.
+def read_to(path: str | os.PathLike[str], key: bytes, buffer: ReadBuffer) -> Block | None:
+    """As :func:`read`, with the arrays in ``buffer``, where they last until the next reading into it.
 
-    None: the block was wanted whole, and its arrays went to the rooms that ``scratch`` has for them.
+    None: the block was wanted whole, and its arrays went to the rooms that ``buffer`` has for them.
     """
     fd = os.open(path, os.O_RDONLY)
     try:
-        if _reads_alike(fd, key, scratch):
+        if _reads_alike(fd, key, buffer):
             return None
         size = os.fstat(fd).st_size
         start = os.pread(fd, _FIRST, 0)
@@ -131,19 +131,19 @@ def read_to(path: str | os.PathLike[str], key: bytes, scratch: ReadBuffer) -> Bl
             start = os.pread(fd, _START + length, 0)
         raw, digest = _sealed(start, length)
         offset = _START + length
-        if scratch.has_rooms:
+        if buffer.has_rooms:
             header = _parsed(raw)
             block, stored = _block(header, None, key), _arrays(header.get("arrays"))
-            rooms = scratch.rooms(stored, block.length) if block.kind == BLOCK and stored else None
+            rooms = buffer.rooms(stored, block.length) if block.kind == BLOCK and stored else None
             if rooms is not None:
                 views = _with_gaps(stored, rooms, size - offset)
                 _fill(fd, views, offset, size - offset)
                 _verify(views, digest)
-                scratch.form = BlockLayout(
+                buffer.form = BlockLayout(
                     stored, block.length, start[:_SIZES], _ending(raw), size - offset, bytearray(offset), bytearray(1)
                 )
                 return None
-        data = scratch.take(size - offset)
+        data = buffer.take(size - offset)
         _fill(fd, [data.data], offset, size - offset)
     finally:
         os.close(fd)
@@ -152,14 +152,14 @@ def read_to(path: str | os.PathLike[str], key: bytes, scratch: ReadBuffer) -> Bl
     return _block(_parsed(raw), data, key)
 
 
-def _reads_alike(fd: int, key: bytes, scratch: ReadBuffer) -> bool:
+def _reads_alike(fd: int, key: bytes, buffer: ReadBuffer) -> bool:
     """Read header and arrays at once, on the guess that the block has the form of the one before.
 
     False: it has not, or something is wrong with it; a closer look tells. What its key says, parent, tokens and with
     them its place, is not read again.
     """
-    form = scratch.form
-    rooms = scratch.rooms(form.stored, form.tokens) if form is not None else None
+    form = buffer.form
+    rooms = buffer.rooms(form.stored, form.tokens) if form is not None else None
     if form is None or rooms is None or len(rooms) > _VIEWS - 2:
         return False
     views, head = _with_gaps(form.stored, rooms, form.payload), form.head

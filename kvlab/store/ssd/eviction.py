@@ -36,21 +36,21 @@ class Evictor:
         """Evict until ``size`` more bytes fit, none of ``keep``; False when that cannot be."""
         if size > self._budget:
             return False
-        catalog = self._folder.catalog
+        index = self._folder.index
         order: Replacement | None = None
-        while catalog.sum("bytes") + size > self._budget:
+        while index.sum("bytes") + size > self._budget:
             order = order or self._refreshed()
             if not self._evict(order, keep):
                 return False
         return True
 
     def _evict(self, order: Replacement, keep: Collection[bytes]) -> bool:
-        catalog = self._folder.catalog
+        index = self._folder.index
         while True:
             key = order.victim(lambda key: key not in keep and self._may_leave(key))
             if not isinstance(key, bytes):
                 return False
-            row = catalog.one("SELECT used FROM blocks WHERE key = ?", key)
+            row = index.one("SELECT used FROM blocks WHERE key = ?", key)
             if row is None:  # another process evicted it
                 self.gone(key)
             elif row[0] > self._used[key]:  # another process used it
@@ -58,7 +58,7 @@ class Evictor:
                 order.touch(key)
             else:
                 self._folder.path(key).unlink(missing_ok=True)
-                nbytes = catalog.forget(key, "evicted")
+                nbytes = index.forget(key, "evicted")
                 self._forget(order, key, evicted=True)
                 self._left(key, nbytes, "evicted")
                 return True
@@ -67,7 +67,7 @@ class Evictor:
         if not isinstance(key, bytes) or key in self._below or self._pinned(key):
             return False
         sql = "SELECT 1 FROM blocks WHERE parent = ?1 OR (key = ?1 AND owner IS NOT NULL) LIMIT 1"
-        return self._folder.catalog.one(sql, key) is None
+        return self._folder.index.one(sql, key) is None
 
     def _refreshed(self) -> Replacement:
         """The order, with what was added to the index since the last time."""
@@ -76,7 +76,7 @@ class Evictor:
             self._used.clear()
             self._parents.clear()
             self._below.clear()
-        rows = self._folder.catalog.rows(
+        rows = self._folder.index.rows(
             "SELECT id, key, parent, bytes, cost, uses, used FROM blocks WHERE id > ? ORDER BY used", self._last
         )
         for at, key, parent, nbytes, cost, uses, used in rows:

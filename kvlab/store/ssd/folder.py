@@ -78,19 +78,19 @@ class StoreFolder(ReadOnlyFolder):
         self.ballast = root / "ballast"
         with self._alone():
             try:
-                self.catalog = self._open_catalog()
+                self.index = self._open_index()
             except (OSError, sqlite3.OperationalError):
                 if not self.ballast.exists():
                     raise
                 self.ballast.unlink()  # a full disk has no room for SQLite's own files, unless some was set aside
-                self.catalog = self._open_catalog()
+                self.index = self._open_index()
         try:
             self._keep_ballast()
-            self.view = IndexReader(self.catalog.path)
+            self.view = IndexReader(self.index.path)
             self.owner = owners.ProcessLock(self.owners)
             self.sweep()
-            with self.catalog.write():
-                self.catalog.trim_sessions()
+            with self.index.write():
+                self.index.trim_sessions()
         except BaseException:
             self.close()
             raise
@@ -105,12 +105,12 @@ class StoreFolder(ReadOnlyFolder):
         finally:
             os.close(fd)
 
-    def _open_catalog(self) -> SsdIndex:
+    def _open_index(self) -> SsdIndex:
         path = self.root / "catalog.sqlite"
         try:
             if self.suspect.exists():
                 raise sqlite3.DatabaseError("reported by the last store that used it")
-            catalog = SsdIndex(path)
+            index = SsdIndex(path)
         except (sqlite3.DatabaseError, *GARBLED) as error:
             if isinstance(error, (sqlite3.OperationalError, StoreError)):
                 raise  # locked, full, read-only, or of a newer format: the index itself may be fine
@@ -119,10 +119,10 @@ class StoreFolder(ReadOnlyFolder):
                 Path(f"{path}{suffix}").unlink(missing_ok=True)
             self._set_aside(path)
             self.suspect.unlink(missing_ok=True)
-            catalog = SsdIndex(path)
-        if not catalog.sum("indexed"):  # new, or killed before it knew what there is
-            self._rebuild(catalog)
-        return catalog
+            index = SsdIndex(path)
+        if not index.sum("indexed"):  # new, or killed before it knew what there is
+            self._rebuild(index)
+        return index
 
     def _keep_ballast(self) -> None:
         if self.ballast.exists():
@@ -143,9 +143,9 @@ class StoreFolder(ReadOnlyFolder):
             else:
                 yield folder
 
-    def _rebuild(self, catalog: SsdIndex) -> None:
+    def _rebuild(self, index: SsdIndex) -> None:
         """Index the files that are there; their payloads are verified when they are read."""
-        with catalog.write():
+        with index.write():
             for path in list(self.files()):
                 try:
                     block, size = blockfile.read_header(path)
@@ -154,8 +154,8 @@ class StoreFolder(ReadOnlyFolder):
                 except (blockfile.BadBlock, OSError):
                     self._set_aside(path)
                     continue
-                insert(catalog, [(replace(block, used=path.stat().st_mtime), size)], None)
-            catalog.add(indexed=1)
+                insert(index, [(replace(block, used=path.stat().st_mtime), size)], None)
+            index.add(indexed=1)
 
     def sweep(self) -> int:
         """Remove what dead processes left behind; the number of files and rows removed."""
@@ -169,9 +169,9 @@ class StoreFolder(ReadOnlyFolder):
 
         for name in owners.names(self.owners):
             gone(name)
-        for key, owner in self.catalog.rows("SELECT key, owner FROM blocks WHERE owner IS NOT NULL"):
+        for key, owner in self.index.rows("SELECT key, owner FROM blocks WHERE owner IS NOT NULL"):
             if gone(owner):
-                with self.catalog.write():
+                with self.index.write():
                     swept += self.drop_unfinished(key, owner)
         for path in self.tmp.iterdir():
             if gone(path.name.partition("-")[0]):
@@ -182,29 +182,29 @@ class StoreFolder(ReadOnlyFolder):
     def _reconcile(self) -> int:
         """After a crash: forget rows whose file is gone, as an eviction leaves them, and set aside cut files."""
         wrong = 0
-        with self.catalog.write():
-            for key, size in self.catalog.rows("SELECT key, bytes FROM blocks WHERE owner IS NULL"):
+        with self.index.write():
+            for key, size in self.index.rows("SELECT key, bytes FROM blocks WHERE owner IS NULL"):
                 try:
                     if self.path(key).stat().st_size == size:
                         continue
                     self.set_aside(key)
                 except FileNotFoundError:
-                    self.catalog.forget(key, "evicted")
+                    self.index.forget(key, "evicted")
                 wrong += 1
         return wrong
 
     def drop_unfinished(self, key: bytes, owner: str) -> int:
         """Remove the row of a writer that died before it finished, and its file; inside ``write``."""
-        if self.catalog.one("SELECT 1 FROM blocks WHERE key = ? AND owner = ?", key, owner) is None:
+        if self.index.one("SELECT 1 FROM blocks WHERE key = ? AND owner = ?", key, owner) is None:
             return 0
         self.path(key).unlink(missing_ok=True)
-        self.catalog.forget(key, None)
+        self.index.forget(key, None)
         return 1
 
     def set_aside(self, key: bytes) -> None:
         """Quarantine the file of a key and forget its row; inside ``write``."""
         self._set_aside(self.path(key))
-        self.catalog.forget(key, "corrupt")
+        self.index.forget(key, "corrupt")
 
     def _set_aside(self, path: Path) -> None:
         with contextlib.suppress(OSError):
@@ -214,21 +214,21 @@ class StoreFolder(ReadOnlyFolder):
                 old.unlink(missing_ok=True)
 
     def close(self) -> None:
-        for part in ("owner", "view", "catalog"):  # any may be missing when opening failed
+        for part in ("owner", "view", "index"):  # any may be missing when opening failed
             with contextlib.suppress(OSError, sqlite3.Error):
                 if part in vars(self):
                     vars(self)[part].close()
 
 
-def insert(catalog: SsdIndex, blocks: Sequence[tuple[Block, int]], owner: str | None) -> None:
+def insert(index: SsdIndex, blocks: Sequence[tuple[Block, int]], owner: str | None) -> None:
     """Add the rows of blocks, each with the size of its file, and count their bytes; inside ``write``."""
     now = time.time()
     spaces = {block.ns for block, _ in blocks}
-    catalog.many(
+    index.many(
         "INSERT OR IGNORE INTO namespaces VALUES (?, ?, ?, ?, ?, ?, ?)",
         [(ns.root(), ns.model, ns.policy, ns.dtype, ns.block, ns.tenant, now) for ns in spaces],
     )
-    catalog.many(
+    index.many(
         "INSERT INTO blocks (key, parent, root, kind, tokens, start, bytes, cost, created, used, uses, owner) "
         "VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
         [
@@ -237,17 +237,17 @@ def insert(catalog: SsdIndex, blocks: Sequence[tuple[Block, int]], owner: str | 
             for block, size in blocks
         ],
     )  # fmt: skip
-    catalog.many("DELETE FROM ghosts WHERE key = ?", [(block.key,) for block, _ in blocks])
-    catalog.add(bytes=sum(size for _, size in blocks), blocks=len(blocks))
+    index.many("DELETE FROM ghosts WHERE key = ?", [(block.key,) for block, _ in blocks])
+    index.add(bytes=sum(size for _, size in blocks), blocks=len(blocks))
 
 
 def folder_problems(folder: StoreFolder) -> list[str]:
     """What index and files disagree on, without reading payloads. Holds off writers while it looks."""
     found: list[str] = []
-    catalog = folder.catalog
-    with catalog.write():
-        rows = catalog.rows("SELECT key, bytes, owner FROM blocks")
-        if catalog.sum("bytes") != sum(row[1] for row in rows) or catalog.sum("blocks") != len(rows):
+    index = folder.index
+    with index.write():
+        rows = index.rows("SELECT key, bytes, owner FROM blocks")
+        if index.sum("bytes") != sum(row[1] for row in rows) or index.sum("blocks") != len(rows):
             found.append("SSD: the sums of bytes and blocks are off")
         expected = {folder.path(key): size for key, size, owner in rows if owner is None}
         unfinished = {folder.path(key) for key, _, owner in rows if owner is not None}

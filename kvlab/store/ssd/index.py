@@ -147,7 +147,7 @@ class SsdIndex:
         self.add(written=nbytes)
         self._db.execute("INSERT INTO days VALUES (?1, ?2) ON CONFLICT DO UPDATE SET bytes = bytes + ?2", (day, nbytes))
 
-    def acknowledge(self, keys: Iterable[bytes]) -> None:
+    def commit(self, keys: Iterable[bytes]) -> None:
         """From now on these blocks are found; inside ``write``."""
         self._db.executemany("UPDATE blocks SET owner = NULL WHERE key = ?", [(key,) for key in keys])
 

@@ -22,7 +22,7 @@ class IndexReader(SsdIndex):
     def roots_of(self, head: bytes) -> set[bytes]:
         return self._set("SELECT root FROM heads WHERE head IN ({})", [head])
 
-    def why_gone(self, key: bytes) -> str:
+    def eviction_reason(self, key: bytes) -> str:
         row = self.one("SELECT reason FROM ghosts WHERE key = ?", key)
         return row[0] if row else ""
 

@@ -80,7 +80,7 @@ class SsdTier:
                 self._layout = ReadOnlyFolder(self.directory)
             return
         self._evictor = Evictor(folder, self.budget, self._replace, self._pinned, self._dropped)
-        self._booking = WriteTransaction(folder, self._evictor, self._pinned, self._counts, self._write_cap)
+        self._transaction = WriteTransaction(folder, self._evictor, self._pinned, self._counts, self._write_cap)
         self._unsynced, self._unreadable = set(), set()
         self._folder = self._layout = folder
 
@@ -144,8 +144,8 @@ class SsdTier:
         child = self._look(lambda view: view.nearest(parent, tokens), None)
         return None if child is None or child.key in self._unreadable else child
 
-    def why_gone(self, key: bytes) -> str:
-        return self._look(lambda view: view.why_gone(key), "")
+    def eviction_reason(self, key: bytes) -> str:
+        return self._look(lambda view: view.eviction_reason(key), "")
 
     def roots_of(self, head: bytes) -> set[bytes]:
         return self._look(lambda view: view.roots_of(head), set())
@@ -174,8 +174,8 @@ class SsdTier:
     def read(self, key: bytes) -> Block:
         return self._read(key, lambda path: blockfile.read(path, key))
 
-    def read_to(self, key: bytes, scratch: ReadBuffer) -> Block | None:
-        return self._read(key, lambda path: blockfile.read_to(path, key, scratch))
+    def read_to(self, key: bytes, buffer: ReadBuffer) -> Block | None:
+        return self._read(key, lambda path: blockfile.read_to(path, key, buffer))
 
     def _read(self, key: bytes, read: Callable[[str], T]) -> T | Block:
         layout = self._layout
@@ -191,7 +191,7 @@ class SsdTier:
                 raise TierMiss(str(error)) from None
             return self._second_look(layout, key)
 
-    def distrust(self, key: bytes) -> None:
+    def quarantine(self, key: bytes) -> None:
         folder = self._folder
         if folder is not None:
             with contextlib.suppress(TierMiss):
@@ -204,8 +204,8 @@ class SsdTier:
         """
         nbytes, reason = 0, "the index led to another block"
         try:
-            with folder.catalog.write():
-                row = folder.catalog.one("SELECT bytes FROM blocks WHERE key = ? AND owner IS NULL", key)
+            with folder.index.write():
+                row = folder.index.one("SELECT bytes FROM blocks WHERE key = ? AND owner IS NULL", key)
                 if row is None:
                     raise TierMiss("it was evicted")
                 nbytes = row[0]
@@ -226,30 +226,30 @@ class SsdTier:
 
     def touch(self, keys: Sequence[bytes]) -> None:
         if self._folder is not None:
-            self._booking.touch(keys)
+            self._transaction.touch(keys)
 
     def delete(self, keys: Sequence[bytes]) -> None:
         if self._folder is not None:
-            self._booking.doom(keys)
+            self._transaction.mark_deleted(keys)
 
     def write(self, blocks: Sequence[Block], heads: Sequence[tuple[bytes, bytes]] = ()) -> set[bytes]:
         if self._ready() is None:
             return set()
         try:
-            held, booked = self._booking.book(blocks, heads)
+            held, reserved = self._transaction.reserve(blocks, heads)
         except TROUBLE as error:
             self._fail(error)
             return set()
         written: set[bytes] = set()
         failure: Exception | None = None
         try:
-            for block, parts in booked:
-                self._unsynced.add(self._booking.write(block.key, parts))
+            for block, parts in reserved:
+                self._unsynced.add(self._transaction.write(block.key, parts))
                 written.add(block.key)
         except OSError as error:
             failure = error
         try:
-            self._booking.acknowledge(written, booked)
+            self._transaction.commit(written, reserved)
         except TROUBLE as error:
             failure, written = error, set()
         if failure is not None:
@@ -262,10 +262,10 @@ class SsdTier:
         if folder is None:
             return
         try:
-            with folder.catalog.write():
-                self._booking.tidy()
+            with folder.index.write():
+                self._transaction.tidy()
                 self._evictor.make_room(0)  # the budget may have been lowered since
-                folder.catalog.session(folder.owner.name, counters)
+                folder.index.session(folder.owner.name, counters)
         except TROUBLE as error:
             self._fail(error)
 
@@ -279,7 +279,7 @@ class SsdTier:
             with ThreadPoolExecutor(SYNCS, thread_name_prefix="kvlab-store-sync") as pool:
                 for some in (paths, folders):  # files before the names that lead to them
                     list(pool.map(sync_path, some))
-            folder.catalog.sync()
+            folder.index.sync()
         except TROUBLE as error:
             self._fail(error)
             return False

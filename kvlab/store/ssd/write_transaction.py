@@ -20,11 +20,14 @@ from kvlab.store.ssd import process_lock as owners
 from kvlab.store.ssd.eviction import Evictor
 from kvlab.store.ssd.folder import StoreFolder, insert
 
-Booked = list[tuple[Block, list[blockfile.Buffer]]]
+Reserved = list[tuple[Block, list[blockfile.Buffer]]]
 
 
 class WriteTransaction:
-    """One process's way of writing into ``folder``. All but ``touch`` and ``doom`` may raise OSError, sqlite3.Error."""
+    """One process's way of writing into ``folder``. 
+
+    All but ``touch`` and ``mark_deleted`` may raise OSError or sqlite3.Error.
+    """
 
     def __init__(
         self,
@@ -38,7 +41,7 @@ class WriteTransaction:
         self._write_cap = write_cap
         self._lock = threading.Lock()  # guards the two below
         self._uses: dict[bytes, tuple[float, int]] = {}
-        self._doomed: set[bytes] = set()
+        self._deleted_keys: set[bytes] = set()
 
     def touch(self, keys: Sequence[bytes]) -> None:
         """Note a use, to be written down by the next transaction."""
@@ -47,55 +50,55 @@ class WriteTransaction:
             for i, key in enumerate(keys):
                 self._uses[key] = (now + i * 1e-6, self._uses.get(key, (0.0, 0))[1] + 1)
 
-    def doom(self, keys: Sequence[bytes]) -> None:
+    def mark_deleted(self, keys: Sequence[bytes]) -> None:
         """Have blocks deleted by the next transaction."""
         with self._lock:
-            self._doomed.update(keys)
+            self._deleted_keys.update(keys)
 
     def tidy(self) -> None:
         """Write down uses and deletions that were put off; inside ``write``."""
         with self._lock:
             uses, self._uses = self._uses, {}
-            doomed = {key for key in self._doomed if not self._pinned(key)}
-            self._doomed -= doomed
+            deleted = {key for key in self._deleted_keys if not self._pinned(key)}
+            self._deleted_keys -= deleted
         if uses:
-            self._folder.catalog.touch((key, when, times) for key, (when, times) in uses.items())
+            self._folder.index.touch((key, when, times) for key, (when, times) in uses.items())
             for key, (when, _) in uses.items():
                 self._evictor.touch(key, when)
-        for key in doomed:
-            if self._folder.catalog.one("SELECT 1 FROM blocks WHERE key = ? AND owner IS NULL", key):
+        for key in deleted:
+            if self._folder.index.one("SELECT 1 FROM blocks WHERE key = ? AND owner IS NULL", key):
                 self._remove(key)
 
-    def book(self, blocks: Sequence[Block], heads: Sequence[tuple[bytes, bytes]]) -> tuple[set[bytes], Booked]:
+    def reserve(self, blocks: Sequence[Block], heads: Sequence[tuple[bytes, bytes]]) -> tuple[set[bytes], Reserved]:
         """Book room for those of ``blocks`` that the folder lacks: what it holds already, and what is to be written."""
         held: set[bytes] = set()
-        booked: Booked = []
+        reserved: Reserved = []
         encoded = [blockfile.encode(block) for block in blocks]
-        catalog, me = self._folder.catalog, self._folder.owner.name
-        booked_bytes = 0
-        with catalog.write():
+        index, me = self._folder.index, self._folder.owner.name
+        reserved_bytes = 0
+        with index.write():
             self.tidy()
             for head, root in heads:
-                catalog.head(head, root)
-            today = catalog.written_on(_day())
+                index.head(head, root)
+            today = index.written_on(_day())
             keys = [block.key for block in blocks]
-            here = dict(catalog.among("SELECT key, owner FROM blocks WHERE key IN ({})", keys))
+            here = dict(index.among("SELECT key, owner FROM blocks WHERE key IN ({})", keys))
             keep = {*here, *(block.parent for block in blocks)}  # without its parent a block is never found
             for block, parts in zip(blocks, encoded, strict=True):
                 if block.key in here and self._there(block.key, here[block.key], held):
                     continue
                 size = blockfile.size_of(parts)
-                if self._write_cap is not None and today + booked_bytes + size > self._write_cap:
+                if self._write_cap is not None and today + reserved_bytes + size > self._write_cap:
                     self._counts["capped"] += 1
                     break  # a child without its parent would never be found
-                if not self._evictor.make_room(booked_bytes + size, keep):
+                if not self._evictor.make_room(reserved_bytes + size, keep):
                     self._counts["refused"] += 1
                     break
-                booked_bytes += size
-                booked.append((block, parts))
-            if booked:
-                insert(catalog, [(block, blockfile.size_of(parts)) for block, parts in booked], me)
-        return held, booked
+                reserved_bytes += size
+                reserved.append((block, parts))
+            if reserved:
+                insert(index, [(block, blockfile.size_of(parts)) for block, parts in reserved], me)
+        return held, reserved
 
     def _there(self, key: bytes, owner: str | None, held: set[bytes]) -> bool:
         """Whether the folder has the block, which is then added to ``held``, or its owner is alive and writes it."""
@@ -128,18 +131,18 @@ class WriteTransaction:
             raise
         return path
 
-    def acknowledge(self, written: set[bytes], booked: Booked) -> None:
+    def commit(self, written: set[bytes], reserved: Reserved) -> None:
         """From now on the blocks that are written are found; the room of the others is given back."""
-        catalog, total = self._folder.catalog, 0
-        with catalog.write():
-            catalog.acknowledge(written)
-            for block, parts in booked:
+        index, total = self._folder.index, 0
+        with index.write():
+            index.commit(written)
+            for block, parts in reserved:
                 if block.key not in written:
                     self._folder.drop_unfinished(block.key, self._folder.owner.name)
                     continue
                 self._drop_covered_by(block)
                 total += blockfile.size_of(parts)
-            catalog.count_written(_day(), total)
+            index.count_written(_day(), total)
         self._counts["writes"] += len(written)
         self._counts["bytes_written"] += total
 
@@ -149,14 +152,14 @@ class WriteTransaction:
             return
         tokens = k.sortable(block.tokens)
         sql = f"SELECT key, tokens FROM blocks WHERE parent = ? AND kind = {BLOCK} AND owner IS NULL AND tokens < ? "
-        while row := self._folder.catalog.one(sql + "ORDER BY tokens DESC LIMIT 1", block.parent, tokens):
+        while row := self._folder.index.one(sql + "ORDER BY tokens DESC LIMIT 1", block.parent, tokens):
             if not tokens.startswith(row[1]) or self._pinned(row[0]):
                 return
             self._remove(row[0])
 
     def _remove(self, key: bytes) -> None:
         self._folder.path(key).unlink(missing_ok=True)  # before the row goes, so that nobody's new file can be meant
-        self._folder.catalog.forget(key, None)
+        self._folder.index.forget(key, None)
         self._evictor.gone(key)
 
 

@@ -1,0 +1,52 @@
+"""How a decoder runs, apart from its policy."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from kvlab.errors import KvlabError
+from kvlab.policies import parse_bytes
+
+PREFILL_BATCH = 8
+"""Prompts that are prefilled side by side (mlx-lm's default)."""
+
+
+@dataclass(frozen=True)
+class DecoderConfig:
+    """The settings of one decoder.
+
+    Args:
+        max_concurrency: sequences that decode side by side; more wait in a queue.
+        prefill_step: most prompt tokens computed at a time; beside decoding sequences it is less, by time.
+        live_memory: byte budget for live KV, such as ``"2GB"``; None is no limit. Requests wait for room; where the
+            policy keeps KV at rest, running ones are preempted and go on later, token for token.
+        retain: sequences that keep their live KV when they end, where the policy shares live KV: their next turn goes
+            on from it without a restore. They count as live, never make more than ``max_concurrency`` sequences with
+            the running ones, and are released when live memory is short.
+
+    Raises:
+        KvlabError: a number below its least.
+        PolicyError: a size that cannot be read.
+    """
+
+    max_concurrency: int = 32
+    prefill_step: int = 512
+    live_memory: int | str | None = None
+    retain: int = 4
+
+    def __post_init__(self) -> None:
+        for name, least in (("max_concurrency", 1), ("prefill_step", 1), ("retain", 0)):
+            if getattr(self, name) < least:
+                raise KvlabError(f"{name}={getattr(self, name)} must be {least} or more")
+        if self.live_memory is not None:
+            object.__setattr__(self, "live_memory", parse_bytes(self.live_memory))
+
+    @property
+    def live_bytes(self) -> int | None:
+        """The budget for live KV in bytes."""
+        return None if self.live_memory is None else parse_bytes(self.live_memory)
+
+    @property
+    def prefill_batch(self) -> int:
+        """Prompts that are prefilled side by side."""
+        return min(PREFILL_BATCH, self.max_concurrency)
