@@ -291,7 +291,7 @@ def test_bad_blocks_that_cannot_be_set_aside_are_not_tried_again(
     with opened(tmp_path) as store:
         store.put_checkpoint(NS, TALKS[0], {"s": np.ones(3)})
         store.put_checkpoint(NS, TALKS[0][:9], {"s": np.ones(1)})
-    monkeypatch.setattr(tier.Folder, "_open", fails)
+    monkeypatch.setattr(tier.StoreFolder, "_open", fails)
     with opened(tmp_path) as store:
         bad = store.match(NS, TALKS[0]).pieces[2].key.hex()
         path = next(file for file in files if file.name == bad)

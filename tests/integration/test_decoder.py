@@ -226,7 +226,7 @@ def test_bad_requests_are_refused_at_once(llama, prompt, options, words):
 def test_the_store_writes_gently_while_the_decoder_computes(llama, tmp_path, monkeypatch):
     told: list[bool] = []
     with Decoder(llama, f"tiered:dir={tmp_path}") as decoder:
-        monkeypatch.setattr(decoder.store, "give_way", told.append)
+        monkeypatch.setattr(decoder.store, "set_background_priority", told.append)
         for seed in range(2):
             decoder.generate(conversation(seed, 40), max_tokens=3)
     changes = [active for active, _ in itertools.groupby([False, *told])]  # it may have been idle before it was watched

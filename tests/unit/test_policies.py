@@ -97,7 +97,7 @@ def test_a_policy_is_immutable():
 
 
 @pytest.mark.parametrize(
-    ("spec", "lossless", "at_rest"),
+    ("spec", "lossless", "storage_key"),
     [
         ("full", True, ""),
         ("tiered", True, ""),
