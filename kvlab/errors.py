@@ -25,5 +25,9 @@ class RunError(KvlabError):
     """An experiment file, run folder or figure that cannot be used."""
 
 
+class PolicyWarning(UserWarning):
+    """A policy that will run, but hardly as it is meant to."""
+
+
 class BackendWarning(UserWarning):
     """MLX will run, but slower than it could, or not on the device that was installed for it."""

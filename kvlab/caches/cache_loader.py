@@ -9,7 +9,7 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 
-from kvlab.caches.kv_buffer import STEP, KVBuffer
+from kvlab.caches.kv_buffer import GROWTH_ROWS, KVBuffer
 from kvlab.caches.layer_cache import LayerCache
 from kvlab.caches.serialize import (
     NONE,
@@ -38,7 +38,7 @@ class CacheLoader:
 
     def __init__(self, caches: Sequence[Any], tokens: int, dtype: mx.Dtype) -> None:
         self._leaves = list(leaves(caches))
-        self._capacity = math.ceil((tokens + ROOM) / STEP) * STEP
+        self._capacity = math.ceil((tokens + ROOM) / GROWTH_ROWS) * GROWTH_ROWS
         self._dtype = dtype
         self._arrays: dict[str, mx.array] = {}
         self._views: dict[str, np.ndarray] = {}

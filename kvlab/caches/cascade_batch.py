@@ -1,4 +1,4 @@
-"""``CascadeBatch``: a batch in which prefixes are read once for all who share them, and similar lengths go together."""
+"""``CascadeBatch``: a batch in which shared prefixes are read once for all, and similar lengths go together."""
 
 from __future__ import annotations
 
@@ -7,11 +7,15 @@ from typing import Any, Protocol
 
 import mlx.core as mx
 
-from kvlab.caches.attention_state import AttentionState, concatenate, shared_part
+from kvlab.backends import Backend
+from kvlab.backends.attention_state import concatenate
+from kvlab.backends.base import BucketRule
+from kvlab.caches.attend_in_parts import shared_attention
 from kvlab.caches.batch import BatchLayerCache
-from kvlab.caches.codecs.base import Codec
+from kvlab.caches.codecs import Codec
 from kvlab.caches.kv_buffer import KVBuffer
 from kvlab.caches.length_bucket import LengthBucket
+from kvlab.caches.retention import LayerPlace
 from kvlab.caches.shared_prefix import SharedPrefix
 
 
@@ -19,20 +23,21 @@ class CascadeSequence(Protocol):
     """What a sequence must be to share: see :class:`kvlab.caches.layer_cache.LayerCache`, which is the one there is."""
 
     codec: Codec
+    backend: Backend
+    buckets: BucketRule
     rows: KVBuffer
     prefixes: tuple[SharedPrefix, ...]
     offset: int
     moved: bool
-    layer: int
-    n_layers: int
+    place: LayerPlace
 
     @property
-    def is_in_slab(self) -> bool: ...
+    def is_in_bucket(self) -> bool: ...
     @property
     def state(self) -> list[mx.array]: ...
     @property
     def nbytes(self) -> int: ...
-    def put_in(self, slab: LengthBucket, blank: Mapping[str, mx.array]) -> None: ...
+    def put_in(self, bucket: LengthBucket, blank: Mapping[str, mx.array]) -> None: ...
     def take_out(self) -> None: ...
 
 
@@ -45,9 +50,9 @@ class CascadeBatch(BatchLayerCache):
 
     def __init__(self, sequences: Sequence[CascadeSequence]) -> None:
         super().__init__(list(sequences))
-        for sequence in sequences:  # a batch that was split leaves them in slabs that are not this batch's
+        for sequence in sequences:  # a batch that was split leaves them in buckets that are not this batch's
             sequence.take_out()
-        self._slabs: list[LengthBucket] = []
+        self._buckets: list[LengthBucket] = []
         self._order: mx.array | None = None
         self._back: mx.array | None = None
         self._groups: list[tuple[SharedPrefix, mx.array | None, mx.array | None]] = []
@@ -65,32 +70,48 @@ class CascadeBatch(BatchLayerCache):
         if self._order is not None:
             new = {name: array[self._order] for name, array in new.items()}
         at = 0
-        for slab in self._slabs:
-            count = len(slab.lengths)
-            slab.append({name: array[at : at + count] for name, array in new.items()} if count < len(keys) else new)
+        for bucket in self._buckets:
+            count = len(bucket.lengths)
+            bucket.append({name: array[at : at + count] for name, array in new.items()} if count < len(keys) else new)
             at += count
         for sequence in self.sequences:
             sequence.offset += 1
         return keys, values
 
     def attend(self, queries: mx.array, *, scale: float, mask: Any = None, sinks: mx.array | None = None) -> mx.array:
-        """Attention ``[batch, n_heads, n, v_head_dim]``; rows of padding are zeros."""
+        """Compute attention ``[batch, n_heads, n, v_head_dim]``; rows of padding are zeros."""
         if not self._together(queries.shape[2]):
             return super().attend(queries, scale=scale, mask=mask, sinks=sinks)
-        scaled = queries * scale
+        backend: Backend = self.sequences[0].backend
+        if not self._groups and not backend.composes_batches:
+            return self._attend_apart(backend, queries, scale, sinks)
+        scaled = backend.scaled_queries(queries, scale)
         ordered = scaled if self._order is None else scaled[self._order]
         parts, at = [], 0
-        for slab in self._slabs:
-            count = len(slab.lengths)
-            parts.append(slab.attend(ordered[at : at + count] if count < len(queries) else ordered))
+        for bucket in self._buckets:
+            count = len(bucket.lengths)
+            parts.append(bucket.attend_in_parts(backend, ordered[at : at + count] if count < len(queries) else ordered))
             at += count
-        whole: AttentionState = concatenate(parts)
+        whole = concatenate(parts)
         if self._back is not None:
             whole = whole.take(self._back)
         for prefix, members, spread in self._groups:
-            part = shared_part(prefix.codec, prefix.arrays, scaled if members is None else scaled[members])
-            whole = whole.merge(part if spread is None else part.spread(spread))
-        return whole.finish(queries.dtype, sinks)
+            some = scaled if members is None else scaled[members]
+            part = shared_attention(backend, prefix.codec, prefix.arrays, some)
+            whole = backend.merge(whole, part if spread is None else part.spread(spread))
+        return backend.finish(whole, queries.dtype, sinks)
+
+    def _attend_apart(self, backend: Backend, queries: mx.array, scale: float, sinks: mx.array | None) -> mx.array:
+        """Attend where no prefix is shared: bucket by bucket, each by one fused operation."""
+        ordered = queries if self._order is None else queries[self._order]
+        outs, at = [], 0
+        for bucket in self._buckets:
+            count = len(bucket.lengths)
+            some = ordered[at : at + count] if count < len(queries) else ordered
+            outs.append(bucket.attend(backend, some, scale, sinks))
+            at += count
+        whole = outs[0] if len(outs) == 1 else mx.concatenate(outs)
+        return whole if self._back is None else whole[self._back]
 
     def filter(self, keep: list[int]) -> None:
         """Keep the sequences ``keep``, in that order; the others take their rows along."""
@@ -113,39 +134,40 @@ class CascadeBatch(BatchLayerCache):
 
     @property
     def state(self) -> list[mx.array]:
-        slabs = [array for slab in self._slabs for array in slab.arrays.values()]
-        return slabs + [array for sequence in self.sequences if not sequence.is_in_slab for array in sequence.state]
+        buckets = [array for bucket in self._buckets for array in bucket.arrays.values()]
+        return buckets + [array for sequence in self.sequences if not sequence.is_in_bucket for array in sequence.state]
 
     @property
     def nbytes(self) -> int:
         """Bytes of all own rows; prefixes, which other batches may hold too, do not count."""
-        apart = sum(sequence.nbytes for sequence in self.sequences if not sequence.is_in_slab)
-        return apart + sum(slab.nbytes for slab in self._slabs)
+        apart = sum(sequence.nbytes for sequence in self.sequences if not sequence.is_in_bucket)
+        return apart + sum(bucket.nbytes for bucket in self._buckets)
 
     def _together(self, count: int) -> bool:
-        return count == 1 and self._waiting is None and (len(self.sequences) > 1 or self.sequences[0].is_in_slab)
+        if count != 1 or self._waiting is not None:
+            return False
+        if len(self.sequences) > 1:
+            return True
+        # The last one of a batch: going back to rows of its own is a copy, which pays where those are quicker.
+        return self.sequences[0].is_in_bucket and self.sequences[0].backend.composes_batches
 
     def _forget_layout(self) -> None:
-        self._slabs, self._laid_out = [], False
+        self._buckets, self._laid_out = [], False
 
     def _lay_out(self, new: Mapping[str, mx.array]) -> None:
-        """Bring every sequence into a slab, and note in what order they stand and who shares what.
+        """Bring every sequence into a bucket, and note in what order they stand and what they share.
 
         ``new`` rows tell the form of a sequence that has none yet.
         """
         if self._laid_out and not any(sequence.moved for sequence in self.sequences):
             return
-        self._slabs = [slab for slab in self._slabs if slab.lengths]
+        self._buckets = [bucket for bucket in self._buckets if bucket.lengths]
         for sequence in self.sequences:
-            if not sequence.is_in_slab:
-                length = sequence.rows.length
-                slab = next((slab for slab in self._slabs if slab.has_room(length)), None)
-                if slab is None:
-                    slab = LengthBucket(sequence.codec, sequence.layer / sequence.n_layers)
-                    self._slabs.append(slab)
-                sequence.put_in(slab, {name: array[:1, :, :0] for name, array in new.items()})
+            if not sequence.is_in_bucket:
+                bucket = self._bucket_for(sequence)
+                sequence.put_in(bucket, {name: array[:1, :, :0] for name, array in new.items()})
         place = {id(sequence): i for i, sequence in enumerate(self.sequences)}
-        order = [place[id(member)] for slab in self._slabs for member in slab.members]
+        order = [place[id(member)] for bucket in self._buckets for member in bucket.members]
         same = order == list(range(len(order)))
         self._order = None if same else mx.array(order)
         self._back = None if same else mx.array(sorted(range(len(order)), key=order.__getitem__))
@@ -153,6 +175,18 @@ class CascadeBatch(BatchLayerCache):
         for sequence in self.sequences:
             sequence.moved = False
         self._laid_out = True
+
+    def _bucket_for(self, sequence: CascadeSequence) -> LengthBucket:
+        """Find the bucket that ``sequence`` joins, a new one where none suits and one more is allowed."""
+        length, rule = sequence.rows.length, sequence.buckets
+        for bucket in self._buckets:
+            if bucket.fits(length):
+                return bucket
+        free = [bucket for bucket in self._buckets if bucket.has_slot]
+        if free and rule.buckets is not None and len(self._buckets) >= rule.buckets:
+            return min(free, key=lambda bucket: bucket.padding_after(length))
+        self._buckets.append(LengthBucket(sequence.codec, rule, sequence.place.layer / sequence.place.n_layers))
+        return self._buckets[-1]
 
     def _sharing(self) -> list[tuple[SharedPrefix, mx.array | None, mx.array | None]]:
         """Every prefix with the indices of its sequences, and the way back to the batch; None for all of them."""

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
 from mlx_lm.models.cache import CacheList, KVCache, make_prompt_cache
 
+from kvlab.backends import Backend, current
+from kvlab.backends.base import BucketRule
 from kvlab.caches.attention_hook import install
+from kvlab.caches.codecs import make_codec
 from kvlab.caches.layer_cache import LayerCache
 from kvlab.caches.layerwise import LayerwiseModel
+from kvlab.caches.retention import LayerPlace
 from kvlab.caches.sequential import is_batchable, keep_apart
 from kvlab.errors import ModelError
 from kvlab.policies import Policy, Rotating
@@ -58,9 +63,14 @@ def can_share(model: nn.Module) -> bool:
 
 
 def make_caches(
-    model: nn.Module, policy: Policy | str = "full", *, prompt_tokens: int | None = None, record: bool = False
+    model: nn.Module,
+    policy: Policy | str = "full",
+    *,
+    prompt_tokens: int | None = None,
+    record: bool = False,
+    token_ids: Callable[[], Sequence[int]] | None = None,
 ) -> list[Any]:
-    """Empty layer caches for one sequence, one a layer, for any mlx-lm generator.
+    """Make empty layer caches for one sequence, one a layer, for any mlx-lm generator.
 
     A lossless policy gets mlx-lm's own caches. A lossy one gets a :class:`LayerCache` wherever the model would have a
     plain ``KVCache``, and the model's attention is hooked; sliding-window and recurrent layers stay as they are.
@@ -68,31 +78,43 @@ def make_caches(
     Args:
         prompt_tokens: length of the prompt, where scorers compress; None: at the first single-token step.
         record: keep what each eviction drops, for the recorder.
+        token_ids: gives the sequence's tokens so far, for scorers that read them.
 
     Raises:
-        PolicyError: ``policy`` cannot be read.
+        PolicyError: ``policy`` cannot be read, or a part of it is a module that the live caches do not know.
     """
     policy = Policy.parse(policy)
     if policy.lossless:
         caches = make_prompt_cache(model)
     else:
-        caches = own_caches(model, policy, prompt_tokens=prompt_tokens, record=record)
+        caches = own_caches(model, policy, prompt_tokens=prompt_tokens, record=record, token_ids=token_ids)
     return caches if is_batchable(model) else keep_apart(caches)
 
 
 def own_caches(
-    model: nn.Module, policy: Policy, *, prompt_tokens: int | None = None, record: bool = False
+    model: nn.Module,
+    policy: Policy,
+    *,
+    prompt_tokens: int | None = None,
+    record: bool = False,
+    token_ids: Callable[[], Sequence[int]] | None = None,
+    backend: Backend | None = None,
+    buckets: BucketRule | None = None,
 ) -> list[Any]:
-    """Layer caches with a :class:`LayerCache` under ``policy`` for every plain ``KVCache``, even if it is lossless."""
+    """Make layer caches with a :class:`LayerCache` for every plain ``KVCache``, even if ``policy`` is lossless."""
     install(model)
     native = make_prompt_cache(model)
+    codec, backend = make_codec(policy.codec), backend or current()
+    # The eviction at the end of the prompt loses rows that another request could start from.
+    keeps_prompt = policy.tiers is not None and not policy.retention.is_lossless
 
     def replace(cache: Any, layer: int) -> Any:
         if isinstance(cache, CacheList):
             return CacheList(*(replace(inner, layer) for inner in cache.caches))
         if type(cache) is not KVCache:
             return cache
-        return LayerCache(policy, layer, len(native), prompt_tokens=prompt_tokens, record=record)
+        place = LayerPlace(layer, len(native), prompt_tokens, record, keeps_prompt, token_ids)
+        return LayerCache(policy, place, codec=codec, backend=backend, buckets=buckets)
 
     return [replace(cache, layer) for layer, cache in enumerate(native)]
 

@@ -1,15 +1,16 @@
-"""Rows: the K and V of one sequence in one layer, in arrays that grow by steps."""
+"""``KVBuffer``: the K and V of one sequence in one layer, in arrays that grow by steps."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import mlx.core as mx
 
-from kvlab.caches.codecs.base import Codec
+from kvlab.backends import Backend
+from kvlab.caches.codecs import Arrays, Codec
 
-STEP = 64
+GROWTH_ROWS = 64
 """Rows that storage grows by: small enough that live bytes follow real tokens, large enough to amortize the copy."""
 
 
@@ -41,12 +42,24 @@ class KVBuffer:
         self.length = end
 
     def decode(self) -> tuple[mx.array, mx.array]:
-        """Keys and values ``[1, n_kv_heads, length, head_dim]`` as attention sees them."""
+        """Give keys and values ``[1, n_kv_heads, length, head_dim]`` as attention sees them."""
         return self.codec.decode(self.used())
 
     def used(self) -> dict[str, mx.array]:
-        """Views of the used rows of every array."""
+        """Give views of the used rows of every array."""
         return {name: array[:, :, : self.length] for name, array in self.arrays.items()}
+
+    def attend(
+        self,
+        backend: Backend,
+        queries: mx.array,
+        prefixes: Sequence[Arrays],
+        scale: float,
+        mask: mx.array | str | None,
+        sinks: mx.array | None,
+    ) -> mx.array:
+        """Compute attention of the newest queries over ``prefixes``, in the codec's form, and these rows."""
+        return self.codec.attend(backend, queries, [*prefixes, self.used()], scale, mask, sinks)
 
     def keep(self, index: mx.array) -> None:
         """Keep the rows ``index`` ``[1, n_kv_heads, n]`` of every head and free the others."""
@@ -65,7 +78,7 @@ class KVBuffer:
         self.length = min(self.length, length)
 
     def snapshot(self) -> KVBuffer:
-        """Today's rows, to be read only: they outlive an eviction here, because that makes new arrays."""
+        """Give the present rows, to be read only: they outlive an eviction here, because that makes new arrays."""
         other = KVBuffer(self.codec, self.arrays)
         other.length = self.length
         return other
@@ -77,7 +90,12 @@ class KVBuffer:
     @property
     def nbytes(self) -> int:
         """Bytes of the arrays that are held, unused capacity included."""
-        return sum(array.nbytes for array in self.arrays.values())
+        return sum(array.nbytes for array in self.state)
+
+    @property
+    def state(self) -> list[mx.array]:
+        """Every array that is held."""
+        return list(self.arrays.values())
 
     def reserve(self, count: int) -> None:
         """Have room for ``count`` more rows."""
@@ -85,7 +103,7 @@ class KVBuffer:
             self._grow(self.arrays, self.length + count)
 
     def _grow(self, new: Mapping[str, mx.array], end: int) -> None:
-        room = math.ceil(max(end, self.expected) / STEP) * STEP - self.length
+        room = math.ceil(max(end, self.expected) / GROWTH_ROWS) * GROWTH_ROWS - self.length
         for name, array in new.items():
             fresh = mx.zeros((*array.shape[:2], room, *array.shape[3:]), dtype=array.dtype)
             held = self.arrays.get(name)

@@ -1,8 +1,8 @@
-"""Slabs: rows of a few sequences of similar length side by side, so that one operation decodes them all.
+"""``LengthBucket``: rows of a few sequences of similar length side by side, so that one operation decodes them all.
 
-A slab is what mlx-lm's batch cache is for a whole batch, in small: rows end at a common cursor, and what stands left
+A bucket is what mlx-lm's batch cache is for a whole batch, in small: rows end at a common cursor, and what stands left
 of a sequence's first row is masked. It holds few sequences, so that joining and leaving cost the same in a batch of
-any size, and only similar lengths, so that live bytes follow real tokens.
+any size, and only similar lengths, so that live bytes follow real tokens; the backend's rule says how similar.
 """
 
 from __future__ import annotations
@@ -10,23 +10,21 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import mlx.core as mx
+import numpy as np
 
-from kvlab.caches.attention_state import AttentionState, private_part
-from kvlab.caches.codecs.base import Codec
+from kvlab.backends import Backend
+from kvlab.backends.attention_state import AttentionState
+from kvlab.backends.base import BucketRule
+from kvlab.caches.attend_in_parts import private_attention
+from kvlab.caches.codecs import Codec
 from kvlab.caches.kv_buffer import KVBuffer
-
-SLOTS = 16
-"""Sequences a slab."""
-LEAST, MOST = 16, 64
-"""Columns that a slab grows by: a sixteenth of what it has, within these bounds."""
-SPREAD = 64
-"""Lengths that differ by less share a slab; longer sequences may differ by a quarter."""
 
 
 class LengthBucket:
-    """Rows of up to SLOTS sequences in one layer: arrays ``[slots, n_kv_heads, columns, width]``.
+    """Rows of some sequences in one layer: arrays ``[slots, n_kv_heads, columns, width]``.
 
     Args:
+        rule: how many sequences, of what lengths, and how it grows.
         turn: the layer's place among all, 0 to 1: they grow in turn, so that no step waits for all of them.
 
     Attributes:
@@ -34,26 +32,38 @@ class LengthBucket:
         lengths: rows of each sequence, which stand in the columns ``cursor - length`` to ``cursor``.
     """
 
-    def __init__(self, codec: Codec, turn: float = 0.0) -> None:
+    def __init__(self, codec: Codec, rule: BucketRule, turn: float = 0.0) -> None:
         self.codec = codec
+        self._rule = rule
         self._turn = turn
         self.arrays: dict[str, mx.array] = {}
         self.members: list[object] = []
         self.lengths: list[int] = []
         self.cursor = 0
+        self._visible: mx.array | None = None
+        self._visible_is_known = False
 
-    def has_room(self, length: int) -> bool:
+    @property
+    def has_slot(self) -> bool:
+        """True when one more sequence may join, as far as numbers go."""
+        return len(self.lengths) < self._rule.slots
+
+    def fits(self, length: int) -> bool:
         """True when a sequence of ``length`` rows may join."""
-        if len(self.lengths) >= SLOTS:
-            return False
-        longest, shortest = max([length, *self.lengths]), min([length, *self.lengths])
-        return longest - shortest < max(SPREAD, longest // 4)
+        lengths = [length, *self.lengths]
+        return self.has_slot and self._rule.fit_together(min(lengths), max(lengths))
+
+    def padding_after(self, length: int) -> int:
+        """Rows of padding more, once a sequence of ``length`` rows has joined."""
+        longest = max(self.lengths, default=0)
+        return (max(longest, length) - longest) * len(self.lengths) + max(longest, length) - length
 
     def join(self, member: object, rows: Mapping[str, mx.array], length: int) -> None:
         """Put a sequence into a slot of its own: the first ``length`` of its rows ``[1, n_kv_heads, capacity, width]``.
 
-        The first sequence's arrays become the slab's; those that join it are copied.
+        The first sequence's arrays become the bucket's; those that join it are copied.
         """
+        self._visible_is_known = False
         if not self.members:
             self.arrays, self.cursor = dict(rows), length
             self.members, self.lengths = [member], [length]
@@ -70,6 +80,7 @@ class LengthBucket:
 
     def leave(self, member: object) -> KVBuffer:
         """Give a sequence its rows back and free its slot, which the last sequence moves into."""
+        self._visible_is_known = False
         slot = self.members.index(member)
         last = len(self.lengths) - 1
         if not last and self.cursor == self.lengths[0]:
@@ -90,13 +101,13 @@ class LengthBucket:
         return rows
 
     def rows(self, member: object) -> dict[str, mx.array]:
-        """A sequence's rows, ``[1, n_kv_heads, length, width]``."""
+        """Give a sequence's rows, ``[1, n_kv_heads, length, width]``."""
         slot = self.members.index(member)
         start = self.cursor - self.lengths[slot]
         return {name: array[slot : slot + 1, :, start : self.cursor] for name, array in self.arrays.items()}
 
     def append(self, new: Mapping[str, mx.array]) -> None:
-        """One more row for every sequence, arrays ``[slots, n_kv_heads, 1, width]``."""
+        """Write one more row for every sequence, arrays ``[slots, n_kv_heads, 1, width]``."""
         if self.cursor == self.columns:
             self._resize(max(self.lengths))
         for name, array in new.items():
@@ -104,11 +115,33 @@ class LengthBucket:
         self.cursor += 1
         self.lengths = [length + 1 for length in self.lengths]
 
-    def attend(self, queries: mx.array) -> AttentionState:
-        """What the newest queries, scaled, ``[slots, n_heads, 1, head_dim]``, get from their own rows."""
-        start = self.cursor - max(self.lengths)
-        rows = {name: array[:, :, start : self.cursor] for name, array in self.arrays.items()}
-        return private_part(self.codec, rows, queries, self._padding_mask(start))
+    def attend(self, backend: Backend, queries: mx.array, scale: float, sinks: mx.array | None) -> mx.array:
+        """Compute the attention of the newest queries ``[slots, n_heads, 1, head_dim]`` over their own rows."""
+        return self.codec.attend(backend, queries, [self._seen_rows()], scale, self._seen_mask(), sinks)
+
+    def attend_in_parts(self, backend: Backend, queries: mx.array) -> AttentionState:
+        """Compute what the newest queries, scaled, ``[slots, n_heads, 1, head_dim]``, get from their own rows."""
+        return private_attention(backend, self.codec, self._seen_rows(), queries, self._seen_mask())
+
+    @property
+    def _start(self) -> int:
+        return self.cursor - max(self.lengths)
+
+    def _seen_rows(self) -> dict[str, mx.array]:
+        return {name: array[:, :, self._start : self.cursor] for name, array in self.arrays.items()}
+
+    def _seen_mask(self) -> mx.array | None:
+        """Which of the seen rows are real, bool ``[slots, 1, 1, n]``; None where all are.
+
+        It is made on the host when members or storage change, for all columns, so that a step only cuts it.
+        """
+        if min(self.lengths) == max(self.lengths):
+            return None
+        if not self._visible_is_known:
+            first = np.array([self.cursor - length for length in self.lengths])
+            self._visible = mx.array((np.arange(self.columns) >= first[:, None])[:, None, None])
+            self._visible_is_known = True
+        return None if self._visible is None else self._visible[..., self._start : self.cursor]
 
     @property
     def columns(self) -> int:
@@ -118,24 +151,14 @@ class LengthBucket:
     def nbytes(self) -> int:
         return sum(array.nbytes for array in self.arrays.values())
 
-    def _padding_mask(self, start: int) -> mx.array | None:
-        if min(self.lengths) == max(self.lengths):
-            return None
-        first = mx.array([self.cursor - start - length for length in self.lengths])
-        return (mx.arange(self.cursor - start) >= first[:, None])[:, None, None]
-
     def _resize(self, columns: int) -> None:
-        """Room for ``columns`` used columns and a step more; columns that nobody uses are given up."""
+        """Have room for ``columns`` used columns and a step more; columns that are not used are given up."""
+        self._visible_is_known = False
         keep = min(max(self.lengths, default=0), columns)
-        ahead, self._turn = max(1, round(step(columns) * (1 - self._turn))), 0.0
+        ahead, self._turn = max(1, round(self._rule.growth(columns) * (1 - self._turn))), 0.0
         for name, array in self.arrays.items():
             slots, heads, _, width = array.shape
             left = mx.zeros((slots, heads, columns - keep, width), dtype=array.dtype)
             right = mx.zeros((slots, heads, ahead, width), dtype=array.dtype)
             self.arrays[name] = mx.concatenate([left, array[:, :, self.cursor - keep : self.cursor], right], axis=2)
         self.cursor = columns
-
-
-def step(columns: int) -> int:
-    """How far ahead of ``columns`` used ones storage runs."""
-    return max(LEAST, min(MOST, columns // 16))

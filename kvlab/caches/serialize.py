@@ -75,7 +75,11 @@ def token_rows(caches: Sequence[Any], *, prompt: bool = False) -> dict[str, mx.a
     out: dict[str, mx.array] = {}
     for name, cache in leaves(caches):
         if isinstance(cache, LayerCache):
-            held = cache.prompt_rows.used() if prompt and cache.prompt_rows is not None else cache.all_rows()
+            held = (
+                cache.retention.prompt_rows.used()
+                if prompt and cache.retention.prompt_rows is not None
+                else cache.all_rows()
+            )
             out |= {f"{name}:{key}": array for key, array in held.items()}
         elif type(cache) is KVCache and cache.keys is not None:
             keys, values = cache.keys_and_values()

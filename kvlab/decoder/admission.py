@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from kvlab.decoder.memory_budget import LiveMemoryBudget
 from kvlab.decoder.prefix_tree import WORTH, PrefixTree
 from kvlab.decoder.request import Request
-from kvlab.decoder.reuse.paged import PagedPrefixCache
+from kvlab.decoder.reuse import PrefixCache
 
 
 def _uncomputed(active: Mapping[int, Request]) -> int:
@@ -24,9 +24,7 @@ def _uncomputed(active: Mapping[int, Request]) -> int:
 class Admission:
     """The waiting jobs, by priority and then by age, and what decides when each may start. Decoder thread only."""
 
-    def __init__(
-        self, budget: LiveMemoryBudget | None, prefixes: PrefixTree | None, reuse: PagedPrefixCache | None
-    ) -> None:
+    def __init__(self, budget: LiveMemoryBudget | None, prefixes: PrefixTree | None, reuse: PrefixCache | None) -> None:
         self._budget, self._prefixes, self._reuse = budget, prefixes, reuse
         self._waiting: deque[Request] = deque()
 

@@ -17,7 +17,8 @@ class DecoderConfig:
 
     Args:
         max_concurrency: sequences that decode side by side; more wait in a queue.
-        prefill_step: most prompt tokens computed at a time; beside decoding sequences it is less, by time.
+        prefill_step: most prompt tokens computed at a time; beside decoding sequences it is less, by time. None is the
+            backend's choice.
         live_memory: byte budget for live KV, such as ``"2GB"``; None is no limit. Requests wait for room; where the
             policy keeps KV at rest, running ones are preempted and go on later, token for token.
         retain: sequences that keep their live KV when they end, where the policy shares live KV: their next turn goes
@@ -30,14 +31,15 @@ class DecoderConfig:
     """
 
     max_concurrency: int = 32
-    prefill_step: int = 512
+    prefill_step: int | None = None
     live_memory: int | str | None = None
     retain: int = 4
 
     def __post_init__(self) -> None:
         for name, least in (("max_concurrency", 1), ("prefill_step", 1), ("retain", 0)):
-            if getattr(self, name) < least:
-                raise KvlabError(f"{name}={getattr(self, name)} must be {least} or more")
+            value = getattr(self, name)
+            if value is not None and value < least:
+                raise KvlabError(f"{name}={value} must be {least} or more")
         if self.live_memory is not None:
             object.__setattr__(self, "live_memory", parse_bytes(self.live_memory))
 

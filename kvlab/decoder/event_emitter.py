@@ -1,4 +1,4 @@
-"""From what the decoder does to events."""
+"""``EventEmitter``: from what the decoder does to events."""
 
 from __future__ import annotations
 
@@ -11,9 +11,12 @@ import numpy as np
 from kvlab.decoder.request import Request
 from kvlab.recording import events
 
+DELAY_TOKENS = 2
+"""Tokens after which an eviction's arrays have been computed: the decoder is one step ahead of what it reports."""
+
 
 class EventSink(Protocol):
-    """Whoever wants to know: the recorder."""
+    """What hears of events: the recorder."""
 
     def emit(self, event: events.Event) -> None: ...
 
@@ -25,18 +28,18 @@ class EventEmitter:
         self.sink = sink
 
     def emit(self, kind: type[events.Event], request: Request, *fields: Any) -> None:
-        """One event of this job, now."""
+        """Emit one event of this request, now."""
         if self.sink is not None:
             self.sink.emit(kind(request.number, time.perf_counter(), *fields))
 
     def prefill(self, request: Request, done: int, total: int) -> None:
-        """The prompt has come this far; says nothing when it has not moved."""
+        """Tell how far the prompt has come; says nothing when it has not moved."""
         if done > request.prefilled:
             self.emit(events.Prefilled, request, done - request.prefilled, done, total)
             request.prefilled = done
 
     def token(self, request: Request, kv_bytes: int) -> None:
-        """A token came out; with it, what its step evicted."""
+        """Tell of a token, and of what steps before it evicted."""
         if self.sink is None:
             return
         step = len(request.tokens) - 1
@@ -45,14 +48,27 @@ class EventEmitter:
             self.emit(events.FirstToken, request, request.tokens[0], ttft, queued)
         else:
             self.emit(events.Token, request, request.tokens[-1], step, kv_bytes)
+        self.evictions(request)
+
+    def evictions(self, request: Request, *, all_of_them: bool = False) -> None:
+        """Tell of rows that left some tokens ago, or of all: their positions have been computed by then.
+
+        Asked for at once they would be waited for, and the time that takes would count as the model's.
+        """
+        if self.sink is None:
+            return
         for layer in request.layers:
-            for eviction in layer.evictions:
-                at = max(0, eviction.offset - len(request.prompt))
-                self.emit(events.Evicted, request, layer.layer, at, np.array(eviction.positions[0]), eviction.kept)
-            layer.evictions.clear()
+            waiting = layer.retention.evictions
+            request.evictions += [(len(request.tokens), time.perf_counter(), layer.place.layer, one) for one in waiting]
+            waiting.clear()
+        while request.evictions and (all_of_them or len(request.tokens) - request.evictions[0][0] >= DELAY_TOKENS):
+            _, when, layer_index, eviction = request.evictions.pop(0)
+            at = max(0, eviction.offset - len(request.prompt))
+            positions = np.array(eviction.positions[0])
+            self.sink.emit(events.Evicted(request.number, when, layer_index, at, positions, eviction.kept))
 
     def store(self, kind: str, what: Mapping[str, Any]) -> None:
-        """The store's own news, which belong to no request."""
+        """Tell of what the store did on its own, for no request."""
         if self.sink is None:
             return
         now = time.perf_counter()

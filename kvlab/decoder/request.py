@@ -10,7 +10,7 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 
-from kvlab.caches import LayerCache
+from kvlab.caches import Eviction, LayerCache
 from kvlab.decoder.stream import Completion, Stream
 from kvlab.errors import KvlabError
 from kvlab.models import LoadedModel
@@ -48,6 +48,7 @@ class Request:
     times: list[float] = field(default_factory=list)
     prefilled: int = 0
     path: list[Any] = field(default_factory=list)
+    evictions: list[tuple[int, float, int, Eviction]] = field(default_factory=list)
     waits_for_prefix_of: Request | None = None
     waits_for_tokens: int = 0
 

@@ -4,27 +4,28 @@ from __future__ import annotations
 
 import queue
 import time
+from dataclasses import replace
 from typing import Any
 
+import mlx.core as mx
 from mlx_lm.generate import StopSequences
 
-from kvlab.backends.x86.blas_threads import BlasThreads
-from kvlab.backends.x86.fast_exp import is_composed
-from kvlab.backends.x86.flash_attention import are_quicker
+from kvlab.backends import Backend, current
 from kvlab.caches import batchable, can_share, make_caches, own_caches
 from kvlab.caches.factory import layerwise_model
-from kvlab.caches.serialize import own_layers
+from kvlab.caches.serialize import has_state, own_layers
 from kvlab.decoder.admission import Admission
 from kvlab.decoder.config import DecoderConfig
 from kvlab.decoder.event_emitter import EventEmitter
 from kvlab.decoder.memory_budget import LiveMemoryBudget, measure
 from kvlab.decoder.prefill.batch_generator import ChunkedBatchGenerator
 from kvlab.decoder.prefill.budget import PrefillBudget
+from kvlab.decoder.prefill.segments import checkpoint_segments
 from kvlab.decoder.prefix_tree import PrefixTree
 from kvlab.decoder.request import Request
-from kvlab.decoder.reuse.paged import PagedPrefixCache
+from kvlab.decoder.reuse import PrefixCache, make_prefix_cache
 from kvlab.models import LoadedModel
-from kvlab.policies import Full, Paged, Policy
+from kvlab.policies import Paged, Policy
 from kvlab.recording import events
 from kvlab.store import Store
 
@@ -48,52 +49,69 @@ class Scheduler:
         config: DecoderConfig,
     ) -> None:
         self._loaded, self._policy, self._emitter, self._config = loaded, policy, emitter, config
-        self.reuse: PagedPrefixCache | None = None
-        if store is not None and isinstance(policy.reuse, Paged):
-            self.reuse = PagedPrefixCache(store, loaded, policy, policy.reuse)
-            store.on_event = emitter.store
+        self._backend: Backend = current()
+        self._prefill_step = config.prefill_step or self._backend.prefill_step
+        self.reuse: PrefixCache | None = make_prefix_cache(loaded, policy, store)
+        if self.reuse is not None and self.reuse.store is not None:
+            self.reuse.store.on_event = emitter.store
         # Sharing needs rows that stay as they are, and a hook in every layer.
-        keeps_all = isinstance(policy.retention, Full) and (self.reuse is not None or policy.lossless)
-        # Where kvlab's own attention is faster than MLX's, all policies get it: they are compared, not kernels.
-        self._own = keeps_all and (self.reuse is not None or is_composed()) and can_share(loaded.model)
+        keeps_all = policy.retention.is_lossless and (self.reuse is not None or policy.lossless)
+        owns = self.reuse is not None or self._backend.owns_attention
+        self._own = keeps_all and owns and can_share(loaded.model)
+        # Chunks begin at cuts: those that checkpoints need are made without them, too, or answers would differ.
+        self._is_cut = self.reuse is None and has_state(make_caches(loaded.model, policy))
         self._stages = layerwise_model(loaded.model) if self._own else None
         self._prefixes = PrefixTree() if self._own and self.reuse is not None else None
         self.budget = self._make_budget(config.live_bytes)
         depth = self._stages.depth if self._stages else 1
         self._prefill_budget = PrefillBudget(
-            config.prefill_step, depth, preemptible=self._stages is not None and are_quicker()
+            self._prefill_step, depth, preemptible=self._stages is not None and self._backend.is_preemptible
         )
         self.inbox: queue.SimpleQueue[Request | int | None] = queue.SimpleQueue()
         self._waiting = Admission(self.budget, self._prefixes, self.reuse)
         self._active: dict[int, Request] = {}
         self.live_bytes = self.retained_bytes = 0
-        self._cores = BlasThreads(loaded.model)
+        self._threads = self._backend.threads(loaded.model)
         self._generator = self._new_generator()
 
     def _make_budget(self, live_memory: int | None) -> LiveMemoryBudget | None:
         if live_memory is None:
             return None
         cost = measure(self._loaded, self._make_caches(2))
-        pauses = self.reuse is not None and isinstance(self._policy.retention, Full)
+        pauses = self.reuse is not None and self._policy.retention.is_lossless
         return LiveMemoryBudget(live_memory, cost, self._policy.retention, pauses=pauses)
 
-    def _make_caches(self, prompt_tokens: int) -> list[Any]:
-        build = own_caches if self._own else make_caches
-        record = self._emitter.sink is not None
-        return build(self._loaded.model, self._policy, prompt_tokens=prompt_tokens, record=record)
+    def _make_caches(self, prompt_tokens: int, request: Request | None = None) -> list[Any]:
+        """Empty caches for one sequence, of ``request`` if there is one yet."""
+        model, record = self._loaded.model, self._emitter.sink is not None
+        token_ids = None if request is None else lambda: request.context
+        if not self._own:
+            return make_caches(model, self._policy, prompt_tokens=prompt_tokens, record=record, token_ids=token_ids)
+        rule = self._backend.buckets
+        if self._config.live_bytes is not None:  # padding is memory that no request asked for
+            rule = replace(rule, buckets=None)
+        return own_caches(
+            model, self._policy, prompt_tokens=prompt_tokens, record=record, backend=self._backend, buckets=rule
+        )
 
     def _new_generator(self) -> ChunkedBatchGenerator:
         model = self._loaded.model
         return ChunkedBatchGenerator(
             model if self._own else batchable(model),
+            self._backend,
             self._stages,
             stop_tokens=[[token] for token in self._loaded.eos],
             completion_batch_size=self._config.max_concurrency,
             prefill_batch_size=self._config.prefill_batch,
-            prefill_step_size=self._config.prefill_step,
+            prefill_step_size=self._prefill_step,
         )
 
     def run(self) -> None:
+        """Serve until the inbox says to end. All work of MLX but decoding goes to one stream, the backend's choice."""
+        with mx.stream(self._backend.prefill_stream(self._generator.stream)):
+            self._run()
+
+    def _run(self) -> None:
         while self._read_inbox():
             try:
                 self._admit()
@@ -126,13 +144,13 @@ class Scheduler:
                     self._cancel(request)
             idle = False
         if self.reuse:
-            self.reuse.store.set_background_priority(True)
+            self.reuse.set_busy(True)
         return True
 
     def _yield_processors(self) -> None:
-        self._cores.give_back()
+        self._threads.give_back()
         if self.reuse:
-            self.reuse.store.set_background_priority(False)
+            self.reuse.set_busy(False)
 
     def _admit(self) -> None:
         for request in self._waiting:
@@ -178,9 +196,11 @@ class Scheduler:
 
     def _insert(self, request: Request) -> None:
         context = request.begin()
-        caches = self._make_caches(len(request.prompt))
+        caches = self._make_caches(len(request.prompt), request)
         request.caches, request.layers = caches, own_layers(caches)
         segments = [context]
+        if self._is_cut:
+            segments = checkpoint_segments(context, 0, self._loaded.eos, Paged().checkpoint)
         if self.reuse:
             live = self._prefixes.join(request, self.reuse.limit(request)) if self._prefixes else 0
             restored = self.reuse.restore(request, caches, live)
@@ -208,7 +228,7 @@ class Scheduler:
         prefill = self._generator.prefill
         prefill.work, prefill.done = self._prefill_budget.work(decoding), 0
         chunks = (min(self._generator.prefill_step_size, request.to_compute) for request in self._active.values())
-        self._cores.suit(decoding or sum(chunks), beside=decoding > 0 and prefilling > 0)
+        self._threads.suit(decoding or sum(chunks), beside=decoding > 0 and prefilling > 0)
         started = time.perf_counter()
         prefill.until = self._prefill_budget.until(started, decoding)
         prompts, tokens = self._generator.next()
@@ -241,7 +261,7 @@ class Scheduler:
         kv_bytes = self._kv_bytes(request, share) if wanted else 0
         self._emitter.token(request, kv_bytes)
         self._hand_out(request, response.token)
-        if self.reuse and any(layer.prompt_rows is not None for layer in request.layers):
+        if self.reuse and any(layer.retention.prompt_rows is not None for layer in request.layers):
             self._stored(request, self.reuse.keep_prompt, request.caches)
         if response.finish_reason is not None:
             self._finish(request, response.finish_reason, kv_bytes, response.prompt_cache, response.all_tokens)
@@ -273,6 +293,7 @@ class Scheduler:
                 request.stream.push(token)
 
     def _finish(self, request: Request, reason: str, kv_bytes: int, caches: Any, tokens: Any) -> None:
+        self._emitter.evictions(request, all_of_them=True)
         completion = request.completion(reason, kv_bytes, self._loaded.eos)
         if self.reuse and caches:
             self._stored(request, self.reuse.keep, caches, tokens)

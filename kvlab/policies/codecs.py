@@ -18,6 +18,7 @@ class Raw(Module):
 
     name: ClassVar[str] = "raw"
     slot: ClassVar[str] = "codec"
+    is_lossless: ClassVar[bool] = True
 
 
 @dataclass(frozen=True)
@@ -40,7 +41,3 @@ class Quantized(Module):
             raise PolicyError(f"quantized: bits={self.bits} is not available; write bits=8, bits=4 or bits=2")
         if self.group not in GROUPS:
             raise PolicyError(f"quantized: group={self.group} is not available; write group=32, group=64 or group=128")
-
-    @property
-    def storage_key(self) -> str:
-        return f"quantized:bits={self.bits},group={self.group}"

@@ -70,7 +70,7 @@ class Policy:
     @property
     def lossless(self) -> bool:
         """True when the policy must give the very tokens of a run with no cache."""
-        return (self.retention.name, self.codec.name) == ("full", "raw")
+        return self.retention.is_lossless and self.codec.is_lossless
 
     @property
     def storage_key(self) -> str:

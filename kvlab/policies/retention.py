@@ -16,6 +16,7 @@ class Full(Module):
 
     name: ClassVar[str] = "full"
     slot: ClassVar[str] = "retention"
+    is_lossless: ClassVar[bool] = True
 
 
 @dataclass(frozen=True)
@@ -48,7 +49,3 @@ class Rotating(Module):
                 f"'{self}' drops rows that '{policy.reuse}' would need to rebuild a prefix: "
                 "use 'rotating' without reuse, or 'full' with it"
             )
-
-    @property
-    def storage_key(self) -> str:
-        return f"rotating:window={self.window},sinks={self.sinks}"

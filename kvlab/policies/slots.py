@@ -12,6 +12,9 @@ if TYPE_CHECKING:
 SLOTS = ("retention", "reuse", "codec", "tiers")
 
 
+LOSSY_SLOTS = ("retention", "codec")
+"""The slots whose modules can change what the model computes."""
+
 DEFAULTS = {"retention": "full", "reuse": "none", "codec": "raw"}
 """What an empty slot means; no tiers by default."""
 
@@ -21,12 +24,14 @@ class Module:
     """One choice of a policy. A subclass names itself, its slot and its source, and checks its parameters.
 
     A concrete subclass sets ``name`` and is from then on known to :func:`registry` and to the spec grammar:
-    defining the class is all the registration there is.
+    defining the class is all the registration there is. ``is_lossless`` says that a retention or codec leaves keys and
+    values, and which of them are seen, as they are.
     """
 
     name: ClassVar[str] = ""
     slot: ClassVar[str] = ""
     paper: ClassVar[str] = ""
+    is_lossless: ClassVar[bool] = False
 
     def __or__(self, other: Module | Policy) -> Policy:
         from kvlab.policies.policy import Policy  # which is built from modules
@@ -50,8 +55,17 @@ class Module:
 
     @property
     def storage_key(self) -> str:
-        """What this module changes in the KV of a prompt: part of the block key, empty when it changes nothing."""
-        return ""
+        """What this module changes in the KV of a prompt: part of the block key, empty when it changes nothing.
+
+        A lossy choice of retention or codec is keyed by its whole spec, so that its blocks are never handed to another.
+        """
+        changes = self.slot in LOSSY_SLOTS and not self.is_lossless
+        return self.full_spec() if changes else ""
+
+    def full_spec(self) -> str:
+        """``name:key=value,...`` with all parameters: what does not change when a default does."""
+        pairs = [f"{field.name}={format_value(getattr(self, field.name))}" for field in dataclasses.fields(self)]
+        return f"{self.name}:{','.join(pairs)}" if pairs else self.name
 
 
 @dataclass(frozen=True)

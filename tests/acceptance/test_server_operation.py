@@ -291,7 +291,7 @@ def test_answers_go_on_where_they_were_after_a_pause(bundled, monkeypatch):
     bodies = [endless(f"Count to {i}.", max_tokens=160, seed=i, temperature=0.7, logprobs=True) for i in range(3)]
     bodies += [chat(f"Count {i}.", max_tokens=160, seed=i, temperature=0.7, response_format=form) for i in range(3)]
     pauses = []
-    pause = Scheduler._pause
+    pause = Scheduler._preempt
     monkeypatch.setattr(Scheduler, "_preempt", lambda self, job: (pauses.append(job), pause(self, job)))
 
     def answers(server: Local) -> list[dict]:

@@ -6,7 +6,7 @@ import pytest
 from mlx_lm.generate import BatchGenerator, generate_step
 from mlx_lm.models.cache import QuantizedKVCache, RotatingKVCache
 
-from kvlab.caches import LayerCache, make_caches
+from kvlab.caches import LayerCache, LayerPlace, make_caches
 from kvlab.caches.attention_hook import install
 from kvlab.errors import ModelError
 from kvlab.models import LoadedModel
@@ -50,7 +50,7 @@ def build(model: LoadedModel, policy: str, prompts) -> list[list[LayerCache]]:
 def raw_layers(model: LoadedModel) -> list[LayerCache]:
     """kvlab's own layer caches, keeping everything as it is (a lossless policy would use mlx-lm's)."""
     install(model.model)
-    return [LayerCache(Policy(), layer, model.n_layers) for layer in range(model.n_layers)]
+    return [LayerCache(Policy(), LayerPlace(layer, model.n_layers)) for layer in range(model.n_layers)]
 
 
 @pytest.mark.parametrize("policy", POLICIES)
@@ -148,7 +148,7 @@ def test_kept_positions_are_the_best_of_every_head_and_the_rest_is_recorded(llam
     [prompt] = prompts_of(llama, (200,))
     Watching.seen.clear()
     policy = Watching(budget=50, window=8, interval=4) | Policy.parse(codec)
-    caches = [LayerCache(policy, i, 2, prompt_tokens=200, record=True) for i in range(2)]
+    caches = [LayerCache(policy, LayerPlace(i, 2, prompt_tokens=200, record=True)) for i in range(2)]
     install(llama.model)
     step_tokens(llama, caches, prompt, tokens=30)
     first = [ctx for ctx in Watching.seen if ctx.offset == 200]
@@ -156,12 +156,12 @@ def test_kept_positions_are_the_best_of_every_head_and_the_rest_is_recorded(llam
     for ctx, cache in zip(first, caches, strict=True):
         scores = np.array(SnapKV(budget=50, window=8).score(ctx)[0])
         kept = [set(np.argsort(-row, kind="stable")[:50].tolist()) for row in scores]
-        dropped = np.array(cache.evictions[0].positions[0])
+        dropped = np.array(cache.retention.evictions[0].positions[0])
         assert [set(range(200)) - set(row.tolist()) for row in dropped] == kept
         # Everything the sequence ever held is either kept today or was recorded when it left.
         now = np.array(cache.positions()[0])
         for head in range(2):
-            gone = np.concatenate([np.array(e.positions[0, head]) for e in cache.evictions])
+            gone = np.concatenate([np.array(e.positions[0, head]) for e in cache.retention.evictions])
             assert sorted([*gone.tolist(), *now[head].tolist()]) == list(range(cache.offset))
             assert np.all(np.diff(now[head]) > 0)
 

@@ -1,10 +1,6 @@
-"""``exp`` for attention weights: MLX's own, or a faster composition where MLX's is one scalar at a time."""
+"""``exp`` for attention weights, composed of operations that MLX's x86 build has vector code for."""
 
 from __future__ import annotations
-
-import functools
-import platform
-from collections.abc import Callable
 
 import mlx.core as mx
 
@@ -32,15 +28,3 @@ def exp_composed(x: mx.array) -> mx.array:
     # The low bits of `shifted` are the integer; what stands above them is shifted out.
     exponent = (shifted.view(mx.int32) + 127) << 23
     return p * exponent.view(mx.float32)
-
-
-@functools.cache
-def is_composed() -> bool:
-    """True where :func:`exp_composed` is the faster one, and with it attention that is put together from parts."""
-    # MLX's CPU build has vector exponentials on ARM only.
-    return mx.default_device() == mx.Device(mx.cpu) and platform.machine() in ("x86_64", "AMD64")
-
-
-def pick() -> Callable[[mx.array], mx.array]:
-    """The faster ``exp`` of this machine's default device, for float32 arguments of 0 or less."""
-    return exp_composed if is_composed() else mx.exp

@@ -17,7 +17,6 @@ import numpy as np
 
 from kvlab.backends.device import physical_cores
 from kvlab.backends.x86 import sgemm
-from kvlab.backends.x86.fast_exp import is_composed
 from kvlab.backends.x86.resumable import evaluate, maybe_yield, wait_for
 
 Segment = tuple[mx.array, mx.array]
@@ -30,28 +29,23 @@ FEW = 1 << 16
 """Scores up to which other cores are not asked: that takes as long."""
 
 
-def are_quicker() -> bool:
-    """Whether attention of float32 had better be computed here than by MLX."""
-    return is_composed() and sgemm.is_here()
-
-
 @dataclass(frozen=True)
 class BlockwiseResult:
     """What queries got from rows, float32 ``[n_kv_heads, n, group, ...]``.
 
     Attributes:
         out: unnormalized sums of values.
-        top: the largest score, 1 wide.
-        total: sum of ``exp(score - top)``, 1 wide.
+        max_score: the largest score, 1 wide.
+        sum_exp: sum of ``exp(score - max_score)``, 1 wide.
     """
 
     out: np.ndarray
-    top: np.ndarray
-    total: np.ndarray
+    max_score: np.ndarray
+    sum_exp: np.ndarray
 
 
-def partial_attention(queries: mx.array, runs: Sequence[Segment], mask: Mask = None) -> BlockwiseResult:
-    """What queries get from rows, computed at once. Raises ValueError for a mask of another shape.
+def flash_attention(queries: mx.array, runs: Sequence[Segment], mask: Mask = None) -> BlockwiseResult:
+    """Compute what queries get from rows, at once. Raises ValueError for a mask of another shape.
 
     It steps aside between blocks (:mod:`kvlab.backends.x86.resumable`); the other cores go on meanwhile.
 
@@ -84,7 +78,8 @@ def partial_attention(queries: mx.array, runs: Sequence[Segment], mask: Mask = N
                 mine[-1] = keys[: len(keys) - count + end], values[: len(keys) - count + end]
                 seen = np.tri(end - start, dtype=bool)
             into = (
-                array[head, start:end].reshape((end - start) * group, -1) for array in (done.out, done.top, done.total)
+                array[head, start:end].reshape((end - start) * group, -1)
+                for array in (done.out, done.max_score, done.sum_exp)
             )
             _block(scaled[head, start:end].reshape((end - start) * group, -1), mine, seen, *into)
 

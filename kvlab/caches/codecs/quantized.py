@@ -3,23 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import ClassVar
 
 import mlx.core as mx
 
-from kvlab.backends.attention import segmented_attention
-from kvlab.caches.codecs.base import Arrays, Sinks
+from kvlab.backends import Backend
+from kvlab.backends.base import Segment
+from kvlab.caches.codecs.base import Arrays, Codec
 from kvlab.errors import ModelError
+from kvlab.policies import Module, Quantized
 
-FEW_QUERIES = 8
-"""Up to this many queries, attention reads quantized rows directly; above, expanding them once is cheaper."""
+MAX_QUERIES_ON_PACKED = 8
+"""Queries up to which attention reads quantized rows directly; above, expanding them once is cheaper."""
 
 
-class QuantizedCodec:
+class QuantizedCodec(Codec):
     """Affine-quantized rows, as ``mx.quantize`` writes them: packed integers, scales and biases of K and of V."""
 
-    def __init__(self, bits: int, group: int) -> None:
-        self.bits = bits
-        self.group = group
+    module: ClassVar[type[Module]] = Quantized
+
+    def __init__(self, module: Quantized) -> None:
+        self.bits = module.bits
+        self.group = module.group
 
     def encode(self, keys: mx.array, values: mx.array) -> dict[str, mx.array]:
         new: dict[str, mx.array] = {}
@@ -33,44 +38,48 @@ class QuantizedCodec:
             new.update(zip((f"{side}.packed", f"{side}.scales", f"{side}.biases"), parts, strict=True))
         return new
 
-    def decode(self, rows: Arrays) -> tuple[mx.array, mx.array]:
+    def decode(self, rows: Arrays) -> Segment:
         keys, values = (
-            mx.dequantize(*self._triple(rows, side), group_size=self.group, bits=self.bits) for side in "kv"
+            mx.dequantize(*_triple(rows, side), group_size=self.group, bits=self.bits) for side in ("k", "v")
         )
         return keys, values
 
     def scores(self, queries: mx.array, rows: Arrays) -> mx.array:
         return mx.quantized_matmul(
-            queries, *self._triple(rows, "k"), transpose=True, group_size=self.group, bits=self.bits
-        )
+            queries, *_triple(rows, "k"), transpose=True, group_size=self.group, bits=self.bits
+        ).astype(mx.float32)
 
     def mix(self, weights: mx.array, rows: Arrays) -> mx.array:
         return mx.quantized_matmul(
-            weights, *self._triple(rows, "v"), transpose=False, group_size=self.group, bits=self.bits
-        )
+            weights, *_triple(rows, "v"), transpose=False, group_size=self.group, bits=self.bits
+        ).astype(mx.float32)
 
     def attend(
         self,
+        backend: Backend,
         queries: mx.array,
-        runs: Sequence[Arrays],
+        segments: Sequence[Arrays],
         scale: float,
         mask: mx.array | str | None,
-        sinks: Sinks,
+        sinks: mx.array | None,
     ) -> mx.array:
         batch, heads, count, dim = queries.shape
-        if len(runs) > 1 or count > FEW_QUERIES or sinks is not None or isinstance(mask, str):
-            return segmented_attention(queries, [self.decode(rows) for rows in runs], scale, mask, sinks)
-        [rows] = runs
+        if len(segments) > 1 or count > MAX_QUERIES_ON_PACKED or sinks is not None or isinstance(mask, str):
+            return super().attend(backend, queries, segments, scale, mask, sinks)
+        [rows] = segments
         kv_heads, length = rows["k.packed"].shape[1:3]
         grouped = (queries * scale).reshape(batch, kv_heads, (heads // kv_heads) * count, dim)
-        scores = self.scores(grouped, rows)
+        scores = mx.quantized_matmul(
+            grouped, *_triple(rows, "k"), transpose=True, group_size=self.group, bits=self.bits
+        )
         if mask is not None:
             scores = scores.reshape(batch, kv_heads, -1, count, length)
             scores = mx.where(mask[:, :, None], scores, mx.finfo(scores.dtype).min)
             scores = scores.reshape(batch, kv_heads, -1, length)
-        out = self.mix(mx.softmax(scores, axis=-1, precise=True), rows)
+        weights = mx.softmax(scores, axis=-1, precise=True)
+        out = mx.quantized_matmul(weights, *_triple(rows, "v"), transpose=False, group_size=self.group, bits=self.bits)
         return out.reshape(batch, heads, count, out.shape[-1])
 
-    @staticmethod
-    def _triple(rows: Arrays, side: str) -> tuple[mx.array, mx.array, mx.array]:
-        return rows[f"{side}.packed"], rows[f"{side}.scales"], rows[f"{side}.biases"]
+
+def _triple(rows: Arrays, side: str) -> tuple[mx.array, mx.array, mx.array]:
+    return rows[f"{side}.packed"], rows[f"{side}.scales"], rows[f"{side}.biases"]

@@ -2,35 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from typing import ClassVar
 
 import mlx.core as mx
 
-from kvlab.backends.attention import segmented_attention
-from kvlab.caches.codecs.base import Arrays, Sinks
+from kvlab.backends.base import Segment
+from kvlab.caches.codecs.base import Arrays, Codec
+from kvlab.policies import Module, Raw
 
 
-class RawCodec:
+class RawCodec(Codec):
     """Rows in the model's own dtype: arrays ``k`` and ``v``."""
+
+    module: ClassVar[type[Module]] = Raw
+    is_exact: ClassVar[bool] = True
+
+    def __init__(self, module: Raw | None = None) -> None: ...
 
     def encode(self, keys: mx.array, values: mx.array) -> dict[str, mx.array]:
         return {"k": keys, "v": values}
 
-    def decode(self, rows: Arrays) -> tuple[mx.array, mx.array]:
+    def decode(self, rows: Arrays) -> Segment:
         return rows["k"], rows["v"]
-
-    def scores(self, queries: mx.array, rows: Arrays) -> mx.array:
-        return queries @ mx.swapaxes(rows["k"], -1, -2)
-
-    def mix(self, weights: mx.array, rows: Arrays) -> mx.array:
-        return weights @ rows["v"]
-
-    def attend(
-        self,
-        queries: mx.array,
-        runs: Sequence[Arrays],
-        scale: float,
-        mask: mx.array | str | None,
-        sinks: Sinks,
-    ) -> mx.array:
-        return segmented_attention(queries, [self.decode(rows) for rows in runs], scale, mask, sinks)

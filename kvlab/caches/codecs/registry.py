@@ -1,13 +1,44 @@
-"""From a policy's codec module to the codec."""
+"""From a policy's codec module to the codec that carries it out."""
 
 from __future__ import annotations
 
+import functools
+import importlib
+import pkgutil
+from pathlib import Path
+
 from kvlab.caches.codecs.base import Codec
-from kvlab.caches.codecs.quantized import QuantizedCodec
-from kvlab.caches.codecs.raw import RawCodec
-from kvlab.policies import Module, Quantized
+from kvlab.errors import PolicyError
+from kvlab.policies import Module
+
+
+def known_codecs() -> dict[type[Module], type[Codec]]:
+    """Every codec that has been defined, by the policy module that asks for it."""
+    _read_folder()
+    found: dict[type[Module], type[Codec]] = {}
+    pending = list(Codec.__subclasses__())
+    while pending:
+        cls = pending.pop(0)
+        pending.extend(cls.__subclasses__())
+        if "module" in cls.__dict__:
+            found[cls.module] = cls
+    return found
 
 
 def make_codec(module: Module) -> Codec:
-    """The codec that a policy's module asks for."""
-    return QuantizedCodec(module.bits, module.group) if isinstance(module, Quantized) else RawCodec()
+    """Make the codec of a policy's module. Raises PolicyError where there is none for it."""
+    known = known_codecs()
+    if type(module) not in known:
+        names = ", ".join(sorted(cls.name for cls in known))
+        raise PolicyError(
+            f"'{module.name}' is a codec that the live caches do not know: define a subclass of "
+            f"kvlab.caches.codecs.Codec with module = {type(module).__name__}, or write one of {names}"
+        )
+    return known[type(module)](module)  # type: ignore[call-arg]
+
+
+@functools.cache
+def _read_folder() -> None:
+    """Import all files of this folder: a codec is known once its class is defined."""
+    for file in pkgutil.iter_modules([str(Path(__file__).parent)]):
+        importlib.import_module(f"{__package__}.{file.name}")

@@ -7,25 +7,38 @@ from typing import Any
 import mlx.core as mx
 from mlx_lm.generate import BatchGenerator
 
-from kvlab.backends.device import is_cpu
+from kvlab.backends import Backend
+from kvlab.backends.wired_limit import WIRED_LIMIT
 from kvlab.caches.layerwise import LayerwiseModel
 from kvlab.decoder.prefill.chunked import ChunkedPrefill
 
 Responses = tuple[list[Any], list[Any]]
+
+MAX_FREED_BYTES = 1 << 30
+"""Bytes of freed buffers that MLX keeps for arrays to come. mlx-lm gives all back after each chunk of prompt, and fresh
+pages then cost a short chunk more than its arithmetic; kept without a limit, buffers of lengths that will not come
+again fill the memory."""
 
 
 class ChunkedBatchGenerator(BatchGenerator):
     """Prompts join, and turn to decoding, between two chunks; a chunk may take several rounds.
 
     Args:
+        backend: decides on streams, and where a chunk can be left.
         stages: see :class:`ChunkedPrefill`.
         options: BatchGenerator's.
     """
 
-    def __init__(self, model: Any, stages: LayerwiseModel | None, **options: Any) -> None:
+    def __init__(self, model: Any, backend: Backend, stages: LayerwiseModel | None, **options: Any) -> None:
         super().__init__(model, **options)
+        before: int | None = self.__dict__.pop("_old_wired_limit")
+        self._old_wired_limit = None  # mlx-lm would set it back under other generators
+        self._holds_wired_limit = before is not None
+        if before is not None:
+            WIRED_LIMIT.hold(before)
+        self._backend = backend
         self.prefill = ChunkedPrefill.empty(model, self.sampler, self.prefill_step_size)
-        self.prefill.stages, self.prefill.stream = stages, self.stream
+        self.prefill.backend, self.prefill.stages, self.prefill.stream = backend, stages, self.stream
         self._prompt_batch = self.prefill
         self._begun: list[Any] = []
 
@@ -36,13 +49,19 @@ class ChunkedBatchGenerator(BatchGenerator):
 
     def next(self) -> Responses:
         """How far prompts got, said once they have, and what was generated."""
-        if is_cpu():  # products of prompts run on a core of their own
-            self.prefill.stream = mx.default_stream(mx.default_device())
-        return super().next()
+        self.prefill.stream = self._backend.prefill_stream(self.stream)
+        responses = super().next()
+        if mx.get_cache_memory() > MAX_FREED_BYTES:
+            mx.clear_cache()
+        return responses
 
     def close(self) -> None:
         """As mlx-lm's; a chunk that is under way is left."""
         self.prefill.stop()
+        if self._holds_wired_limit:
+            self._holds_wired_limit = False
+            mx.synchronize(self.stream)
+            WIRED_LIMIT.release()
         super().close()
 
     def _next(self) -> Responses:

@@ -3,20 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import mlx.core as mx
 from mlx.utils import tree_flatten
 from mlx_lm.generate import PromptProcessingBatch, _right_pad_prompts
 
-from kvlab.backends.x86.resumable import Resumable, maybe_yield
+from kvlab.backends import Backend
 from kvlab.caches import BatchLayerCache
 from kvlab.caches.layerwise import LayerwiseModel
-
-SPARE = 1 << 30
-"""Bytes of freed buffers kept for the next chunk. mlx-lm gives all back after each, and fresh pages then cost a short
-chunk more than its arithmetic."""
 
 Chunks = list[list[int]]
 SetOff = Callable[[mx.array | None, list[mx.array]], None]
@@ -26,6 +22,7 @@ class PrefillPass:
     """A chunk of every prompt on its way through the layers.
 
     Args:
+        backend: decides where the work can be left.
         caches: the prompts' batches, one a layer.
         set_off: has the device compute arrays, the first of which is wanted for itself.
         wait_s: how long it is expected to wait for what goes into attention.
@@ -35,7 +32,13 @@ class PrefillPass:
     """
 
     def __init__(
-        self, stages: LayerwiseModel, chunks: Chunks, caches: Sequence[BatchLayerCache], set_off: SetOff, wait_s: float
+        self,
+        backend: Backend,
+        stages: LayerwiseModel,
+        chunks: Chunks,
+        caches: Sequence[BatchLayerCache],
+        set_off: SetOff,
+        wait_s: float,
     ) -> None:
         lengths = [len(chunk) for chunk in chunks]
         longest = max(lengths)
@@ -50,7 +53,7 @@ class PrefillPass:
         self._set_off = set_off
         self._at_once = 0
         self.done = 0
-        self._run = Resumable(self._through, wait_s)
+        self._run = backend.resumable(self._through(), wait_s)
 
     @property
     def is_through(self) -> bool:
@@ -85,7 +88,8 @@ class PrefillPass:
                 sequence.pass_over(sequence.offset - begun)  # left before it was attended to
                 sequence.trim(sequence.offset - begun)
 
-    def _through(self) -> None:
+    def _through(self) -> Iterator[None]:
+        """Set off some layers a step, as many as :meth:`go_on` said."""
         while self._left:
             done = len(self._layers) - len(self._left)
             count = self._at_once if self._at_once + 1 < len(self._left) else len(self._left)
@@ -99,13 +103,14 @@ class PrefillPass:
             self._set_off((self._x if self._left else before) if self._is_cut else _last_row(arrays), arrays)
             del before, arrays
             if self._left:
-                maybe_yield(always=self._run.until == math.inf)
+                yield
 
 
 class ChunkedPrefill(PromptProcessingBatch):
     """mlx-lm's prompt batch, which returns before the device is through with a chunk.
 
     Attributes:
+        backend: decides where a chunk can be left.
         stages: cuts a chunk's forward pass, where every layer is a :class:`kvlab.caches.LayerCache` that keeps all its
             rows; None: a chunk is computed in one go.
         work: tokens times layers to get through at a time: 0 to wait, None for all of a chunk.
@@ -114,6 +119,7 @@ class ChunkedPrefill(PromptProcessingBatch):
         stream: where a chunk's layers are computed.
     """
 
+    backend: Backend
     stages: LayerwiseModel | None = None
     work: int | None = None
     until = math.inf
@@ -178,7 +184,7 @@ class ChunkedPrefill(PromptProcessingBatch):
             mx.async_eval(self._rest)
             self._rest = []  # held on to, it would be copied when it grows
             chunk = self._pass = self._pass or PrefillPass(
-                stages, chunks, self.prompt_cache, self._set_off, self._wait_s
+                self.backend, stages, chunks, self.prompt_cache, self._set_off, self._wait_s
             )
             before = chunk.done
             chunk.go_on(self.work, self.until)
@@ -210,8 +216,6 @@ class ChunkedPrefill(PromptProcessingBatch):
         before, self._mark = self._mark, mark
         mx.async_eval(arrays, mark)
         mx.eval(before)
-        if mx.get_cache_memory() > SPARE:
-            mx.clear_cache()
 
 
 def _last_row(arrays: list[mx.array]) -> mx.array | None:

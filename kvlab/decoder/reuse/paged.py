@@ -6,22 +6,19 @@ import logging
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, ClassVar
 
 import mlx.core as mx
 
 from kvlab.caches import make_caches, serialize
 from kvlab.caches.cache_loader import CacheLoader
+from kvlab.decoder.prefill.segments import checkpoint_segments
 from kvlab.decoder.request import Request
+from kvlab.decoder.reuse.base import PrefixCache, Stored
+from kvlab.errors import PolicyError
 from kvlab.models import LoadedModel
-from kvlab.policies import Paged, Policy, Scorer
+from kvlab.policies import Module, Paged, Policy, Scorer
 from kvlab.store import Match, Namespace, Store
-
-RECENT_BOUNDARIES = 4
-"""Message boundaries at the end of a prompt that always get a checkpoint: there conversations go on, or fork."""
-
-NEAR = 32
-"""Tokens that are computed anew rather than given a checkpoint of their own."""
 
 RETRIES = 16
 """Bad checkpoints in a row after which a request starts from nothing."""
@@ -29,29 +26,37 @@ RETRIES = 16
 log = logging.getLogger("kvlab.decoder")
 
 
-class PagedPrefixCache:
-    """Restores live caches from a store and puts them back, for one model and policy. Decoder thread only."""
+class PagedPrefixCache(PrefixCache):
+    """Finds hashed blocks in a store, restores them into live caches and puts back what was computed."""
 
-    def __init__(self, store: Store, loaded: LoadedModel, policy: Policy, reuse: Paged) -> None:
-        self.store = store
-        self._policy = policy
-        self._loaded = loaded
+    module: ClassVar[type[Module]] = Paged
+
+    def __init__(self, loaded: LoadedModel, policy: Policy, store: Store | None) -> None:
+        super().__init__(loaded, policy, store)
+        if store is None or not isinstance(policy.reuse, Paged):
+            raise PolicyError(
+                f"'{policy}' has no store to find blocks in: give the decoder one, or tiers to the policy"
+            )
+        self._store = store
         self._dtype = getattr(mx, loaded.dtype)
-        self._block = reuse.block
-        self._every = reuse.checkpoint
+        self._block = policy.reuse.block
+        self._every = policy.reuse.checkpoint
         self.wants_checkpoints = serialize.has_state(make_caches(loaded.model, policy))
 
+    def set_busy(self, is_busy: bool) -> None:
+        self._store.set_background_priority(is_busy)
+
     def limit(self, request: Request) -> int:
-        """How many prompt tokens may be reused.
+        """Say how many tokens may be reused.
 
         At least one is left, because its logits are wanted; scorers that look at the last queries get those tokens
         computed anew.
         """
-        window = self._policy.retention.window if isinstance(self._policy.retention, Scorer) else 0
+        window = self.policy.retention.window if isinstance(self.policy.retention, Scorer) else 0
         return max(0, len(request.context) - max(1, window))
 
     def restore(self, request: Request, caches: Sequence[Any], live: int = 0) -> int:
-        """Fill ``caches`` with the longest stored prefix of the job's prompt; notes the match on the job.
+        """Fill ``caches`` with the longest stored prefix of the request's context; note the match on it.
 
         ``live`` tokens are there already, shared with another sequence. Returns the bytes restored.
         """
@@ -62,7 +67,7 @@ class PagedPrefixCache:
         if live:
             request.cached, request.by_tier = live, {"live": live}
         if live >= match.tokens:
-            self.store.release(match)
+            self._store.release(match)
             request.lookup_s = time.perf_counter() - started
             return 0
         looked_up = time.perf_counter()
@@ -85,7 +90,7 @@ class PagedPrefixCache:
         return filler.nbytes(match.tokens) + state if match.tokens else 0
 
     def _match(self, request: Request, limit: int) -> Match:
-        return self.store.match(self._namespace(request), request.context[:limit], checkpoint=self.wants_checkpoints)
+        return self._store.match(self._namespace(request), request.context[:limit], checkpoint=self.wants_checkpoints)
 
     def _read(
         self, request: Request, limit: int, match: Match, filler: CacheLoader
@@ -93,78 +98,64 @@ class PagedPrefixCache:
         """Fill in a match, or the best that is left after bad blocks were set aside; its checkpoint, and itself."""
         spoiled = ""
         for _ in range(RETRIES):
-            match = self.store.read_into(match, filler)
+            match = self._store.read_into(match, filler)
             if not self.wants_checkpoints:
                 return None, match
-            checkpoint = self.store.read_checkpoint(match)
+            checkpoint = self._store.read_checkpoint(match)
             if checkpoint is not None or match.checkpoint is None:
                 miss = spoiled or match.miss
                 return checkpoint, replace(match, miss=miss) if checkpoint is not None else nothing_of(match, miss)
             spoiled = "corrupt"
             match = self._match(request, limit)
-        self.store.release(match)
+        self._store.release(match)
         return None, nothing_of(match, spoiled)
 
     def segments(self, request: Request) -> list[list[int]]:
-        """The tokens still to compute, cut where a checkpoint is wanted: at message boundaries and every N tokens.
-
-        A message ends with one of the model's end tokens. Of many boundaries the first (behind the system prompt,
-        where other conversations fork) and the last few count. The prompt's end gets a checkpoint only where none
-        is near: what follows the last message, the opening of the answer, is computed anew sooner than stored.
-        """
         context = request.context
-        start, end = request.cached, len(context)
         if not self.wants_checkpoints:
-            return [context[start:]]
-        ends = [i + 1 for i in range(start, end - 1) if context[i] in self._loaded.eos]
-        cuts = {*ends[-RECENT_BOUNDARIES:], *range(start // self._every * self._every + self._every, end, self._every)}
-        if ends and not start:
-            cuts.add(ends[0])
-        if end - 1 - max([start, *cuts]) >= NEAR:
-            cuts.add(end - 1)
-        marks = sorted({start, *cuts, end})
-        return [context[a:b] for a, b in zip(marks, marks[1:], strict=False)]
+            return [context[request.cached :]]
+        return checkpoint_segments(context, request.cached, self.loaded.eos, self._every)
 
-    def keep_checkpoint(self, request: Request, caches: Sequence[Any], tokens: Sequence[int]) -> tuple[int, int]:
+    def keep_checkpoint(self, request: Request, caches: Sequence[Any], tokens: Sequence[int]) -> Stored:
         """Store everything at exactly ``tokens``, in the middle of a prompt; blocks and bytes written."""
         blocks, size = self._put(request, tokens, serialize.token_rows(caches))
-        put = self.store.put_checkpoint(self._namespace(request), tokens, serialize.to_checkpoint(caches))
+        put = self._store.put_checkpoint(self._namespace(request), tokens, serialize.to_checkpoint(caches))
         return blocks + put.blocks, size + put.bytes
 
-    def keep_prompt(self, request: Request, caches: Sequence[Any]) -> tuple[int, int]:
+    def keep_prompt(self, request: Request, caches: Sequence[Any]) -> Stored:
         """Store the complete prompt rows that scorers set aside before they evicted; blocks and bytes written."""
         rows = serialize.token_rows(caches, prompt=True)
         for layer in serialize.own_layers(caches):
-            layer.prompt_rows = None
+            layer.retention.prompt_rows = None
         return self._put(request, request.prompt, rows)
 
-    def keep(self, request: Request, caches: Sequence[Any], tokens: Sequence[int]) -> tuple[int, int]:
+    def keep(self, request: Request, caches: Sequence[Any], tokens: Sequence[int]) -> Stored:
         """Store what the job has computed of ``tokens``, generated ones included; blocks and bytes written."""
         own = serialize.own_layers(caches)
-        if any(layer.prompt_rows is not None for layer in own):
+        if any(layer.retention.prompt_rows is not None for layer in own):
             return self.keep_prompt(request, caches)
-        if any(layer.compressed for layer in own):
+        if any(layer.retention.is_compressed for layer in own):
             # Rows computed under eviction are not what another request would compute.
             return 0, 0
         blocks, size = self._put(request, tokens, serialize.token_rows(caches))
         if self.wants_checkpoints and len(tokens) > request.cached:
-            put = self.store.put_checkpoint(self._namespace(request), tokens, serialize.to_checkpoint(caches))
+            put = self._store.put_checkpoint(self._namespace(request), tokens, serialize.to_checkpoint(caches))
             blocks, size = blocks + put.blocks, size + put.bytes
         return blocks, size
 
-    def _put(self, request: Request, tokens: Sequence[int], rows: dict[str, mx.array]) -> tuple[int, int]:
+    def _put(self, request: Request, tokens: Sequence[int], rows: dict[str, mx.array]) -> Stored:
         if len(tokens) <= request.stored:
             return 0, 0
         request.stored = len(tokens)
         # Asked anew each time: since the match, blocks may have left, and other requests may have stored theirs.
-        start = self.store.stored(self._namespace(request), tokens)
+        start = self._store.stored(self._namespace(request), tokens)
         blocks = serialize.to_blocks(rows, start, len(tokens), self._block)
-        put = self.store.put(self._namespace(request), tokens, start, blocks)
+        put = self._store.put(self._namespace(request), tokens, start, blocks)
         return put.blocks, put.bytes
 
     def _namespace(self, request: Request) -> Namespace:
         return Namespace(
-            self._loaded.fingerprint, self._policy.storage_key, self._loaded.dtype, self._block, request.tenant
+            self.loaded.fingerprint, self.policy.storage_key, self.loaded.dtype, self._block, request.tenant
         )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import ClassVar
@@ -19,11 +20,15 @@ class ScoreContext:
     Attributes:
         keys: ``[1, n_kv_heads, length, head_dim]``, dequantized where the codec is lossy.
         values: ``[1, n_kv_heads, length, v_head_dim]``.
-        positions: true positions of the rows, int32 ``[1, n_kv_heads, length]``, ascending.
+        positions: true positions of the rows, int32 ``[1, n_kv_heads, length]``, ascending; -1 for rows that only fill
+            up a head which keeps fewer than others.
         queries: the last queries, ``[1, n_heads, w, head_dim]`` with ``w <= Scorer.window``; None if it is 0.
         scale: the model's attention scale.
         layer: index of the layer among the model's layers, of ``n_layers``.
         offset: tokens of the sequence so far, evicted ones included.
+        token_ids: tokens of the rows, int32 ``[1, n_kv_heads, length]``, where :attr:`Scorer.reads_token_ids` is set;
+            -1 for the newest ones while decoding, which are not known on the host yet.
+        accumulated: what :meth:`Scorer.accumulate` has made so far, ``[1, n_kv_heads, length]``.
     """
 
     keys: mx.array
@@ -34,6 +39,8 @@ class ScoreContext:
     layer: int
     n_layers: int
     offset: int
+    token_ids: mx.array | None = None
+    accumulated: mx.array | None = None
 
     @cached_property
     def attention(self) -> mx.array:
@@ -45,7 +52,8 @@ class ScoreContext:
         grouped = self.queries.reshape(1, kv_heads, heads // kv_heads, w, dim)
         scores = self.scale * (grouped @ mx.swapaxes(self.keys, -1, -2)[:, :, None])
         at = mx.arange(self.offset - w, self.offset)[:, None]
-        seen = self.positions[:, :, None, None, :] <= at
+        place = self.positions[:, :, None, None, :]
+        seen = (place >= 0) & (place <= at)
         weights = mx.softmax(mx.where(seen, scores.astype(mx.float32), -mx.inf), axis=-1)
         return weights.reshape(1, heads, w, length)
 
@@ -66,6 +74,7 @@ class Scorer(Module):
     """
 
     slot: ClassVar[str] = "retention"
+    reads_token_ids: ClassVar[bool] = False
     budget: int | float = 0.5
     interval: int = 16
 
@@ -82,10 +91,35 @@ class Scorer(Module):
         """How many of the last queries the context must hold; 0 when the score needs none."""
         return 0
 
-    def rows(self, prompt_tokens: int) -> int:
-        """Rows a head may keep for a prompt of this many tokens."""
+    @property
+    def accumulates(self) -> bool:
+        """Whether :meth:`accumulate` is called with the queries of every chunk and step."""
+        return False
+
+    @property
+    def storage_key(self) -> str:
+        """Empty: the complete rows of the prompt are stored before any of them leave."""
+        return ""
+
+    def rows(self, prompt_tokens: int, layer: int, n_layers: int) -> int:
+        """Say how many rows a head may keep, on average, in ``layer`` of ``n_layers``, for a prompt of this length."""
         share = isinstance(self.budget, float) and self.budget <= 1
         return max(1, round(self.budget * prompt_tokens) if share else int(self.budget))
+
+    def targets(self, scores: mx.array, rows: int) -> int | Sequence[int]:
+        """Say how many rows each KV head keeps, ``rows`` being the average: one number, or one a head.
+
+        ``scores`` are those of :meth:`score`. Heads that keep fewer are filled up in front, to one width.
+        """
+        return rows
+
+    def accumulate(self, accumulated: mx.array, context: ScoreContext) -> mx.array:
+        """Add what ``context.queries``, all queries of a chunk, say of the rows: ``[1, n_kv_heads, length]``.
+
+        ``accumulated`` is what the last call returned, with zeros for the rows that are new and without those that
+        have left.
+        """
+        raise NotImplementedError
 
     def score(self, context: ScoreContext) -> mx.array:
         """Scores ``[1, n_kv_heads, length]``; the highest stay. Must not change the context."""

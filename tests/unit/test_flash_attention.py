@@ -7,8 +7,8 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
-from kvlab.backends.attention import segmented_attention
 from kvlab.backends.x86 import blas_library, flash_attention, sgemm
+from kvlab.backends.x86.backend import X86Backend
 
 pytestmark = pytest.mark.skipif(not sgemm.is_here(), reason="kvlab loads a BLAS of its own on Linux only")
 
@@ -44,8 +44,6 @@ def test_it_is_attention(monkeypatch, keys, rows, lengths, kind, with_sinks):
     monkeypatch.setattr(flash_attention, "KEYS", keys)
     monkeypatch.setattr(flash_attention, "ROWS", rows)
     monkeypatch.setattr(flash_attention, "FEW", 0)
-    monkeypatch.setattr(flash_attention, "are_quicker", lambda: True)
-    monkeypatch.setattr("kvlab.backends.attention.are_quicker", lambda: True)
     count = 33
     queries = draw(1, 1, HEADS, count, DIM)
     runs = [(draw(i, 1, KV_HEADS, n, DIM), draw(9 + i, 1, KV_HEADS, n, VALUES)) for i, n in enumerate(lengths)]
@@ -54,7 +52,7 @@ def test_it_is_attention(monkeypatch, keys, rows, lengths, kind, with_sinks):
     given[:, 9:19] = False  # some see nothing of what is computed at a time
     given[:, 20] = True
     mask = {"causal": "causal", "given": given, "all": None}[kind]
-    out = segmented_attention(
+    out = X86Backend().attention(
         mx.array(queries),
         # Storage has room behind the rows, so that they are not in one piece.
         [tuple(mx.pad(mx.array(side), [(0, 0), (0, 0), (0, 5), (0, 0)])[:, :, :-5] for side in run) for run in runs],
@@ -70,12 +68,12 @@ def test_several_may_compute_at_once_and_blas_gets_its_threads_back():
     queries, keys, values = (mx.array(draw(i, KV_HEADS, 40, 3, DIM)) for i in range(3))
     rows = (keys.reshape(1, KV_HEADS, 120, DIM), values.reshape(1, KV_HEADS, 120, DIM))
     mx.eval(queries, rows)
-    wanted = flash_attention.partial_attention(queries, [rows])
+    wanted = flash_attention.flash_attention(queries, [rows])
     wrong: list[bool] = []
 
     def often() -> None:
         for _ in range(50):
-            wrong.append(not np.array_equal(flash_attention.partial_attention(queries, [rows]).out, wanted.out))
+            wrong.append(not np.array_equal(flash_attention.flash_attention(queries, [rows]).out, wanted.out))
 
     threads = [threading.Thread(target=often) for _ in range(4)]
     for thread in threads:
@@ -100,14 +98,14 @@ def test_what_goes_wrong_on_another_core_is_raised(monkeypatch):
     before = blas_library.threads_in_use()
     keys = mx.zeros((1, KV_HEADS, 8, DIM))
     with pytest.raises(FloatingPointError):
-        flash_attention.partial_attention(mx.zeros((KV_HEADS, 4, 3, DIM)), [(keys, keys)], "causal")
+        flash_attention.flash_attention(mx.zeros((KV_HEADS, 4, 3, DIM)), [(keys, keys)], "causal")
     assert blas_library.threads_in_use() == before
 
 
 def test_a_mask_of_another_shape_is_refused():
     keys = mx.zeros((1, KV_HEADS, 8, DIM))
     with pytest.raises(ValueError, match="mask"):
-        flash_attention.partial_attention(mx.zeros((KV_HEADS, 4, 3, DIM)), [(keys, keys)], np.ones((4, 99), bool))
+        flash_attention.flash_attention(mx.zeros((KV_HEADS, 4, 3, DIM)), [(keys, keys)], np.ones((4, 99), bool))
 
 
 @pytest.mark.parametrize(("heads", "cores_here"), [(1, 2), (3, 2), (2, 2), (2, 8), (5, 1)])

@@ -92,5 +92,5 @@ def test_tenants_do_not_take_over_each_others_rows(llama):
 
 
 def test_warm_below_zero_is_refused(llama):
-    with pytest.raises(KvlabError, match="warm 0 or more"):
-        Decoder(llama, "paged", warm=-1)
+    with pytest.raises(KvlabError, match="retain"):
+        Decoder(llama, "paged", retain=-1)

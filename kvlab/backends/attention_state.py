@@ -1,0 +1,52 @@
+"""``AttentionState``: what queries got from some rows, in a form that can be merged with what they got from others.
+
+Attention over rows ``A + B`` is exact when each part carries its output, its largest score and its sum of exponentials
+(log-sum-exp merging): the recurrence of online softmax (Milakov and Gimelshein 2018).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import mlx.core as mx
+
+
+@dataclass(frozen=True)
+class AttentionState:
+    """What single queries got from some rows, all in float32.
+
+    Attributes:
+        out: sums of values, weighted by ``exp(score - max_score)``, ``[batch, n_heads, v_head_dim]``.
+        max_score: the largest score, ``[batch, n_heads, 1]``; or, where ``sum_exp`` is None, the log-sum-exp of all.
+        sum_exp: sum of ``exp(score - max_score)``, ``[batch, n_heads, 1]``; None stands for 1: ``out`` is normalized.
+    """
+
+    out: mx.array
+    max_score: mx.array
+    sum_exp: mx.array | None
+
+    def take(self, index: mx.array) -> AttentionState:
+        """Give the states of the sequences ``index``."""
+        sums = None if self.sum_exp is None else self.sum_exp[index]
+        return AttentionState(self.out[index], self.max_score[index], sums)
+
+    def spread(self, index: mx.array) -> AttentionState:
+        """Lay out for a batch: entry i is state ``index[i]`` of this one, or nothing where that is its length."""
+        blank = AttentionState(
+            mx.zeros((1, *self.out.shape[1:])),
+            mx.full((1, *self.max_score.shape[1:]), -mx.inf),
+            None if self.sum_exp is None else mx.zeros((1, *self.sum_exp.shape[1:])),
+        )
+        return concatenate([self, blank]).take(index)
+
+
+def concatenate(states: list[AttentionState]) -> AttentionState:
+    """Put the states of several groups of sequences one behind the other."""
+    if len(states) == 1:
+        return states[0]
+    sums = [state.sum_exp for state in states if state.sum_exp is not None]
+    return AttentionState(
+        mx.concatenate([state.out for state in states]),
+        mx.concatenate([state.max_score for state in states]),
+        mx.concatenate(sums) if sums else None,
+    )

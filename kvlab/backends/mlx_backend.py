@@ -1,0 +1,126 @@
+"""``MlxBackend``: what Metal and CUDA take, MLX's own kernels, as few of them a step as can be."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from functools import partial
+from typing import ClassVar
+
+import mlx.core as mx
+import mlx.nn as nn
+
+from kvlab.backends.attention_state import AttentionState
+from kvlab.backends.base import Backend, BucketRule, ComputeThreads, KeyValueRows, ResumableWork, Segment
+
+MIN_READERS = 2
+"""Sequences from which on a shared prefix is attended to together.
+
+One reader alone gets MLX's fused attention over prefix and own rows put one behind the other, which is 2 kernels where
+attention in parts is 15. Of two readers each would need a copy of the prefix at every step, and attention in parts
+moves fewer bytes.
+"""
+
+
+class MlxBackend(Backend):
+    """Fused attention wherever rows are not shared; scores, weights and sums in float32 where attention is in parts.
+
+    The limit on buckets trades memory for kernels: at 3 to 5 microseconds a launch, each bucket more costs 6 kernels a
+    layer and step.
+    """
+
+    name: ClassVar[str] = "mlx"
+    buckets: ClassVar[BucketRule] = BucketRule(slots=32, buckets=2, growth_least=64, growth_most=256)
+
+    def attention(
+        self,
+        queries: mx.array,
+        segments: Sequence[Segment],
+        scale: float,
+        mask: mx.array | str | None,
+        sinks: mx.array | None,
+    ) -> mx.array:
+        keys, values = joined(segments)
+        mask = over_all(mask, keys.shape[2], queries.shape[2])
+        return mx.fast.scaled_dot_product_attention(queries, keys, values, scale=scale, mask=mask, sinks=sinks)
+
+    def scaled_queries(self, queries: mx.array, scale: float) -> mx.array:
+        return _scaled(queries, scale)
+
+    def partial_attention(self, queries: mx.array, rows: KeyValueRows, mask: mx.array | None) -> AttentionState:
+        scores = rows.scores(queries)
+        if mask is not None:
+            scores = mx.where(mask, scores, mx.finfo(mx.float32).min)
+        return AttentionState(rows.mix(mx.softmax(scores, axis=-1)), mx.logsumexp(scores, axis=-1, keepdims=True), None)
+
+    def merge(self, one: AttentionState, other: AttentionState) -> AttentionState:
+        out, log_sum_exp = _merged(one.out, one.max_score, other.out, other.max_score)
+        return AttentionState(out, log_sum_exp, None)
+
+    def finish(self, state: AttentionState, dtype: mx.Dtype, sinks: mx.array | None) -> mx.array:
+        out = state.out if sinks is None else _with_sinks(state.out, state.max_score, sinks[None, :, None])
+        return out.astype(dtype)[:, :, None]
+
+    def shares_attention(self, readers: int) -> bool:
+        return readers >= MIN_READERS
+
+    def resumable(self, steps: Iterator[None], wait_s: float) -> ResumableWork:
+        return StepByStep(steps)
+
+    def threads(self, model: nn.Module) -> ComputeThreads:
+        return NoThreads()
+
+
+class StepByStep:
+    """Work that is left between two steps only. Implements ``ResumableWork``."""
+
+    def __init__(self, steps: Iterator[None]) -> None:
+        self._steps = steps
+        self.wait_s = 0.0
+
+    def go_on(self, until: float) -> None:
+        next(self._steps, None)
+
+    def stop(self) -> None:
+        close = getattr(self._steps, "close", None)
+        if close is not None:
+            close()
+
+
+class NoThreads:
+    """The device schedules its own threads. Implements ``ComputeThreads``."""
+
+    def suit(self, rows: int, *, beside: bool = False) -> None: ...
+
+    def give_back(self) -> None: ...
+
+
+def joined(segments: Sequence[Segment]) -> Segment:
+    """Put segments one behind the other."""
+    if len(segments) == 1:
+        return segments[0]
+    return mx.concatenate([keys for keys, _ in segments], axis=2), mx.concatenate([v for _, v in segments], axis=2)
+
+
+def over_all(mask: mx.array | str | None, length: int, count: int) -> mx.array | str | None:
+    """Extend a mask of the last segment to all ``length`` rows: those before it are visible."""
+    if not isinstance(mask, mx.array) or mask.shape[-1] == length:
+        return None if mask == "causal" and count == 1 else mask
+    return mx.pad(mask, [(0, 0)] * (mask.ndim - 1) + [(length - mask.shape[-1], 0)], constant_values=True)
+
+
+@partial(mx.compile, shapeless=True)
+def _scaled(queries: mx.array, scale: float) -> mx.array:
+    return queries.astype(mx.float32) * scale
+
+
+@mx.compile
+def _merged(out: mx.array, lse: mx.array, other: mx.array, other_lse: mx.array) -> tuple[mx.array, mx.array]:
+    top = mx.maximum(lse, other_lse)
+    mine, theirs = mx.exp(lse - top), mx.exp(other_lse - top)
+    total = mine + theirs
+    return (out * mine + other * theirs) / total, top + mx.log(total)
+
+
+@mx.compile
+def _with_sinks(out: mx.array, lse: mx.array, sinks: mx.array) -> mx.array:
+    return out * mx.sigmoid(lse - sinks.astype(mx.float32))

@@ -1,0 +1,59 @@
+"""Attention in parts: what single queries get from rows they share, and from rows of their own.
+
+Sequences that share a prefix put their queries together and read it once, as matrix products: cascade attention,
+Hydragen (Juravsky et al. 2024, arXiv:2402.05099); keeping shared prefixes as a tree is RadixAttention (Zheng et al.
+2023, arXiv:2312.07104).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import mlx.core as mx
+
+from kvlab.backends import Backend
+from kvlab.backends.attention_state import AttentionState
+from kvlab.caches.codecs import Arrays, Codec, EncodedRows
+
+
+def shared_attention(backend: Backend, codec: Codec, rows: Arrays, queries: mx.array) -> AttentionState:
+    """Compute what single queries of many sequences, ``[batch, n_heads, 1, head_dim]``, get from rows they share.
+
+    One matrix product for all sequences.
+
+    Args:
+        rows: arrays ``[1, n_kv_heads, length, width]``.
+        queries: from :meth:`kvlab.backends.Backend.scaled_queries`.
+    """
+    batch, heads, _, dim = queries.shape
+    kv_heads = next(iter(rows.values())).shape[1]
+    group = heads // kv_heads
+    by_head = queries.reshape(batch, kv_heads, group, dim).swapaxes(0, 1).reshape(1, kv_heads, batch * group, dim)
+    state = backend.partial_attention(by_head, EncodedRows(codec, rows), None)
+
+    def apart(array: mx.array) -> mx.array:
+        return array.reshape(kv_heads, batch, group, -1).swapaxes(0, 1).reshape(batch, heads, -1)
+
+    return _each(state, apart)
+
+
+def private_attention(
+    backend: Backend, codec: Codec, rows: Arrays, queries: mx.array, mask: mx.array | None
+) -> AttentionState:
+    """Compute what single queries of many sequences, ``[batch, n_heads, 1, head_dim]``, get each from its own rows.
+
+    Args:
+        rows: arrays ``[batch, n_kv_heads, length, width]``.
+        queries: from :meth:`kvlab.backends.Backend.scaled_queries`.
+        mask: bool ``[batch, 1, 1, length]``: which rows are real; None for all.
+    """
+    batch, heads, _, dim = queries.shape
+    kv_heads = next(iter(rows.values())).shape[1]
+    grouped = queries.reshape(batch, kv_heads, heads // kv_heads, dim)
+    state = backend.partial_attention(grouped, EncodedRows(codec, rows), mask)
+    return _each(state, lambda array: array.reshape(batch, heads, -1))
+
+
+def _each(state: AttentionState, form: Callable[[mx.array], mx.array]) -> AttentionState:
+    sums = None if state.sum_exp is None else form(state.sum_exp)
+    return AttentionState(form(state.out), form(state.max_score), sums)

@@ -1,0 +1,103 @@
+"""``GroupedKVBuffer``: rows that a codec encodes in groups, behind a window of recent rows as the model made them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import mlx.core as mx
+
+from kvlab.backends import Backend
+from kvlab.caches.codecs import Arrays, Codec
+from kvlab.caches.codecs.raw import RawCodec
+from kvlab.caches.kv_buffer import GROWTH_ROWS, KVBuffer
+from kvlab.errors import ModelError
+
+
+class GroupedKVBuffer(KVBuffer):
+    """Storage for a codec with ``group_rows`` above 1 or ``recent_rows`` above 0.
+
+    Encoded arrays hold whole groups. The newest rows, at least ``recent_rows`` and at most a group more, stay in full
+    precision; the oldest group of them is encoded as soon as it is not among the recent ones any more.
+    """
+
+    def __init__(self, codec: Codec) -> None:
+        super().__init__(codec)
+        self.recent = KVBuffer(RawCodec())
+        self._encoded_rows = 0
+        self._used: dict[str, int] = {}
+
+    def append(self, keys: mx.array, values: mx.array) -> None:
+        self.recent.append(keys, values)
+        self.length = self._encoded_rows + self.recent.length
+        ready = (self.recent.length - self.codec.recent_rows) // self.codec.group_rows * self.codec.group_rows
+        if ready > 0:
+            self._encode_oldest(ready)
+
+    def _encode_oldest(self, count: int) -> None:
+        keys, values = self.recent.decode()
+        for name, array in self.codec.encode(keys[:, :, :count], values[:, :, :count]).items():
+            self._write(name, array, count)
+        self._encoded_rows += count
+        self.recent.keep_spans((count, self.recent.length))
+
+    def _write(self, name: str, new: mx.array, count: int) -> None:
+        """Write what ``count`` rows became behind what is there; an array has a row a token or one a group."""
+        rows_each = count // new.shape[2]
+        start, end = self._encoded_rows // rows_each, self._encoded_rows // rows_each + new.shape[2]
+        held = self.arrays.get(name)
+        if held is None or end > held.shape[2]:
+            step = max(1, GROWTH_ROWS // rows_each)
+            room = math.ceil(end / step) * step - start
+            fresh = mx.zeros((*new.shape[:2], room, *new.shape[3:]), dtype=new.dtype)
+            self.arrays[name] = fresh if held is None else mx.concatenate([held[:, :, :start], fresh], axis=2)
+        self.arrays[name][:, :, start:end] = new
+        self._used[name] = end
+
+    def encoded(self) -> dict[str, mx.array]:
+        """Give views of the encoded rows of every array."""
+        return {name: array[:, :, : self._used[name]] for name, array in self.arrays.items()}
+
+    def decode(self) -> tuple[mx.array, mx.array]:
+        keys, values = self.recent.decode()
+        if not self._encoded_rows:
+            return keys, values
+        old_keys, old_values = self.codec.decode(self.encoded())
+        return mx.concatenate([old_keys, keys], axis=2), mx.concatenate([old_values, values], axis=2)
+
+    def attend(
+        self,
+        backend: Backend,
+        queries: mx.array,
+        prefixes: Sequence[Arrays],
+        scale: float,
+        mask: mx.array | str | None,
+        sinks: mx.array | None,
+    ) -> mx.array:
+        return backend.attention(queries, [self.decode()], scale, mask, sinks)
+
+    def used(self) -> dict[str, mx.array]:
+        raise ModelError(f"{type(self.codec).__name__} encodes rows in groups, which cannot be stored or shared yet")
+
+    def keep(self, index: mx.array) -> None:
+        raise ModelError(f"{type(self.codec).__name__} encodes rows in groups, of which single ones cannot be evicted")
+
+    def keep_spans(self, *spans: tuple[int, int]) -> None:
+        raise ModelError(f"{type(self.codec).__name__} encodes rows in groups, of which single ones cannot be evicted")
+
+    def cut(self, length: int) -> None:
+        if length < self._encoded_rows:
+            raise ModelError(f"{type(self.codec).__name__} encodes rows in groups, which cannot be cut")
+        self.recent.cut(length - self._encoded_rows)
+        self.length = length
+
+    @property
+    def capacity(self) -> int:
+        return self._encoded_rows + self.recent.capacity if hasattr(self, "recent") else 0
+
+    @property
+    def state(self) -> list[mx.array]:
+        return [*self.arrays.values(), *self.recent.state]
+
+    def reserve(self, count: int) -> None:
+        self.recent.reserve(count)

@@ -1,0 +1,373 @@
+"""Retention at work: which rows of one layer of a live sequence stay. One class a kind of retention."""
+
+from __future__ import annotations
+
+import functools
+import math
+import warnings
+from abc import ABC, abstractmethod
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+import mlx.core as mx
+import numpy as np
+
+from kvlab.caches.kv_buffer import KVBuffer
+from kvlab.errors import ModelError, PolicyError, PolicyWarning
+from kvlab.policies import Full, Module, Rotating, ScoreContext, Scorer
+
+NAN_CHECK_DELAY = 3
+"""Attention calls after which scores are looked at for NaN: they have been computed by then, so nothing waits."""
+
+Mask = mx.array | str | None
+
+
+@dataclass(frozen=True)
+class Eviction:
+    """Rows that left.
+
+    Attributes:
+        positions: their true positions ``[1, n_kv_heads, n]``, lazy; -1 fills up heads that lost fewer.
+        kept: how many rows stayed, in the head that kept most.
+        offset: tokens of the sequence at that time.
+    """
+
+    positions: mx.array
+    kept: int
+    offset: int
+
+
+@dataclass(frozen=True)
+class LayerPlace:
+    """What a layer's retention knows of its surroundings.
+
+    Attributes:
+        layer: index among ``n_layers``.
+        prompt_tokens: where the prompt ends; None means at the first step of a single token.
+        record: keep what each eviction drops.
+        keeps_prompt: set the complete rows of the prompt aside at its end: the eviction that follows loses them.
+        token_ids: gives the tokens of the sequence that are known so far; None: nobody knows them.
+    """
+
+    layer: int = 0
+    n_layers: int = 1
+    prompt_tokens: int | None = None
+    record: bool = False
+    keeps_prompt: bool = False
+    token_ids: Callable[[], Sequence[int]] | None = None
+
+
+class Retention(ABC):
+    """Decides after each attention which rows of ``rows`` stay.
+
+    A concrete subclass sets ``module``, the policy module (or base of modules) that it carries out.
+
+    Attributes:
+        evictions: what left since the owner last emptied the list; filled only where ``place.record`` is set.
+        prompt_rows: the complete rows of the prompt, where ``place.keeps_prompt`` is set; the owner takes them.
+    """
+
+    module: ClassVar[type[Module]]
+    keeps_all: ClassVar[bool] = False
+
+    def __init__(self, module: Module, place: LayerPlace) -> None:
+        self.place = place
+        self.evictions: list[Eviction] = []
+        self.prompt_rows: KVBuffer | None = None
+
+    @abstractmethod
+    def mask(self, rows: KVBuffer, offset: int, count: int) -> Mask:
+        """Say what the newest ``count`` queries of ``offset`` tokens may see of ``rows``."""
+
+    @abstractmethod
+    def positions(self, rows: KVBuffer, offset: int) -> mx.array:
+        """Give the true positions of the rows, int32 ``[1, heads, length]``; heads is 1 while all hold the same rows.
+
+        -1 stands for a row that fills up a head with fewer than others.
+        """
+
+    def attended(self, rows: KVBuffer, queries: mx.array, offset: int, scale: float) -> None:  # noqa: B027 - may be left
+        """Take note of the newest queries ``[1, n_heads, n, head_dim]``, then drop the rows that do not stay."""
+
+    @property
+    def is_compressed(self) -> bool:
+        """Whether later rows are computed from what an eviction kept."""
+        return False
+
+    @property
+    def state(self) -> list[mx.array]:
+        """Every array that is held."""
+        return [eviction.positions for eviction in self.evictions]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the arrays that are held beside the rows."""
+        return 0
+
+
+class KeepAll(Retention):
+    """Keeps every row."""
+
+    module: ClassVar[type[Module]] = Full
+    keeps_all: ClassVar[bool] = True
+
+    def mask(self, rows: KVBuffer, offset: int, count: int) -> Mask:
+        return None if count == 1 else "causal"
+
+    def positions(self, rows: KVBuffer, offset: int) -> mx.array:
+        return mx.arange(rows.length)[None, None]
+
+
+class Window(Retention):
+    """Keeps the first rows and the latest ones; rows leave in groups, so that the copy that frees them is rare."""
+
+    module: ClassVar[type[Module]] = Rotating
+
+    def __init__(self, module: Rotating, place: LayerPlace) -> None:
+        super().__init__(module, place)
+        self._sinks, self._window = module.sinks, module.window
+
+    def mask(self, rows: KVBuffer, offset: int, count: int) -> Mask:
+        if rows.length <= self._window and rows.length == offset:
+            return None if count == 1 else "causal"
+        return _window_mask(rows.length, offset, count, self._sinks, self._window)
+
+    def positions(self, rows: KVBuffer, offset: int) -> mx.array:
+        return mx.array(_window_positions(rows.length, offset, self._sinks))[None, None]
+
+    def attended(self, rows: KVBuffer, queries: mx.array, offset: int, scale: float) -> None:
+        held, limit = rows.length, self._sinks + self._window
+        if held < limit + max(1, self._window // 8):
+            return
+        if self.place.record:
+            gone = self.positions(rows, offset)[:, :, self._sinks : held - self._window]
+            heads = rows.state[0].shape[1]
+            self.evictions.append(Eviction(mx.broadcast_to(gone, (1, heads, gone.shape[2])), limit, offset))
+        rows.keep_spans((0, self._sinks), (held - self._window, held))
+
+
+def _window_positions(held: int, offset: int, sinks: int) -> np.ndarray:
+    first = min(sinks, held)
+    return np.concatenate([np.arange(first), np.arange(offset - held + first, offset)]).astype(np.int32)
+
+
+@functools.lru_cache(maxsize=8)
+def _window_mask(held: int, offset: int, count: int, sinks: int, window: int) -> mx.array:
+    """What is visible, bool ``[1, 1, count, held]``. Made on the host, once for all layers of a step."""
+    at = np.arange(offset - count, offset)[:, None]
+    row = _window_positions(held, offset, sinks)
+    return mx.array(((row <= at) & ((row < sinks) | (row > at - window)))[None, None])
+
+
+class TopScores(Retention):
+    """Keeps the rows that a scorer ranks highest: at the end of the prompt, and while decoding within a fixed budget.
+
+    Heads may keep different numbers of rows: those with fewer are filled up in front, and the filling is masked.
+    """
+
+    module: ClassVar[type[Module]] = Scorer
+
+    def __init__(self, module: Scorer, place: LayerPlace) -> None:
+        super().__init__(module, place)
+        self._scorer = module
+        self._kept: mx.array | None = None
+        self._is_ragged = False
+        self._queries: mx.array | None = None
+        self._accumulated: mx.array | None = None
+        self._limit: int | None = None
+        self._budget = 0
+        self._nan_checks: deque[list] = deque()
+
+    def mask(self, rows: KVBuffer, offset: int, count: int) -> Mask:
+        if not self._is_ragged:
+            return None if count == 1 else "causal"
+        place = self.positions(rows, offset)[:, :, None]
+        at = mx.arange(offset - count, offset)[:, None]
+        return (place >= 0) & (place <= at)
+
+    def positions(self, rows: KVBuffer, offset: int) -> mx.array:
+        if self._kept is None:
+            return mx.arange(rows.length)[None, None]
+        recent = rows.length - self._kept.shape[2]
+        if not recent:
+            return self._kept
+        tail = mx.broadcast_to(mx.arange(offset - recent, offset), (1, self._kept.shape[1], recent))
+        return mx.concatenate([self._kept, tail.astype(mx.int32)], axis=2)
+
+    def attended(self, rows: KVBuffer, queries: mx.array, offset: int, scale: float) -> None:
+        self._check_scores()
+        count = queries.shape[2]
+        if window := self._scorer.window:
+            seen = queries if self._queries is None else mx.concatenate([self._queries, queries], axis=2)
+            self._queries = seen[:, :, -window:]
+        if self._scorer.accumulates:
+            self._accumulate(rows, queries, offset, scale)
+        interval = 1
+        if self._limit is None:
+            prompt = self.place.prompt_tokens
+            if not (offset >= prompt if prompt is not None else count == 1):
+                return
+            target = self._budget = self._prompt_budget(prompt or offset)
+            self._limit = target
+            if self.place.keeps_prompt:
+                self.prompt_rows = rows.snapshot()
+        else:
+            # Rows leave in groups, so that the copy that frees them is paid once a group.
+            interval = min(self._scorer.interval, math.ceil(self._budget / 8))
+            target = self._budget - interval + 1
+        if rows.length > self._limit:
+            width = self._keep_best(rows, max(1, target), offset, scale)
+            self._limit = width + interval - 1
+
+    def _prompt_budget(self, prompt: int) -> int:
+        """How many rows a head keeps. Raises PolicyError for a number that cannot be; warns where it says little."""
+        budget = self._scorer.rows(prompt, self.place.layer, self.place.n_layers)
+        if budget < 1:
+            raise PolicyError(f"{self._scorer} keeps {budget} rows of layer {self.place.layer}: it must be 1 or more")
+        if budget <= self._scorer.window and budget < prompt and not self.place.layer:
+            warnings.warn(
+                f"{self._scorer} keeps {budget} rows of {prompt}, which its window of {self._scorer.window} fills: "
+                f"only the latest stay; write a larger budget or a smaller window",
+                PolicyWarning,
+                stacklevel=2,
+            )
+        return budget
+
+    def _context(self, rows: KVBuffer, queries: mx.array | None, offset: int, scale: float) -> ScoreContext:
+        keys, values = rows.decode()
+        heads, length = keys.shape[1], keys.shape[2]
+        positions = mx.broadcast_to(self.positions(rows, offset), (1, heads, length)).astype(mx.int32)
+        ids = self._token_ids(positions, offset) if self._scorer.reads_token_ids else None
+        return ScoreContext(
+            keys, values, positions, queries, scale, self.place.layer, self.place.n_layers, offset,
+            token_ids=ids, accumulated=self._accumulated,
+        )  # fmt: skip
+
+    def _token_ids(self, positions: mx.array, offset: int) -> mx.array:
+        if self.place.token_ids is None:
+            raise PolicyError(f"{self._scorer} reads token ids, which only kvlab's decoder hands to a cache: use that")
+        known = np.asarray(self.place.token_ids()[:offset], np.int32)
+        ids = mx.array(np.concatenate([known, np.full(offset - len(known), -1, np.int32)]))
+        return mx.where(positions >= 0, ids[mx.maximum(positions, 0)], -1)
+
+    def _accumulate(self, rows: KVBuffer, queries: mx.array, offset: int, scale: float) -> None:
+        context = self._context(rows, queries, offset, scale)
+        new = context.keys.shape[2] - (0 if self._accumulated is None else self._accumulated.shape[2])
+        heads = context.keys.shape[1]
+        before = mx.zeros((1, heads, 0)) if self._accumulated is None else self._accumulated
+        padded = mx.concatenate([before, mx.zeros((1, heads, new))], axis=2)
+        self._accumulated = self._scorer.accumulate(padded, context)
+        _check_shape(self._scorer, "accumulate", self._accumulated, padded.shape)
+
+    def _keep_best(self, rows: KVBuffer, target: int, offset: int, scale: float) -> int:
+        """Keep about ``target`` rows a head; the number of rows of the head that keeps most."""
+        context = self._context(rows, self._queries, offset, scale)
+        heads, length = context.keys.shape[1], context.keys.shape[2]
+        scores = self._scorer.score(context)
+        _check_shape(self._scorer, "score", scores, (1, heads, length))
+        self._nan_checks.append([NAN_CHECK_DELAY, mx.any(mx.isnan(scores))])
+        if self._is_ragged:
+            scores = mx.where(context.positions >= 0, scores, -mx.inf)
+        targets = self._targets(scores, target, heads, length)
+        # From the newest back, so that of rows that score the same the newest stay.
+        order = length - 1 - mx.argsort(-level(scores)[..., ::-1], axis=-1)
+        width = max(targets)
+        self._is_ragged = self._is_ragged or min(targets) < width
+        if self._is_ragged:
+            stays = mx.arange(length) < mx.array(targets)[None, :, None]
+            stay = mx.sort(mx.where(stays, order, -1), axis=-1)[..., -width:]
+            gone = mx.sort(mx.where(stays, -1, order), axis=-1)[..., min(targets) - length :]
+            self._kept, left = _taken(context.positions, stay), _taken(context.positions, gone)
+            stay = mx.maximum(stay, 0)
+        else:
+            stay, gone = mx.sort(order[..., :width], axis=-1), mx.sort(order[..., width:], axis=-1)
+            self._kept, left = (mx.take_along_axis(context.positions, index, axis=2) for index in (stay, gone))
+        if self.place.record:
+            self.evictions.append(Eviction(left, width, offset))
+        if self._accumulated is not None:
+            self._accumulated = mx.take_along_axis(self._accumulated, stay, axis=2)
+        rows.keep(stay)
+        return width
+
+    def _targets(self, scores: mx.array, target: int, heads: int, length: int) -> list[int]:
+        targets = self._scorer.targets(scores, target)
+        each = [targets] * heads if isinstance(targets, int) else [int(one) for one in targets]
+        if len(each) != heads or min(each) < 1 or max(each) > length:
+            raise PolicyError(
+                f"{type(self._scorer).__name__}.targets returned {targets}: it must be {heads} numbers, one a KV head, "
+                f"from 1 to {length}"
+            )
+        return each
+
+    def _check_scores(self) -> None:
+        """Raise PolicyError where scores of some steps ago were no numbers: their order means nothing."""
+        for check in self._nan_checks:
+            check[0] -= 1
+        while self._nan_checks and self._nan_checks[0][0] <= 0:
+            self._raise_for(self._nan_checks.popleft()[1])
+
+    def check_all_scores(self) -> None:
+        """The same for all steps so far; waits for what is not computed yet."""
+        while self._nan_checks:
+            self._raise_for(self._nan_checks.popleft()[1])
+
+    def _raise_for(self, has_nan: mx.array) -> None:
+        if has_nan.item():
+            raise PolicyError(
+                f"{type(self._scorer).__name__}.score gave NaN in layer {self.place.layer}: scores must be numbers, "
+                "and -mx.inf makes a row leave first"
+            )
+
+    @property
+    def is_compressed(self) -> bool:
+        return self._limit is not None
+
+    @property
+    def state(self) -> list[mx.array]:
+        return [*super().state, *self._held(), *(check[1] for check in self._nan_checks)]
+
+    @property
+    def nbytes(self) -> int:
+        return sum(array.nbytes for array in self._held())
+
+    def _held(self) -> list[mx.array]:
+        return [array for array in (self._kept, self._queries, self._accumulated) if array is not None]
+
+
+def _taken(positions: mx.array, index: mx.array) -> mx.array:
+    return mx.where(index >= 0, mx.take_along_axis(positions, mx.maximum(index, 0), axis=2), -1)
+
+
+def _check_shape(scorer: Scorer, method: str, got: mx.array, wanted: Sequence[int]) -> None:
+    if tuple(got.shape) != tuple(wanted):
+        raise ModelError(
+            f"{type(scorer).__name__}.{method} returned shape {tuple(got.shape)}: it must be {tuple(wanted)}"
+        )
+
+
+def level(scores: mx.array) -> mx.array:
+    """Level out what rounding makes of equal scores: float32 with 16 bits of precision.
+
+    The keys of a repeated token, say, have the same norm, up to rounding that depends on the batch around them.
+    """
+    bits = scores.astype(mx.float32).view(mx.int32)
+    return ((bits + 128) & ~255).view(mx.float32)
+
+
+def make_retention(module: Module, place: LayerPlace) -> Retention:
+    """Make the retention that a policy's module asks for. Raises PolicyError where there is none for it."""
+    pending, known = list(Retention.__subclasses__()), []
+    while pending:
+        cls = pending.pop(0)
+        pending.extend(cls.__subclasses__())
+        if "module" in cls.__dict__:
+            known.append(cls)
+    for cls in reversed(known):
+        if isinstance(module, cls.module):
+            return cls(module, place)
+    raise PolicyError(
+        f"'{module.name}' is a retention that the live caches do not know: derive {type(module).__name__} from "
+        "kvlab.Scorer, or define a subclass of kvlab.caches.retention.Retention for it"
+    )
