@@ -59,13 +59,13 @@ class EventEmitter:
             return
         for layer in request.layers:
             waiting = layer.retention.evictions
-            request.evictions += [(len(request.tokens), time.perf_counter(), layer.place.layer, one) for one in waiting]
+            request.evictions += [(len(request.tokens), layer.place.layer, one) for one in waiting]
             waiting.clear()
         while request.evictions and (all_of_them or len(request.tokens) - request.evictions[0][0] >= DELAY_TOKENS):
-            _, when, layer_index, eviction = request.evictions.pop(0)
+            _, layer_index, eviction = request.evictions.pop(0)
             at = max(0, eviction.offset - len(request.prompt))
             positions = np.array(eviction.positions[0])
-            self.sink.emit(events.Evicted(request.number, when, layer_index, at, positions, eviction.kept))
+            self.emit(events.Evicted, request, layer_index, at, positions, eviction.kept)
 
     def store(self, kind: str, what: Mapping[str, Any]) -> None:
         """Tell of what the store did on its own, for no request."""

@@ -48,7 +48,7 @@ class Request:
     times: list[float] = field(default_factory=list)
     prefilled: int = 0
     path: list[Any] = field(default_factory=list)
-    evictions: list[tuple[int, float, int, Eviction]] = field(default_factory=list)
+    evictions: list[tuple[int, int, Eviction]] = field(default_factory=list)
     waits_for_prefix_of: Request | None = None
     waits_for_tokens: int = 0
 
