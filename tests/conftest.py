@@ -9,12 +9,20 @@ from pathlib import Path
 _home = tempfile.TemporaryDirectory(prefix="kvlab-tests-")
 os.environ["KVLAB_HOME"] = _home.name
 os.environ["HF_HUB_OFFLINE"] = "1"
+ON_MAC = os.environ.get("KVLAB_BACKEND") == "mlx"
+if ON_MAC:  # processes that tests start get Metal's attention as this one does
+    _metal = str(Path(__file__).parent / "metal")
+    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [_metal, os.environ.get("PYTHONPATH")]))
 
 import pytest  # noqa: E402
 
 import kvlab  # noqa: E402, F401
 from kvlab.models import LoadedModel, bundled_path, load  # noqa: E402
 from tests.helpers import random_model  # noqa: E402
+from tests.metal import fused_attention  # noqa: E402
+
+if ON_MAC:
+    fused_attention.install()
 
 
 @pytest.fixture(scope="session", autouse=True)
