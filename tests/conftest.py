@@ -1,20 +1,30 @@
 """What all tests share: a home of their own, no network, and small models."""
 
+import json
 import os
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any, Protocol
 
 # Before kvlab is imported: tests never touch the user's store, and never wait for a hub.
 _home = tempfile.TemporaryDirectory(prefix="kvlab-tests-")
 os.environ["KVLAB_HOME"] = _home.name
 os.environ["HF_HUB_OFFLINE"] = "1"
+ON_MAC = os.environ.get("KVLAB_BACKEND") == "mlx"
+if ON_MAC:  # processes that tests start get Metal's attention as this one does
+    _metal = str(Path(__file__).parent / "metal")
+    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [_metal, os.environ.get("PYTHONPATH")]))
 
 import pytest  # noqa: E402
 
 import kvlab  # noqa: E402, F401
 from kvlab.models import LoadedModel, bundled_path, load  # noqa: E402
-from tests.helpers import random_model  # noqa: E402
+from tests.helpers import FLOAT32, FLOAT32_HEAD, FOUR_BITS, SIXTEEN_BITS, Weights, random_model  # noqa: E402
+from tests.metal import fused_attention  # noqa: E402
+
+if ON_MAC:
+    fused_attention.install()
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -30,19 +40,52 @@ def bundled() -> LoadedModel:
     return load(bundled_path())
 
 
+class MakeModel(Protocol):
+    """Makes small random-weight models: arguments as :func:`tests.helpers.random_model`'s, without the folder."""
+
+    def __call__(self, architecture: str, weights: Weights = FLOAT32, **config: Any) -> LoadedModel: ...
+
+
+@pytest.fixture(scope="session")
+def make_model(tmp_path_factory: pytest.TempPathFactory) -> MakeModel:
+    """Makes small random-weight models, each once a session."""
+    made: dict[str, LoadedModel] = {}
+
+    def make(architecture: str, weights: Weights = FLOAT32, **config: Any) -> LoadedModel:
+        key = f"{architecture}-{weights}-{json.dumps(config, sort_keys=True)}"
+        if key not in made:
+            folder = tmp_path_factory.mktemp(f"{architecture}-{weights}")
+            made[key] = random_model(architecture, folder, weights=weights, **config)
+        return made[key]
+
+    return make
+
+
 @pytest.fixture(scope="session", params=["qwen3", "llama"])
-def random_weights(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> LoadedModel:
+def random_weights(request: pytest.FixtureRequest, make_model: MakeModel) -> LoadedModel:
     """Small random-weight models of two architectures."""
-    return random_model(request.param, tmp_path_factory.mktemp(request.param))
+    return make_model(request.param)
+
+
+@pytest.fixture(scope="session", params=[*SIXTEEN_BITS, *FOUR_BITS, FLOAT32_HEAD], ids=str)
+def mac_weights(request: pytest.FixtureRequest) -> Weights:
+    """Weights as users of Macs have them."""
+    return request.param
+
+
+@pytest.fixture(scope="session", params=["qwen3", "llama"])
+def mac_model(request: pytest.FixtureRequest, make_model: MakeModel, mac_weights: Weights) -> LoadedModel:
+    """Small models of 16 bits, with weights of 4 bits, and with both and a large head of float32."""
+    return make_model(request.param, mac_weights)
 
 
 @pytest.fixture(scope="session")
-def qwen3(tmp_path_factory: pytest.TempPathFactory) -> LoadedModel:
+def qwen3(make_model: MakeModel) -> LoadedModel:
     """A small random-weight Qwen3."""
-    return random_model("qwen3", tmp_path_factory.mktemp("qwen3"))
+    return make_model("qwen3")
 
 
 @pytest.fixture(scope="session")
-def llama(tmp_path_factory: pytest.TempPathFactory) -> LoadedModel:
+def llama(make_model: MakeModel) -> LoadedModel:
     """A small random-weight Llama."""
-    return random_model("llama", tmp_path_factory.mktemp("llama"))
+    return make_model("llama")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 import signal
 import subprocess
@@ -14,8 +13,7 @@ from typing import Any
 import httpx
 
 from kvlab.server import Handle, serve
-
-ROOT = Path(__file__).resolve().parent.parent
+from tests.processes import ROOT, environment
 
 
 class Endpoint:
@@ -48,12 +46,10 @@ class Served(Endpoint):
     """``kvlab serve`` in a process. ``url`` once it is ready; a context manager that ends it."""
 
     def __init__(self, *options: str, home: Path | None = None, port: int = 0) -> None:
-        environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-        if home is not None:
-            environment["KVLAB_HOME"] = str(home)
+        variables = environment() if home is None else environment(KVLAB_HOME=str(home))
         command = [sys.executable, "-m", "kvlab.server", "--port", str(port), *options]
         self.process = subprocess.Popen(
-            command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment, cwd=ROOT
+            command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=variables, cwd=ROOT
         )
         self.log: list[str] = []
         assert self.process.stdout is not None

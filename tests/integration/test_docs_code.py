@@ -7,7 +7,6 @@ kvlab's own must still exist, with these options.
 from __future__ import annotations
 
 import json
-import os
 import re
 import shlex
 import subprocess
@@ -21,6 +20,7 @@ import pytest
 
 from kvlab.cli.main import cli
 from kvlab.experiments.config import read_experiment
+from tests.processes import environment
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), ROOT / "docs" / "figures" / "README.md"]
@@ -105,9 +105,8 @@ def _commands(text: str) -> list[list[str]]:
 
 def _run(words: list[str], folder: Path) -> str:
     """What Python prints in a process of its own, which must end well."""
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     done = subprocess.run(
-        [sys.executable, *words], cwd=folder, env=environment, capture_output=True, text=True, timeout=300
+        [sys.executable, *words], cwd=folder, env=environment(), capture_output=True, text=True, timeout=300
     )
     assert done.returncode == 0, f"{shlex.join(words)}\n{done.stderr}"
     return done.stdout

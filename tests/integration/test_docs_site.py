@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import html
 import json
-import os
 import re
 import shutil
 import subprocess
@@ -15,6 +14,7 @@ import pytest
 
 import kvlab
 from kvlab.policies import parse_module
+from tests.processes import environment
 
 ROOT = Path(__file__).parents[2]
 NOTEBOOKS = sorted(path.stem for path in (ROOT / "notebooks").glob("[0-9]*.ipynb"))
@@ -28,10 +28,9 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for entry in ROOT.iterdir():
         if entry.name not in ("docs", "build", ".git"):
             (folder / entry.name).symlink_to(entry)
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "KVLAB_HOME": str(folder / "home")}
     done = subprocess.run(
         [sys.executable, "-m", "sphinx", "-W", "--keep-going", "-q", "docs", "build/docs"],
-        cwd=folder, env=environment, capture_output=True, text=True, timeout=300,
+        cwd=folder, env=environment(KVLAB_HOME=str(folder / "home")), capture_output=True, text=True, timeout=300,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert not done.stderr.strip()

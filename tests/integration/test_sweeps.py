@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -13,6 +12,7 @@ from typing import Any
 
 import kvlab
 from kvlab.experiments.config import read_experiment
+from tests.processes import environment
 
 ROOT = Path(kvlab.__file__).parents[1]
 FILE = """
@@ -29,8 +29,7 @@ TIMED = ("ms", "tokens/s", "bytes/s")
 
 def start(path: Path, folder: Path) -> subprocess.Popen[str]:
     command = [sys.executable, "-m", "kvlab", "run", str(path), "--out", str(folder), "--json"]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment())
 
 
 def finished(folder: Path) -> dict[str, int]:
