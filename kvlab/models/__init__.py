@@ -6,19 +6,19 @@ from kvlab.models.fingerprints import fingerprint
 from kvlab.models.folders import BUNDLED, bundled_path
 from kvlab.models.kv_dtype import DTYPES, kv_dtype
 from kvlab.models.loaded import LoadedModel, for_template
-from kvlab.models.loading import load, plan_dequantization, would_dequantize
+from kvlab.models.loading import WeightsReport, load, report_weights
 
 __all__ = [
     "BUNDLED",
     "DTYPES",
     "DequantizationPlan",
     "LoadedModel",
+    "WeightsReport",
     "bundled_path",
     "evaluate_arrays",
     "fingerprint",
     "for_template",
     "kv_dtype",
     "load",
-    "plan_dequantization",
-    "would_dequantize",
+    "report_weights",
 ]

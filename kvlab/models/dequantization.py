@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -9,8 +10,6 @@ from typing import Any
 import mlx.core as mx
 import mlx.nn as nn
 from mlx.utils import tree_map
-from mlx_lm.models.mla import MultiLinear, QuantizedMultiLinear
-from mlx_lm.models.switch_layers import QuantizedSwitchLinear, SwitchLinear
 
 from kvlab.backends import device
 from kvlab.models.kv_dtype import DTYPES
@@ -18,14 +17,19 @@ from kvlab.models.kv_dtype import DTYPES
 USABLE_SHARE = 0.75
 """Part of the available memory that expanded weights may take: the rest is for KV, activations and other programs."""
 
-Dense = Callable[[nn.Module], nn.Module]
-DENSE_LAYERS: dict[type[nn.Module], Dense] = {
-    nn.QuantizedLinear: lambda layer: nn.Linear(1, 1, bias="bias" in layer),
-    nn.QuantizedEmbedding: lambda layer: nn.Embedding(1, 1),
-    QuantizedSwitchLinear: lambda layer: SwitchLinear(1, 1, 1, bias="bias" in layer),
-    QuantizedMultiLinear: lambda layer: MultiLinear(1, 1, 1),
-}
-"""What each quantized layer becomes; the arrays are set afterwards. Layers of other kinds stay as they are."""
+
+@functools.cache
+def dense_layers() -> dict[type[nn.Module], Callable[[nn.Module], nn.Module]]:
+    """What each quantized layer becomes; the arrays are set afterwards. Layers of other kinds stay as they are."""
+    from mlx_lm.models.mla import MultiLinear, QuantizedMultiLinear
+    from mlx_lm.models.switch_layers import QuantizedSwitchLinear, SwitchLinear
+
+    return {
+        nn.QuantizedLinear: lambda layer: nn.Linear(1, 1, bias="bias" in layer),
+        nn.QuantizedEmbedding: lambda layer: nn.Embedding(1, 1),
+        QuantizedSwitchLinear: lambda layer: SwitchLinear(1, 1, 1, bias="bias" in layer),
+        QuantizedMultiLinear: lambda layer: MultiLinear(1, 1, 1),
+    }
 
 
 @dataclass(frozen=True)
@@ -47,7 +51,7 @@ class DequantizationPlan:
 
 def plan(model: nn.Module, dtype: str) -> DequantizationPlan | None:
     """What expanding the weights of ``model`` to ``dtype`` takes; None where none are quantized. Evaluates nothing."""
-    counts = [layer["weight"].size * 32 // layer.bits for layer in model.modules() if type(layer) in DENSE_LAYERS]
+    counts = [layer["weight"].size * 32 // layer.bits for layer in model.modules() if type(layer) in dense_layers()]
     if not counts:
         return None
     return DequantizationPlan(sum(counts) * DTYPES[dtype].size, device.available_bytes())
@@ -65,7 +69,7 @@ def dequantize_weights(model: nn.Module, dtype: str | None = None) -> None:
     layers = list(model.modules())  # also keeps ids of replaced layers unique
 
     def replace(value: Any) -> Any:
-        if type(value) not in DENSE_LAYERS:
+        if type(value) not in dense_layers():
             return value
         if id(value) not in done:  # a layer may be used in several places
             done[id(value)] = _expanded(value, dtype)
@@ -79,7 +83,7 @@ def dequantize_weights(model: nn.Module, dtype: str | None = None) -> None:
 
 def _expanded(layer: Any, dtype: str | None) -> nn.Module:
     """A plain layer with the weights of ``layer``, which is left empty."""
-    dense = DENSE_LAYERS[type(layer)](layer)
+    dense = dense_layers()[type(layer)](layer)
     dense.weight = mx.concatenate(list(_expanded_parts(layer, dtype)))
     if "bias" in layer:
         dense.bias = layer.bias

@@ -8,7 +8,6 @@ from typing import Any
 import mlx.core as mx
 import mlx.nn as nn
 from mlx.utils import tree_flatten
-from mlx_lm.models.cache import make_prompt_cache
 
 DTYPES = {"float32": mx.float32, "float16": mx.float16, "bfloat16": mx.bfloat16}
 
@@ -19,6 +18,8 @@ def kv_dtype(model: nn.Module) -> str:
     Weights do not tell: a 4-bit model with a large float32 head still computes its KV in 16 bits. Where a forward pass
     is not possible on this device, the first floating-point parameter decides, which is the embedding's.
     """
+    from mlx_lm.models.cache import make_prompt_cache
+
     try:
         caches = make_prompt_cache(model)
         model(mx.array([[0, 0]]), cache=caches)

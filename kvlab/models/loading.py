@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import warnings
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -53,18 +54,37 @@ def load(model: str | Path | None = None, *, dtype: str | None = None, dequantiz
     return LoadedModel(network, tokenizer, name, path, digest, kv_dtype(network), len(network.layers), expand)
 
 
-def plan_dequantization(model: str | Path | None = None) -> DequantizationPlan | None:
-    """What dequantizing the weights of a model would need; None where none are quantized. No weight is read.
+@dataclass(frozen=True)
+class WeightsReport:
+    """What :func:`load` would make of a model's weights by default; nothing was read to know it.
 
-    Raises ModelError as :func:`load`.
+    Attributes:
+        plan: what expanding them takes; None where none are quantized.
+        dequantizes: whether they would be expanded.
     """
-    network, _, _ = _read(*resolve(model))
-    return plan(network, "float32")
+
+    path: Path
+    plan: DequantizationPlan | None
+    dequantizes: bool
+
+    def __str__(self) -> str:
+        if self.plan is None:
+            return "no: no weight is quantized"
+        if self.dequantizes:
+            return f"yes: {self.plan}; {SWITCH}=0 prevents it"
+        if _switch() is False:
+            return f"no: {SWITCH}=0; {self.plan}"
+        if not device.is_slow_with_quantized_weights():
+            return "no: this device computes with quantized weights"
+        return f"no: {self.plan}; {SWITCH}=1 does it all the same"
 
 
-def would_dequantize(planned: DequantizationPlan) -> bool:
-    """Whether :func:`load` expands weights for which this is the plan, by default."""
-    return _decide(planned, "float32" if device.computes_in_float32() else None, None, warn=False)
+def report_weights(model: str | Path | None = None) -> WeightsReport:
+    """What :func:`load` would make of a model's weights. Raises ModelError as it does."""
+    network, _, path = _read(*resolve(model))
+    dtype = "float32" if device.computes_in_float32() else None
+    planned = plan(network, "float32")
+    return WeightsReport(path, planned, planned is not None and _decide(planned, dtype, None, warn=False))
 
 
 def _read(name: str, folder: Path | None) -> tuple[nn.Module, Any, Path]:

@@ -1,6 +1,8 @@
 """What loading makes of weights: evaluated on every thread, in one dtype, and not quantized on CPUs."""
 
 import functools
+import subprocess
+import sys
 import warnings
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -17,7 +19,7 @@ from kvlab import models
 from kvlab.backends import device
 from kvlab.errors import BackendWarning, ModelError
 from kvlab.models import DequantizationPlan, evaluate_arrays, kv_dtype, load
-from kvlab.models.dequantization import DENSE_LAYERS, dequantize_weights
+from kvlab.models.dequantization import dense_layers, dequantize_weights
 from tests.architectures import RECIPES, write_recipe
 from tests.helpers import random_model_folder
 from tests.quantized import quantize_folder
@@ -173,7 +175,7 @@ def test_dequantized_model_computes_what_the_quantized_one_does(
     folder = quantized(name, group, bits, mode, only)
     packed, dense = load(folder, dequantize=False), load(folder)
     assert (packed.dequantized, dense.dequantized) == (False, True)
-    assert any(type(module) in DENSE_LAYERS for module in packed.model.modules())
+    assert any(type(module) in dense_layers() for module in packed.model.modules())
     assert not any("scales" in module for module in dense.model.modules())
     wanted = _logits(packed)
     assert np.abs(_logits(dense) - wanted).max() < CLOSE * np.abs(wanted).max()
@@ -194,7 +196,7 @@ def test_plain_weights_are_never_called_dequantized(tmp_path: Path) -> None:
     loaded = load(folder, dequantize=True)
     assert not loaded.dequantized
     assert loaded.fingerprint == models.fingerprint(folder)
-    assert models.plan_dequantization(folder) is None
+    assert models.report_weights(folder).plan is None
 
 
 def test_gpu_keeps_quantized_weights(quantized: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -228,7 +230,7 @@ def test_weights_stay_quantized_where_memory_is_short_and_a_warning_says_so(
     quantized: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = quantized("llama", 64, 4)
-    planned = models.plan_dequantization(folder)
+    planned = models.report_weights(folder).plan
     assert planned is not None
     counted = sum(layer.weight.size for layer in load(folder).model.modules() if "weight" in layer)
     norms = sum(layer.weight.size for layer in load(folder).model.modules() if isinstance(layer, nn.RMSNorm))
@@ -252,12 +254,30 @@ def test_available_memory_is_a_part_of_what_there_is() -> None:
 
 
 @pytest.mark.usefixtures("on_a_cpu")
-def test_plan_reads_no_weight(quantized: Callable[..., Path]) -> None:
+def test_report_reads_no_weight(quantized: Callable[..., Path]) -> None:
     folder = quantized("llama", 64, 4)
     before = mx.get_active_memory()
-    planned = models.plan_dequantization(folder)
-    assert planned is not None and models.would_dequantize(planned)
+    report = models.report_weights(folder)
+    planned = report.plan
+    assert planned is not None and report.dequantizes
     assert mx.get_active_memory() - before < planned.needed / 8
+
+
+@pytest.mark.usefixtures("on_a_cpu")
+def test_report_says_whether_weights_would_be_expanded_and_how_to_prevent_it(
+    quantized: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = quantized("llama", 64, 4)
+    text = str(models.report_weights(folder))
+    assert text.startswith("yes: expanded they need 0.00 GB") and text.endswith("KVLAB_DEQUANTIZE=0 prevents it")
+    monkeypatch.setenv("KVLAB_DEQUANTIZE", "0")
+    assert str(models.report_weights(folder)).startswith("no: KVLAB_DEQUANTIZE=0")
+    monkeypatch.delenv("KVLAB_DEQUANTIZE")
+    monkeypatch.setattr(device, "available_bytes", lambda: 1)
+    assert str(models.report_weights(folder)).endswith("KVLAB_DEQUANTIZE=1 does it all the same")
+    _on_a_gpu(monkeypatch)
+    assert str(models.report_weights(folder)) == "no: this device computes with quantized weights"
+    assert str(models.report_weights()) == "no: no weight is quantized"
 
 
 def test_experts_with_scales_of_their_own_are_dequantized() -> None:
@@ -276,3 +296,9 @@ def test_layer_used_in_two_places_stays_one_layer() -> None:
     dequantize_weights(holder, "float32")
     assert holder.layers[0] is holder.layers[1].layers[0]
     assert type(holder.layers[0]) is nn.Linear
+
+
+def test_importing_models_does_not_import_mlx_lm() -> None:
+    """It takes seconds, for which every command would wait."""
+    code = "import sys, kvlab.models; sys.exit('mlx_lm' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], timeout=60).returncode == 0
