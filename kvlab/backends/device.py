@@ -27,6 +27,16 @@ def is_cpu() -> bool:
     return mx.default_device().type == mx.DeviceType.cpu  # type: ignore[attr-defined]
 
 
+def computes_in_float32() -> bool:
+    """Whether half precision is computed in float32: on CPUs, products of half precision never reach BLAS."""
+    return is_cpu()
+
+
+def is_slow_with_quantized_weights() -> bool:
+    """Whether products with quantized weights are much slower than with plain ones, as MLX computes them on CPUs."""
+    return is_cpu()
+
+
 def device_name() -> str:
     """One line: ``gpu: Apple M3 Max`` or ``cpu: Intel(R) Xeon(R), 2 cores``."""
     import mlx.core as mx
@@ -56,6 +66,23 @@ def limit_cache(size: int) -> int:
 def ram_bytes() -> int:
     """The machine's physical memory in bytes."""
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+def available_bytes() -> int:
+    """Memory that this process may still take without swapping; a container's limit is respected.
+
+    Where the system does not say (macOS), half of what there is.
+    """
+    free = ram_bytes() // 2
+    with contextlib.suppress(OSError, ValueError, StopIteration):
+        lines = Path("/proc/meminfo").read_text().splitlines()
+        free = 1024 * int(next(line for line in lines if line.startswith("MemAvailable:")).split()[1])
+    group = Path("/sys/fs/cgroup")
+    with contextlib.suppress(OSError, ValueError, KeyError):  # absent outside a container; "max": there is no limit
+        limit, used = (int((group / f"memory.{name}").read_text()) for name in ("max", "current"))
+        parts = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
+        free = min(free, max(0, limit - used + int(parts["inactive_file"])))  # cached files make room
+    return free
 
 
 @functools.cache

@@ -19,8 +19,13 @@ from kvlab.errors import ModelError
 LIBRARIES = ("mlx", "mlx-lm", "transformers", "numpy", "polars", "zarr", "altair")
 
 
-def examine(*, seconds: float = 0.5) -> list[dict[str, Any]]:
-    """Tidy rows: versions, device, memory, BLAS, GEMM rates (``seconds`` long), bundled model and folders."""
+def examine(model: str | None = None, *, seconds: float = 0.5) -> list[dict[str, Any]]:
+    """Tidy rows: versions, device, memory, BLAS, GEMM rates (``seconds`` long), ``model`` or the bundled one, folders.
+
+    Raises ModelError for a ``model`` that cannot be loaded; the bundled one is then said to be missing.
+    """
+    # Read first: a wrong name should not wait for the measurements.
+    about_model = _model(model)
     blas = blas_library.prepare()
     versions = {"kvlab": kvlab.__version__, "python": platform.python_version()}
     versions |= {name: importlib.metadata.version(name) for name in LIBRARIES}
@@ -30,6 +35,7 @@ def examine(*, seconds: float = 0.5) -> list[dict[str, Any]]:
         _row("platform", platform.platform()),
         _row("device", device.device_name()),
         _row("device_memory", device.memory().device, "bytes"),
+        _row("available_memory", device.available_bytes(), "bytes"),
         _row("blas", blas.name),
         _row("blas_path", blas.path),
         _row("blas_threads", blas.threads, "threads"),
@@ -38,17 +44,28 @@ def examine(*, seconds: float = 0.5) -> list[dict[str, Any]]:
         name = f"gemm_{found['library']}_gflops" if "library" in found else "gemm_ratio"
         more = {key: found[key] for key in ("of", "to") if key in found}
         rows.append(_row(name, found["value"], found["unit"], **more))
-    try:
-        path = models.bundled_path()
-        rows += [_row("model", str(path)), _row("model_fingerprint", models.fingerprint(path))]
-    except ModelError as error:
-        rows.append(_row("model", f"missing: {error}"))
+    rows += about_model
     rows += [
         _row("home", str(paths.home())),
         _row("store", str(store)),
         _row("store_bytes", folder_bytes(store), "bytes"),
         _row("executable", sys.executable),
     ]
+    return rows
+
+
+def _model(model: str | None) -> list[dict[str, Any]]:
+    """Where the model is, its fingerprint, and whether its quantized weights would be expanded."""
+    try:
+        report = models.report_weights(model)
+    except ModelError as error:
+        if model is not None:
+            raise
+        return [_row("model", f"missing: {error}")]
+    digest = models.fingerprint(report.path, dequantized=report.dequantizes)
+    rows = [_row("model", str(report.path)), _row("model_fingerprint", digest), _row("dequantize", str(report))]
+    if report.plan is not None:
+        rows.append(_row("dequantize_needed", report.plan.needed, "bytes"))
     return rows
 
 

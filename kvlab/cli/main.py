@@ -136,14 +136,15 @@ def policies(as_json: bool) -> None:
 
 
 @cli.command()
+@model_option
 @json_option
-def doctor(as_json: bool) -> None:
-    """What kvlab runs on: device, versions, memory, BLAS, bundled model, folders."""
+def doctor(model: str | None, as_json: bool) -> None:
+    """What kvlab runs on: device, versions, memory, BLAS, folders, and what it makes of a model's weights."""
 
     def examine() -> Document:
         from kvlab.cli import doctor
 
-        return _document("doctor", doctor.examine())
+        return _document("doctor", doctor.examine(model))
 
     def show(document: Document) -> None:
         found = document["rows"]

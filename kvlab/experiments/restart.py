@@ -48,6 +48,7 @@ def serve_in_new_process(
         order = {
             "model": str(model.path),
             "dtype": model.dtype,
+            "dequantize": model.dequantized,
             "policy": str(policy),
             "concurrency": concurrency,
             "tags": dict(tags),

@@ -25,7 +25,7 @@ def main(order_file: str) -> int:
     try:
         turns = [Turn(**{**turn, "prompt": tuple(turn["prompt"])}) for turn in order["turns"]]
         serve_turns(
-            load(order["model"], dtype=order["dtype"]),
+            load(order["model"], dtype=order["dtype"], dequantize=order["dequantize"]),
             Policy.parse(order["policy"]),
             turns,
             concurrency=order["concurrency"],

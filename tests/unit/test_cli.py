@@ -10,10 +10,14 @@ from typing import Any
 import pytest
 
 import kvlab
+from kvlab.backends import device
 from kvlab.bench import gemm
 from kvlab.cli.main import main, split_policies
 from kvlab.errors import KvlabError, PolicyError
+from kvlab.models import fingerprint
 from kvlab.policies import Policy, registry
+from tests.helpers import random_model_folder
+from tests.quantized import quantize_folder
 
 ROW = {"policy": "full", "workload": "agent", "metric": "exact", "value": 1.0, "unit": "bool"}
 
@@ -160,6 +164,27 @@ def test_doctor_tells_what_one_needs_to_know(capsys: pytest.CaptureFixture[str],
     assert found["device_memory"]["value"] > 1 << 30
     assert found["gemm_ratio"]["value"] > 0
     assert {"device", "blas", "blas_threads", "gemm_mlx_gflops", "gemm_numpy_gflops", "model"} <= set(found)
+
+
+def test_doctor_says_what_it_makes_of_a_models_weights(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = random_model_folder("llama", tmp_path / "source")
+    folder = quantize_folder(source, tmp_path / "q4", 64, 4)
+    capsys.readouterr()  # mlx-lm's converter prints
+    monkeypatch.setattr(device, "available_bytes", lambda: 1 << 40)
+    monkeypatch.setattr(gemm, "run", lambda **_: [])
+    monkeypatch.setattr(device, "computes_in_float32", lambda: True)
+    monkeypatch.setattr(device, "is_slow_with_quantized_weights", lambda: True)
+    assert main(["doctor", "--json", "--model", str(folder)]) == 0
+    found = {row["metric"]: row for row in json.loads(capsys.readouterr().out)["rows"]}
+    assert found["model"]["value"] == str(folder)
+    assert found["model_fingerprint"]["value"] == fingerprint(folder, dequantized=True)
+    assert found["dequantize"]["value"].endswith("KVLAB_DEQUANTIZE=0 prevents it")
+    assert found["dequantize_needed"]["unit"] == "bytes"
+    assert found["available_memory"]["value"] == 1 << 40
+    assert main(["doctor", "--model", "nonesuch"]) == 2
+    assert "no model 'nonesuch'" in capsys.readouterr().err
 
 
 def test_compare_passes_on_what_was_asked(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
