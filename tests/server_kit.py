@@ -51,7 +51,7 @@ class Served(Endpoint):
         environment = {**os.environ, "PYTHONPATH": str(ROOT)}
         if home is not None:
             environment["KVLAB_HOME"] = str(home)
-        command = [sys.executable, "-m", "kvlab.server", "--port", str(port), *options]
+        command = [sys.executable, "-m", "kvlab", "serve", "--port", str(port), *options]
         self.process = subprocess.Popen(
             command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment, cwd=ROOT
         )

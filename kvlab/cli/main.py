@@ -17,9 +17,9 @@ from typing import Any
 
 import click
 
-import kvlab
 from kvlab import bench as benchmarks
 from kvlab.errors import KvlabError, PolicyError
+from kvlab.version import __version__
 
 Document = dict[str, Any]
 
@@ -53,7 +53,7 @@ class Lazy(click.Group):
 
 
 @click.group(name="kvlab", cls=Lazy, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
-@click.version_option(kvlab.__version__, prog_name="kvlab")
+@click.version_option(__version__, prog_name="kvlab")
 def cli() -> None:
     """A laboratory for KV caching on MLX."""
 
