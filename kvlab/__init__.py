@@ -6,10 +6,9 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 from kvlab.backends.x86.blas_library import prepare
+from kvlab.version import __version__ as __version__
 
-prepare()  # before anything imports MLX: see kvlab/backend.py
-
-__version__ = "0.1.0"
+prepare()  # before MLX is imported: see kvlab/backends/x86/blas_library.py
 
 if TYPE_CHECKING:
     from kvlab.decoder import Completion, Decoder

@@ -12,9 +12,10 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import kvlab
 from kvlab.backends import device
 from kvlab.backends.x86 import blas_library
+from kvlab.paths import PACKAGE
+from kvlab.version import __version__
 
 if TYPE_CHECKING:
     from kvlab.models import LoadedModel
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
 def provenance(model: LoadedModel | None = None, *, seed: int | None = None, **more: Any) -> dict[str, Any]:
     """The facts a result needs to be reproduced. ``more`` is added as it is; JSON-ready values only."""
     facts: dict[str, Any] = {
-        "kvlab": kvlab.__version__,
+        "kvlab": __version__,
         "commit": commit(),
         "mlx": _version("mlx"),
         "mlx_lm": _version("mlx-lm"),
@@ -43,7 +44,7 @@ def provenance(model: LoadedModel | None = None, *, seed: int | None = None, **m
 def document(command: str, rows: Iterable[Mapping[str, Any]], facts: Mapping[str, Any] | None = None) -> dict[str, Any]:
     """The one JSON document that a measuring command prints with ``--json``. A NaN or infinity becomes null."""
     return {
-        "kvlab": kvlab.__version__,
+        "kvlab": __version__,
         "command": command,
         "provenance": dict(provenance() if facts is None else facts),
         "rows": [{key: _json_value(value) for key, value in row.items()} for row in rows],
@@ -53,7 +54,7 @@ def document(command: str, rows: Iterable[Mapping[str, Any]], facts: Mapping[str
 @cache
 def commit() -> str:
     """The source tree's commit, with ``+dirty`` where tracked files differ from it; empty for an installed wheel."""
-    root = Path(kvlab.__file__).resolve().parents[1]
+    root = PACKAGE.parent
     if not (root / ".git").exists():
         return ""
     try:

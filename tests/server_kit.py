@@ -47,7 +47,7 @@ class Served(Endpoint):
 
     def __init__(self, *options: str, home: Path | None = None, port: int = 0) -> None:
         variables = environment() if home is None else environment(KVLAB_HOME=str(home))
-        command = [sys.executable, "-m", "kvlab.server", "--port", str(port), *options]
+        command = [sys.executable, "-m", "kvlab", "serve", "--port", str(port), *options]
         self.process = subprocess.Popen(
             command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=variables, cwd=ROOT
         )

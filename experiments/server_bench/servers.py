@@ -89,7 +89,7 @@ class Server:
 def both(folder: Path, model: Path) -> list[Server]:
     """kvlab with KV at rest on disk, and mlx_lm.server with its prompt cache; both with their own defaults."""
     policy = "tiered"
-    ours = [sys.executable, "-m", "kvlab.server", "--model", str(model), "--policy", policy]
+    ours = [sys.executable, "-m", "kvlab", "serve", "--model", str(model), "--policy", policy]
     theirs = [sys.executable, "-c", MLX_LM, "--model", str(model), "--log-level", "ERROR"]
     return [
         Server("kvlab", policy, ours, model.name, {"KVLAB_HOME": str(folder / "home")}),

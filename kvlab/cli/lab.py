@@ -12,8 +12,8 @@ from pathlib import Path
 
 import click
 
-import kvlab
 from kvlab.errors import RunError
+from kvlab.paths import PACKAGE
 
 NOTES = ".kvlab-notebooks.json"
 """In the folder: what was copied, by name and digest, so that a file its owner changed is known as such."""
@@ -29,8 +29,7 @@ class Copied:
 
 def notebooks_path() -> Path:
     """The notebooks' folder: in the installed package, else in the source tree. Raises RunError when absent."""
-    package = Path(kvlab.__file__).resolve().parent
-    for folder in (package / "_notebooks", package.parent / "notebooks"):
+    for folder in (PACKAGE / "_notebooks", PACKAGE.parent / "notebooks"):
         if any(folder.glob("[0-9]*.ipynb")):
             return folder
     raise RunError("the notebooks are missing from this installation: reinstall kvlab")
@@ -88,7 +87,7 @@ def lab(folder: Path, port: int | None, no_browser: bool) -> None:
 
 def _environment() -> dict[str, str]:
     """Ours, so that kernels import this very kvlab even where it is a source tree that is not installed."""
-    here = str(Path(kvlab.__file__).resolve().parents[1])
+    here = str(PACKAGE.parent)
     before = os.environ.get("PYTHONPATH")
     return {**os.environ, "PYTHONPATH": f"{here}{os.pathsep}{before}" if before else here}
 

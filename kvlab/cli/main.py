@@ -17,9 +17,10 @@ from typing import Any
 
 import click
 
-import kvlab
 from kvlab import bench as benchmarks
 from kvlab.errors import KvlabError, PolicyError
+from kvlab.version import __version__
+from kvlab.workloads import names_with_option, workload_names
 
 Document = dict[str, Any]
 
@@ -53,7 +54,7 @@ class Lazy(click.Group):
 
 
 @click.group(name="kvlab", cls=Lazy, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
-@click.version_option(kvlab.__version__, prog_name="kvlab")
+@click.version_option(__version__, prog_name="kvlab")
 def cli() -> None:
     """A laboratory for KV caching on MLX."""
 
@@ -70,12 +71,14 @@ def demo(out: Path | None, as_json: bool) -> None:
 
 @cli.command()
 @click.option("--policies", "specs", multiple=True, required=True, metavar="A,B,...", help="Policies; may be repeated.")
-@click.option("--workload", required=True, metavar="NAME", help="agent, retrieval, chat or transcript:FILE.")
+@click.option("--workload", required=True, metavar="NAME", help=f"One of: {', '.join(workload_names())}.")
 @model_option
 @click.option("--turns", type=click.IntRange(min=1), help="Turns of each conversation.")
 @click.option("--n", type=click.IntRange(min=1), help="Conversations.")
 @click.option("--concurrency", type=click.IntRange(min=1), help="Conversations that go on at once; else all.")
-@click.option("--tokens", type=click.IntRange(min=1), help="Length of a retrieval prompt.")
+@click.option(
+    "--tokens", type=click.IntRange(min=1), help=f"Length of a prompt; for {', '.join(names_with_option('tokens'))}."
+)
 @seed_option
 @out_option
 @json_option

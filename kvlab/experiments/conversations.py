@@ -13,7 +13,6 @@ from kvlab.decoder import Completion, Decoder
 from kvlab.models import LoadedModel
 from kvlab.policies import Policy, Ram
 from kvlab.recording.recorder import Recorder
-from kvlab.store import Store
 
 WARMUP_TOKENS = 256
 
@@ -82,7 +81,7 @@ def serve_turns(
                 completion = decoder.generate(turn.prompt, max_tokens=turn.max_tokens, tags=labels)
                 if len(served) == len(turns) - 1 and decoder.store is not None:
                     decoder.store.flush()  # so that the last turn's figures say what reached the disk
-                result = _served(turn, completion, _store_bytes(decoder.store))
+                result = _served(turn, completion, _store_bytes(decoder))
                 served[turn.conversation, turn.turn] = result
                 done(result)
 
@@ -131,8 +130,9 @@ def _served(turn: Turn, completion: Completion, store: Mapping[str, int]) -> Ser
     )
 
 
-def _store_bytes(store: Store | None) -> dict[str, int]:
-    """What rests in each tier now, and what this decoder has written to the SSD so far."""
+def _store_bytes(decoder: Decoder) -> dict[str, int]:
+    """Bytes of KV at rest by tier, and the bytes that this decoder has written to the SSD so far."""
+    store = decoder.store
     if store is None:
         return {}
     held = store.tiers_bytes()

@@ -8,28 +8,15 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import IO, Any
 
-import kvlab
 from kvlab.errors import RunError
 from kvlab.experiments.conversations import ServedTurn, Turn, to_json
 from kvlab.models import LoadedModel
-from kvlab.policies import Policy, Snapshot, Tiered
+from kvlab.paths import PACKAGE
+from kvlab.policies import Policy
 from kvlab.recording.recorder import Recorder
-
-
-def with_folder(policy: Policy, folder: Path) -> Policy:
-    """`policy` with its SSD tier in `folder`, unless it names a folder of its own or has no SSD tier."""
-    tiers = policy.tiers
-    if not isinstance(tiers, Tiered | Snapshot) or tiers.dir is not None:
-        return policy
-    return Policy(policy.retention, policy.codec, policy.reuse, replace(tiers, dir=str(folder)))
-
-
-def survives_restart(policy: Policy) -> bool:
-    return isinstance(policy.tiers, Tiered | Snapshot)
 
 
 def serve_in_new_process(
@@ -82,7 +69,7 @@ def serve_in_new_process(
 
 def _environment() -> dict[str, str]:
     """Ours, with this very kvlab first on the path: it may be run from a source tree that is not installed."""
-    here = str(Path(kvlab.__file__).resolve().parents[1])
+    here = str(PACKAGE.parent)
     path = os.environ.get("PYTHONPATH")
     return {**os.environ, "PYTHONPATH": f"{here}{os.pathsep}{path}" if path else here}
 

@@ -23,14 +23,14 @@ class Run:
 
     Args:
         policy: spec string or Policy.
-        workload: name (`agent`, `retrieval`, `chat`, `transcript:FILE`) or Workload.
+        workload: a Workload, or its name (see :func:`kvlab.workloads.workload_names`).
         model: None (the bundled one), a folder, a hub id, or a LoadedModel.
         turns: requests of each conversation; None is the workload's own number.
         n: conversations.
         seed: of the workload.
         concurrency: conversations that go on at once; the `n` of the rows.
         restart: serve the second half of every conversation in a new process, where the policy has an SSD tier.
-        tokens: length of a retrieval prompt; None is the workload's own.
+        tokens: length of a prompt, for workloads with that option; None is the workload's own.
     """
 
     policy: PolicyLike

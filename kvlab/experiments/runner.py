@@ -14,9 +14,10 @@ from tqdm.auto import tqdm
 from kvlab import models
 from kvlab.errors import RunError
 from kvlab.experiments.conversations import ServedTurn, Turn, serve_turns
-from kvlab.experiments.restart import serve_in_new_process, survives_restart, with_folder
+from kvlab.experiments.restart import serve_in_new_process
 from kvlab.models import LoadedModel
 from kvlab.policies import Policy
+from kvlab.policies.ssd_folder import survives_restart, with_ssd_folder
 from kvlab.provenance import provenance
 from kvlab.recording.recorder import Recorder
 from kvlab.results import Results, Row, row
@@ -78,7 +79,7 @@ class Runner:
             tempfile.TemporaryDirectory(prefix="kvlab-store-", dir=self.folder) as store,
             tqdm(total=len(self.turns), desc=str(policy), unit="turn", disable=not self.progress, leave=True) as bar,
         ):
-            there = with_folder(policy, Path(store))
+            there = with_ssd_folder(policy, Path(store))
 
             def done(served: ServedTurn) -> None:
                 cached = f"cached {served.cached_tokens}/{served.prompt_tokens}"

@@ -11,13 +11,13 @@ from typing import Any
 
 from tqdm.auto import tqdm
 
-import kvlab
 from kvlab.errors import RunError
 from kvlab.figures import saved as rows
 from kvlab.figures.claim import Verdict
 from kvlab.figures.draw import RENDERER, Picture, draw
 from kvlab.figures.figure import Figure
 from kvlab.figures.saved import Saved
+from kvlab.paths import PACKAGE
 from kvlab.results import make_folder
 
 MANIFEST = "figures.json"
@@ -41,7 +41,7 @@ class Place:
 
 def source_tree() -> Place:
     """That of this kvlab. Raises RunError for an installed wheel, which has no docs."""
-    root = Path(kvlab.__file__).resolve().parents[1]
+    root = PACKAGE.parent
     if not (root / "docs").is_dir() or not (root / "experiments").is_dir():
         raise RunError("figures are built in a clone of kvlab's repository; this one is installed without docs")
     return Place.of(root)

@@ -12,9 +12,9 @@ import polars as pl
 from kvlab import models
 from kvlab.decoder import Decoder
 from kvlab.errors import RunError
-from kvlab.experiments.restart import with_folder
 from kvlab.models import LoadedModel
 from kvlab.policies import Module, Paged, Policy
+from kvlab.policies.ssd_folder import with_ssd_folder
 from kvlab.store import Namespace
 from kvlab.workloads import Workload, load_workload
 
@@ -70,7 +70,7 @@ def follow_blocks(
     # Nothing stays warm: what is looked at here is KV at rest.
     with (
         tempfile.TemporaryDirectory(prefix="kvlab-store-") as folder,
-        Decoder(loaded, with_folder(parsed, Path(folder)), retain=0) as decoder,
+        Decoder(loaded, with_ssd_folder(parsed, Path(folder)), retain=0) as decoder,
     ):
         for step, request in enumerate(requests, start=1):
             prompt = loaded.render(list(request.messages), list(request.tools))

@@ -12,7 +12,6 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
-import kvlab
 from kvlab.errors import KvlabError
 from kvlab.models import LoadedModel
 from kvlab.policies import Full, Policy
@@ -27,6 +26,7 @@ from kvlab.server.metrics import ServerMetrics
 from kvlab.server.openai import routes as openai_routes
 from kvlab.server.service import Service
 from kvlab.server.settings import Settings
+from kvlab.version import __version__
 
 
 def create_app(policy: Policy, sources: Mapping[str, str | Path | LoadedModel], settings: Settings) -> FastAPI:
@@ -55,7 +55,7 @@ def create_app(policy: Policy, sources: Mapping[str, str | Path | LoadedModel], 
         log("closing", models=len(pool.open))
         service.close()
 
-    app = FastAPI(title="kvlab", version=kvlab.__version__, lifespan=lifespan, docs_url=None, redoc_url=None)
+    app = FastAPI(title="kvlab", version=__version__, lifespan=lifespan, docs_url=None, redoc_url=None)
     app.state.service = service
     app.state.failure = None
     app.include_router(openai_routes.router(service))

@@ -6,7 +6,7 @@ import json
 from random import Random
 from typing import Any
 
-from kvlab.workloads.base import Message, WorkloadRequest, assistant, check_count, cut_turns, system, user
+from kvlab.workloads.base import Message, Workload, WorkloadRequest, assistant, check_count, cut_turns, system, user
 from kvlab.workloads.desk import RULES, TOOLS
 from kvlab.workloads.words import NAMES, THINGS, fact, value
 
@@ -17,7 +17,7 @@ CHANGEABLE = THINGS[:4]
 CYCLE = 5  # call, answer, call, answer, recall
 
 
-class Agent:
+class Agent(Workload):
     """`n` conversations of `turns` requests in the cycle call, answer, call, answer, recall.
 
     A lookup returns the record that was asked for among its neighbours; a recall asks for any record of an earlier

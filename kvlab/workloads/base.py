@@ -1,13 +1,13 @@
-"""What a workload is: a list of requests, each with its full history and a known right answer.
+"""The base of all workloads: a list of requests, each with its full history and a known right answer.
 
-This floor knows no model, tokenizer, store or decoder: it deals in OpenAI-format messages and text.
+Workloads know no model, tokenizer, store or decoder: they consist of messages in OpenAI's format.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, ClassVar
 
 from kvlab.errors import WorkloadError
 from kvlab.workloads.grading import grade_call, grade_values
@@ -20,11 +20,12 @@ KINDS = ("call", "answer", "recall", "retrieve", "chat", "replay")
 
 @dataclass(frozen=True)
 class WorkloadRequest:
-    """One request to the model: everything it is given, and what it should say.
+    """One request to the model: its full input, and the right answer.
 
-    `messages` is the whole history up to what the model must answer. The history of the next turn holds `reference`,
-    never the model's own words, so that every policy sees the same prompts. Rendered by an append-only chat template,
-    the prompt of turn t (with its generation prompt) is a string prefix of the prompt of turn t + 1.
+    `messages` is the whole history up to the message that the model must write. The history of the next
+    turn holds `reference`, never the model's own words, so that every policy sees the same prompts. Rendered by an
+    append-only chat template, the prompt of turn t (with its generation prompt) is a string prefix of the prompt of
+    turn t + 1.
     """
 
     conversation: str
@@ -36,7 +37,7 @@ class WorkloadRequest:
     max_tokens: int
 
     def grade(self, text: str) -> dict[str, float]:
-        """Scores in [0, 1] for the model's `text`; `{}` where there is nothing to grade (small talk, replays).
+        """Grade the model's `text` with scores in [0, 1]; `{}` where no answer is right or wrong (small talk, replays).
 
         A `call` gives `tool_call` (well formed, an offered tool, its required arguments), `argument` (the right
         arguments) and `accuracy` (the right tool with the right arguments). The other graded kinds give `accuracy`: the
@@ -49,12 +50,21 @@ class WorkloadRequest:
         return grade_values(text, self.reference.get("content") or "")
 
 
-class Workload(Protocol):
-    """A named source of requests. `requests()` is deterministic: conversation by conversation, in turn order."""
+class Workload:
+    """A named source of requests. A subclass with a ``name`` is known to ``load_workload`` as soon as it is defined.
 
-    name: str
+    The constructor takes those of the options ``n`` (conversations), ``turns`` (requests of each), ``seed``, ``tokens``
+    (length of a prompt) and ``count`` (counts the tokens of a text) that the workload has, by name and with defaults;
+    it raises WorkloadError for values that cannot be. An ``argument`` such as ``FILE`` follows the name after a colon
+    in a spec, and is the first positional parameter.
+    """
 
-    def requests(self) -> list[WorkloadRequest]: ...
+    name: str = ""
+    argument: ClassVar[str] = ""
+
+    def requests(self) -> list[WorkloadRequest]:
+        """Return all requests, conversation by conversation, in turn order; the same ones at every call."""
+        raise NotImplementedError
 
 
 def system(content: str) -> Message:
@@ -76,7 +86,7 @@ def cut_turns(
     tools: tuple[Tool, ...] = (),
     max_tokens: int = 32,
 ) -> list[WorkloadRequest]:
-    """One request per assistant message; `kinds` maps the index of an assistant message to its kind."""
+    """Cut a conversation into one request per assistant message; `kinds` maps a message's index to its kind."""
     history = tuple(messages)
     indices = [i for i, message in enumerate(history) if message["role"] == "assistant"]
     return [
@@ -86,6 +96,6 @@ def cut_turns(
 
 
 def check_count(what: str, value: int | None, least: int = 1) -> None:
-    """Raises WorkloadError unless `value` is absent or an integer of at least `least`."""
+    """Raise WorkloadError unless `value` is absent or an integer of at least `least`."""
     if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < least):
         raise WorkloadError(f"{what} must be a whole number of at least {least}, not {value!r}")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from random import Random
 
-from kvlab.workloads.base import Message, WorkloadRequest, assistant, check_count, cut_turns, system, user
+from kvlab.workloads.base import Message, Workload, WorkloadRequest, assistant, check_count, cut_turns, system, user
 from kvlab.workloads.words import NAMES, THINGS, fact, filler, question, value
 
 SYSTEM = "You are a friendly assistant who remembers what the user said."
@@ -19,7 +19,7 @@ SMALL_TALK = (
 )
 
 
-class Chat:
+class Chat(Workload):
     """`n` conversations of `turns` requests; about half of them ask for a fact that was stated earlier."""
 
     name = "chat"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from random import Random
 
-from kvlab.workloads.base import Message, WorkloadRequest, assistant, check_count, cut_turns, system, user
+from kvlab.workloads.base import Message, Workload, WorkloadRequest, assistant, check_count, cut_turns, system, user
 from kvlab.workloads.words import NAMES, THINGS, estimate_tokens, fact, filler, question, value
 
 SYSTEM = "You answer questions about the document that the user gives you."
@@ -13,7 +13,7 @@ _FRAME_TOKENS = 60  # system prompt, question and the template around them
 _TOKENS_PER_FACT = 45  # one fact per about three filler sentences
 
 
-class Retrieval:
+class Retrieval(Workload):
     """`n` documents of about `tokens` tokens, each followed by `turns` questions.
 
     `count` counts the tokens of a text; without it a rule of thumb for the bundled tokenizer does.

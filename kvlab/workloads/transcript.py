@@ -13,15 +13,18 @@ from pathlib import Path
 from typing import Any
 
 from kvlab.errors import WorkloadError
-from kvlab.workloads.base import Message, Tool, WorkloadRequest, check_count, cut_turns
+from kvlab.workloads.base import Message, Tool, Workload, WorkloadRequest, check_count, cut_turns
 
 ROLES = ("system", "developer", "user", "assistant", "tool")
 _LISTS = ("messages", "traj")
 _EXPECTED = 'expected a list of messages, or an object with "messages" and optionally "tools"'
 
 
-class Transcript:
+class Transcript(Workload):
     """The first `n` conversations of `path` (all without `n`), each cut after `turns` requests (if given)."""
+
+    name = "transcript"
+    argument = "FILE"
 
     def __init__(self, path: str | Path, n: int | None = None, turns: int | None = None, max_tokens: int = 32) -> None:
         check_count("n", n)

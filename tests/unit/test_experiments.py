@@ -13,7 +13,7 @@ import pytest
 from kvlab.cli import demo
 from kvlab.cli.main import cli, split_policies
 from kvlab.errors import PolicyError
-from kvlab.experiments import conversations, restart, runner
+from kvlab.experiments import conversations, runner
 from kvlab.experiments.conversations import ServedTurn, Turn
 from kvlab.experiments.run import Run, compare, compare_command, run
 from kvlab.models import LoadedModel
@@ -209,9 +209,3 @@ def test_what_the_demo_says_to_try_next_can_be_tried() -> None:
             options = dict(zip(arguments[::2], arguments[1::2], strict=True))
             assert [Policy.parse(spec) for spec in split_policies([options["--policies"]])]
             assert load_workload(options["--workload"], n=int(options.get("--n", 1))).requests()
-
-
-def test_with_folder_touches_ssd_tiers_only(tmp_path: Path) -> None:
-    assert restart.with_folder(Policy.parse("paged"), tmp_path) == Policy.parse("paged")
-    moved = restart.with_folder(Policy.parse("paged:block=16|tiered:ram=1MB"), tmp_path)
-    assert moved == Policy.parse(f"paged:block=16|tiered:ram=1MB,dir={tmp_path}")

@@ -254,10 +254,9 @@ def test_unknown_figures_and_installed_packages(monkeypatch: pytest.MonkeyPatch,
     with pytest.raises(RunError, match="no figure 'nothing'; the figures are ttft-by-turn"):
         declared.chosen(("nothing",))
     assert main(["figures", "--only", "nothing"]) == 2
-    import kvlab
     from kvlab.figures.build import source_tree
 
-    monkeypatch.setattr(kvlab, "__file__", str(tmp_path / "kvlab" / "__init__.py"))
+    monkeypatch.setattr("kvlab.figures.build.PACKAGE", tmp_path / "kvlab")
     with pytest.raises(RunError, match="in a clone"):
         source_tree()
 

@@ -255,6 +255,7 @@ def test_a_pause_changes_neither_draws_nor_log_probabilities():
                 said = logprobs(mx.array(tokens), seeded.watch(mx.array(tokens), one))
                 token = int(seeded(said - mx.logsumexp(said, axis=-1, keepdims=True)).item())
             tokens.append(token)
+            logprobs.token_out(token)
         return tokens, [entry.logprob for entry in logprobs.entries]
 
     assert draw(True) == draw(False)

@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import lzma
+from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from kvlab.cli.main import cli
 from kvlab.errors import WorkloadError
+from kvlab.experiments import run
+from kvlab.experiments.config import read_experiment
 from kvlab.models import LoadedModel
-from kvlab.workloads import NAMES, WorkloadRequest, load_workload
+from kvlab.workloads import Workload, WorkloadRequest, load_workload, names_with_option, workload_names
+from kvlab.workloads.base import assistant, cut_turns, user
 from kvlab.workloads.grading import grade_values, parse_call
 
 TAU = Path(__file__).resolve().parents[3] / "shared" / "data" / "tau-bench"
@@ -138,7 +144,61 @@ def test_grading_values() -> None:
 def test_unknown_workload_lists_the_names() -> None:
     with pytest.raises(WorkloadError) as error:
         load_workload("agents")
-    assert all(name in str(error.value) for name in NAMES)
+    assert all(name in str(error.value) for name in workload_names())
+
+
+@pytest.fixture
+def squares() -> Iterator[type[Workload]]:
+    """A workload of one class, as a user's file defines it."""
+
+    class Squares(Workload):
+        """Questions about square numbers."""
+
+        name = "squares-of-test"
+
+        def __init__(self, n: int = 1, turns: int = 3) -> None:
+            self.n, self.turns = n, turns
+
+        def requests(self) -> list[WorkloadRequest]:
+            talk = [m for i in range(self.turns) for m in (user(f"{i} times {i}?"), assistant(f"#{i * i:03d}"))]
+            kinds = {i: "recall" for i in range(len(talk))}
+            return [request for i in range(self.n) for request in cut_turns(f"{self.name}-{i}", talk, kinds)]
+
+    yield Squares
+    del Squares
+    gc.collect()  # a class that is gone is no longer known
+
+
+def test_defined_workload_is_loaded_by_name_with_its_own_options(squares: type[Workload]) -> None:
+    assert squares.name in workload_names()
+    assert isinstance(load_workload(squares.name), squares)
+    requests = load_workload(squares.name, n=2, turns=4, seed=5).requests()
+    assert len(requests) == 8 and requests[3].grade("#009") == {"accuracy": 1.0}
+    with pytest.raises(WorkloadError, match="has no option tokens; it applies to retrieval"):
+        load_workload(squares.name, tokens=300)
+
+
+def test_defined_workload_is_run_swept_and_followed_by_name(
+    squares: type[Workload], bundled: LoadedModel, tmp_path: Path
+) -> None:
+    results = run("full", squares.name, bundled, turns=2, progress=False)
+    assert {row["workload"] for row in results.rows} == {squares.name}
+    file = tmp_path / "some.toml"
+    file.write_text(f'policies = ["full"]\nworkload = "{squares.name}"\nturns = 2\n')
+    assert [cell.run.workload for cell in read_experiment(file).cells()] == [squares.name]
+    with pytest.raises(WorkloadError, match="tokens"):
+        file.write_text(f'policies = ["full"]\nworkload = "{squares.name}"\ntokens = 200\n')
+        read_experiment(file)
+
+
+def test_command_line_lists_the_workloads_and_who_takes_tokens() -> None:
+    described = {option.name: getattr(option, "help", "") for option in cli.commands["compare"].params}
+    assert all(name in described["workload"] for name in ("agent", "chat", "retrieval", "transcript:FILE"))
+    assert described["tokens"] == f"Length of a prompt; for {', '.join(names_with_option('tokens'))}."
+
+
+def test_every_workload_file_of_the_folder_is_imported() -> None:
+    assert {"agent", "chat", "retrieval", "transcript:FILE"} <= set(workload_names())
 
 
 @pytest.mark.parametrize(

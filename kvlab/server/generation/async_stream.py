@@ -4,14 +4,22 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
+from collections.abc import Callable
 
 from kvlab.decoder import Stream
 
 
 class AsyncTokenStream:
-    """The tokens of one stream, for one coroutine. Made on the event loop."""
+    """The tokens of one stream, for one coroutine. Made on the event loop.
 
-    def __init__(self, stream: Stream) -> None:
+    Args:
+        stream: what the decoder hands out.
+        on_token: called with every token, and with None at the end, before the coroutine gets it; usually on the
+            decoder's thread.
+    """
+
+    def __init__(self, stream: Stream, on_token: Callable[[int | None], None] | None = None) -> None:
+        self._on_token = on_token
         self.stream = stream
         self._loop = asyncio.get_running_loop()
         self._arrived: deque[int | None] = deque()
@@ -34,6 +42,8 @@ class AsyncTokenStream:
         return batch
 
     def _hear(self, token: int | None) -> None:  # on the decoder's thread
+        if self._on_token is not None:
+            self._on_token(token)
         self._arrived.append(token)
         if not self._told:  # one call for all that arrive until the loop gets to it
             self._told = True

@@ -39,7 +39,7 @@ class Choice:
         logprobs: Logprobs | None,
     ) -> None:
         self.index, self.ask, self.stream = index, ask, stream
-        self._feed = AsyncTokenStream(stream)
+        self._feed = AsyncTokenStream(stream, None if logprobs is None else logprobs.token_out)
         self._reader, self._form = reader, form
         self._constraint, self._logprobs = constraint, logprobs
         self._call = ""
@@ -105,7 +105,7 @@ class Choice:
             raise ApiError(500, "the model failed while answering; the server's log says where") from error
 
     def _readable(self, batch: list[int | None]) -> list[int | None]:
-        """The tokens to read now. The first arrives before its log-probability does: then it waits for the second."""
+        """Return the tokens to read now. A log-probability comes one token late: its token waits for it."""
         self._unread += batch
         ready = len(self._unread)
         if self._logprobs is not None and None not in self._unread:
@@ -116,7 +116,9 @@ class Choice:
     def _read(self, token: int) -> list[Event]:
         self.tokens.append(token)
         if self._logprobs is not None:
-            self._untold.append((token, self._logprobs.entries[len(self.tokens) - 1]))
+            self._untold += [
+                (token, entry) for entry in self._logprobs.entries[len(self.tokens) - 1 : len(self.tokens)]
+            ]
         return self._pieces(self._reader.add(token))
 
     def _pieces(self, pieces: list[OutputPiece]) -> list[Event]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections import deque
 from collections.abc import Mapping
 from functools import lru_cache
 from typing import Any, NamedTuple
@@ -11,6 +12,9 @@ import mlx.core as mx
 from mlx_lm.sample_utils import apply_min_p, apply_top_k, apply_top_p, make_sampler
 
 from kvlab.decoder.request import Processor, Sampler
+
+SUM_CHUNK_TOKENS = 256
+"""Tokens whose probabilities are summed together, before these sums are."""
 
 
 class Sampling(NamedTuple):
@@ -116,27 +120,55 @@ class TokenLogprob(NamedTuple):
 
 
 class Logprobs:
-    """A logits processor that changes nothing and keeps what was likely; put it last.
+    """Reports log-probabilities: a logits processor that changes no logits, to be put last.
 
-    mlx-lm computes one step ahead: when a token is handed out, this has been called with it already, so
-    ``entries[i]`` is there when the i-th token is. Only the first token may be handed out before. After a pause it is
-    called with the same tokens once more.
+    mlx-lm computes one step ahead. The call that has a token as its newest one builds the arrays of that token's report
+    and lets the step depend on them: they are computed with the step, and no call waits for them. When the step's own
+    token is handed out they are complete, and :meth:`token_out` reads them; so a report comes one token late.
+    After a pause the processor is called with the same tokens once more.
     """
 
     def __init__(self, top: int) -> None:
         self._top = top
         self._place = 0
         self._before: mx.array | None = None
+        self._pending: deque[list[Any]] = deque()
+        self._tokens_out = 0
         self.entries: list[TokenLogprob] = []
 
     def __call__(self, tokens: mx.array, logits: mx.array) -> mx.array:
-        if self._before is not None and tokens.size > self._place:
-            newest = tokens[-1:]
-            logprobs = self._before - mx.logsumexp(self._before, axis=-1, keepdims=True)
-            own: Any = logprobs[0, newest]
-            order: Any = mx.argsort(-logprobs[0])[: self._top]
-            best: Any = logprobs[0, order]
-            mx.eval(own, order, best)
-            self.entries.append(TokenLogprob(own.item(), list(zip(order.tolist(), best.tolist(), strict=True))))
-        self._before, self._place = logits, tokens.size
-        return logits
+        """Return ``logits``; nothing is evaluated here."""
+        before, self._before = self._before, logits
+        is_new, self._place = tokens.size > self._place, tokens.size
+        if before is None or not is_new:
+            return logits
+        report = logprob_arrays(before, tokens[-1:], self._top)
+        self._pending.append(report)
+        return mx.depends(logits, report)
+
+    def token_out(self, token: int | None) -> None:
+        """Note that ``token`` was handed out (None: the request ended), and read the reports of the tokens before it.
+
+        At the end this may wait for the step that is being computed.
+        """
+        while self._pending and len(self.entries) < self._tokens_out:
+            own, order, best = (array.tolist() for array in self._pending.popleft())
+            self.entries.append(TokenLogprob(own[0], list(zip(order, best, strict=True))))
+        if token is not None:
+            self._tokens_out += 1
+
+
+def logprob_arrays(logits: mx.array, token: mx.array, top: int) -> list[Any]:
+    """Build, without evaluation, arrays of float32 log-probabilities of ``logits`` ``[1, vocabulary]``.
+
+    Returns three: that of ``token`` ``[1]``, the ``top`` likeliest tokens, and theirs, the likeliest first.
+    """
+    logits = logits[0].astype(mx.float32)
+    logits = logits - logits.max()
+    # Summed in two steps: the rounding of one long sum reaches 1e-5 where thousands of tokens are unlikely.
+    parts = mx.pad(mx.exp(logits), (0, -logits.size % SUM_CHUNK_TOKENS)).reshape(-1, SUM_CHUNK_TOKENS).sum(axis=-1)
+    total = mx.log(parts.sum())
+    top = min(top, logits.size)
+    likeliest = mx.argpartition(-logits, kth=max(0, top - 1))[:top]
+    likeliest = likeliest[mx.argsort(-logits[likeliest])]
+    return [logits[token] - total, likeliest, logits[likeliest] - total]

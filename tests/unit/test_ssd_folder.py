@@ -1,0 +1,19 @@
+"""Policies over a folder: which of them survive a restart, and where their SSD tier lies."""
+
+from pathlib import Path
+
+from kvlab.policies import Policy
+from kvlab.policies.ssd_folder import survives_restart, with_ssd_folder
+
+
+def test_ssd_folder_moves_tiers_without_a_folder_of_their_own(tmp_path: Path) -> None:
+    assert with_ssd_folder(Policy.parse("paged"), tmp_path) == Policy.parse("paged")
+    moved = with_ssd_folder(Policy.parse("paged:block=16|tiered:ram=1MB"), tmp_path)
+    assert moved == Policy.parse(f"paged:block=16|tiered:ram=1MB,dir={tmp_path}")
+    assert with_ssd_folder(moved, tmp_path / "other") == moved
+
+
+def test_policies_with_a_folder_survive_a_restart() -> None:
+    assert [survives_restart(Policy.parse(spec)) for spec in ("tiered", "paged|snapshot", "paged|ram", "full")] == [
+        True, True, False, False,
+    ]  # fmt: skip
