@@ -104,6 +104,8 @@ class Backend(ABC):
     owns_attention: ClassVar[bool] = False
     """Whether kvlab's own attention is the quicker one: then every lossless policy gets it, so that policies are
     compared, and not kernels."""
+    evicts_alone: ClassVar[bool] = False
+    """Whether sequences that evict attend each on its own, and not beside others in a bucket."""
     prefill_step: ClassVar[int] = 2048
     """Prompt tokens computed at a time where a prompt is alone, unless the decoder is told otherwise."""
     composes_batches: ClassVar[bool] = False

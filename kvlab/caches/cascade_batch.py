@@ -15,7 +15,7 @@ from kvlab.caches.batch import BatchLayerCache
 from kvlab.caches.codecs import Codec
 from kvlab.caches.kv_buffer import KVBuffer
 from kvlab.caches.length_bucket import LengthBucket
-from kvlab.caches.retention import LayerPlace
+from kvlab.caches.retention import LayerPlace, Retention
 from kvlab.caches.shared_prefix import SharedPrefix
 
 
@@ -30,6 +30,7 @@ class CascadeSequence(Protocol):
     offset: int
     moved: bool
     place: LayerPlace
+    retention: Retention
 
     @property
     def is_in_bucket(self) -> bool: ...
@@ -39,13 +40,18 @@ class CascadeSequence(Protocol):
     def nbytes(self) -> int: ...
     def put_in(self, bucket: LengthBucket, blank: Mapping[str, mx.array]) -> None: ...
     def take_out(self) -> None: ...
+    def attended_in_bucket(self, queries: mx.array, scale: float) -> None: ...
 
 
 class CascadeBatch(BatchLayerCache):
-    """The batch of sequences that keep all their tokens, in one layer.
+    """A batch of sequences in one layer, of one policy.
 
     While decoding, a sequence's own rows stand in a :class:`LengthBucket` beside those of similar length, and its
     prefixes are attended to together with all that share them. Alone, or in a prefill, it reads its rows by itself.
+
+    Attributes:
+        order: the sequences as they stand in buckets, where that is another order: a batch in that order
+            (:meth:`filter`) spares every step four gathers.
     """
 
     def __init__(self, sequences: Sequence[CascadeSequence]) -> None:
@@ -53,6 +59,7 @@ class CascadeBatch(BatchLayerCache):
         for sequence in sequences:  # a batch that was split leaves them in buckets that are not this batch's
             sequence.take_out()
         self._buckets: list[LengthBucket] = []
+        self.order: list[int] | None = None
         self._order: mx.array | None = None
         self._back: mx.array | None = None
         self._groups: list[tuple[SharedPrefix, mx.array | None, mx.array | None]] = []
@@ -82,6 +89,13 @@ class CascadeBatch(BatchLayerCache):
         """Compute attention ``[batch, n_heads, n, v_head_dim]``; rows of padding are zeros."""
         if not self._together(queries.shape[2]):
             return super().attend(queries, scale=scale, mask=mask, sinks=sinks)
+        out = self._attend_together(queries, scale, sinks)
+        for i, sequence in enumerate(self.sequences):
+            if not sequence.retention.keeps_all:
+                sequence.attended_in_bucket(queries[i : i + 1], scale)
+        return out
+
+    def _attend_together(self, queries: mx.array, scale: float, sinks: mx.array | None) -> mx.array:
         backend: Backend = self.sequences[0].backend
         if not self._groups and not backend.composes_batches:
             return self._attend_apart(backend, queries, scale, sinks)
@@ -120,14 +134,14 @@ class CascadeBatch(BatchLayerCache):
             if i not in staying:
                 sequence.take_out()
         super().filter(keep)
-        self._laid_out = False
+        self._laid_out, self.order = False, None
 
     def extend(self, other: BatchLayerCache) -> None:
         """Append the sequences of ``other``."""
         for sequence in other.sequences:
             sequence.take_out()
         super().extend(other)
-        self._laid_out = False
+        self._laid_out, self.order = False, None
 
     def __deepcopy__(self, memo: dict[int, Any]) -> CascadeBatch:
         return CascadeBatch(self.sequences)
@@ -152,7 +166,7 @@ class CascadeBatch(BatchLayerCache):
         return self.sequences[0].is_in_bucket and self.sequences[0].backend.composes_batches
 
     def _forget_layout(self) -> None:
-        self._buckets, self._laid_out = [], False
+        self._buckets, self._laid_out, self.order = [], False, None
 
     def _lay_out(self, new: Mapping[str, mx.array]) -> None:
         """Bring every sequence into a bucket, and note in what order they stand and what they share.
@@ -162,13 +176,15 @@ class CascadeBatch(BatchLayerCache):
         if self._laid_out and not any(sequence.moved for sequence in self.sequences):
             return
         self._buckets = [bucket for bucket in self._buckets if bucket.lengths]
-        for sequence in self.sequences:
-            if not sequence.is_in_bucket:
-                bucket = self._bucket_for(sequence)
-                sequence.put_in(bucket, {name: array[:1, :, :0] for name, array in new.items()})
+        # The longest first: where the number of buckets is limited, those that come later fill them up.
+        apart = sorted((one for one in self.sequences if not one.is_in_bucket), key=lambda one: -one.rows.length)
+        for sequence in apart:
+            bucket = self._bucket_for(sequence)
+            sequence.put_in(bucket, {name: array[:1, :, :0] for name, array in new.items()})
         place = {id(sequence): i for i, sequence in enumerate(self.sequences)}
         order = [place[id(member)] for bucket in self._buckets for member in bucket.members]
         same = order == list(range(len(order)))
+        self.order = None if same else order
         self._order = None if same else mx.array(order)
         self._back = None if same else mx.array(sorted(range(len(order)), key=order.__getitem__))
         self._groups = self._sharing()
@@ -185,7 +201,8 @@ class CascadeBatch(BatchLayerCache):
         free = [bucket for bucket in self._buckets if bucket.has_slot]
         if free and rule.buckets is not None and len(self._buckets) >= rule.buckets:
             return min(free, key=lambda bucket: bucket.padding_after(length))
-        self._buckets.append(LengthBucket(sequence.codec, rule, sequence.place.layer / sequence.place.n_layers))
+        turn = sequence.place.layer / sequence.place.n_layers
+        self._buckets.append(LengthBucket(sequence.codec, rule, turn, sequence.retention.visible))
         return self._buckets[-1]
 
     def _sharing(self) -> list[tuple[SharedPrefix, mx.array | None, mx.array | None]]:

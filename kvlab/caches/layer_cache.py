@@ -110,8 +110,21 @@ class LayerCache:
             raise ModelError("this model adds its own terms to the attention scores: use the policy full")
         self._unattended = False
         out = self._attend(queries, scale, sinks)
-        self.retention.attended(self.rows, queries, self.offset, scale)
+        self.retention.note(self.rows, queries, self.offset, scale)
+        if self.retention.is_due(self.length, self.offset, queries.shape[2]):
+            self.retention.evict(self.rows, self.offset, scale)
         return out
+
+    def attended_in_bucket(self, queries: mx.array, scale: float) -> None:
+        """Evict after a batch has attended for this sequence, within the bucket that its rows stand in."""
+        if self._bucket is None:
+            return
+        self.retention.note(None, queries, self.offset, scale)
+        if self.retention.is_due(self.length, self.offset, 1):
+            rows = KVBuffer(self.codec, self._bucket.rows(self))
+            self.retention.evict(rows, self.offset, scale)
+            if rows.length < self.length:
+                self._bucket.rewrite(self, rows.used(), rows.length)
 
     def pass_over(self, count: int) -> None:
         """Stand in for :meth:`attend` where its result is not read, under a retention that keeps all rows."""
@@ -142,7 +155,7 @@ class LayerCache:
         return sum(prefix.nbytes // max(1, prefix.users) for prefix in self.prefixes)
 
     def size(self) -> int:
-        return self.offset if self.retention.keeps_all else self.rows.length
+        return self.offset if self.retention.keeps_all else self.length
 
     def empty(self) -> bool:
         return self.offset == 0
@@ -162,10 +175,20 @@ class LayerCache:
 
     @staticmethod
     def merge(caches: list[LayerCache]) -> BatchLayerCache:
-        can_share = all(cache.retention.keeps_all and not cache.encodes_groups for cache in caches)
-        return CascadeBatch(caches) if can_share else BatchLayerCache(caches)
+        return CascadeBatch(caches) if all(cache.is_batchable for cache in caches) else BatchLayerCache(caches)
 
     # -- shared and batched rows ------------------------------------------------------------------------------------
+
+    @property
+    def is_batchable(self) -> bool:
+        """Whether the rows may stand in a bucket beside those of others."""
+        evicts = not self.retention.keeps_all
+        return self.retention.is_batchable and not self.encodes_groups and not (evicts and self.backend.evicts_alone)
+
+    @property
+    def length(self) -> int:
+        """Own rows that are held."""
+        return self.rows.length if self._bucket is None else self._bucket.length_of(self)
 
     @property
     def is_in_bucket(self) -> bool:
@@ -243,7 +266,7 @@ class LayerCache:
                 shared = shared_attention(self.backend, self.codec, prefix.arrays, scaled)
                 state = self.backend.merge(state, shared)
             return self.backend.finish(state, queries.dtype, sinks)
-        mask = self.retention.mask(self.rows, self.offset, count)
+        mask = self.retention.mask(self.rows.length, self.offset, count)
         prefixes = [prefix.arrays for prefix in self.prefixes]
         return self.rows.attend(self.backend, queries, prefixes, scale, mask, sinks)
 
@@ -255,11 +278,11 @@ class LayerCache:
 
     @property
     def has_evicted(self) -> bool:
-        return not self.retention.keeps_all and self.rows.length < self.offset
+        return not self.retention.keeps_all and self.length < self.offset
 
     def positions(self) -> mx.array:
         """Give the true positions of the rows, see :meth:`kvlab.caches.retention.Retention.positions`."""
-        return self.retention.positions(self.rows, self.offset)
+        return self.retention.positions(self.length, self.offset)
 
 
 def with_room(tokens: int) -> int:

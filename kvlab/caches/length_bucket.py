@@ -7,6 +7,7 @@ any size, and only similar lengths, so that live bytes follow real tokens; the b
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
 
 import mlx.core as mx
@@ -26,14 +27,18 @@ class LengthBucket:
     Args:
         rule: how many sequences, of what lengths, and how it grows.
         turn: the layer's place among all, 0 to 1: they grow in turn, so that no step waits for all of them.
+        visible: the first and the last rows of a sequence that its query sees; None: it sees all.
 
     Attributes:
         members: the sequence of each slot.
         lengths: rows of each sequence, which stand in the columns ``cursor - length`` to ``cursor``.
     """
 
-    def __init__(self, codec: Codec, rule: BucketRule, turn: float = 0.0) -> None:
+    def __init__(
+        self, codec: Codec, rule: BucketRule, turn: float = 0.0, visible: tuple[int, int] | None = None
+    ) -> None:
         self.codec = codec
+        self._shown = visible
         self._rule = rule
         self._turn = turn
         self.arrays: dict[str, mx.array] = {}
@@ -106,6 +111,18 @@ class LengthBucket:
         start = self.cursor - self.lengths[slot]
         return {name: array[slot : slot + 1, :, start : self.cursor] for name, array in self.arrays.items()}
 
+    def length_of(self, member: object) -> int:
+        """Count a sequence's rows."""
+        return self.lengths[self.members.index(member)]
+
+    def rewrite(self, member: object, rows: Mapping[str, mx.array], length: int) -> None:
+        """Put fewer rows, ``[1, n_kv_heads, length, width]``, in the place of a sequence's present ones."""
+        self._visible_is_known = False
+        slot = self.members.index(member)
+        for name, array in rows.items():
+            self.arrays[name][slot : slot + 1, :, self.cursor - length : self.cursor] = array
+        self.lengths[slot] = length
+
     def append(self, new: Mapping[str, mx.array]) -> None:
         """Write one more row for every sequence, arrays ``[slots, n_kv_heads, 1, width]``."""
         if self.cursor == self.columns:
@@ -135,6 +152,8 @@ class LengthBucket:
 
         It is made on the host when members or storage change, for all columns, so that a step only cuts it.
         """
+        if self._shown is not None and max(self.lengths) > sum(self._shown):
+            return _windows(tuple(self.lengths), *self._shown)
         if min(self.lengths) == max(self.lengths):
             return None
         if not self._visible_is_known:
@@ -162,3 +181,15 @@ class LengthBucket:
             right = mx.zeros((slots, heads, ahead, width), dtype=array.dtype)
             self.arrays[name] = mx.concatenate([left, array[:, :, self.cursor - keep : self.cursor], right], axis=2)
         self.cursor = columns
+
+
+@functools.lru_cache(maxsize=8)
+def _windows(lengths: tuple[int, ...], sinks: int, window: int) -> mx.array:
+    """Which of the last ``max(lengths)`` columns sequences see: sinks and window, bool ``[slots, 1, 1, n]``.
+
+    Made on the host, once for all layers of a step.
+    """
+    columns = max(lengths)
+    row = np.arange(columns) - (columns - np.array(lengths)[:, None])
+    seen = (row >= 0) & ((row < sinks) | (row >= np.array(lengths)[:, None] - window))
+    return mx.array(seen[:, None, None])

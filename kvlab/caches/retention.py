@@ -18,8 +18,8 @@ from kvlab.caches.kv_buffer import KVBuffer
 from kvlab.errors import ModelError, PolicyError, PolicyWarning
 from kvlab.policies import Full, Module, Rotating, ScoreContext, Scorer
 
-NAN_CHECK_DELAY = 3
-"""Attention calls after which scores are looked at for NaN: they have been computed by then, so nothing waits."""
+NAN_CHECK_DELAY_TOKENS = 3
+"""Tokens after which scores are looked at for NaN: they have been computed by then, so nothing waits."""
 
 Mask = mx.array | str | None
 
@@ -60,7 +60,10 @@ class LayerPlace:
 
 
 class Retention(ABC):
-    """Decides after each attention which rows of ``rows`` stay.
+    """Decides which rows of one layer of a sequence stay.
+
+    The owner calls :meth:`note` after each attention and, where :meth:`is_due` says so, :meth:`evict`. ``length`` is
+    always the number of rows held, ``offset`` the tokens of the sequence so far.
 
     A concrete subclass sets ``module``, the policy module (or base of modules) that it carries out.
 
@@ -78,18 +81,35 @@ class Retention(ABC):
         self.prompt_rows: KVBuffer | None = None
 
     @abstractmethod
-    def mask(self, rows: KVBuffer, offset: int, count: int) -> Mask:
-        """Say what the newest ``count`` queries of ``offset`` tokens may see of ``rows``."""
+    def mask(self, length: int, offset: int, count: int) -> Mask:
+        """Say what the newest ``count`` queries may see of the rows."""
 
     @abstractmethod
-    def positions(self, rows: KVBuffer, offset: int) -> mx.array:
+    def positions(self, length: int, offset: int) -> mx.array:
         """Give the true positions of the rows, int32 ``[1, heads, length]``; heads is 1 while all hold the same rows.
 
         -1 stands for a row that fills up a head with fewer than others.
         """
 
-    def attended(self, rows: KVBuffer, queries: mx.array, offset: int, scale: float) -> None:  # noqa: B027 - may be left
-        """Take note of the newest queries ``[1, n_heads, n, head_dim]``, then drop the rows that do not stay."""
+    @property
+    def visible(self) -> tuple[int, int] | None:
+        """Rows that a single query sees, where they are not all: the first ones, and the last ones."""
+        return None
+
+    @property
+    def is_batchable(self) -> bool:
+        """Whether rows may stand beside those of other sequences, one padded array for all heads of all of them."""
+        return True
+
+    def note(self, rows: KVBuffer | None, queries: mx.array, offset: int, scale: float) -> None:  # noqa: B027
+        """Take note of the newest queries ``[1, n_heads, n, head_dim]``. ``rows`` is None for a batchable retention."""
+
+    def is_due(self, length: int, offset: int, count: int) -> bool:
+        """Whether rows leave now, after ``count`` queries."""
+        return False
+
+    def evict(self, rows: KVBuffer, offset: int, scale: float) -> None:  # noqa: B027
+        """Drop the rows that do not stay."""
 
     @property
     def is_compressed(self) -> bool:
@@ -113,11 +133,11 @@ class KeepAll(Retention):
     module: ClassVar[type[Module]] = Full
     keeps_all: ClassVar[bool] = True
 
-    def mask(self, rows: KVBuffer, offset: int, count: int) -> Mask:
+    def mask(self, length: int, offset: int, count: int) -> Mask:
         return None if count == 1 else "causal"
 
-    def positions(self, rows: KVBuffer, offset: int) -> mx.array:
-        return mx.arange(rows.length)[None, None]
+    def positions(self, length: int, offset: int) -> mx.array:
+        return mx.arange(length)[None, None]
 
 
 class Window(Retention):
@@ -129,22 +149,28 @@ class Window(Retention):
         super().__init__(module, place)
         self._sinks, self._window = module.sinks, module.window
 
-    def mask(self, rows: KVBuffer, offset: int, count: int) -> Mask:
-        if rows.length <= self._window and rows.length == offset:
+    def mask(self, length: int, offset: int, count: int) -> Mask:
+        if length <= self._window and length == offset:
             return None if count == 1 else "causal"
-        return _window_mask(rows.length, offset, count, self._sinks, self._window)
+        return _window_mask(length, offset, count, self._sinks, self._window)
 
-    def positions(self, rows: KVBuffer, offset: int) -> mx.array:
-        return mx.array(_window_positions(rows.length, offset, self._sinks))[None, None]
+    def positions(self, length: int, offset: int) -> mx.array:
+        return mx.array(_window_positions(length, offset, self._sinks))[None, None]
 
-    def attended(self, rows: KVBuffer, queries: mx.array, offset: int, scale: float) -> None:
-        held, limit = rows.length, self._sinks + self._window
-        if held < limit + max(1, self._window // 8):
-            return
+    @property
+    def visible(self) -> tuple[int, int] | None:
+        return self._sinks, self._window
+
+    def is_due(self, length: int, offset: int, count: int) -> bool:
+        return length >= self._sinks + self._window + max(1, self._window // 8)
+
+    def evict(self, rows: KVBuffer, offset: int, scale: float) -> None:
+        held = rows.length
         if self.place.record:
-            gone = self.positions(rows, offset)[:, :, self._sinks : held - self._window]
+            gone = self.positions(held, offset)[:, :, self._sinks : held - self._window]
             heads = rows.state[0].shape[1]
-            self.evictions.append(Eviction(mx.broadcast_to(gone, (1, heads, gone.shape[2])), limit, offset))
+            gone = mx.broadcast_to(gone, (1, heads, gone.shape[2]))
+            self.evictions.append(Eviction(gone, self._sinks + self._window, offset))
         rows.keep_spans((0, self._sinks), (held - self._window, held))
 
 
@@ -174,52 +200,60 @@ class TopScores(Retention):
         self._scorer = module
         self._kept: mx.array | None = None
         self._is_ragged = False
-        self._queries: mx.array | None = None
+        self._queries: deque[mx.array] = deque()
         self._accumulated: mx.array | None = None
         self._limit: int | None = None
-        self._budget = 0
-        self._nan_checks: deque[list] = deque()
+        self._budget = self._interval = 0
+        self._nan_checks: deque[tuple[int, mx.array]] = deque()
 
-    def mask(self, rows: KVBuffer, offset: int, count: int) -> Mask:
+    def mask(self, length: int, offset: int, count: int) -> Mask:
         if not self._is_ragged:
             return None if count == 1 else "causal"
-        place = self.positions(rows, offset)[:, :, None]
+        place = self.positions(length, offset)[:, :, None]
         at = mx.arange(offset - count, offset)[:, None]
         return (place >= 0) & (place <= at)
 
-    def positions(self, rows: KVBuffer, offset: int) -> mx.array:
+    def positions(self, length: int, offset: int) -> mx.array:
         if self._kept is None:
-            return mx.arange(rows.length)[None, None]
-        recent = rows.length - self._kept.shape[2]
+            return mx.arange(length)[None, None]
+        recent = length - self._kept.shape[2]
         if not recent:
             return self._kept
         tail = mx.broadcast_to(mx.arange(offset - recent, offset), (1, self._kept.shape[1], recent))
         return mx.concatenate([self._kept, tail.astype(mx.int32)], axis=2)
 
-    def attended(self, rows: KVBuffer, queries: mx.array, offset: int, scale: float) -> None:
-        self._check_scores()
-        count = queries.shape[2]
+    @property
+    def is_batchable(self) -> bool:
+        return not self._is_ragged and not self._scorer.accumulates
+
+    def note(self, rows: KVBuffer | None, queries: mx.array, offset: int, scale: float) -> None:
+        self._check_scores(offset)
         if window := self._scorer.window:
-            seen = queries if self._queries is None else mx.concatenate([self._queries, queries], axis=2)
-            self._queries = seen[:, :, -window:]
-        if self._scorer.accumulates:
+            # Put together only when scores are wanted: at each step that would be a kernel.
+            self._queries.append(queries[:, :, -window:])
+            while sum(some.shape[2] for some in self._queries) - self._queries[0].shape[2] >= window:
+                self._queries.popleft()
+        if self._scorer.accumulates and rows is not None:
             self._accumulate(rows, queries, offset, scale)
-        interval = 1
+
+    def is_due(self, length: int, offset: int, count: int) -> bool:
+        if self._limit is not None:
+            return length > self._limit
+        prompt = self.place.prompt_tokens
+        return offset >= prompt if prompt is not None else count == 1
+
+    def evict(self, rows: KVBuffer, offset: int, scale: float) -> None:
         if self._limit is None:
-            prompt = self.place.prompt_tokens
-            if not (offset >= prompt if prompt is not None else count == 1):
-                return
-            target = self._budget = self._prompt_budget(prompt or offset)
-            self._limit = target
+            self._limit = self._budget = self._prompt_budget(self.place.prompt_tokens or offset)
+            # Rows leave in groups, so that the copy that frees them is paid once a group.
+            self._interval = min(self._scorer.interval, math.ceil(self._budget / 8))
             if self.place.keeps_prompt:
                 self.prompt_rows = rows.snapshot()
+            if rows.length > self._budget:
+                self._limit = self._keep_best(rows, self._budget, offset, scale)
         else:
-            # Rows leave in groups, so that the copy that frees them is paid once a group.
-            interval = min(self._scorer.interval, math.ceil(self._budget / 8))
-            target = self._budget - interval + 1
-        if rows.length > self._limit:
-            width = self._keep_best(rows, max(1, target), offset, scale)
-            self._limit = width + interval - 1
+            target = max(1, self._budget - self._interval + 1)
+            self._limit = self._keep_best(rows, target, offset, scale) + self._interval - 1
 
     def _prompt_budget(self, prompt: int) -> int:
         """How many rows a head keeps. Raises PolicyError for a number that cannot be; warns where it says little."""
@@ -238,7 +272,7 @@ class TopScores(Retention):
     def _context(self, rows: KVBuffer, queries: mx.array | None, offset: int, scale: float) -> ScoreContext:
         keys, values = rows.decode()
         heads, length = keys.shape[1], keys.shape[2]
-        positions = mx.broadcast_to(self.positions(rows, offset), (1, heads, length)).astype(mx.int32)
+        positions = mx.broadcast_to(self.positions(length, offset), (1, heads, length)).astype(mx.int32)
         ids = self._token_ids(positions, offset) if self._scorer.reads_token_ids else None
         return ScoreContext(
             keys, values, positions, queries, scale, self.place.layer, self.place.n_layers, offset,
@@ -263,11 +297,11 @@ class TopScores(Retention):
 
     def _keep_best(self, rows: KVBuffer, target: int, offset: int, scale: float) -> int:
         """Keep about ``target`` rows a head; the number of rows of the head that keeps most."""
-        context = self._context(rows, self._queries, offset, scale)
+        context = self._context(rows, self._last_queries(), offset, scale)
         heads, length = context.keys.shape[1], context.keys.shape[2]
         scores = self._scorer.score(context)
         _check_shape(self._scorer, "score", scores, (1, heads, length))
-        self._nan_checks.append([NAN_CHECK_DELAY, mx.any(mx.isnan(scores))])
+        self._nan_checks.append((offset + NAN_CHECK_DELAY_TOKENS, mx.any(mx.isnan(scores))))
         if self._is_ragged:
             scores = mx.where(context.positions >= 0, scores, -mx.inf)
         targets = self._targets(scores, target, heads, length)
@@ -301,16 +335,16 @@ class TopScores(Retention):
             )
         return each
 
-    def _check_scores(self) -> None:
-        """Raise PolicyError where scores of some steps ago were no numbers: their order means nothing."""
-        for check in self._nan_checks:
-            check[0] -= 1
-        while self._nan_checks and self._nan_checks[0][0] <= 0:
-            self._raise_for(self._nan_checks.popleft()[1])
+    def _last_queries(self) -> mx.array | None:
+        if not self._queries:
+            return None
+        seen = self._queries[0] if len(self._queries) == 1 else mx.concatenate(list(self._queries), axis=2)
+        self._queries = deque([seen[:, :, -self._scorer.window :]])
+        return self._queries[0]
 
-    def check_all_scores(self) -> None:
-        """The same for all steps so far; waits for what is not computed yet."""
-        while self._nan_checks:
+    def _check_scores(self, offset: int) -> None:
+        """Raise PolicyError where scores of some tokens ago were no numbers: their order means nothing."""
+        while self._nan_checks and self._nan_checks[0][0] <= offset:
             self._raise_for(self._nan_checks.popleft()[1])
 
     def _raise_for(self, has_nan: mx.array) -> None:
@@ -333,7 +367,7 @@ class TopScores(Retention):
         return sum(array.nbytes for array in self._held())
 
     def _held(self) -> list[mx.array]:
-        return [array for array in (self._kept, self._queries, self._accumulated) if array is not None]
+        return [*self._queries, *(array for array in (self._kept, self._accumulated) if array is not None)]
 
 
 def _taken(positions: mx.array, index: mx.array) -> mx.array:

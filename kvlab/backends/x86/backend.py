@@ -33,6 +33,7 @@ class X86Backend(Backend):
     buckets: ClassVar[BucketRule] = BucketRule(slots=16)
     owns_attention: ClassVar[bool] = True
     composes_batches: ClassVar[bool] = True
+    evicts_alone: ClassVar[bool] = True
     prefill_step: ClassVar[int] = 512
 
     def __init__(self) -> None:

@@ -64,7 +64,15 @@ class ChunkedBatchGenerator(BatchGenerator):
             WIRED_LIMIT.release()
         super().close()
 
+    def _sort(self) -> None:
+        """Bring the decoding batch into the order in which its rows stand, so that no step has to gather them."""
+        batch = self._generation_batch
+        order = getattr(batch.prompt_cache[0], "order", None) if len(batch) > 1 else None
+        if order is not None:
+            batch.filter(order)
+
     def _next(self) -> Responses:
+        self._sort()
         turned: list[Any] = []
         if self.prefill.is_under_way:
             generated = self._generation_batch.next() if len(self._generation_batch) else []
