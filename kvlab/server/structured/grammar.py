@@ -82,7 +82,7 @@ class Grammars:
     def constraint(
         self, *, max_tokens: int, matcher: LLMatcher | None = None, trigger: Trigger | None = None
     ) -> Constraint:
-        """Make a logits processor that enforces ``matcher`` from the first token, or a trigger's from the trigger on."""
+        """Make a logits processor that enforces ``matcher`` from the first token, or a trigger's once it is met."""
         if self._completion is None:
             self._completion = ShortestCompletion(self.tokenizer, self._loaded.vocab_size, self._loaded.eos)
         return Constraint(self.tokenizer, self._completion, max_tokens, matcher, trigger)
