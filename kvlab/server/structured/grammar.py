@@ -11,7 +11,7 @@ import mlx.core as mx
 import numpy as np
 from llguidance import LLMatcher, LLTokenizer
 
-from kvlab.backends.device import is_cpu
+from kvlab.backends.device import overlaps_with_host
 from kvlab.models import LoadedModel
 from kvlab.server.errors import ApiError
 from kvlab.server.structured.shortest_completion import ShortestCompletion
@@ -123,14 +123,14 @@ class Constraint:
         self._plan_position = 0
         self._check_at = max_tokens // 2
         self._growth = 0
-        self._on_cpu = is_cpu()
+        self._starts_early = overlaps_with_host()
         self.failure = ""
 
     def __call__(self, tokens: mx.array, logits: mx.array) -> mx.array:
         if 0 < self._position < tokens.size:
             newest = tokens[-1:]
             mx.async_eval(newest)  # queued before the forward pass: ready when the last step is
-            if not self._on_cpu:  # where it would be computed at once, apart from the rest
+            if self._starts_early:
                 mx.async_eval(logits)
             self._advance(int(np.array(newest)[0]))
         self._position = tokens.size
