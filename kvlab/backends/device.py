@@ -37,6 +37,11 @@ def is_slow_with_quantized_weights() -> bool:
     return is_cpu()
 
 
+def overlaps_with_host() -> bool:
+    """Whether a forward pass that was started early is computed while the host works on; CPUs only share their cores."""
+    return not is_cpu()
+
+
 def device_name() -> str:
     """One line: ``gpu: Apple M3 Max`` or ``cpu: Intel(R) Xeon(R), 2 cores``."""
     import mlx.core as mx

@@ -54,7 +54,7 @@ def serve(
     from kvlab.policies import Policy, parse_bytes
     from kvlab.server.app import create_app
     from kvlab.server.logs import to_stderr
-    from kvlab.server.notebook import listening, named, uvicorn_config
+    from kvlab.server.notebook import bound_socket, models_by_name, uvicorn_config
     from kvlab.server.settings import Settings
 
     given = keys or tuple(filter(None, [os.environ.get("KVLAB_API_KEY")]))
@@ -74,10 +74,10 @@ def serve(
         prefill_step=prefill_step,
     )
     parsed = Policy.parse(policy)
-    socket = listening(settings.host, settings.port)
+    socket = bound_socket(settings.host, settings.port)
     sys.setswitchinterval(0.0005)  # the decoder's thread must not wait long for a busy event loop
     to_stderr()
-    app = create_app(parsed, named(list(models) or [BUNDLED]), settings)
+    app = create_app(parsed, models_by_name(list(models) or [BUNDLED]), settings)
     shown, number = socket.getsockname()[:2]
     url = f"http://{f'[{shown}]' if ':' in shown else shown}:{number}"
 

@@ -1,4 +1,4 @@
-"""Who may ask, and whose KV they share."""
+"""Access: API keys, the tenants they stand for, and origins of web pages."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from kvlab.server.settings import is_loopback
 
 
 def tenant_of(headers: Mapping[str, str], keys: Sequence[str]) -> str:
-    """The tenant of a request: a salt made of its API key, so that keys never share KV at rest; "" without keys.
+    """Return the tenant of a request: a salt made of its API key, so that keys never share KV; "" without keys.
 
-    Raises ApiError 401. Every key is compared, in constant time, so that timing tells nothing about any of them.
+    Raises ApiError 401. Every key is compared, in constant time, so that response times reveal no key.
     """
     if not keys:
         return ""
@@ -36,7 +36,7 @@ def tenant_of(headers: Mapping[str, str], keys: Sequence[str]) -> str:
 
 
 def check_origin(headers: Mapping[str, str], host: str) -> None:
-    """Refuse what a web page of another site sends through a visitor's browser. Raises ApiError 403."""
+    """Refuse requests from web pages of other sites. Raises ApiError 403."""
     origin = headers.get("origin")
     if not origin or not is_loopback(host):
         return

@@ -1,4 +1,4 @@
-"""The application: routes, errors, and what happens at start and end."""
+"""The application: its routes, its error responses, its start and its end."""
 
 from __future__ import annotations
 
@@ -30,18 +30,18 @@ from kvlab.version import __version__
 
 
 def create_app(policy: Policy, sources: Mapping[str, str | Path | LoadedModel], settings: Settings) -> FastAPI:
-    """An ASGI application that serves ``sources`` (what to load, by name) under one policy.
+    """Make an ASGI application that serves ``sources`` (models to load, by name) under one policy.
 
     The first model is loaded before the application accepts requests. ``app.state.service`` is the Service.
     """
 
     def open_model(loaded: LoadedModel) -> ServedModel:
-        # Evictions from live KV are the only events that a completion does not sum up.
-        return ServedModel(loaded, policy, settings, None if isinstance(policy.retention, Full) else monitor)
+        # A completion counts all events but evictions from live KV: those are counted as they come.
+        return ServedModel(loaded, policy, settings, None if isinstance(policy.retention, Full) else metrics)
 
     pool = ModelPool(sources, open_model, settings.model_memory)
-    monitor = ServerMetrics(pool.open)
-    service = Service(settings, pool, monitor)
+    metrics = ServerMetrics(pool.open)
+    service = Service(settings, pool, metrics)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
@@ -62,44 +62,44 @@ def create_app(policy: Policy, sources: Mapping[str, str | Path | LoadedModel], 
     app.include_router(anthropic_routes.router(service))
     app.include_router(kv_files.router(service))
     app.include_router(ops_routes.router(service))
-    _answer_errors(app)
+    _add_error_handlers(app)
 
-    def counted(scope: Mapping[str, Any], status: int) -> None:
+    def count_response(scope: Mapping[str, Any], status: int) -> None:
         route = scope.get("route")
-        monitor.requests.labels(getattr(route, "path", "other"), str(status)).inc()
+        metrics.requests.labels(getattr(route, "path", "other"), str(status)).inc()
 
-    app.add_middleware(AccessMiddleware, settings=settings, counted=counted)
+    app.add_middleware(AccessMiddleware, settings=settings, count_response=count_response)
     return app
 
 
-def _answer_errors(app: FastAPI) -> None:
-    """Every error in the shape of the protocol that was spoken."""
+def _add_error_handlers(app: FastAPI) -> None:
+    """Write every error in the form of the request's protocol."""
 
-    def answer(request: Request, error: ApiError) -> JSONResponse:
+    def respond(request: Request, error: ApiError) -> JSONResponse:
         return JSONResponse(error.body(request.url.path), error.status, error.headers)
 
     @app.exception_handler(KvlabError)
-    async def ours(request: Request, error: KvlabError) -> JSONResponse:
-        return answer(request, error if isinstance(error, ApiError) else ApiError(400, str(error)))
+    async def user_error(request: Request, error: KvlabError) -> JSONResponse:
+        return respond(request, error if isinstance(error, ApiError) else ApiError(400, str(error)))
 
     @app.exception_handler(RequestValidationError)
-    async def invalid(request: Request, error: RequestValidationError) -> JSONResponse:
+    async def invalid_body(request: Request, error: RequestValidationError) -> JSONResponse:
         first: Mapping[str, Any] = (error.errors() or [{}])[0]
-        place = ".".join(str(part) for part in first.get("loc", ()) if part != "body")
-        message = f"{place}: {first.get('msg')}" if place else str(first.get("msg", "the request cannot be read"))
-        return answer(request, ApiError(400, message, param=place or None))
+        field = ".".join(str(part) for part in first.get("loc", ()) if part != "body")
+        message = f"{field}: {first.get('msg')}" if field else str(first.get("msg", "the request cannot be read"))
+        return respond(request, ApiError(400, message, param=field or None))
 
     @app.exception_handler(HTTPException)
-    async def http(request: Request, error: HTTPException) -> JSONResponse:
-        what = {404: f"no such path: {request.url.path}", 405: f"{request.method} is not answered here"}
-        message = what.get(error.status_code, str(error.detail))
-        return answer(request, ApiError(error.status_code, message, headers=error.headers))
+    async def http_error(request: Request, error: HTTPException) -> JSONResponse:
+        messages = {404: f"no such path: {request.url.path}", 405: f"{request.method} is not answered here"}
+        message = messages.get(error.status_code, str(error.detail))
+        return respond(request, ApiError(error.status_code, message, headers=error.headers))
 
     @app.exception_handler(RecursionError)
-    async def too_deep(request: Request, error: RecursionError) -> JSONResponse:
-        return answer(request, ApiError(400, "the request is nested too deeply"))
+    async def nested_too_deeply(request: Request, error: RecursionError) -> JSONResponse:
+        return respond(request, ApiError(400, "the request is nested too deeply"))
 
     @app.exception_handler(Exception)
-    async def unexpected(request: Request, error: Exception) -> JSONResponse:
+    async def internal_error(request: Request, error: Exception) -> JSONResponse:
         log("failed", level=40, path=request.url.path, error=f"{type(error).__name__}")
-        return answer(request, ApiError(500, "the server failed; its log says how"))
+        return respond(request, ApiError(500, "the server failed; its log says how"))

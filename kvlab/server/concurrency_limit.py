@@ -1,4 +1,4 @@
-"""How many may be inside: those that decode, and a bounded queue behind them."""
+"""The limit on concurrent generations: those that decode, and a bounded queue behind them."""
 
 from __future__ import annotations
 
@@ -11,30 +11,30 @@ from kvlab.server.settings import Settings
 
 
 class ConcurrencyLimit:
-    """Counts generations. The decoder does the waiting, for a place and for live memory. One event loop."""
+    """Counts generations and refuses those beyond the limit. Admitted ones wait in the decoder. One event loop."""
 
-    def __init__(self, settings: Settings, monitor: ServerMetrics) -> None:
-        self._room = settings.max_concurrency + settings.queue
-        self._monitor = monitor
-        self._inside = 0
+    def __init__(self, settings: Settings, metrics: ServerMetrics) -> None:
+        self._max_generations = settings.max_concurrency + settings.queue
+        self._metrics = metrics
+        self._generations = 0
         self.closed = False
 
     @contextmanager
-    def enter(self, n: int) -> Iterator[None]:
-        """Be inside with ``n`` generations. Raises ApiError 429 when too many wait already, 503 at shutdown."""
+    def admit(self, n: int) -> Iterator[None]:
+        """Count ``n`` generations while the block runs. Raises ApiError 429 when the queue is full, 503 at shutdown."""
         if self.closed:
             raise ApiError(503, "the server is shutting down", headers={"retry-after": "10"})
-        if self._inside + n > self._room:
+        if self._generations + n > self._max_generations:
             raise ApiError(
                 429,
-                f"{self._inside} generations are running or waiting, and no more may wait; try again shortly",
+                f"{self._generations} generations are running or waiting, and no more may wait; try again shortly",
                 code="queue_full",
                 headers={"retry-after": "1"},
             )
-        self._inside += n
-        self._monitor.running.inc(n)
+        self._generations += n
+        self._metrics.running.inc(n)
         try:
             yield
         finally:
-            self._inside -= n
-            self._monitor.running.dec(n)
+            self._generations -= n
+            self._metrics.running.dec(n)

@@ -1,4 +1,4 @@
-"""What a client is told when something is wrong: a status, one clear message, in its protocol's shape."""
+"""Error responses: a status and one clear message, in the form of the client's protocol."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 from kvlab.errors import KvlabError
 
-OPENAI_KINDS = {
+OPENAI_ERROR_TYPES = {
     400: "invalid_request_error",
     401: "authentication_error",
     403: "permission_error",
@@ -18,11 +18,11 @@ OPENAI_KINDS = {
     500: "server_error",
     503: "server_error",
 }
-ANTHROPIC_KINDS = OPENAI_KINDS | {413: "request_too_large", 500: "api_error", 503: "overloaded_error"}
+ANTHROPIC_ERROR_TYPES = OPENAI_ERROR_TYPES | {413: "request_too_large", 500: "api_error", 503: "overloaded_error"}
 
 
 class ApiError(KvlabError):
-    """An answer that is an error. ``param`` names the field at fault, ``code`` is for programs."""
+    """An error response. ``param`` names the wrong field, ``code`` is for programs."""
 
     def __init__(
         self,
@@ -41,9 +41,9 @@ class ApiError(KvlabError):
         self.headers = dict(headers or {})
 
     def body(self, path: str) -> dict[str, Any]:
-        """The error object of the protocol that ``path`` belongs to."""
+        """Return the error object of the protocol that ``path`` belongs to."""
         if path.startswith("/v1/messages"):
-            kind = ANTHROPIC_KINDS.get(self.status, "invalid_request_error")
+            kind = ANTHROPIC_ERROR_TYPES.get(self.status, "invalid_request_error")
             return {"type": "error", "error": {"type": kind, "message": self.message}}
-        kind = OPENAI_KINDS.get(self.status, "invalid_request_error")
+        kind = OPENAI_ERROR_TYPES.get(self.status, "invalid_request_error")
         return {"error": {"message": self.message, "type": kind, "param": self.param, "code": self.code}}

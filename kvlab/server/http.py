@@ -1,4 +1,4 @@
-"""The HTTP side: event streams that notice when nobody listens, and limits on what comes in."""
+"""HTTP: event streams that end when the client disconnects, and limits on requests."""
 
 from __future__ import annotations
 
@@ -12,18 +12,19 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from kvlab.errors import KvlabError
 from kvlab.server.access import check_origin, tenant_of
 from kvlab.server.errors import ApiError
 from kvlab.server.settings import Settings
 
 T = TypeVar("T")
-OPEN = ("/health", "/", "/favicon.ico")
-"""Paths that need no key: the dashboard is an empty page until its reader gives one."""
+PATHS_WITHOUT_KEY = ("/health", "/", "/favicon.ico")
+"""The dashboard is among them: it shows an empty page until its user enters a key."""
+DETAILS_HEADER = "x-kvlab"
+"""The request header that asks for the ``kvlab`` field; any value but 0."""
 
 
 class EventStream(Response):
-    """Server-sent events from an async generator, which is closed at once when the client leaves."""
+    """Server-sent events from an async generator, which is closed as soon as the client disconnects."""
 
     media_type = "text/event-stream"
 
@@ -33,18 +34,18 @@ class EventStream(Response):
         self._events = events
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        pump = asyncio.create_task(self._pump(send))
-        gone = asyncio.create_task(_disconnected(receive))
+        sender = asyncio.create_task(self._send_events(send))
+        disconnected = asyncio.create_task(_disconnected(receive))
         try:
-            await asyncio.wait({pump, gone}, return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait({sender, disconnected}, return_when=asyncio.FIRST_COMPLETED)
         finally:
-            for task in (pump, gone):
+            for task in (sender, disconnected):
                 task.cancel()
-            for task in (pump, gone):
+            for task in (sender, disconnected):
                 with suppress(asyncio.CancelledError, OSError):
                     await task
 
-    async def _pump(self, send: Send) -> None:
+    async def _send_events(self, send: Send) -> None:
         async with aclosing(self._events) as events:
             await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
             async for chunk in events:
@@ -52,32 +53,37 @@ class EventStream(Response):
             await send({"type": "http.response.body", "body": b"", "more_body": False})
 
 
-async def unless_gone(request: Request, work: Coroutine[Any, Any, T]) -> T:
-    """The result of ``work``, which is cancelled as soon as the client leaves. Raises ApiError 408 then."""
+async def until_disconnect(request: Request, work: Coroutine[Any, Any, T]) -> T:
+    """Return the result of ``work``; cancel it and raise ApiError 408 when the client disconnects before."""
     task = asyncio.create_task(work)
-    gone = asyncio.create_task(_disconnected(request.receive))
+    disconnected = asyncio.create_task(_disconnected(request.receive))
     try:
-        await asyncio.wait({task, gone}, return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait({task, disconnected}, return_when=asyncio.FIRST_COMPLETED)
         if not task.done():
             raise ApiError(408, "the client left")
         return task.result()
     finally:
-        for started in (task, gone):
+        for started in (task, disconnected):
             started.cancel()
-        await asyncio.gather(task, gone, return_exceptions=True)
+        await asyncio.gather(task, disconnected, return_exceptions=True)
 
 
 def sse(data: Mapping[str, Any] | str, event: str | None = None) -> bytes:
-    """One server-sent event."""
+    """Encode one server-sent event."""
     text = data if isinstance(data, str) else json.dumps(data, separators=(",", ":"))
     return f"{f'event: {event}' + chr(10) if event else ''}data: {text}\n\n".encode()
 
 
-class AccessMiddleware:
-    """ASGI middleware: keys, origins, sizes and times of requests, before anything is parsed."""
+def wants_details(request: Request) -> bool:
+    """Whether the client asks for the ``kvlab`` field."""
+    return request.headers.get(DETAILS_HEADER, "0").lower() not in ("", "0", "false", "no")
 
-    def __init__(self, app: ASGIApp, settings: Settings, counted: Any) -> None:
-        self._app, self._settings, self._counted = app, settings, counted
+
+class AccessMiddleware:
+    """ASGI middleware that checks keys, origins, sizes and times of requests before they are parsed."""
+
+    def __init__(self, app: ASGIApp, settings: Settings, count_response: Any) -> None:
+        self._app, self._settings, self._count_response = app, settings, count_response
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -87,7 +93,7 @@ class AccessMiddleware:
         status = 500
         started = False
 
-        async def watched(message: Message) -> None:
+        async def send_and_note_status(message: Message) -> None:
             nonlocal status, started
             if message["type"] == "http.response.start":
                 status, started = message["status"], True
@@ -96,17 +102,17 @@ class AccessMiddleware:
         try:
             check_origin(request.headers, self._settings.host)
             scope.setdefault("state", {})["tenant"] = (
-                "" if request.url.path in OPEN else tenant_of(request.headers, self._settings.api_keys)
+                "" if request.url.path in PATHS_WITHOUT_KEY else tenant_of(request.headers, self._settings.api_keys)
             )
             body = await self._body(request, receive)
-            await self._app(scope, _replay(body, receive), watched)
+            await self._app(scope, _replay(body, receive), send_and_note_status)
         except ApiError as error:
             if started:
                 raise
             response = JSONResponse(error.body(request.url.path), error.status, error.headers | {"connection": "close"})
-            await response(scope, receive, watched)
+            await response(scope, receive, send_and_note_status)
         finally:
-            self._counted(scope, status)
+            self._count_response(scope, status)
 
     async def _body(self, request: Request, receive: Receive) -> bytes:
         """The whole body. Raises ApiError 400, 408 or 413."""
@@ -132,13 +138,13 @@ class AccessMiddleware:
 
 
 def _replay(body: bytes, receive: Receive) -> Receive:
-    told = False
+    is_replayed = False
 
     async def again() -> Message:
-        nonlocal told
-        if told:
+        nonlocal is_replayed
+        if is_replayed:
             return await receive()
-        told = True
+        is_replayed = True
         return {"type": "http.request", "body": body, "more_body": False}
 
     return again
@@ -147,12 +153,3 @@ def _replay(body: bytes, receive: Receive) -> Receive:
 async def _disconnected(receive: Receive) -> None:
     while (await receive())["type"] != "http.disconnect":
         pass
-
-
-def as_api_error(error: Exception) -> ApiError:
-    """Any error of kvlab as an answer."""
-    if isinstance(error, ApiError):
-        return error
-    if isinstance(error, KvlabError):
-        return ApiError(400, str(error))
-    raise error

@@ -1,6 +1,6 @@
-"""KV of a conversation kept in a file by name: save, restore, erase, as llama.cpp's server has them.
+"""KV files: save, restore and erase the KV of a conversation by name, over the routes of llama.cpp's server.
 
-There are no slots here: a slot's number is the id of an answer, or 0 for the client's latest one.
+This server has no slots: in place of a slot's number stands the id of an answer, or 0 for the client's latest one.
 """
 
 from __future__ import annotations
@@ -23,18 +23,18 @@ from kvlab import paths
 from kvlab.policies import Paged
 from kvlab.server.errors import ApiError
 from kvlab.server.generation.served_model import ServedModel
-from kvlab.server.openai.types import Loose
+from kvlab.server.request_body import RequestBody
 from kvlab.server.service import Service
 from kvlab.store import Namespace
 
-NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,127}")
+FILE_NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,127}")
 FORMAT = 1
 
 
-class SlotRequest(Loose):
+class SlotRequest(RequestBody):
     """POST /slots/{slot}."""
 
-    filename: Annotated[str, Field(pattern=f"^{NAME.pattern}$")]
+    filename: Annotated[str, Field(pattern=f"^{FILE_NAME.pattern}$")]
     model: str | None = None
 
 
@@ -44,7 +44,7 @@ def router(service: Service) -> APIRouter:
 
     @routes.get("")
     async def saved(request: Request) -> list[dict[str, Any]]:
-        """What this client has saved."""
+        """List the files of this client."""
         folder = _folder(request.state.tenant)
         files = sorted(folder.glob("*.kv")) if folder.is_dir() else []
         return [{"filename": file.stem, "bytes": file.stat().st_size} for file in files]
@@ -53,21 +53,21 @@ def router(service: Service) -> APIRouter:
     async def act(
         slot: str, action: Literal["save", "restore", "erase"], body: SlotRequest, request: Request
     ) -> dict[str, Any]:
-        """Save an answer's KV, bring saved KV back, or delete the file."""
+        """Save the KV of an answer, restore a file into the store, or delete the file."""
         tenant, began = request.state.tenant, time.perf_counter()
         file = _folder(tenant) / f"{body.filename}.kv"
-        made: dict[str, Any] = {"id_slot": slot, "filename": body.filename}
+        fields: dict[str, Any] = {"id_slot": slot, "filename": body.filename}
         if action == "erase":
             file.unlink(missing_ok=True)
-            return made
+            return fields
         if action == "save":
-            name, tokens = _answer(service, slot, tenant)
+            name, tokens = _find_answer(service, slot, tenant)
             async with service.pool.use(name) as model:
-                made |= await service.off_loop(save, model, tokens, tenant, file)
+                fields |= await service.run_in_worker(save, model, tokens, tenant, file)
         else:
             async with service.pool.use(body.model) as model:
-                made |= await service.off_loop(restore, model, tenant, file)
-        return made | {"timings": {f"{action}_ms": round(1e3 * (time.perf_counter() - began), 3)}}
+                fields |= await service.run_in_worker(restore, model, tenant, file)
+        return fields | {"timings": {f"{action}_ms": round(1e3 * (time.perf_counter() - began), 3)}}
 
     return routes
 
@@ -81,7 +81,7 @@ def save(model: ServedModel, tokens: list[int], tenant: str, file: Path) -> dict
         raise ApiError(404, f"no KV of this answer is in the store ({match.miss or 'nothing was stored'})")
     arrays = {f"{i}/{name}": array for i, payload in enumerate(payloads) for name, array in payload.items()}
     arrays |= {f"state/{name}": array for name, array in (state or {}).items()}
-    facts = {"format": FORMAT, "space": _facts(space), "tokens": list(map(int, tokens[: match.tokens]))}
+    facts = {"format": FORMAT, "space": _namespace_fields(space), "tokens": list(map(int, tokens[: match.tokens]))}
     written = io.BytesIO()
     np.savez(written, facts=np.frombuffer(json.dumps(facts).encode(), np.uint8), **arrays)  # type: ignore[arg-type]
     data = written.getvalue()
@@ -105,7 +105,7 @@ def restore(model: ServedModel, tenant: str, file: Path) -> dict[str, int]:
         raise ApiError(400, f"{file.stem} is damaged: save it anew")
     with np.load(io.BytesIO(data[32:]), allow_pickle=False) as saved:
         facts = json.loads(saved["facts"].tobytes())
-        if facts["format"] != FORMAT or facts["space"] != _facts(space):
+        if facts["format"] != FORMAT or facts["space"] != _namespace_fields(space):
             raise ApiError(400, f"{file.stem} was saved by another model or policy")
         parts: dict[str, dict[str, np.ndarray]] = {}
         for key in saved.files:
@@ -129,13 +129,13 @@ def _store(model: ServedModel, tenant: str) -> tuple[Any, Namespace, bool]:
     return store, space, model.decoder.wants_checkpoints
 
 
-def _facts(space: Namespace) -> list[Any]:
-    # Not the tenant: that is the folder, and a salt has no business in a file.
+def _namespace_fields(space: Namespace) -> list[Any]:
+    # Without the tenant: the folder stands for it, and its salt must not be in a file.
     return [space.model, space.policy, space.dtype, space.block]
 
 
-def _answer(service: Service, slot: str, tenant: str) -> tuple[str, list[int]]:
-    """Model and tokens of an answer of this tenant. Raises ApiError 404."""
+def _find_answer(service: Service, slot: str, tenant: str) -> tuple[str, list[int]]:
+    """Return model and tokens of an answer of this tenant. Raises ApiError 404."""
     mine = {key: value for key, value in service.recent.items() if value[2] == tenant}
     found = mine.get(next(reversed(mine), "") if slot == "0" else slot)
     if found is None:

@@ -1,4 +1,4 @@
-"""Structured logs: one JSON object a line on stderr, with figures and never with text of a prompt or an answer."""
+"""Structured logs: one JSON object a line on stderr; numbers and names, never text of a prompt or an answer."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ _logger = logging.getLogger("kvlab.server")
 
 
 def log(event: str, level: int = logging.INFO, **facts: Any) -> None:
-    """Say that ``event`` happened. ``facts`` are numbers, names and reasons."""
+    """Log ``event`` with ``facts``: numbers, names and reasons."""
     _logger.log(level, event, extra={"facts": facts})
 
 
 def to_stderr() -> None:
-    """Write this server's log lines to stderr; for the command, not for notebooks."""
+    """Write the server's log to stderr; for the command line, not for notebooks."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(_Json())
     _logger.handlers = [handler]

@@ -1,4 +1,4 @@
-"""What a server did: Prometheus metrics, the latest requests, and counts of what retention evicted."""
+"""Metrics of a server: Prometheus counters, the latest requests, and the state that the dashboard shows."""
 
 from __future__ import annotations
 
@@ -14,45 +14,46 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from kvlab.decoder import Completion
 from kvlab.recording import events
 
-SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
-STEPS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1)
-LATEST = 200
+TTFT_BUCKETS_S = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
+TPOT_BUCKETS_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1)
+MAX_LATEST_REQUESTS = 200
 
 
 class ServerMetrics:
-    """Counts everything once; the dashboard and ``/metrics`` read the same numbers. Thread-safe."""
+    """Counts requests, tokens and times; the dashboard and ``/metrics`` read the same numbers. Thread-safe."""
 
     def __init__(self, models: Mapping[str, Any]) -> None:
         self.registry = CollectorRegistry()
         self._models = models
         self._lock = threading.Lock()
-        self.latest: deque[dict[str, Any]] = deque(maxlen=LATEST)
+        self.latest: deque[dict[str, Any]] = deque(maxlen=MAX_LATEST_REQUESTS)
         self.live: dict[str, dict[str, Any]] = {}
         self.began = time.time()
-        make: dict[str, Any] = {"registry": self.registry, "namespace": "kvlab"}
-        self.requests = Counter("requests", "Answered HTTP requests.", ["path", "status"], **make)
-        self.prompt = Counter("prompt_tokens", "Prompt tokens received.", **make)
-        self.cached = Counter("cached_tokens", "Prompt tokens not recomputed, by tier.", ["tier"], **make)
-        self.generated = Counter("generated_tokens", "Tokens generated.", **make)
-        self.misses = Counter("misses", "Why prompt tokens were computed anew.", ["reason"], **make)
-        self.finished = Counter("finished", "Generations by how they ended.", ["reason"], **make)
-        self.ttft = Histogram("ttft_seconds", "Time to first token.", buckets=SECONDS, **make)
-        self.tpot = Histogram("tpot_seconds", "Mean time per later token.", buckets=STEPS, **make)
-        self.evicted_rows = Counter("evicted_rows", "Rows that retention dropped from live KV.", **make)
-        self.running = Gauge("running", "Generations running or waiting in the decoder.", **make)
-        self.registry.register(_Stores(models))
+        options: dict[str, Any] = {"registry": self.registry, "namespace": "kvlab"}
+        self.requests = Counter("requests", "Answered HTTP requests.", ["path", "status"], **options)
+        self.prompt = Counter("prompt_tokens", "Prompt tokens received.", **options)
+        self.cached = Counter("cached_tokens", "Prompt tokens not recomputed, by tier.", ["tier"], **options)
+        self.generated = Counter("generated_tokens", "Tokens generated.", **options)
+        self.misses = Counter("misses", "Why prompt tokens were computed anew.", ["reason"], **options)
+        self.finished = Counter("finished", "Generations by how they ended.", ["reason"], **options)
+        self.ttft = Histogram("ttft_seconds", "Time to first token.", buckets=TTFT_BUCKETS_S, **options)
+        self.tpot = Histogram("tpot_seconds", "Mean time per later token.", buckets=TPOT_BUCKETS_S, **options)
+        self.evicted_rows = Counter("evicted_rows", "Rows that retention dropped from live KV.", **options)
+        self.running = Gauge("running", "Generations running or waiting in the decoder.", **options)
+        self.registry.register(_StoreCollector(models))
 
     def emit(self, event: events.Event) -> None:
-        """The decoder's sink: only evictions are counted here, the rest comes with the completion."""
+        """Count the rows of an eviction; called by the decoder. Other numbers come with the completion."""
         if isinstance(event, events.Evicted):
             self.evicted_rows.inc(int((event.positions >= 0).sum()))
 
     def began_request(self, request: str, facts: Mapping[str, Any], tokens: Callable[[], int]) -> None:
-        """A request runs; ``tokens`` says how many it has generated so far."""
+        """Note that a request runs; ``tokens`` counts those it has generated so far."""
         with self._lock:
             self.live[request] = {"id": request, "began": time.time(), "tokens": tokens, **facts}
 
     def ended_request(self, request: str, facts: Mapping[str, Any]) -> None:
+        """Move a request from the running to the latest ones."""
         with self._lock:
             begun = self.live.pop(request, None)
             if begun is None:
@@ -73,26 +74,26 @@ class ServerMetrics:
         if completion.itl_ms:
             self.tpot.observe(completion.tpot_ms / 1e3)
 
-    def metrics(self) -> bytes:
-        """The text that Prometheus reads."""
+    def prometheus_text(self) -> bytes:
+        """Return all metrics in Prometheus' text format."""
         return generate_latest(self.registry)
 
     def totals(self) -> dict[str, Any]:
-        """The same numbers by name; a labelled one as a mapping from its label."""
-        made: dict[str, Any] = {}
+        """Return all metrics by name; one with labels as a mapping from label to value."""
+        totals: dict[str, Any] = {}
         for family in self.registry.collect():
             for sample in family.samples:
                 name = sample.name.removeprefix("kvlab_")
                 if name.endswith(("_created", "_bucket")):
                     continue
                 if sample.labels:
-                    made.setdefault(name, {})[" ".join(sample.labels.values())] = sample.value
+                    totals.setdefault(name, {})[" ".join(sample.labels.values())] = sample.value
                 else:
-                    made[name] = sample.value
-        return made
+                    totals[name] = sample.value
+        return totals
 
     def state(self) -> dict[str, Any]:
-        """Everything that the dashboard shows."""
+        """Return the state that the dashboard shows."""
         with self._lock:
             live = [{**row, "tokens": row["tokens"]()} for row in self.live.values()]
             latest = list(self.latest)
@@ -111,8 +112,8 @@ class ServerMetrics:
         }
 
 
-class _Stores:
-    """Figures that stores and decoders keep themselves, read when asked for."""
+class _StoreCollector:
+    """Reads the numbers of decoders and stores when Prometheus or the dashboard collects."""
 
     def __init__(self, models: Mapping[str, Any]) -> None:
         self._models = models

@@ -1,4 +1,4 @@
-"""From a notebook: ``kvlab.serve(policy)`` returns a running server."""
+"""``kvlab.serve(policy)``: start a server from a notebook."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from kvlab.policies import Module, Policy, parse_bytes
 from kvlab.server.settings import Settings
 
 Source = str | Path | LoadedModel
-SIZES = ("live_memory", "model_memory", "max_body")
+SIZE_SETTINGS = ("live_memory", "model_memory", "max_body")
 
 
 def serve(
@@ -26,23 +26,23 @@ def serve(
     port: int = 0,
     **settings: Any,
 ) -> Handle:
-    """Serve a policy from this process and return at once; stop it with the handle.
+    """Serve a policy from this process and return at once; the returned handle stops the server.
 
     Args:
         policy: a Policy or its spec.
-        model: what to serve: a folder, a hub id, a loaded model, or several by name; None is the bundled model.
-        port: where; 0 takes a free port.
+        model: a folder, a hub id, a loaded model, or several by name; None is the bundled model.
+        port: the port to listen on; 0 takes a free one.
         settings: the other fields of :class:`Settings`, such as ``api_keys`` or ``max_concurrency``; sizes may be
             text, such as ``live_memory="8GB"``.
 
     Raises:
-        KvlabError: a policy, model or setting that cannot be, or a port that is taken.
+        KvlabError: an impossible policy, model or setting, or a port that is in use.
     """
     known = [field.name for field in fields(Settings)]
     if unknown := sorted(set(settings) - set(known)):
         raise KvlabError(f"no setting {unknown[0]!r}; there are {', '.join(known)}")
-    sizes = {name: parse_bytes(settings[name]) for name in SIZES if isinstance(settings.get(name), str)}
-    return Handle(Policy.parse(policy), sources(model), Settings(port=port, **{**settings, **sizes}))
+    sizes = {name: parse_bytes(settings[name]) for name in SIZE_SETTINGS if isinstance(settings.get(name), str)}
+    return Handle(Policy.parse(policy), served_models(model), Settings(port=port, **{**settings, **sizes}))
 
 
 class Handle:
@@ -55,7 +55,7 @@ class Handle:
 
         self.policy, self.settings = policy, settings
         self.models = tuple(models)
-        self._socket = listening(settings.host, settings.port)
+        self._socket = bound_socket(settings.host, settings.port)
         host, port = self._socket.getsockname()[:2]
         self.url = f"http://{f'[{host}]' if ':' in host else host}:{port}"
         self.app = create_app(policy, models, settings)
@@ -71,7 +71,7 @@ class Handle:
             raise KvlabError(f"the server did not start: {reason or 'see its log'}")
 
     def stop(self) -> None:
-        """Let running requests finish, keep their KV, and let go of the port. Idempotent."""
+        """Finish running requests, store their KV, and free the port. Idempotent."""
         self._server.should_exit = True
         self._thread.join()
         self._socket.close()
@@ -79,7 +79,7 @@ class Handle:
     def _run(self) -> None:
         try:
             self._server.run([self._socket])
-        except BaseException as error:  # noqa: BLE001 - uvicorn ends its thread with SystemExit when the start fails
+        except BaseException as error:  # noqa: BLE001 - a failed start raises SystemExit
             self._error = error
 
     def __enter__(self) -> Handle:
@@ -106,15 +106,15 @@ class Handle:
         )
 
 
-def sources(model: Source | Mapping[str, Source] | None) -> dict[str, Source]:
-    """Models by the name under which they are asked for. Raises KvlabError for two of one name."""
+def served_models(model: Source | Mapping[str, Source] | None) -> dict[str, Source]:
+    """Return models by the name that requests use. Raises KvlabError for two of one name."""
     if isinstance(model, Mapping):
         return dict(model)
-    return named([BUNDLED if model is None else model])
+    return models_by_name([BUNDLED if model is None else model])
 
 
-def named(models: list[Source]) -> dict[str, Source]:
-    """A name for each: hub ids as they are, folders by their last part. Raises KvlabError for two of one name."""
+def models_by_name(models: list[Source]) -> dict[str, Source]:
+    """Name each model: hub ids as they are, folders by their last part. Raises KvlabError for two of one name."""
     made: dict[str, Source] = {}
     for model in models:
         if isinstance(model, LoadedModel):
@@ -127,8 +127,8 @@ def named(models: list[Source]) -> dict[str, Source]:
     return made
 
 
-def listening(host: str, port: int) -> Any:
-    """A bound socket, so that the address is known before the server runs. Raises KvlabError when it is taken."""
+def bound_socket(host: str, port: int) -> Any:
+    """Bind a socket, so that the address is known before the server runs. Raises KvlabError when it is in use."""
     import socket
 
     try:
@@ -143,7 +143,7 @@ def listening(host: str, port: int) -> Any:
 
 
 def uvicorn_config(app: Any, settings: Settings) -> Any:
-    """uvicorn, quiet, with a backlog for crowds and a shutdown that waits."""
+    """Configure uvicorn: no log of its own, a backlog for many connections, a shutdown that waits."""
     import uvicorn
 
     return uvicorn.Config(

@@ -25,15 +25,15 @@ def router(service: Service) -> APIRouter:
 
     @routes.get("/health")
     async def health() -> dict[str, Any]:
-        """Whether requests are answered."""
-        if service.gate.closed:
+        """Report whether the server accepts requests."""
+        if service.limit.closed:
             return JSONResponse({"status": "closing"}, 503)  # type: ignore[return-value]
         return {"status": "ok", "models": list(service.pool.open)}
 
     @routes.get("/metrics")
     async def metrics() -> Response:
         """Prometheus metrics."""
-        return Response(service.monitor.metrics(), media_type="text/plain; version=0.0.4; charset=utf-8")
+        return Response(service.metrics.prometheus_text(), media_type="text/plain; version=0.0.4; charset=utf-8")
 
     @routes.get("/", response_class=HTMLResponse, include_in_schema=False)
     async def dashboard() -> HTMLResponse:
@@ -42,16 +42,16 @@ def router(service: Service) -> APIRouter:
 
     @routes.get("/kvlab/state")
     async def state() -> JSONResponse:
-        """What the dashboard shows."""
-        return JSONResponse(service.monitor.state())
+        """Return the state that the dashboard shows."""
+        return JSONResponse(service.metrics.state())
 
     @routes.get("/kvlab/events", include_in_schema=False)
-    async def follow() -> Response:
-        """The same, every second, as server-sent events."""
+    async def state_events() -> Response:
+        """Send that state every second, as server-sent events."""
 
         async def states() -> AsyncGenerator[bytes, None]:
-            while not service.gate.closed:
-                yield sse(service.monitor.state())
+            while not service.limit.closed:
+                yield sse(service.metrics.state())
                 await asyncio.sleep(1)
 
         return EventStream(states())

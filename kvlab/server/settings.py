@@ -1,4 +1,4 @@
-"""How a server behaves, checked before anything starts."""
+"""Settings of a server, checked before it starts."""
 
 from __future__ import annotations
 
@@ -13,23 +13,23 @@ class Settings:
     """Limits and access of one server.
 
     Args:
-        host: where it listens. Anything but loopback needs an API key.
-        port: of that address; 0 takes a free one.
-        api_keys: keys that are let in; none lets everybody in.
+        host: the address to listen on. Any other than loopback needs an API key.
+        port: the port of that address; 0 takes a free one.
+        api_keys: the valid keys; without keys, every client is let in.
         max_concurrency: sequences that decode side by side.
-        queue: requests that may wait beyond those; more are told to come back (429).
-        live_memory: bytes of live KV of each model, see :class:`kvlab.decoder.Decoder`; None is no limit.
+        queue: requests that may wait beyond those; others get status 429.
+        live_memory: most bytes of live KV of each model, see :class:`kvlab.decoder.Decoder`; None is no limit.
         model_memory: bytes of weights held at once; the least recently used model leaves first. None is no limit.
-        max_tokens: tokens of an answer when the request does not say.
-        max_body: bytes of a request.
+        max_tokens: most tokens of an answer when the request sets no limit.
+        max_body: most bytes of a request.
         body_seconds: how long a request's body may take to arrive.
-        request_seconds: how long a request may take in all.
-        heartbeat: seconds of silence after which a stream sends a sign of life.
+        request_seconds: how long a request may take from start to end.
+        heartbeat: seconds without a token after which a stream sends a ping.
         drain: seconds that a shutdown waits for running requests.
         prefill_step: prompt tokens computed between two decode steps.
 
     Raises:
-        KvlabError: a limit that cannot be, or an address open to others without a key.
+        KvlabError: an impossible limit, or an address open to others without a key.
     """
 
     host: str = "127.0.0.1"
@@ -49,7 +49,7 @@ class Settings:
 
     def __post_init__(self) -> None:
         keys: object = self.api_keys
-        if isinstance(keys, str):  # its letters would be keys
+        if isinstance(keys, str):  # a tuple of its letters is not meant
             raise KvlabError("api_keys is a tuple of keys: write api_keys=(KEY,)")
         for name in ("max_concurrency", "max_tokens", "max_body", "prefill_step"):
             if getattr(self, name) < 1:
@@ -65,7 +65,7 @@ class Settings:
         if not 0 <= self.port <= 65535:
             raise KvlabError(f"port {self.port} is out of range; use 0 to 65535, where 0 takes a free one")
         if any(not key.strip() for key in self.api_keys):
-            raise KvlabError("an empty API key lets everybody in; give one that is hard to guess")
+            raise KvlabError("an empty API key lets every client in; give one that is hard to guess")
         if not self.api_keys and not is_loopback(self.host):
             raise KvlabError(
                 f"refusing to listen on {self.host} without a key: anyone who reaches it could use the model and read "

@@ -146,7 +146,7 @@ def test_stream_calls_its_listener_before_the_coroutine_gets_the_token() -> None
         tokens = AsyncTokenStream(stream, heard.append)
         stream.push(5)
         assert heard == [5]
-        assert await tokens.next(1) == [5]
+        assert await tokens.next_batch(1) == [5]
 
     asyncio.run(main())
 

@@ -13,11 +13,11 @@ from kvlab.server.access import check_origin, tenant_of
 from kvlab.server.errors import ApiError
 from kvlab.server.generation.output_parser import CONTENT, REASONING, TOOL, OutputParser
 from kvlab.server.generation.prompt_cache import PromptCache
-from kvlab.server.generation.sampling import Logprobs, Penalties, Sampling, Seeded
+from kvlab.server.generation.sampling import Logprobs, Penalties, Sampling, SeededSampler
 from kvlab.server.structured import json_schema
 from kvlab.server.structured.grammar import Grammars, Trigger
 from kvlab.server.structured.shortest_completion import ShortestCompletion
-from kvlab.server.structured.tool_formats import Format, json_rule
+from kvlab.server.structured.tool_formats import ToolFormat, json_rule
 from kvlab.workloads.desk import TOOLS
 
 CALL = '<tool_call>\n{"name": "find_badge", "arguments": {"handle": "@mira"}}\n</tool_call>'
@@ -169,8 +169,8 @@ def grammars(bundled) -> Grammars:
 
 
 @pytest.fixture(scope="module")
-def form(bundled) -> Format:
-    return Format(bundled.tokenizer)
+def form(bundled) -> ToolFormat:
+    return ToolFormat(bundled.tokenizer)
 
 
 def generate(
@@ -203,7 +203,7 @@ def test_random_logits_make_valid_calls_before_the_length_ends(bundled, grammars
     assert parts
     for part in parts:
         assert part.rstrip().endswith("</tool_call>")
-        assert len(form.read(part.rstrip().removesuffix("</tool_call>"), TOOLS)) == 1
+        assert len(form.parse(part.rstrip().removesuffix("</tool_call>"), TOOLS)) == 1
 
 
 def test_a_call_that_begins_by_itself_follows_its_schema(bundled, grammars, form):
@@ -213,7 +213,7 @@ def test_a_call_that_begins_by_itself_follows_its_schema(bundled, grammars, form
     constraint = grammars.constraint(max_tokens=120, trigger=trigger)
     text = bundled.decode(generate(grammars, bundled, constraint, 120, said=said))
     body = text.partition("<tool_call>")[2].partition("</tool_call>")[0]
-    assert len(form.read(body, TOOLS)) == 1
+    assert len(form.parse(body, TOOLS)) == 1
 
 
 SCHEMAS = [
@@ -242,17 +242,17 @@ def test_a_pause_changes_nothing_under_a_grammar(bundled, grammars, form, seed):
     matcher = grammars.compile(form.grammar(TOOLS, grammars.literal, many=False, lenient=False))
     constraint = grammars.constraint(max_tokens=40, matcher=matcher)
     text = bundled.decode(generate(grammars, bundled, constraint, 40, seed, pauses=True))
-    assert len(form.read(text.partition("<tool_call>")[2].partition("</tool_call>")[0], TOOLS)) == 1
+    assert len(form.parse(text.partition("<tool_call>")[2].partition("</tool_call>")[0], TOOLS)) == 1
 
 
 def test_a_pause_changes_neither_draws_nor_log_probabilities():
     logits = [mx.random.normal((1, 50), key=mx.random.key(i)) for i in range(9)]
 
     def draw(pauses: bool) -> tuple[list[int], list[float]]:
-        seeded, logprobs, tokens = Seeded(Sampling(temperature=1.0), 7), Logprobs(2), [1]
+        seeded, logprobs, tokens = SeededSampler(Sampling(temperature=1.0), 7), Logprobs(2), [1]
         for one in logits:
             for _ in range(1 + pauses):
-                said = logprobs(mx.array(tokens), seeded.watch(mx.array(tokens), one))
+                said = logprobs(mx.array(tokens), seeded.note_position(mx.array(tokens), one))
                 token = int(seeded(said - mx.logsumexp(said, axis=-1, keepdims=True)).item())
             tokens.append(token)
             logprobs.token_out(token)
@@ -302,7 +302,7 @@ class Family:
     ],
 )
 def test_other_families_write_calls_that_their_parsers_read(bundled, grammars, family, tags):
-    form = Format(family)
+    form = ToolFormat(family)
     properties = {
         "handle": {"type": "string"},
         "count": {"type": "integer"},
@@ -319,7 +319,7 @@ def test_other_families_write_calls_that_their_parsers_read(bundled, grammars, f
         constraint = grammars.constraint(max_tokens=90, matcher=matcher.deep_copy())
         text = bundled.decode(generate(grammars, bundled, constraint, 90, seed))
         body = text.removeprefix(tags[0]).strip()
-        [call] = form.read(body.removesuffix(tags[1]) if tags[1] else body, [tool])
+        [call] = form.parse(body.removesuffix(tags[1]) if tags[1] else body, [tool])
         assert call.name == "find"
         assert isinstance(json.loads(call.arguments)["count"], int)
 
@@ -333,8 +333,8 @@ def test_what_is_no_call_is_not_read_as_one(form):
         "[1]",
         "null",
     ):
-        assert form.read(text, TOOLS) == []
-    [call] = form.read('{"name": "find_badge", "arguments": "{\\"handle\\": 5}"}', TOOLS)
+        assert form.parse(text, TOOLS) == []
+    [call] = form.parse('{"name": "find_badge", "arguments": "{\\"handle\\": 5}"}', TOOLS)
     assert json.loads(call.arguments) == {"handle": "5"}
 
 

@@ -8,12 +8,12 @@ from typing import Any
 from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse, Response
 
-from kvlab.server.anthropic.messages import Answer, ask_messages, conversation
+from kvlab.server.anthropic.messages import MessageResponse
+from kvlab.server.anthropic.parse import conversation, parse_messages
 from kvlab.server.anthropic.types import CountRequest, MessagesRequest
 from kvlab.server.generation.request import GenerationRequest
 from kvlab.server.generation.served_model import ServedModel
-from kvlab.server.http import EventStream, unless_gone
-from kvlab.server.openai.routes import wants_details
+from kvlab.server.http import EventStream, until_disconnect, wants_details
 from kvlab.server.service import Service
 
 
@@ -25,38 +25,38 @@ def router(service: Service) -> APIRouter:
     async def messages(body: MessagesRequest, request: Request) -> Response:
         """Answer a conversation."""
 
-        def make(model: ServedModel) -> list[GenerationRequest]:
-            return ask_messages(body, model, service.settings)
+        def parse(model: ServedModel) -> list[GenerationRequest]:
+            return parse_messages(body, model, service.settings)
 
-        async def answer() -> Answer:
+        async def respond() -> MessageResponse:
             session = await service.open(
                 body.model,
-                make,
-                request=f"msg_{secrets.token_hex(12)}",
+                parse,
+                request_id=f"msg_{secrets.token_hex(12)}",
                 tenant=request.state.tenant,
                 path=request.url.path,
             )
-            return Answer(session, details=wants_details(request))
+            return MessageResponse(session, details=wants_details(request))
 
         async def whole() -> dict[str, Any]:
-            return await (await answer()).whole()
+            return await (await respond()).whole()
 
         if body.stream:
-            return EventStream((await unless_gone(request, answer())).stream())
-        return JSONResponse(await unless_gone(request, whole()))
+            return EventStream((await until_disconnect(request, respond())).stream())
+        return JSONResponse(await until_disconnect(request, whole()))
 
     @routes.post("/count_tokens")
     async def count_tokens(body: CountRequest) -> dict[str, int]:
-        """How many tokens the model would get."""
+        """Count the tokens of the prompt."""
 
         def count(model: ServedModel) -> int:
-            told, tools, options = conversation(body)
+            messages, tools, options = conversation(body)
             if not model.loaded.tokenizer.has_thinking:
                 options = {}
             hidden = body.tool_choice is not None and body.tool_choice.type == "none"
-            return len(model.prompts.render(told, [] if hidden else tools, options).ids)
+            return len(model.prompts.render(messages, [] if hidden else tools, options).ids)
 
         async with service.pool.use(body.model) as model:
-            return {"input_tokens": await service.off_loop(count, model)}
+            return {"input_tokens": await service.run_in_worker(count, model)}
 
     return routes

@@ -1,4 +1,4 @@
-"""What clients of Anthropic's protocol may send. Unknown fields are ignored, as that protocol's gateways do."""
+"""Request bodies of Anthropic's protocol. Unknown fields are ignored, as that protocol's gateways do."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from kvlab.server.openai.types import Loose
+from kvlab.server.request_body import RequestBody
 
 
-class ContentBlock(Loose):
-    """One content block: text, tool_use, tool_result or thinking; others are refused when they are read."""
+class ContentBlock(RequestBody):
+    """One content block: text, tool_use, tool_result or thinking; others are refused when the request is parsed."""
 
     type: str
     text: str = ""
@@ -23,29 +23,29 @@ class ContentBlock(Loose):
     is_error: bool | None = None
 
 
-class InputMessage(Loose):
+class InputMessage(RequestBody):
     role: Literal["user", "assistant", "system"]
     content: str | list[ContentBlock]
 
 
-class InputTool(Loose):
+class InputTool(RequestBody):
     name: str = Field(min_length=1, max_length=256)
     description: str | None = None
     input_schema: dict[str, Any] | None = None
     type: str | None = None
 
 
-class ToolChoice(Loose):
+class ToolChoice(RequestBody):
     type: Literal["auto", "any", "tool", "none"]
     name: str | None = None
     disable_parallel_tool_use: bool = False
 
 
-class Thinking(Loose):
+class Thinking(RequestBody):
     type: str = "disabled"
 
 
-class CountRequest(Loose):
+class CountRequest(RequestBody):
     """POST /v1/messages/count_tokens."""
 
     model: str | None = None

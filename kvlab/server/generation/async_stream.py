@@ -1,4 +1,4 @@
-"""From the decoder's thread to the event loop: tokens in batches, without a thread per request."""
+"""From the decoder's thread to the event loop: tokens in batches, without a thread for each request."""
 
 from __future__ import annotations
 
@@ -13,45 +13,45 @@ class AsyncTokenStream:
     """The tokens of one stream, for one coroutine. Made on the event loop.
 
     Args:
-        stream: what the decoder hands out.
+        stream: the decoder's stream of one request.
         on_token: called with every token, and with None at the end, before the coroutine gets it; usually on the
             decoder's thread.
     """
 
     def __init__(self, stream: Stream, on_token: Callable[[int | None], None] | None = None) -> None:
-        self._on_token = on_token
         self.stream = stream
+        self._on_token = on_token
         self._loop = asyncio.get_running_loop()
-        self._arrived: deque[int | None] = deque()
-        self._news = asyncio.Event()
-        self._told = False
-        stream.listen(self._hear)
+        self._tokens: deque[int | None] = deque()
+        self._has_tokens = asyncio.Event()
+        self._wakeup_is_scheduled = False
+        stream.listen(self._receive)
 
-    async def next(self, timeout: float | None = None) -> list[int | None]:
-        """What has arrived since the last call, at least one token; a None in it ends the request.
+    async def next_batch(self, timeout: float | None = None) -> list[int | None]:
+        """Return the tokens that arrived since the last call, at least one; a None in them ends the request.
 
-        Raises TimeoutError after ``timeout`` seconds of nothing.
+        Raises TimeoutError after ``timeout`` seconds without a token.
         """
         async with asyncio.timeout(timeout):
-            while not self._arrived:
-                self._news.clear()
-                await self._news.wait()
+            while not self._tokens:
+                self._has_tokens.clear()
+                await self._has_tokens.wait()
         batch = []
-        while self._arrived:
-            batch.append(self._arrived.popleft())
+        while self._tokens:
+            batch.append(self._tokens.popleft())
         return batch
 
-    def _hear(self, token: int | None) -> None:  # on the decoder's thread
+    def _receive(self, token: int | None) -> None:  # on the decoder's thread
         if self._on_token is not None:
             self._on_token(token)
-        self._arrived.append(token)
-        if not self._told:  # one call for all that arrive until the loop gets to it
-            self._told = True
+        self._tokens.append(token)
+        if not self._wakeup_is_scheduled:  # one call for all tokens that arrive before the event loop runs it
+            self._wakeup_is_scheduled = True
             try:
-                self._loop.call_soon_threadsafe(self._tell)
-            except RuntimeError:  # the loop is gone: so is the client
+                self._loop.call_soon_threadsafe(self._wake)
+            except RuntimeError:  # the event loop is closed, so the client is gone too
                 self.stream.cancel()
 
-    def _tell(self) -> None:
-        self._told = False
-        self._news.set()
+    def _wake(self) -> None:
+        self._wakeup_is_scheduled = False
+        self._has_tokens.set()

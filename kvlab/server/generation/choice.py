@@ -11,86 +11,89 @@ from kvlab.errors import KvlabError
 from kvlab.server.errors import ApiError
 from kvlab.server.generation.async_stream import AsyncTokenStream
 from kvlab.server.generation.output_parser import REASONING, TOOL, OutputParser, OutputPiece
-from kvlab.server.generation.request import Called, Ended, Event, GenerationRequest, Heartbeat, Text
+from kvlab.server.generation.request import (
+    ChoiceEnd,
+    ChoiceEvent,
+    GenerationRequest,
+    Heartbeat,
+    TextDelta,
+    ToolCallEvent,
+)
 from kvlab.server.generation.sampling import Logprobs, TokenLogprob
 from kvlab.server.logs import log
 from kvlab.server.structured.grammar import Constraint
-from kvlab.server.structured.tool_formats import Format
-
-
-def _place(error: BaseException) -> str:
-    trace = error.__traceback__
-    while trace is not None and trace.tb_next is not None:
-        trace = trace.tb_next
-    return f"{trace.tb_frame.f_code.co_filename}:{trace.tb_lineno}" if trace is not None else ""
+from kvlab.server.structured.tool_formats import ToolFormat
 
 
 class Choice:
-    """Turns one stream of tokens into text and calls. Iterate :meth:`events` once; :meth:`cancel` may come any time."""
+    """Turns one stream of tokens into text and tool calls.
+
+    Iterate :meth:`events` once; :meth:`cancel` may be called at any time.
+    """
 
     def __init__(
         self,
         index: int,
-        ask: GenerationRequest,
+        request: GenerationRequest,
         stream: Stream,
-        reader: OutputParser,
-        form: Format,
+        parser: OutputParser,
+        tool_format: ToolFormat,
         constraint: Constraint | None,
         logprobs: Logprobs | None,
     ) -> None:
-        self.index, self.ask, self.stream = index, ask, stream
-        self._feed = AsyncTokenStream(stream, None if logprobs is None else logprobs.token_out)
-        self._reader, self._form = reader, form
+        self.index, self.request, self.stream = index, request, stream
+        self._token_stream = AsyncTokenStream(stream, None if logprobs is None else logprobs.token_out)
+        self._parser, self._tool_format = parser, tool_format
         self._constraint, self._logprobs = constraint, logprobs
-        self._call = ""
-        self._untold: list[tuple[int, TokenLogprob]] = []
-        self._unread: list[int | None] = []
+        self._open_call = ""
+        self._unsent_logprobs: list[tuple[int, TokenLogprob]] = []
+        self._unparsed: list[int | None] = []
         self.tokens: list[int] = []
         self.text = ""
         self.reasoning = ""
-        self.calls: list[Called] = []
+        self.calls: list[ToolCallEvent] = []
 
     def cancel(self) -> None:
-        """Stop generating within a step. Idempotent."""
+        """Stop generating within one decode step. Idempotent."""
         if not self.stream.done:
             self.stream.cancel()
 
-    async def events(self, *, heartbeat: float, deadline: float) -> AsyncGenerator[Event, None]:
-        """What happens, until :class:`Ended`; a :class:`Heartbeat` after each ``heartbeat`` seconds of silence.
+    async def events(self, *, heartbeat: float, deadline: float) -> AsyncGenerator[ChoiceEvent, None]:
+        """Yield the events up to :class:`ChoiceEnd`; a :class:`Heartbeat` after each ``heartbeat`` seconds of silence.
 
-        Raises ApiError 408 at the ``deadline`` (the event loop's time), or what ended the request in the decoder.
+        Raises ApiError 408 at the ``deadline`` (the event loop's time), or the error that ended the request.
         """
         try:
             ended = False
             while not ended:
                 try:
-                    batch = await self._feed.next(heartbeat)
+                    batch = await self._token_stream.next_batch(heartbeat)
                 except TimeoutError:
                     if asyncio.get_running_loop().time() > deadline:
                         raise ApiError(408, "the request took longer than this server allows") from None
                     yield Heartbeat()
                     continue
-                for token in self._readable(batch):
+                for token in self._take_ready(batch):
                     if token is None:
                         ended = True
-                    elif self._reader.stopped is None:
-                        for event in self._read(token):
+                    elif self._parser.stopped is None:
+                        for event in self._parse(token):
                             yield event
-                if self._reader.stopped is not None:
+                if self._parser.stopped is not None:
                     self.cancel()
                 if asyncio.get_running_loop().time() > deadline and not ended:
                     raise ApiError(408, "the request took longer than this server allows")
             completion = self._completion()
-            for event in self._pieces(self._reader.finish()):
+            for event in self._events_of(self._parser.finish()):
                 yield event
-            if self._call and not self._form.end and completion.finish_reason == "stop":
-                for event in self._called(self._call, ""):
+            if self._open_call and not self._tool_format.end and completion.finish_reason == "stop":
+                for event in self._call_events(self._open_call, ""):
                     yield event
-            elif self._call:  # cut off: a part of a call is no call
-                yield self._say(self._form.start + self._call)
-            if self._untold:
-                yield self._say("")
-            yield self._ended(completion)
+            elif self._open_call:  # an incomplete call is sent as text
+                yield self._text_event(self._tool_format.start + self._open_call)
+            if self._unsent_logprobs:
+                yield self._text_event("")
+            yield self._end_event(completion)
         finally:
             self.cancel()
 
@@ -100,67 +103,74 @@ class Choice:
         except KvlabError as error:
             raise ApiError(400, str(error)) from error
         except Exception as error:
-            # What broke in a batch is no fault of this request; a type and a place tell enough, and quote no prompt.
-            log("decoder failed", level=40, error=type(error).__name__, where=_place(error))
+            # The error may come from another request of the batch. A type and a place quote no prompt.
+            log("decoder failed", level=40, error=type(error).__name__, where=_location(error))
             raise ApiError(500, "the model failed while answering; the server's log says where") from error
 
-    def _readable(self, batch: list[int | None]) -> list[int | None]:
-        """Return the tokens to read now. A log-probability comes one token late: its token waits for it."""
-        self._unread += batch
-        ready = len(self._unread)
-        if self._logprobs is not None and None not in self._unread:
+    def _take_ready(self, batch: list[int | None]) -> list[int | None]:
+        """Return the tokens to parse now. Log-probabilities come one token late: a token waits for its own."""
+        self._unparsed += batch
+        ready = len(self._unparsed)
+        if self._logprobs is not None and None not in self._unparsed:
             ready = len(self._logprobs.entries) - len(self.tokens)
-        batch, self._unread = self._unread[:ready], self._unread[ready:]
+        batch, self._unparsed = self._unparsed[:ready], self._unparsed[ready:]
         return batch
 
-    def _read(self, token: int) -> list[Event]:
+    def _parse(self, token: int) -> list[ChoiceEvent]:
+        place = len(self.tokens)
         self.tokens.append(token)
         if self._logprobs is not None:
-            self._untold += [
-                (token, entry) for entry in self._logprobs.entries[len(self.tokens) - 1 : len(self.tokens)]
-            ]
-        return self._pieces(self._reader.add(token))
+            self._unsent_logprobs += [(token, entry) for entry in self._logprobs.entries[place : place + 1]]
+        return self._events_of(self._parser.add(token))
 
-    def _pieces(self, pieces: list[OutputPiece]) -> list[Event]:
-        made: list[Event] = []
+    def _events_of(self, pieces: list[OutputPiece]) -> list[ChoiceEvent]:
+        events: list[ChoiceEvent] = []
         for piece in pieces:
             if piece.kind != TOOL:
-                made.append(self._say(piece.text, piece.kind == REASONING))
+                events.append(self._text_event(piece.text, piece.kind == REASONING))
                 continue
-            self._call += piece.text
+            self._open_call += piece.text
             if piece.ended:
-                made += self._called(self._call, self._form.end)
-                self._call = ""
-        return made
-
-    def _called(self, text: str, end: str) -> list[Event]:
-        """The calls in ``text``; when there are none in it, the text itself, for a broken call is worse than words."""
-        trusted = self._constraint is not None and self.ask.call == "required"
-        found = self._form.read(text.strip(), self.ask.tools, trusted=trusted)
-        if not found:
-            return [self._say(self._form.start + text + end)]
-        if not self.ask.many and self.calls:
-            return []
-        events: list[Event] = []
-        for call in found if self.ask.many else found[:1]:
-            called = Called(self.index, len(self.calls), f"call_{secrets.token_hex(12)}", call)
-            self.calls.append(called)
-            events.append(called)
+                events += self._call_events(self._open_call, self._tool_format.end)
+                self._open_call = ""
         return events
 
-    def _say(self, text: str, reasoning: bool = False) -> Text:
+    def _call_events(self, text: str, end: str) -> list[ChoiceEvent]:
+        """Return the calls in ``text``; without a valid call, the text itself, so that the client can read it."""
+        trusted = self._constraint is not None and self.request.tool_choice == "required"
+        calls = self._tool_format.parse(text.strip(), self.request.tools, trusted=trusted)
+        if not calls:
+            return [self._text_event(self._tool_format.start + text + end)]
+        if not self.request.parallel_calls and self.calls:
+            return []
+        events: list[ChoiceEvent] = []
+        for call in calls if self.request.parallel_calls else calls[:1]:
+            event = ToolCallEvent(self.index, len(self.calls), f"call_{secrets.token_hex(12)}", call)
+            self.calls.append(event)
+            events.append(event)
+        return events
+
+    def _text_event(self, text: str, reasoning: bool = False) -> TextDelta:
         if reasoning:
             self.reasoning += text
         else:
             self.text += text
-        told, self._untold = tuple(self._untold), []
-        return Text(self.index, text, reasoning, told)
+        logprobs, self._unsent_logprobs = tuple(self._unsent_logprobs), []
+        return TextDelta(self.index, text, reasoning, logprobs)
 
-    def _ended(self, completion: Completion) -> Ended:
+    def _end_event(self, completion: Completion) -> ChoiceEnd:
         failure = self._constraint.failure if self._constraint is not None else ""
-        if failure and self.ask.call == "required" and not self.calls:
+        if failure and self.request.tool_choice == "required" and not self.calls:
             raise ApiError(400, f"the schemas of these tools are too complex to enforce: {failure}")
         reason = "length" if completion.finish_reason == "length" else "stop"
         if self.calls:
             reason = "tool_calls"
-        return Ended(self.index, reason, completion, len(self.tokens), self._reader.stopped)
+        return ChoiceEnd(self.index, reason, completion, len(self.tokens), self._parser.stopped)
+
+
+def _location(error: BaseException) -> str:
+    """File and line that raised ``error``."""
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    return f"{trace.tb_frame.f_code.co_filename}:{trace.tb_lineno}" if trace is not None else ""

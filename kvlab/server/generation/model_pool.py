@@ -1,4 +1,4 @@
-"""The models of a server: loaded when asked for, unloaded when memory is needed, never while they answer."""
+"""The models of a server: loaded for their first request, unloaded when memory is needed, never while they answer."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ class ModelPool:
     """Models by name. Everything but ``close`` runs on one event loop.
 
     Args:
-        sources: what to load by name: a folder, a hub id, or a loaded model (which is never unloaded).
-        open_model: makes a Model of a loaded one.
+        sources: models by name: a folder, a hub id, or a loaded model (which is never unloaded).
+        open_model: makes a ServedModel of a loaded model.
         budget: bytes of weights held at once; the least recently used idle model leaves first. None keeps all.
     """
 
@@ -36,20 +36,20 @@ class ModelPool:
         self._users: dict[str, int] = {}
         self._lock = asyncio.Lock()
 
-    def name_of(self, asked: str | None) -> str:
-        """The name that a request means: the only model when it names none. Raises ApiError 404."""
-        if asked in self.sources:
-            return str(asked)
-        # Clients of Anthropic ask for its models by default, and for a small one beside the main one.
-        if not asked or asked == "default" or asked.startswith("claude"):
+    def name_of(self, requested: str | None) -> str:
+        """Return the name of the model that a request means; the first one by default. Raises ApiError 404."""
+        if requested in self.sources:
+            return str(requested)
+        # Clients of Anthropic request its models by default, and a small one beside the main one.
+        if not requested or requested == "default" or requested.startswith("claude"):
             return next(iter(self.sources))
         names = ", ".join(self.sources)
-        raise ApiError(404, f"no model {asked!r} here; there is {names}", code="model_not_found", param="model")
+        raise ApiError(404, f"no model {requested!r} here; there is {names}", code="model_not_found", param="model")
 
     @asynccontextmanager
-    async def use(self, asked: str | None) -> AsyncIterator[ServedModel]:
-        """The model, loaded, and kept until this block is left. Raises ApiError 404, or 503 when it cannot be had."""
-        name = self.name_of(asked)
+    async def use(self, requested: str | None) -> AsyncIterator[ServedModel]:
+        """Load the model and keep it while the block runs. Raises ApiError 404, or 503 when it cannot be loaded."""
+        name = self.name_of(requested)
         async with self._lock:
             model = self.open.get(name) or await self._load(name)
             self.open.move_to_end(name)
@@ -63,7 +63,7 @@ class ModelPool:
         source = self.sources[name]
         try:
             if not isinstance(source, LoadedModel):
-                await self._make_room(_weight_bytes(source))
+                await self._unload_for(_file_bytes(source))
                 source = await apart(load, source)
             model = await apart(self._open_model, source)
         except ApiError:
@@ -74,8 +74,8 @@ class ModelPool:
         self.open[name] = model
         return model
 
-    async def _make_room(self, nbytes: int) -> None:
-        while self._budget is not None and self.open and self.held() + nbytes > self._budget:
+    async def _unload_for(self, nbytes: int) -> None:
+        while self._budget is not None and self.open and self.weight_bytes() + nbytes > self._budget:
             idle = [name for name in self.open if not self._users.get(name)]
             if not idle:
                 raise ApiError(
@@ -83,16 +83,16 @@ class ModelPool:
                 )
             await asyncio.to_thread(self.open.pop(idle[0]).close)
 
-    def held(self) -> int:
-        """Bytes of the weights in memory."""
+    def weight_bytes(self) -> int:
+        """Return the bytes of the weights in memory."""
         return sum(model.nbytes for model in self.open.values())
 
     def close(self) -> None:
-        """Close every model. Its running requests end as cancelled; what they computed is kept."""
+        """Close every model. Running requests end as cancelled; their KV is stored."""
         while self.open:
             self.open.popitem()[1].close()
 
 
-def _weight_bytes(source: str | Path) -> int:
+def _file_bytes(source: str | Path) -> int:
     folder = Path(source).expanduser()
     return sum(file.stat().st_size for file in folder.glob("model*.safetensors")) if folder.is_dir() else 0

@@ -1,4 +1,4 @@
-"""From tokens to what they mean: content, reasoning, or a tool call; and where a stop string ends it."""
+"""From tokens to content, reasoning and tool calls, up to a stop string."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ class OutputPiece(NamedTuple):
 
 
 class OutputParser:
-    """Reads one answer token by token; markers of thinking and of calls are taken out.
+    """Parses one answer token by token, without the markers of thinking and of calls.
 
     Args:
         tokenizer: mlx-lm's TokenizerWrapper.
-        call: the texts around a tool call, None where calls are not looked for. An empty end means the answer's end.
+        call: the texts around a tool call; None for no calls. An empty end stands for the end of the answer.
         stop: strings that end the content; they are not part of it.
         reasoning: the prompt has already opened a thinking block.
     """
@@ -45,28 +45,28 @@ class OutputParser:
         first = REASONING if reasoning and REASONING in edges else CONTENT
         self._machine = TextStateMachine(edges if any(edges.values()) else None)
         self._state = self._machine.make_state(first)
-        self._space = ""  # whitespace that is only told when text follows: it may belong to a marker
-        self._trims = bool(call) or tokenizer.has_thinking
-        self._begun = False
+        self._held_whitespace = ""  # sent when text follows; before a marker it is dropped
+        self._strips_whitespace = bool(call) or tokenizer.has_thinking
+        self._has_content = False
         self._raw = ""
 
     def add(self, token: int) -> list[OutputPiece]:
-        """What this token made known. Nothing after :attr:`stopped` is set."""
+        """Return the pieces that this token completes; none once :attr:`stopped` is set."""
         self._detokenizer.add_token(token)
-        return self._read(self._detokenizer.last_segment)
+        return self._parse(self._detokenizer.last_segment)
 
     def finish(self) -> list[OutputPiece]:
-        """What was held back at the end of the answer; an open call comes as it is, not ended."""
+        """Return the pieces that were held back; an incomplete call is not ``ended``."""
         if self.stopped is not None:
             return []
         self._detokenizer.finalize()
-        pieces = self._read(self._detokenizer.last_segment)
+        pieces = self._parse(self._detokenizer.last_segment)
         if self.stopped is None:
             self._state, rest, state = TextStateMachine.flush(self._state)
             pieces += self._piece(state, rest)
         return pieces
 
-    def _read(self, text: str) -> list[OutputPiece]:
+    def _parse(self, text: str) -> list[OutputPiece]:
         if not text or self.stopped is not None:
             return []
         self._raw += text
@@ -79,23 +79,23 @@ class OutputParser:
                 break
             pieces += self._piece(state, part, ended=state == TOOL and i + 1 < len(segments))
             if i > 0 and state == REASONING != before:
-                self._space = ""
+                self._held_whitespace = ""
         return pieces
 
     def _piece(self, kind: str, text: str, ended: bool = False) -> list[OutputPiece]:
         if kind == TOOL:
-            self._space, self._begun = "", False
+            self._held_whitespace, self._has_content = "", False
             return [OutputPiece(TOOL, text, ended)]
         if not text:
             return []
         if kind == REASONING:
-            self._begun = False
+            self._has_content = False
             return [OutputPiece(REASONING, text)]
-        if self._trims:  # around calls and after thinking, templates put line breaks that are not the model's words
-            text = self._space + text if self._begun else text.lstrip()
+        if self._strips_whitespace:  # templates put line breaks around calls and after thinking
+            text = self._held_whitespace + text if self._has_content else text.lstrip()
             kept = text.rstrip()
-            text, self._space = kept, text[len(kept) :]
-            self._begun = self._begun or bool(kept)
+            text, self._held_whitespace = kept, text[len(kept) :]
+            self._has_content = self._has_content or bool(kept)
         return [OutputPiece(CONTENT, text)] if text else []
 
     def _which_stop(self, rest: str) -> str:

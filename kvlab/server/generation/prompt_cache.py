@@ -1,4 +1,4 @@
-"""Prompts that stay stable: an earlier answer is put back as the very tokens that were generated."""
+"""Stable prompts: an earlier answer comes back as exactly the tokens that were generated."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from kvlab.models import LoadedModel, for_template
 from kvlab.server.errors import ApiError
 
 Message = Mapping[str, Any]
-KEPT = 4096
-"""Answers that are remembered; each costs a few bytes a token of its conversation."""
+MAX_ANSWERS = 4096
+"""Most answers to remember; each takes a few bytes for each token of its conversation."""
 
 
 @dataclass(frozen=True)
 class RenderedPrompt:
-    """A rendered conversation. ``ids`` are what the model gets; ``reasoning``: it ends inside a thinking block."""
+    """A rendered conversation. ``ids`` are its tokens; ``reasoning``: it ends inside a thinking block."""
 
     ids: list[int]
     messages: tuple[Message, ...]
@@ -29,15 +29,15 @@ class RenderedPrompt:
     options: Mapping[str, Any] = field(default_factory=dict)
     reasoning: bool = False
     reused: int = 0
-    """Leading tokens that were taken over from an earlier answer instead of being rendered."""
+    """Leading tokens that come from an earlier answer and were not rendered again."""
 
 
 class PromptCache:
     """Renders conversations of one model, and remembers its answers. Thread-safe.
 
-    Chat templates do not write every answer back as it was: other spacing in arguments, no thinking, another split
-    into tokens. Each of these would end the common prefix there. So an answer is looked up by the conversation that it
-    ends, and the tokens of prompt and answer are used again; the template only writes what comes after.
+    Chat templates do not render every answer as it was generated: spacing in arguments differs, thinking is left out,
+    text splits into other tokens. Each difference would end the common prefix. So an answer is found by the
+    conversation that it ends, the tokens of prompt and answer are used again, and the template renders the text after.
     """
 
     def __init__(self, loaded: LoadedModel) -> None:
@@ -52,10 +52,10 @@ class PromptCache:
         tools: Sequence[Message] = (),
         options: Mapping[str, Any] | None = None,
     ) -> RenderedPrompt:
-        """The prompt for the next answer. Raises ApiError 400 when the template refuses the conversation."""
+        """Render the prompt of the next answer. Raises ApiError 400 when the template refuses the conversation."""
         options = dict(options or {})
         text = self.text(messages, tools, options)
-        ids, reused = self._continued(text, messages, tools, options)
+        ids, reused = self._encode_after_answer(text, messages, tools, options)
         start = self._loaded.tokenizer.think_start if self._loaded.tokenizer.has_thinking else None
         reasoning = start is not None and text.rstrip().endswith(start)
         return RenderedPrompt(ids, tuple(messages), tuple(tools), options, reasoning, reused)
@@ -63,7 +63,7 @@ class PromptCache:
     def text(
         self, messages: Sequence[Message], tools: Sequence[Message], options: Mapping[str, Any], generation: bool = True
     ) -> str:
-        """What the template makes of a conversation. Raises ApiError 400."""
+        """Render a conversation as text. Raises ApiError 400."""
         tokenizer = self._loaded.tokenizer
         if not tokenizer.has_chat_template:
             raise ApiError(400, f"{self._loaded.name} has no chat template: use /v1/completions")
@@ -75,31 +75,31 @@ class PromptCache:
                 tokenize=False,
                 **options,
             )
-        except Exception as error:  # templates are programs: jinja errors, KeyErrors and TypeErrors come from the input
+        except Exception as error:  # templates are programs: an input can raise jinja errors, KeyErrors and TypeErrors
             line = (str(error).strip().splitlines() or [type(error).__name__])[0]
             raise ApiError(400, f"the chat template refuses this conversation: {line}", param="messages") from error
         return made
 
     def encode(self, text: str) -> list[int]:
-        """Token ids of ``text``. Raises ApiError 400 for what is no text."""
+        """Encode ``text`` as token ids. Raises ApiError 400 for invalid Unicode."""
         try:
             return self._loaded.encode(text)
         except (UnicodeError, TypeError, KvlabError) as error:
             raise ApiError(400, "the prompt holds characters that are no text, such as a lone surrogate") from error
 
     def remember(self, prompt: RenderedPrompt, answer: Message, ids: Sequence[int]) -> None:
-        """Keep the tokens of a complete answer for the conversation's next turn."""
+        """Remember the tokens of a complete answer for the conversation's next turn."""
         key = self._keys([*prompt.messages, answer], prompt.tools, prompt.options)[-1]
         with self._lock:
             self._answers[key] = [*prompt.ids, *ids]
             self._answers.move_to_end(key)
-            if len(self._answers) > KEPT:
+            if len(self._answers) > MAX_ANSWERS:
                 self._answers.popitem(last=False)
 
     def message_at(self, prompt: RenderedPrompt, token: int) -> int:
-        """The index of the message that holds the token number ``token`` of the prompt; tools count as the first.
+        """Return the index of the message that holds token number ``token`` of the prompt; tools belong to the first.
 
-        Messages are told apart by their end tokens, where the template writes one after each.
+        End tokens separate the messages, where the template writes one after each.
         """
         before = self._loaded.decode(prompt.ids[:token])
         low, high = 0, len(prompt.messages) - 1
@@ -115,14 +115,14 @@ class PromptCache:
         """Whether the conversation up to message ``index`` is longer than ``before``."""
         try:
             text = self.text(prompt.messages[: index + 1], prompt.tools, prompt.options, generation=False)
-        except ApiError:  # a template that refuses part of a conversation
+        except ApiError:  # some templates refuse a part of a conversation
             return False
         ends = sum(text.count(end) for end in self._ends)
         if ends > index // 2:
             return ends > sum(before.count(end) for end in self._ends)
         return len(text) > len(before)
 
-    def _continued(
+    def _encode_after_answer(
         self, text: str, messages: Sequence[Message], tools: Sequence[Message], options: Mapping[str, Any]
     ) -> tuple[list[int], int]:
         answered = [i for i, message in enumerate(messages) if message.get("role") == "assistant"]
@@ -134,15 +134,15 @@ class PromptCache:
                     self._answers.move_to_end(keys[i])
             if known is None:
                 continue
-            rest = self._after(text, messages[: i + 1], tools, options)
+            rest = self._text_after(text, messages[: i + 1], tools, options)
             if rest is not None:
                 return [*known, *self.encode(rest)], len(known)
         return self.encode(text), 0
 
-    def _after(
+    def _text_after(
         self, text: str, messages: Sequence[Message], tools: Sequence[Message], options: Mapping[str, Any]
     ) -> str | None:
-        """What the template writes from the end token of the last of ``messages`` on."""
+        """Return the text of the template from the end token of the last of ``messages`` on."""
         try:
             so_far = self.text(messages, tools, options, generation=False)
         except ApiError:
@@ -150,7 +150,7 @@ class PromptCache:
         at, end = max((so_far.rfind(end), end) for end in self._ends)
         if at < 0:
             return None
-        # Templates may write earlier answers shorter than the last, so the end token is counted, not measured.
+        # Templates may render earlier answers shorter than the last: end tokens are counted, lengths not compared.
         position = -1
         for _ in range(so_far.count(end)):
             position = text.find(end, position + 1)
@@ -159,16 +159,16 @@ class PromptCache:
         return text[position:]
 
     def _keys(self, messages: Sequence[Message], tools: Sequence[Message], options: Mapping[str, Any]) -> list[bytes]:
-        """A hash for every prefix of the conversation, without what templates do not show, such as ids of calls."""
+        """Return a hash for every prefix of the conversation; ids of calls, which no template shows, do not count."""
         digest = hashlib.sha256(json.dumps([list(tools), dict(options)], sort_keys=True, default=str).encode())
         keys = []
         for message in messages:
-            digest.update(json.dumps(_essence(message), sort_keys=True, default=str).encode())
+            digest.update(json.dumps(_key_parts(message), sort_keys=True, default=str).encode())
             keys.append(digest.digest())
         return keys
 
 
-def _essence(message: Message) -> list[Any]:
+def _key_parts(message: Message) -> list[Any]:
     content = message.get("content")
     if isinstance(content, list):
         content = "".join(str(part.get("text", "")) for part in content if isinstance(part, Mapping))

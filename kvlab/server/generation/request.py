@@ -1,4 +1,4 @@
-"""What a request asks of a model, whichever protocol it came by."""
+"""A generation request, independent of the protocol it came by, and the events of its answers."""
 
 from __future__ import annotations
 
@@ -9,25 +9,25 @@ from typing import Any
 from kvlab.decoder import Completion
 from kvlab.server.generation.prompt_cache import RenderedPrompt
 from kvlab.server.generation.sampling import Sampling, TokenLogprob
-from kvlab.server.structured.tool_formats import Call
+from kvlab.server.structured.tool_formats import ToolCall
 
 
 @dataclass(frozen=True)
 class GenerationRequest:
-    """One request, rendered and checked.
+    """One prompt and how to answer it, rendered and checked.
 
     Args:
-        prompt: what the model gets.
-        n: answers wanted.
-        max_tokens: tokens of each.
+        prompt: the rendered prompt.
+        max_tokens: most tokens of each answer.
+        n: number of answers.
         stop: strings that end an answer.
-        call: ``none``, ``auto``, ``required``; a named tool is ``required`` with one tool left in ``tools``.
-        tools: those that may be called now.
-        many: several calls may follow each other.
-        schema: the JSON schema that the answer must have, None for free text.
-        logprobs: how many likely tokens to report, None for none.
-        raw: a plain completion: no calls, no thinking, no memory of the answer.
-        first: the index of its first choice in the response.
+        tool_choice: ``none``, ``auto``, ``required``; a named tool is ``required`` with one tool left in ``tools``.
+        tools: the tools that may be called.
+        parallel_calls: an answer may hold several calls.
+        schema: the JSON schema of the answer, None for free text.
+        logprobs: number of likeliest tokens to report, None for no report.
+        plain: a plain completion: no calls, no thinking, and its answer is not remembered.
+        first_index: the index of its first choice in the response.
     """
 
     prompt: RenderedPrompt
@@ -35,18 +35,18 @@ class GenerationRequest:
     sampling: Sampling = field(default_factory=Sampling)
     n: int = 1
     stop: tuple[str, ...] = ()
-    call: str = "none"
+    tool_choice: str = "none"
     tools: tuple[Mapping[str, Any], ...] = ()
-    many: bool = True
+    parallel_calls: bool = True
     schema: Mapping[str, Any] | None = None
     logprobs: int | None = None
-    raw: bool = False
-    first: int = 0
+    plain: bool = False
+    first_index: int = 0
 
 
 @dataclass(frozen=True)
-class Text:
-    """More text of choice ``index``; with its tokens' log-probabilities where asked for."""
+class TextDelta:
+    """More text of choice ``index``; with the log-probabilities of its tokens where the request wants them."""
 
     index: int
     text: str
@@ -55,31 +55,32 @@ class Text:
 
 
 @dataclass(frozen=True)
-class Called:
-    """A complete tool call of choice ``index``; ``number`` counts its calls."""
+class ToolCallEvent:
+    """A complete tool call of choice ``index``; ``number`` counts the calls of the choice."""
 
     index: int
     number: int
     id: str
-    call: Call
+    call: ToolCall
 
 
 @dataclass(frozen=True)
 class Heartbeat:
-    """Nothing has happened for a while."""
+    """No token came for one heartbeat interval."""
 
 
 @dataclass(frozen=True)
-class Ended:
-    """Choice ``index`` is complete. ``reason``: ``stop``, ``length`` or ``tool_calls``; ``tokens``: generated ones."""
+class ChoiceEnd:
+    """Choice ``index`` is complete. ``reason``: ``stop``, ``length`` or ``tool_calls``; ``tokens``: their number."""
 
     index: int
     reason: str
     completion: Completion
     tokens: int
     stopped: str | None = None
-    message: int | None = None
-    """Where the prompt's prefix broke, as a message index, when that is why tokens were computed anew."""
+    """The stop string that ended it."""
+    diverged_message: int | None = None
+    """The index of the message at which the prompt parted from KV of an earlier prompt."""
 
 
-Event = Text | Called | Heartbeat | Ended
+ChoiceEvent = TextDelta | ToolCallEvent | Heartbeat | ChoiceEnd

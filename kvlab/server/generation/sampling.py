@@ -1,4 +1,4 @@
-"""Samplers and logits processors for what a request asks for. Arrays are made on the decoder's thread only."""
+"""Samplers and logits processors of a request. Arrays are made on the decoder's thread only."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ SUM_CHUNK_TOKENS = 256
 
 
 class Sampling(NamedTuple):
-    """How tokens are drawn. ``temperature`` 0 is greedy; ``top_k`` 0 and ``min_p`` 0 are off."""
+    """Parameters of sampling. ``temperature`` 0 is greedy; ``top_k`` 0 and ``min_p`` 0 are off."""
 
     temperature: float = 0.0
     top_p: float = 1.0
@@ -31,14 +31,15 @@ class Sampling(NamedTuple):
     bias: tuple[tuple[int, float], ...] = ()
 
 
-def sampler(how: Sampling, choice: int, size: int) -> Sampler | None:
-    """None is greedy. Unseeded requests that sample alike share a sampler, so that the batch is sampled in one call."""
-    if how.temperature == 0:
+def sampler(sampling: Sampling, choice: int, size: int) -> Sampler | None:
+    """Return a request's sampler, None for greedy. Unseeded requests with equal parameters share one, so that mlx-lm
+    samples them in one call."""
+    if sampling.temperature == 0:
         return None
-    top_k = how.top_k if how.top_k < size else 0
-    if how.seed is None:
-        return _shared(how.temperature, how.top_p, top_k, how.min_p)
-    return Seeded(how._replace(top_k=top_k), how.seed + choice)
+    top_k = sampling.top_k if sampling.top_k < size else 0
+    if sampling.seed is None:
+        return _shared(sampling.temperature, sampling.top_p, top_k, sampling.min_p)
+    return SeededSampler(sampling._replace(top_k=top_k), sampling.seed + choice)
 
 
 @lru_cache(maxsize=64)
@@ -47,44 +48,45 @@ def _shared(temperature: float, top_p: float, top_k: int, min_p: float) -> Sampl
     return made
 
 
-class Seeded:
-    """Draws by seed and place, so that the same seed gives the same tokens beside any other requests, and again after
-    a pause. Its :meth:`watch` must be among the request's logits processors.
+class SeededSampler:
+    """Samples by seed and position: the same seed gives the same tokens beside any other requests, and after a pause.
+
+    Its :meth:`note_position` must be among the request's logits processors.
     """
 
-    def __init__(self, how: Sampling, seed: int) -> None:
-        self._how, self._seed = how, seed
-        self._place = 0
+    def __init__(self, sampling: Sampling, seed: int) -> None:
+        self._sampling, self._seed = sampling, seed
+        self._position = 0
 
-    def watch(self, tokens: mx.array, logits: mx.array) -> mx.array:
-        """Notes the place; changes nothing."""
-        self._place = tokens.size
+    def note_position(self, tokens: mx.array, logits: mx.array) -> mx.array:
+        """Note the position; changes no logits."""
+        self._position = tokens.size
         return logits
 
     def __call__(self, logprobs: mx.array) -> mx.array:
-        drawn = hashlib.blake2b(f"{self._seed} {self._place}".encode(), digest_size=8).digest()
+        drawn = hashlib.blake2b(f"{self._seed} {self._position}".encode(), digest_size=8).digest()
         key = mx.random.key(int.from_bytes(drawn))
-        if 0 < self._how.top_p < 1:
-            logprobs = apply_top_p(logprobs, self._how.top_p)
-        if self._how.min_p > 0:
-            logprobs = apply_min_p(logprobs, self._how.min_p)
-        if self._how.top_k > 0:
-            logprobs = apply_top_k(logprobs, self._how.top_k)
-        return mx.random.categorical(logprobs / self._how.temperature, key=key)
+        if 0 < self._sampling.top_p < 1:
+            logprobs = apply_top_p(logprobs, self._sampling.top_p)
+        if self._sampling.min_p > 0:
+            logprobs = apply_min_p(logprobs, self._sampling.min_p)
+        if self._sampling.top_k > 0:
+            logprobs = apply_top_k(logprobs, self._sampling.top_k)
+        return mx.random.categorical(logprobs / self._sampling.temperature, key=key)
 
 
-def processors(how: Sampling, prompt_tokens: int) -> list[Processor]:
-    """Bias and penalties. Penalties count generated tokens only, as OpenAI's do; repetition looks at everything."""
+def processors(sampling: Sampling, prompt_tokens: int) -> list[Processor]:
+    """Return bias and penalties. Presence and frequency count generated tokens, as OpenAI's do; repetition all."""
     made: list[Processor] = []
-    if how.bias:
-        made.append(Bias(dict(how.bias)))
-    if how.presence or how.frequency or how.repetition != 1:
-        made.append(Penalties(how, prompt_tokens))
+    if sampling.bias:
+        made.append(LogitBias(dict(sampling.bias)))
+    if sampling.presence or sampling.frequency or sampling.repetition != 1:
+        made.append(Penalties(sampling, prompt_tokens))
     return made
 
 
-class Bias:
-    """Adds to the logits of some tokens."""
+class LogitBias:
+    """A logits processor that adds to the logits of some tokens."""
 
     def __init__(self, bias: Mapping[int, float]) -> None:
         self._bias = bias
@@ -94,20 +96,20 @@ class Bias:
 
 
 class Penalties:
-    """Presence, frequency and repetition penalties."""
+    """A logits processor for presence, frequency and repetition penalties."""
 
-    def __init__(self, how: Sampling, prompt_tokens: int) -> None:
-        self._how, self._prompt_tokens = how, prompt_tokens
+    def __init__(self, sampling: Sampling, prompt_tokens: int) -> None:
+        self._sampling, self._prompt_tokens = sampling, prompt_tokens
 
     def __call__(self, tokens: mx.array, logits: mx.array) -> mx.array:
-        how, dtype = self._how, logits.dtype
-        said = tokens[self._prompt_tokens :]
-        if said.size and (how.presence or how.frequency):
-            counts = mx.zeros((logits.shape[-1],), dtype=dtype).at[said].add(mx.ones(said.shape, dtype=dtype))
-            logits = logits - how.frequency * counts - how.presence * (counts > 0).astype(dtype)
-        if how.repetition != 1:
+        sampling, dtype = self._sampling, logits.dtype
+        generated = tokens[self._prompt_tokens :]
+        if generated.size and (sampling.presence or sampling.frequency):
+            counts = mx.zeros((logits.shape[-1],), dtype=dtype).at[generated].add(mx.ones(generated.shape, dtype=dtype))
+            logits = logits - sampling.frequency * counts - sampling.presence * (counts > 0).astype(dtype)
+        if sampling.repetition != 1:
             seen = mx.zeros((logits.shape[-1],), dtype=mx.bool_).at[tokens].maximum(mx.array(True))
-            worse = mx.where(logits < 0, logits * how.repetition, logits / how.repetition)
+            worse = mx.where(logits < 0, logits * sampling.repetition, logits / sampling.repetition)
             logits = mx.where(seen, worse, logits)
         return logits
 
@@ -130,7 +132,7 @@ class Logprobs:
 
     def __init__(self, top: int) -> None:
         self._top = top
-        self._place = 0
+        self._position = 0
         self._before: mx.array | None = None
         self._pending: deque[list[Any]] = deque()
         self._tokens_out = 0
@@ -139,7 +141,7 @@ class Logprobs:
     def __call__(self, tokens: mx.array, logits: mx.array) -> mx.array:
         """Return ``logits``; nothing is evaluated here."""
         before, self._before = self._before, logits
-        is_new, self._place = tokens.size > self._place, tokens.size
+        is_new, self._position = tokens.size > self._position, tokens.size
         if before is None or not is_new:
             return logits
         report = logprob_arrays(before, tokens[-1:], self._top)

@@ -18,19 +18,19 @@ from kvlab.server.generation.choice import Choice
 from kvlab.server.generation.output_parser import OutputParser
 from kvlab.server.generation.prompt_cache import PromptCache
 from kvlab.server.generation.request import GenerationRequest
-from kvlab.server.generation.sampling import Logprobs, Sampling, Seeded, processors, sampler
+from kvlab.server.generation.sampling import Logprobs, Sampling, SeededSampler, processors, sampler
 from kvlab.server.settings import Settings
 from kvlab.server.structured import json_schema
 from kvlab.server.structured.grammar import Constraint, Grammars, Trigger
-from kvlab.server.structured.tool_formats import Format, json_rule
+from kvlab.server.structured.tool_formats import ToolFormat, json_rule
 
 
 class ServedModel:
-    """Answers requests with one model under one policy. Close it to let go of everything."""
+    """Answers requests with one model under one policy. Close it to free its memory."""
 
     def __init__(self, loaded: LoadedModel, policy: Policy, settings: Settings, sink: EventSink | None = None) -> None:
         self.loaded, self.policy = loaded, policy
-        self.name = loaded.name  # what clients call it; a pool may call it otherwise
+        self.name = loaded.name  # a pool may replace it by the name that clients use
         self.decoder = Decoder(
             loaded,
             policy,
@@ -41,7 +41,7 @@ class ServedModel:
         )
         self.prompts = PromptCache(loaded)
         self.grammars = Grammars(loaded)
-        self.form = Format(loaded.tokenizer)
+        self.tool_format = ToolFormat(loaded.tokenizer)
         self.created = int(time.time())
         arrays: Any = tree_flatten(loaded.model.parameters())
         self.nbytes = sum(array.nbytes for _, array in arrays)
@@ -51,76 +51,80 @@ class ServedModel:
     def close(self) -> None:
         self.decoder.close()
 
-    def check_room(self, ask_tokens: int, max_tokens: int | None, default: int) -> int:
-        """The number of tokens that may be generated. Raises ApiError 400 when the prompt fills the context."""
-        room = self.context - ask_tokens
-        if room < 1:
+    def limit_tokens(self, prompt_tokens: int, max_tokens: int | None, default: int) -> int:
+        """Return how many tokens may be generated. Raises ApiError 400 when the prompt fills the context."""
+        left = self.context - prompt_tokens
+        if left < 1:
             raise ApiError(
                 400,
-                f"the prompt has {ask_tokens} tokens, but the context of {self.name} is {self.context}: shorten it",
+                f"the prompt has {prompt_tokens} tokens, but the context of {self.name} is {self.context}: shorten it",
                 code="context_length_exceeded",
                 param="messages",
             )
-        return min(max_tokens or default, room)
+        return min(max_tokens or default, left)
 
-    def choose(self, index: int, ask: GenerationRequest, tenant: str, tags: Mapping[str, Any]) -> Choice:
-        """Start one answer. On the event loop, so that its tokens find their way there."""
-        constraint = None if ask.raw and ask.schema is None else self._constraint(ask)
-        logprobs = Logprobs(ask.logprobs) if ask.logprobs is not None else None
-        draw = sampler(ask.sampling, index, self.loaded.vocab_size)
-        chain: list[Any] = processors(ask.sampling, len(ask.prompt.ids))
+    def start_choice(self, index: int, request: GenerationRequest, tenant: str, tags: Mapping[str, Any]) -> Choice:
+        """Submit one answer to the decoder. Call it on the event loop that reads the answer."""
+        constraint = None if request.plain and request.schema is None else self._constraint(request)
+        logprobs = Logprobs(request.logprobs) if request.logprobs is not None else None
+        sample = sampler(request.sampling, index, self.loaded.vocab_size)
+        chain: list[Any] = processors(request.sampling, len(request.prompt.ids))
         chain += [part for part in (constraint, logprobs) if part is not None]
-        if isinstance(draw, Seeded):
-            chain.append(draw.watch)
-        call = (self.form.start, self.form.end) if ask.tools and ask.call != "none" else None
-        reader = OutputParser(
-            _Plain(self.loaded.tokenizer) if ask.raw else self.loaded.tokenizer,
+        if isinstance(sample, SeededSampler):
+            chain.append(sample.note_position)
+        call = (
+            (self.tool_format.start, self.tool_format.end) if request.tools and request.tool_choice != "none" else None
+        )
+        parser = OutputParser(
+            _PlainTokenizer(self.loaded.tokenizer) if request.plain else self.loaded.tokenizer,
             call=call,
-            stop=ask.stop,
-            reasoning=ask.prompt.reasoning,
+            stop=request.stop,
+            reasoning=request.prompt.reasoning,
         )
         stream = self.decoder.submit(
-            ask.prompt.ids,
-            max_tokens=ask.max_tokens,
-            sampler=draw,
+            request.prompt.ids,
+            max_tokens=request.max_tokens,
+            sampler=sample,
             logits_processors=chain,
             tags=tags,
             tenant=tenant,
         )
-        return Choice(index, ask, stream, reader, self.form, constraint, logprobs)
+        return Choice(index, request, stream, parser, self.tool_format, constraint, logprobs)
 
-    def prepare(self, ask: GenerationRequest) -> None:
-        """Compile the request's grammar, off the event loop. Raises ApiError 400 for what cannot be one."""
-        if not ask.raw or ask.schema is not None:
-            self._constraint(ask)
+    def compile_grammar(self, request: GenerationRequest) -> None:
+        """Compile the request's grammar, beside the event loop. Raises ApiError 400 for an impossible schema."""
+        if not request.plain or request.schema is not None:
+            self._constraint(request)
 
-    def _constraint(self, ask: GenerationRequest) -> Constraint | None:
+    def _constraint(self, request: GenerationRequest) -> Constraint | None:
         grammars, tokenizer = self.grammars, self.loaded.tokenizer
-        thinking = tokenizer.think_end if ask.prompt.reasoning else None
-        if ask.schema is not None:
+        thinking = tokenizer.think_end if request.prompt.reasoning else None
+        if request.schema is not None:
             lark = f"%llguidance {{}}\nstart: {'gap' if thinking else ''} json\ngap: /[ \\n]*/\njson: "
-            lark += json_rule(json_schema.normal(ask.schema))
-        elif ask.call == "required":
+            lark += json_rule(json_schema.normal(request.schema))
+        elif request.tool_choice == "required":
             gap = "/[ \\n]*/" if thinking else ""
-            lark = self.form.grammar(ask.tools, grammars.literal, many=ask.many, lenient=False, first=gap)
-        elif ask.call == "auto" and ask.tools and self.form.steered:
-            lark = self.form.grammar(ask.tools, grammars.literal, many=False, lenient=True)
+            lark = self.tool_format.grammar(
+                request.tools, grammars.literal, many=request.parallel_calls, lenient=False, first=gap
+            )
+        elif request.tool_choice == "auto" and request.tools and self.tool_format.steered:
+            lark = self.tool_format.grammar(request.tools, grammars.literal, many=False, lenient=True)
             try:
-                trigger = Trigger(self.form.start, grammars.compile(lark))
-            except ApiError:  # a schema beyond grammars: the call is checked when it is complete
+                trigger = Trigger(self.tool_format.start, grammars.compile(lark))
+            except ApiError:  # no grammar for this schema: the call is checked when it is complete
                 return None
-            return grammars.constraint(max_tokens=ask.max_tokens, trigger=trigger)
+            return grammars.constraint(max_tokens=request.max_tokens, trigger=trigger)
         else:
             return None
         matcher = grammars.compile(lark)
         if thinking:
             trigger = Trigger(thinking, matcher, once=True, with_text=False)
-            return grammars.constraint(max_tokens=ask.max_tokens, trigger=trigger)
-        return grammars.constraint(max_tokens=ask.max_tokens, matcher=matcher)
+            return grammars.constraint(max_tokens=request.max_tokens, trigger=trigger)
+        return grammars.constraint(max_tokens=request.max_tokens, matcher=matcher)
 
 
-class _Plain:
-    """A tokenizer without thinking, for plain completions: their text is told as it is."""
+class _PlainTokenizer:
+    """A tokenizer without thinking markers, for plain completions: their text is sent as it is."""
 
     has_thinking = False
 
@@ -133,7 +137,7 @@ class _Plain:
 
 
 def _defaults(loaded: LoadedModel) -> Sampling:
-    """What the model's authors recommend; greedy where they say nothing."""
+    """Return the sampling that the model's authors recommend; greedy without a recommendation."""
     try:
         config = json.loads((loaded.path / "generation_config.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -146,7 +150,7 @@ def _defaults(loaded: LoadedModel) -> Sampling:
 
 
 def _context(loaded: LoadedModel) -> int:
-    """The model's context window in tokens."""
+    """Return the model's context window in tokens."""
     config = json.loads((loaded.path / "config.json").read_text(encoding="utf-8"))
     for settings in (config, config.get("text_config") or {}):
         if isinstance(settings.get("max_position_embeddings"), int):

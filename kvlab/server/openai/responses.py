@@ -7,101 +7,99 @@ from collections.abc import AsyncGenerator, Iterable
 from typing import Any
 
 from kvlab.server.errors import ApiError
-from kvlab.server.generation.request import Called, Ended, Text
+from kvlab.server.generation.request import ChoiceEnd, TextDelta, ToolCallEvent
 from kvlab.server.generation.sampling import TokenLogprob
 from kvlab.server.http import sse
 from kvlab.server.logs import log
-from kvlab.server.service import Session, figures
+from kvlab.server.service import Session, completion_details
 
 PING = b": still here\n\n"
 
 
-def usage(ended: Iterable[Ended]) -> dict[str, Any]:
-    """True token counts: a prompt counts once, however many answers it got."""
+def usage(ended: Iterable[ChoiceEnd]) -> dict[str, Any]:
+    """Count tokens; a prompt with several answers counts once."""
     ends = list(ended)
     prompts = {end.completion.tags["prompt"]: end.completion for end in ends}.values()
-    prompt, said = sum(p.prompt_tokens for p in prompts), sum(end.tokens for end in ends)
+    prompt, generated = sum(p.prompt_tokens for p in prompts), sum(end.tokens for end in ends)
     return {
         "prompt_tokens": prompt,
-        "completion_tokens": said,
-        "total_tokens": prompt + said,
+        "completion_tokens": generated,
+        "total_tokens": prompt + generated,
         "prompt_tokens_details": {"cached_tokens": sum(p.cached_tokens for p in prompts)},
     }
 
 
 def finite(logprob: float) -> float:
-    """JSON has no infinity: what cannot happen gets OpenAI's own floor."""
+    """Replace minus infinity, which JSON does not have, by OpenAI's lowest value."""
     return logprob if logprob > -9999.0 else -9999.0
 
 
 class ResponseShape:
-    """One endpoint's way of writing text, calls and ends. ``kind`` is the ``object`` of its answers."""
-
-    kind = ""
+    """Writes text, calls and ends in the form of one endpoint."""
 
     def __init__(self, session: Session, *, details: bool) -> None:
         self._session, self._details = session, details
-        self._head = {"id": session.request, "created": int(time.time()), "model": session.model.name}
+        self._head = {"id": session.request_id, "created": int(time.time()), "model": session.model.name}
 
     def head(self, chunk: bool) -> dict[str, Any]:
         raise NotImplementedError
 
     def opening(self, index: int) -> dict[str, Any] | None:
-        """The first chunk of a choice, if it has one."""
+        """Return the first chunk of a choice; None where it has none."""
         return None
 
-    def delta(self, event: Text | Called) -> dict[str, Any]:
+    def delta(self, event: TextDelta | ToolCallEvent) -> dict[str, Any]:
         raise NotImplementedError
 
-    def closing(self, event: Ended) -> dict[str, Any]:
+    def closing(self, event: ChoiceEnd) -> dict[str, Any]:
         raise NotImplementedError
 
-    def whole(self, index: int, events: list[Text | Called], end: Ended) -> dict[str, Any]:
+    def whole(self, index: int, events: list[TextDelta | ToolCallEvent], end: ChoiceEnd) -> dict[str, Any]:
         raise NotImplementedError
 
-    def details(self, ended: list[Ended]) -> dict[str, Any]:
+    def details(self, ended: list[ChoiceEnd]) -> dict[str, Any]:
         if not self._details or not ended:
             return {}
-        return {"kvlab": {"policy": str(self._session.model.policy), **figures(ended[0])}}
+        return {"kvlab": {"policy": str(self._session.model.policy), **completion_details(ended[0])}}
 
     async def answer(self) -> dict[str, Any]:
-        """The whole answer."""
-        ended: dict[int, Ended] = {}
-        events: dict[int, list[Text | Called]] = {}
+        """Return the complete answer."""
+        ended: dict[int, ChoiceEnd] = {}
+        events: dict[int, list[TextDelta | ToolCallEvent]] = {}
         async with self._session as session:
             async for event in session.events():
-                if isinstance(event, Ended):
+                if isinstance(event, ChoiceEnd):
                     ended[event.index] = event
-                elif isinstance(event, Text | Called):
+                elif isinstance(event, TextDelta | ToolCallEvent):
                     events.setdefault(event.index, []).append(event)
         choices = [self.whole(i, events.get(i, []), ended[i]) for i in sorted(ended)]
         ends = [ended[i] for i in sorted(ended)]
         return {**self.head(False), "choices": choices, "usage": usage(ends), **self.details(ends)}
 
     async def stream(self, *, with_usage: bool) -> AsyncGenerator[bytes, None]:
-        """Server-sent events, the last one ``[DONE]``. An error in the middle becomes an event, too."""
+        """Yield server-sent events, the last one ``[DONE]``; an error in the middle becomes an event."""
         head, ended, opened = self.head(True), [], set()
         async with self._session as session:
             try:
                 async for event in session.events():
-                    if not isinstance(event, Text | Called | Ended):
+                    if not isinstance(event, TextDelta | ToolCallEvent | ChoiceEnd):
                         yield PING
                         continue
                     if event.index not in opened:
                         opened.add(event.index)
                         if (first := self.opening(event.index)) is not None:
                             yield sse({**head, "choices": [first]})
-                    if isinstance(event, Ended):
+                    if isinstance(event, ChoiceEnd):
                         ended.append(event)
                         yield sse({**head, "choices": [self.closing(event)]})
-                    elif not isinstance(event, Text) or event.text or event.tokens:
+                    elif not isinstance(event, TextDelta) or event.text or event.tokens:
                         yield sse({**head, "choices": [self.delta(event)]})
                 if with_usage or self._details:
                     yield sse({**head, "choices": [], "usage": usage(ended), **self.details(ended)})
             except ApiError as error:
                 yield sse(error.body("/v1/chat/completions"))
-            except Exception as error:  # noqa: BLE001 - the status is out: all that is left is to say so
-                log("failed", level=40, request=session.request, error=type(error).__name__)
+            except Exception as error:  # noqa: BLE001 - the status is sent: only an event can report it
+                log("failed", level=40, request=session.request_id, error=type(error).__name__)
                 yield sse(ApiError(500, "the server failed while answering").body("/v1/chat/completions"))
         yield sse("[DONE]")
 
@@ -115,23 +113,23 @@ class ChatResponse(ResponseShape):
     def opening(self, index: int) -> dict[str, Any]:
         return {"index": index, "delta": {"role": "assistant", "content": ""}, "finish_reason": None}
 
-    def delta(self, event: Text | Called) -> dict[str, Any]:
+    def delta(self, event: TextDelta | ToolCallEvent) -> dict[str, Any]:
         delta: dict[str, Any]
-        if isinstance(event, Called):
+        if isinstance(event, ToolCallEvent):
             delta = {"tool_calls": [{"index": event.number, **self._call(event)}]}
         else:
             delta = {"reasoning_content" if event.reasoning else "content": event.text}
         made = {"index": event.index, "delta": delta, "finish_reason": None}
-        if isinstance(event, Text) and event.tokens:
+        if isinstance(event, TextDelta) and event.tokens:
             made["logprobs"] = {"content": [self._logprob(*token) for token in event.tokens]}
         return made
 
-    def closing(self, event: Ended) -> dict[str, Any]:
+    def closing(self, event: ChoiceEnd) -> dict[str, Any]:
         return {"index": event.index, "delta": {}, "finish_reason": event.reason}
 
-    def whole(self, index: int, events: list[Text | Called], end: Ended) -> dict[str, Any]:
-        texts = [event for event in events if isinstance(event, Text)]
-        calls = [self._call(event) for event in events if isinstance(event, Called)]
+    def whole(self, index: int, events: list[TextDelta | ToolCallEvent], end: ChoiceEnd) -> dict[str, Any]:
+        texts = [event for event in events if isinstance(event, TextDelta)]
+        calls = [self._call(event) for event in events if isinstance(event, ToolCallEvent)]
         content = "".join(event.text for event in texts if not event.reasoning)
         reasoning = "".join(event.text for event in texts if event.reasoning)
         message: dict[str, Any] = {"role": "assistant", "content": content if content or not calls else None}
@@ -148,7 +146,7 @@ class ChatResponse(ResponseShape):
         }
 
     @staticmethod
-    def _call(event: Called) -> dict[str, Any]:
+    def _call(event: ToolCallEvent) -> dict[str, Any]:
         return {"id": event.id, "type": "function", "function": event.call._asdict()}
 
     def _logprob(self, token: int, entry: TokenLogprob) -> dict[str, Any]:
@@ -176,27 +174,31 @@ class CompletionResponse(ResponseShape):
             return None
         return {"index": index, "text": self._prompt(index), "logprobs": None, "finish_reason": None}
 
-    def delta(self, event: Text | Called) -> dict[str, Any]:
-        if not isinstance(event, Text):
+    def delta(self, event: TextDelta | ToolCallEvent) -> dict[str, Any]:
+        if not isinstance(event, TextDelta):
             raise TypeError("a plain completion has no calls")
         logprobs = self._logprobs(event.index, event) if event.tokens else None
         return {"index": event.index, "text": event.text, "logprobs": logprobs, "finish_reason": None}
 
-    def closing(self, event: Ended) -> dict[str, Any]:
+    def closing(self, event: ChoiceEnd) -> dict[str, Any]:
         return {"index": event.index, "text": "", "logprobs": None, "finish_reason": event.reason}
 
-    def whole(self, index: int, events: list[Text | Called], end: Ended) -> dict[str, Any]:
-        texts = [event for event in events if isinstance(event, Text)]
+    def whole(self, index: int, events: list[TextDelta | ToolCallEvent], end: ChoiceEnd) -> dict[str, Any]:
+        texts = [event for event in events if isinstance(event, TextDelta)]
         parts = [self._logprobs(index, event) for event in texts if event.tokens]
         text = (self._prompt(index) if self._echo else "") + "".join(event.text for event in texts)
         logprobs = {key: [item for part in parts for item in part[key]] for key in parts[0]} if parts else None
         return {"index": index, "text": text, "logprobs": logprobs, "finish_reason": end.reason}
 
     def _prompt(self, index: int) -> str:
-        ask = next(ask for ask in self._session.asks if ask.first <= index < ask.first + ask.n)
-        return self._session.model.loaded.decode(ask.prompt.ids)
+        request = next(
+            request
+            for request in self._session.requests
+            if request.first_index <= index < request.first_index + request.n
+        )
+        return self._session.model.loaded.decode(request.prompt.ids)
 
-    def _logprobs(self, index: int, event: Text) -> dict[str, list[Any]]:
+    def _logprobs(self, index: int, event: TextDelta) -> dict[str, list[Any]]:
         decode = self._session.model.loaded.decode
         tokens = [decode([token]) for token, _ in event.tokens]
         offsets, at = [], self._offset.get(index, 0)

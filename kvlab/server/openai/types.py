@@ -1,4 +1,4 @@
-"""What clients of OpenAI's protocol may send. Unknown fields are ignored, as that protocol does."""
+"""Request bodies of OpenAI's protocol. Unknown fields are ignored, as that protocol does."""
 
 from __future__ import annotations
 
@@ -6,39 +6,37 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from kvlab.server.request_body import RequestBody
+
 Seed = Annotated[int, Field(ge=-(2**63), lt=2**64)]
-Bounded = Annotated[float, Field(ge=-2, le=2)]
+Penalty = Annotated[float, Field(ge=-2, le=2)]
 Bias = Annotated[float, Field(ge=-100, le=100)]
 Stop = str | list[str] | None
 
 
-class Loose(BaseModel):
-    model_config = ConfigDict(extra="ignore", allow_inf_nan=False)
-
-
-class Function(Loose):
+class Function(RequestBody):
     name: str = Field(min_length=1, max_length=256)
     description: str | None = None
     parameters: dict[str, Any] | None = None
     strict: bool | None = None
 
 
-class Tool(Loose):
+class Tool(RequestBody):
     type: Literal["function"] = "function"
     function: Function
 
 
-class NamedFunction(Loose):
+class NamedFunction(RequestBody):
     name: str
 
 
-class NamedTool(Loose):
+class NamedTool(RequestBody):
     type: Literal["function"] = "function"
     function: NamedFunction
 
 
 class Message(BaseModel):
-    """One message. Fields that only a template knows are handed to it."""
+    """One message. Fields beyond these are given to the chat template."""
 
     model_config = ConfigDict(extra="allow", allow_inf_nan=False)
     role: Literal["system", "developer", "user", "assistant", "tool", "function"]
@@ -48,23 +46,23 @@ class Message(BaseModel):
     tool_call_id: str | None = None
 
 
-class JsonSchema(Loose):
+class JsonSchema(RequestBody):
     name: str = "answer"
     schema_: dict[str, Any] = Field(default_factory=dict, alias="schema")
     strict: bool | None = None
 
 
-class ResponseFormat(Loose):
+class ResponseFormat(RequestBody):
     type: Literal["text", "json_object", "json_schema"]
     json_schema: JsonSchema | None = None
 
 
-class StreamOptions(Loose):
+class StreamOptions(RequestBody):
     include_usage: bool = False
 
 
-class Sampled(Loose):
-    """How tokens are drawn: what chat and plain completions share. None means: as the model's authors recommend."""
+class SamplingOptions(RequestBody):
+    """Fields that chat and plain completions share. None stands for the recommendation of the model's authors."""
 
     model: str | None = None
     temperature: Annotated[float, Field(ge=0, le=2)] | None = None
@@ -72,8 +70,8 @@ class Sampled(Loose):
     top_k: Annotated[int, Field(ge=0, le=2**31)] | None = None
     min_p: Annotated[float, Field(ge=0, le=1)] | None = None
     seed: Seed | None = None
-    presence_penalty: Bounded | None = None
-    frequency_penalty: Bounded | None = None
+    presence_penalty: Penalty | None = None
+    frequency_penalty: Penalty | None = None
     repetition_penalty: Annotated[float, Field(ge=0.01, le=10)] | None = None
     logit_bias: dict[str, Bias] | None = None
     n: Annotated[int, Field(ge=1, le=16)] | None = None
@@ -83,7 +81,7 @@ class Sampled(Loose):
     stream_options: StreamOptions | None = None
 
 
-class ChatRequest(Sampled):
+class ChatRequest(SamplingOptions):
     """POST /v1/chat/completions."""
 
     messages: list[Message] = Field(min_length=1)
@@ -97,7 +95,7 @@ class ChatRequest(Sampled):
     chat_template_kwargs: dict[str, Any] | None = None
 
 
-class CompletionRequest(Sampled):
+class CompletionRequest(SamplingOptions):
     """POST /v1/completions."""
 
     prompt: str | list[str] | list[int] | list[list[int]]

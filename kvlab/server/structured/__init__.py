@@ -1,1 +1,1 @@
-"""Answers of a given form: grammars, JSON schemas, tool calls."""
+"""Structured answers: grammars, JSON schemas, tool calls."""

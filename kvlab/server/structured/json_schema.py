@@ -1,4 +1,4 @@
-"""JSON schemas as clients send them: made sound, and checked without the network."""
+"""JSON schemas from clients: their normal form, and validation without the network."""
 
 from __future__ import annotations
 
@@ -32,9 +32,9 @@ _PARTS = ("$ref", "if", "then", "else", "not")
 
 
 def normal(schema: Any, close: bool = True) -> Any:
-    """The same schema with usual type names, and closed: properties that it does not name are not invented.
+    """Return the schema with standard type names, closed against properties that it does not name.
 
-    A closed answer is valid under the open schema too. ``close=False`` for a part that other parts add to.
+    A closed answer is valid under the open schema too. ``close=False`` is for a part that other parts extend.
     """
     if not isinstance(schema, Mapping):
         return schema
@@ -62,7 +62,7 @@ def normal(schema: Any, close: bool = True) -> Any:
 
 
 def parameters(tool: Mapping[str, Any]) -> dict[str, Any]:
-    """The sound schema of a tool's arguments: always an object."""
+    """Return the normal schema of a tool's arguments: always an object."""
     schema = normal(tool["function"].get("parameters") or {})
     if not schema:
         return {"type": "object", "properties": {}, "additionalProperties": False}
@@ -70,7 +70,7 @@ def parameters(tool: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def problem(value: Any, schema: Mapping[str, Any]) -> str:
-    """What is wrong with a value under a schema; empty when nothing is, or when the schema itself cannot be read."""
+    """Describe the first error of a value under a schema; empty without one, or when the schema is invalid."""
     try:
         error = next(iter(_validator(json.dumps(schema, sort_keys=True)).iter_errors(value)), None)
     except (SchemaError, UnknownType, Unresolvable, ValueError, TypeError, RecursionError, AttributeError):
@@ -80,5 +80,5 @@ def problem(value: Any, schema: Mapping[str, Any]) -> str:
 
 @lru_cache(maxsize=256)
 def _validator(text: str) -> Draft202012Validator:
-    # An empty registry: references to other places are never fetched.
+    # An empty registry: references to other documents are never fetched.
     return Draft202012Validator(json.loads(text), registry=Registry())

@@ -1,4 +1,4 @@
-"""The short way out: which tokens complete a text under a grammar when there is little room left."""
+"""Short completions: the tokens that complete a text under a grammar when few tokens are left."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from llguidance import LLMatcher, LLTokenizer
 
 from kvlab.server.structured.tool_formats import XML_END
 
-# What closes most comes first; within a class the shortest token wins, except for forced text, where the longest does.
+# Characters that close most come first; among equals the shortest token wins, in forced text the longest.
 ORDER = '}])>",:'
 
 
 class ShortestCompletion:
-    """Finds short completions by always taking the allowed token that closes most. Stateless after construction."""
+    """Finds short completions: it always takes the allowed token that closes most. Stateless after construction."""
 
     def __init__(self, tokenizer: LLTokenizer, size: int, end_tokens: Set[int]) -> None:
         self.end = min(end_tokens)
@@ -32,14 +32,14 @@ class ShortestCompletion:
                 rank[i] = 70
             elif first in ORDER:
                 rank[i] = ORDER.index(first)
-        # Short closers, long words: a forced key or marker is over in fewer tokens.
+        # Short closing tokens, long words: a forced key or marker then takes fewer tokens.
         self._outside = rank * 1000 + np.where(rank < len(ORDER), length, 500 - length)
         quotes = np.array([text[:1] == b'"' for text in texts])
         self._inside = np.where(quotes, length, self._outside + 10_000)
         self._letters = [i for i, text in enumerate(texts) if text in (b"q", b"}")]
 
     def plan(self, matcher: LLMatcher, limit: int) -> list[int]:
-        """Tokens that complete the text from here, the end token included where one is needed; ``limit`` at most."""
+        """Return the tokens that complete the text, with the end token where one is needed; at most ``limit``."""
         matcher = matcher.deep_copy()
         tokens: list[int] = []
         while len(tokens) < limit and not matcher.is_stopped():
@@ -59,7 +59,7 @@ class ShortestCompletion:
         for token in self._end_tokens:
             if bits[token]:
                 return [token]
-        # Where both a rare letter and a brace may follow, this is the inside of a string: a quote ends it.
+        # A rare letter and a brace are both allowed inside a string only: a quote ends it.
         inside = bool(self._letters) and all(bits[i] for i in self._letters)
         for tag in self._tags[:1] if inside else self._tags:
             if matcher.validate_tokens(tag) == len(tag):

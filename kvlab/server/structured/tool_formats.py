@@ -1,4 +1,4 @@
-"""How models write tool calls: the grammar that forces a call, and reading one back."""
+"""The forms in which models write tool calls: a grammar for each, and a parser."""
 
 from __future__ import annotations
 
@@ -10,24 +10,24 @@ from kvlab.server.structured import json_schema
 
 Tool = Mapping[str, Any]
 Literal = Callable[[str], str]
-"""Lark for exactly this text; markers that are tokens of their own become token references."""
+"""Writes Lark for exactly this text; markers that are single tokens become token references."""
 
-# The spacing that chat templates write, so that a call rendered again is the text that was generated.
+# The spacing of chat templates: a call that is rendered again equals the generated text.
 SPACING = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
 
 
-class Call(NamedTuple):
+class ToolCall(NamedTuple):
     """A tool call. ``arguments`` is JSON text of an object."""
 
     name: str
     arguments: str
 
 
-class Format:
-    """One model family's tool calls.
+class ToolFormat:
+    """The tool calls of one model family.
 
-    ``start`` and ``end`` surround a call (``end`` may be empty: the call ends the answer). ``steered``: the model's own
-    way of writing has a grammar here, so that calls it begins by itself are kept to their schema.
+    ``start`` and ``end`` surround a call (``end`` may be empty: the call ends the answer). ``steered``: there
+    is a grammar for the model's own form, so that calls which it begins by itself follow their schema.
     """
 
     def __init__(self, tokenizer: Any) -> None:
@@ -44,10 +44,10 @@ class Format:
     # -- writing ----------------------------------------------------------------------------------------------------
 
     def grammar(self, tools: Sequence[Tool], literal: Literal, *, many: bool, lenient: bool, first: str = "") -> str:
-        """Lark for one call of any of ``tools``, or for one or more with ``many``.
+        """Write Lark for one call of any of ``tools``, or for one or more with ``many``.
 
-        ``lenient`` takes schemas with keywords that grammars do not know and leaves those out. ``first`` is what may
-        stand before the first call.
+        ``lenient`` ignores keywords of schemas that grammars do not support. ``first`` is Lark for the text before
+        the first call.
         """
         rules = [self._call(i, tool, literal, lenient) for i, tool in enumerate(tools)]
         one = " | ".join(f"call_{i}" for i in range(len(tools)))
@@ -61,7 +61,7 @@ class Format:
         return "\n".join(["%llguidance {}", f"start: {first} {body}", f"any: {one}", *rules])
 
     def _gap(self, lenient: bool) -> str:
-        # What a model begins by itself may come with any spacing; what is forced has its template's.
+        # A call that the model begins by itself may have any spacing; a forced one has that of the template.
         return "/[ \\t\\n]*/" if lenient and not self._xml else quoted("\n")
 
     def _call(self, i: int, tool: Tool, literal: Literal, lenient: bool) -> str:
@@ -90,16 +90,16 @@ class Format:
             parts.append(part if key in required else f"({part})?")
         return "\n".join([f"call_{i}: {' '.join(parts)} {quoted('</function>')}", *rules])
 
-    # -- reading ----------------------------------------------------------------------------------------------------
+    # -- parsing ----------------------------------------------------------------------------------------------------
 
-    def read(self, text: str, tools: Sequence[Tool], *, trusted: bool = False) -> list[Call]:
-        """The calls in the text between the markers; none when it cannot be read as calls of ``tools``.
+    def parse(self, text: str, tools: Sequence[Tool], *, trusted: bool = False) -> list[ToolCall]:
+        """Parse the text between the markers; an empty list when it holds no valid calls of ``tools``.
 
-        ``trusted``: a grammar made it, so that its arguments are not checked again.
+        ``trusted``: a grammar enforced the text, so that its arguments are not checked again.
         """
         try:
-            found = self._parse(text, tools)
-        except Exception:  # noqa: BLE001 - parsers of many authors over text of a model: whatever fails, it is no call
+            found = self._load(text, tools)
+        except Exception:  # noqa: BLE001 - parsers of many authors raise many errors: each means that the text is no call
             return []
         offered = {tool["function"]["name"]: tool for tool in tools}
         calls = []
@@ -113,13 +113,13 @@ class Format:
             if not isinstance(arguments, dict):
                 return []
             schema = json_schema.parameters(offered[name])
-            arguments = mended(arguments, schema)
+            arguments = with_json_types(arguments, schema)
             if not trusted and json_schema.problem(arguments, schema):
                 return []
-            calls.append(Call(name, json.dumps(arguments, ensure_ascii=False)))
+            calls.append(ToolCall(name, json.dumps(arguments, ensure_ascii=False)))
         return calls
 
-    def _parse(self, text: str, tools: Sequence[Tool]) -> Any:
+    def _load(self, text: str, tools: Sequence[Tool]) -> Any:
         if is_json(text):
             return json.loads(text)
         if self._parser is None:
@@ -131,12 +131,12 @@ XML_END = "\n</parameter>\n"
 
 
 def quoted(text: str) -> str:
-    """A Lark string."""
+    """Quote ``text`` as a Lark string."""
     return json.dumps(text, ensure_ascii=False)
 
 
 def json_rule(schema: Any, lenient: bool = False) -> str:
-    """Lark for JSON under a sound schema, with the spacing of templates."""
+    """Write Lark for JSON under a normal schema, with the spacing of templates."""
     schema = schema if isinstance(schema, Mapping) else {}
     return "%json " + json.dumps({**schema, "x-guidance": {**SPACING, "lenient": lenient}})
 
@@ -149,8 +149,8 @@ def is_json(text: str) -> bool:
     return True
 
 
-def mended(arguments: dict[str, Any], schema: Mapping[str, Any]) -> dict[str, Any]:
-    """Values that are right but for their JSON type, such as "5" for an integer, as what the schema asks for."""
+def with_json_types(arguments: dict[str, Any], schema: Mapping[str, Any]) -> dict[str, Any]:
+    """Convert values of the wrong JSON type, such as "5" for an integer, to the type that the schema wants."""
     kinds = schema.get("properties") or {}
     made = dict(arguments)
     for key, value in arguments.items():
