@@ -36,7 +36,6 @@ class PagedPrefixCache:
         self.store = store
         self._policy = policy
         self._loaded = loaded
-        self._dtype = getattr(mx, loaded.dtype)
         self._block = reuse.block
         self._every = reuse.checkpoint
         self.wants_checkpoints = serialize.has_state(make_caches(loaded.model, policy))
@@ -66,7 +65,7 @@ class PagedPrefixCache:
             request.lookup_s = time.perf_counter() - started
             return 0
         looked_up = time.perf_counter()
-        filler = CacheLoader(caches, limit, self._dtype)
+        filler = CacheLoader(caches, limit)
         checkpoint, match = self._read(request, limit, match, filler)
         request.miss = match.miss
         if match.tokens:

@@ -131,10 +131,10 @@ def read_to(path: str | os.PathLike[str], key: bytes, buffer: ReadBuffer) -> Blo
             start = os.pread(fd, _START + length, 0)
         raw, digest = _sealed(start, length)
         offset = _START + length
-        if buffer.has_rooms:
+        if buffer.has_sink:
             header = _parsed(raw)
             block, stored = _block(header, None, key), _arrays(header.get("arrays"))
-            rooms = buffer.rooms(stored, block.length) if block.kind == BLOCK and stored else None
+            rooms = buffer.targets(stored, block.length) if block.kind == BLOCK and stored else None
             if rooms is not None:
                 views = _with_gaps(stored, rooms, size - offset)
                 _fill(fd, views, offset, size - offset)
@@ -159,7 +159,7 @@ def _reads_alike(fd: int, key: bytes, buffer: ReadBuffer) -> bool:
     them its place, is not read again.
     """
     form = buffer.form
-    rooms = buffer.rooms(form.stored, form.tokens) if form is not None else None
+    rooms = buffer.targets(form.stored, form.tokens) if form is not None else None
     if form is None or rooms is None or len(rooms) > _VIEWS - 2:
         return False
     views, head = _with_gaps(form.stored, rooms, form.payload), form.head

@@ -24,7 +24,7 @@ Reserved = list[tuple[Block, list[blockfile.Buffer]]]
 
 
 class WriteTransaction:
-    """One process's way of writing into ``folder``. 
+    """One process's way of writing into ``folder``.
 
     All but ``touch`` and ``mark_deleted`` may raise OSError or sqlite3.Error.
     """
