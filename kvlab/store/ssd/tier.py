@@ -14,7 +14,6 @@ import os
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -22,14 +21,13 @@ from kvlab.errors import StoreError
 from kvlab.store.protocols import Block, Child, TierCorrupt, TierMiss
 from kvlab.store.read_buffers import ReadBuffer
 from kvlab.store.ssd import blockfile
-from kvlab.store.ssd.durability import TROUBLE, damaged, in_words, sync_path
+from kvlab.store.ssd.durability import TROUBLE, damaged, flush_drive, in_words, sync_files
 from kvlab.store.ssd.eviction import Evictor
 from kvlab.store.ssd.folder import ReadOnlyFolder, StoreFolder, folder_problems
 from kvlab.store.ssd.index_reader import IndexReader
 from kvlab.store.ssd.write_transaction import WriteTransaction
 
 RETRY_S = 30.0  # how long a tier in trouble takes nothing
-SYNCS = 4  # files synced at once: a journal commits them together
 log = logging.getLogger("kvlab.store")
 T = TypeVar("T")
 
@@ -276,10 +274,9 @@ class SsdTier:
         paths, self._unsynced = self._unsynced, set()
         folders = {os.path.dirname(path) for path in paths} | {str(folder.blocks)}
         try:
-            with ThreadPoolExecutor(SYNCS, thread_name_prefix="kvlab-store-sync") as pool:
-                for some in (paths, folders):  # files before the names that lead to them
-                    list(pool.map(sync_path, some))
+            sync_files(paths, folders)
             folder.index.sync()
+            flush_drive(folder.blocks)
         except TROUBLE as error:
             self._fail(error)
             return False
