@@ -14,6 +14,7 @@ from kvlab.models import LoadedModel
 from kvlab.policies import Policy, Ram
 from kvlab.recording.recorder import Recorder
 from kvlab.store import Store
+from kvlab.tiers import tiers_at_rest
 
 WARMUP_TOKENS = 256
 
@@ -132,12 +133,12 @@ def _served(turn: Turn, completion: Completion, store: Mapping[str, int]) -> Ser
 
 
 def _store_bytes(store: Store | None) -> dict[str, int]:
-    """What rests in each tier now, and what this decoder has written to the SSD so far."""
+    """What rests in each tier now, and what this decoder has written so far."""
     if store is None:
         return {}
     held = store.tiers_bytes()
     written = int(store.stats()["bytes_written"])
-    return {"kv_bytes_ram": held.get("ram", 0), "kv_bytes_ssd": held.get("ssd", 0), "bytes_written": written}
+    return {tier.metric: held.get(tier.name, 0) for tier in tiers_at_rest()} | {"bytes_written": written}
 
 
 def to_json(items: Iterable[Turn | ServedTurn]) -> list[dict[str, Any]]:

@@ -8,7 +8,6 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import IO, Any
 
@@ -16,20 +15,22 @@ import kvlab
 from kvlab.errors import RunError
 from kvlab.experiments.conversations import ServedTurn, Turn, to_json
 from kvlab.models import LoadedModel
-from kvlab.policies import Policy, Snapshot, Tiered
+from kvlab.policies import Policy
+from kvlab.policies.tiers import Tiers
 from kvlab.recording.recorder import Recorder
 
 
 def with_folder(policy: Policy, folder: Path) -> Policy:
-    """`policy` with its SSD tier in `folder`, unless it names a folder of its own or has no SSD tier."""
+    """Return `policy` with the files of its tiers in `folder`, unless it names a folder itself or keeps no files."""
     tiers = policy.tiers
-    if not isinstance(tiers, Tiered | Snapshot) or tiers.dir is not None:
+    moved = tiers.in_folder(folder) if isinstance(tiers, Tiers) else tiers
+    if moved is None or moved is tiers:
         return policy
-    return Policy(policy.retention, policy.codec, policy.reuse, replace(tiers, dir=str(folder)))
+    return Policy(policy.retention, policy.codec, policy.reuse, moved)
 
 
 def survives_restart(policy: Policy) -> bool:
-    return isinstance(policy.tiers, Tiered | Snapshot)
+    return isinstance(policy.tiers, Tiers) and policy.tiers.survives_restart
 
 
 def serve_in_new_process(

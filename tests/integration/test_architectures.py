@@ -14,7 +14,7 @@ import pytest
 from mlx_lm.generate import generate_step
 from mlx_lm.models.cache import make_prompt_cache
 
-from kvlab.caches.serialize import leaves
+from kvlab.caches import serialize
 from kvlab.decoder import Decoder
 from kvlab.errors import ModelError
 from kvlab.recording import events

@@ -11,7 +11,7 @@ import pytest
 
 from kvlab.store import Store
 from kvlab.store import keys as k
-from kvlab.store.protocols import Child
+from kvlab.store.blocks import Child
 from kvlab.store.ssd import blockfile
 from tests.store_kit import BLOCK, NS, opened, payloads, put, rows
 

@@ -26,7 +26,7 @@ import numpy as np
 import xxhash
 
 from kvlab.store import keys as k
-from kvlab.store.protocols import BLOCK, CHECKPOINT, NUMBERS, Block
+from kvlab.store.blocks import BLOCK, CHECKPOINT, NUMBERS, Block
 from kvlab.store.read_buffers import ArraySpec, BlockLayout, ReadBuffer
 from kvlab.store.ssd import vectored
 
