@@ -6,7 +6,11 @@ naming a new tier among those that it ``holds``.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
+
+METRIC_PREFIX = "kv_bytes_"
+"""How the metrics of result rows that count the bytes of a tier begin."""
 
 
 @dataclass(frozen=True)
@@ -20,12 +24,15 @@ class TierInfo:
     @property
     def metric(self) -> str:
         """Return the metric of result rows that counts this tier's bytes."""
-        return f"kv_bytes_{self.name}"
+        return METRIC_PREFIX + self.name
 
 
 LIVE = TierInfo("live", "live", "#59626f")
 RAM = TierInfo("ram", "RAM", "#2f6db5")
 SSD = TierInfo("ssd", "SSD", "#1c9a76")
+
+UNDECLARED_COLOR = "#8a9a2b"
+"""The colour of a tier that a recording names and this process has not declared."""
 
 _tiers: dict[str, TierInfo] = {tier.name: tier for tier in (LIVE, RAM, SSD)}
 
@@ -43,3 +50,17 @@ def tiers() -> tuple[TierInfo, ...]:
 def tiers_at_rest() -> tuple[TierInfo, ...]:
     """Return the tiers that a store keeps KV in: all but ``live``."""
     return tuple(tier for tier in tiers() if tier is not LIVE)
+
+
+def tiers_named(names: Iterable[str]) -> tuple[TierInfo, ...]:
+    """Return the tiers of these names, in the order of the list; those that are not on it come last."""
+    wanted = dict.fromkeys(names)
+    known = tuple(tier for tier in tiers() if tier.name in wanted)
+    others = [name for name in wanted if name not in _tiers]
+    return (*known, *(TierInfo(name, name, UNDECLARED_COLOR) for name in others))
+
+
+def tiers_measured(metrics: Iterable[str]) -> tuple[TierInfo, ...]:
+    """Return the tiers at rest whose bytes are among these metrics, also those that are not on the list."""
+    names = (metric.removeprefix(METRIC_PREFIX) for metric in metrics if metric.startswith(METRIC_PREFIX))
+    return tuple(tier for tier in tiers_named(names) if tier is not LIVE)

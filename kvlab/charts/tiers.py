@@ -11,9 +11,9 @@ import polars as pl
 from kvlab.charts.live import MAX_POINTS, running_total
 from kvlab.charts.style import GREY, WIDTH, require, styled
 from kvlab.errors import RunError
-from kvlab.tiers import LIVE, tiers_at_rest
+from kvlab.tiers import LIVE, tiers_at_rest, tiers_measured, tiers_named
 
-GONE_COLOR = "#e3e6ea"
+GONE, GONE_COLOR = "gone", "#e3e6ea"
 
 
 def bytes_by_tier(rows: pl.DataFrame, tokens: pl.DataFrame, finished: pl.DataFrame, submitted: pl.DataFrame) -> Any:
@@ -29,8 +29,7 @@ def bytes_by_tier(rows: pl.DataFrame, tokens: pl.DataFrame, finished: pl.DataFra
     live = live.select("seconds", pl.lit(LIVE.label).alias("tier"), (pl.col("kv_bytes") / 1e6).alias("mb"))
     start = submitted["t"].min()
     ends = submitted.select("request", "conversation", "turn").join(finished.select("request", "t"), on="request")
-    metrics = set(rows["metric"])
-    shown = {tier.metric: tier for tier in tiers_at_rest() if tier.metric in metrics}
+    shown = {tier.metric: tier for tier in tiers_measured(rows["metric"].unique(maintain_order=True))}
     resting = rows.filter(pl.col("metric").is_in(list(shown))).join(ends, on=["conversation", "turn"])
     if resting.is_empty():
         raise RunError("no bytes at rest: run a policy with tiers, such as tiered")
@@ -69,6 +68,8 @@ def block_map(blocks: pl.DataFrame, *, step: int | None = None) -> Any:
     data = blocks.filter(pl.col("step") == last)
     if data.is_empty():
         raise RunError(f"no request {last}; there are 1 to {most}")
+    present = [name for name in blocks["tier"].unique(maintain_order=True) if name != GONE]
+    colors = {tier.name: tier.color for tier in tiers_named([*(tier.name for tier in tiers_at_rest()), *present])}
     order = blocks["conversation"].unique(maintain_order=True).to_list()
     widest: Any = blocks["block"].max()
     # Runs of one tier as one rectangle: hundreds of blocks a conversation are few rows then.
@@ -86,7 +87,7 @@ def block_map(blocks: pl.DataFrame, *, step: int | None = None) -> Any:
             x=alt.X("start:Q", title="block", scale=alt.Scale(domain=[0, widest + 1], nice=False)),
             x2="stop:Q",
             y=alt.Y("conversation:N", title=None, sort=order, scale=alt.Scale(domain=order)),
-            color=_shade(_colors() | {"gone": GONE_COLOR}, sort=None),
+            color=_shade(colors | {GONE: GONE_COLOR}, sort=None),
             tooltip=["conversation:N", "tier:N", alt.Tooltip("start:Q", title="from block"),
                      alt.Tooltip("stop:Q", title="to, exclusive")],
         )
@@ -100,8 +101,8 @@ def bytes_at_rest(steps: pl.DataFrame, *, step: int | None = None) -> Any:
 
     ``steps`` has ``step`` and a column of bytes for each tier, named as it is. Raises RunError where it has none.
     """
-    colors = {name: color for name, color in _colors().items() if name in steps.columns}
-    require(steps, "step", *(colors or _colors()))
+    colors = {tier.name: tier.color for tier in tiers_at_rest() if tier.name in steps.columns}
+    require(steps, "step", *(colors or [tier.name for tier in tiers_at_rest()]))
     data = steps.select("step", *colors).unpivot(index="step", variable_name="tier", value_name="bytes")
     chart = (
         alt.Chart(data.with_columns(pl.col("bytes") / 1e6))
@@ -118,11 +119,6 @@ def bytes_at_rest(steps: pl.DataFrame, *, step: int | None = None) -> Any:
         at = alt.Chart(pl.DataFrame({"step": [step]}))
         layers.append(at.mark_rule(color=GREY, strokeDash=[4, 3]).encode(x="step:Q"))
     return styled(alt.layer(*layers).properties(width=WIDTH, height=200), "KV at rest by tier")
-
-
-def _colors() -> dict[str, str]:
-    """Return the colour of each tier at rest by its name."""
-    return {tier.name: tier.color for tier in tiers_at_rest()}
 
 
 def _shade(colors: Mapping[str, str], **more: Any) -> alt.Color:

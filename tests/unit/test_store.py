@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 from kvlab.errors import StoreError
+from kvlab.replacement_names import replacement_files
 from kvlab.store import Namespace, Store, write_behind
 from kvlab.store.ssd.eviction import Evictor
 from kvlab.store.ssd.folder import StoreFolder
@@ -191,7 +192,7 @@ def test_full_ram_lets_leaves_go_first() -> None:
     sound(store)
 
 
-@pytest.mark.parametrize("replace", ["lru", "lfu", "s3fifo", "sieve", "gdsf", "cost"])
+@pytest.mark.parametrize("replace", replacement_files())
 @pytest.mark.parametrize("write", ["back", "through"])
 def test_budgets_hold_and_what_is_served_is_right(tmp_path: Path, replace: str, write: str) -> None:
     size = sum(array.nbytes for array in rows(A, 0, 8).values())
@@ -457,7 +458,7 @@ def test_many_threads(tmp_path: Path) -> None:
         ({"ram": -1}, "ram"),
         ({"ssd": 0}, "budget"),
         ({"write_cap": -1}, "write_cap"),
-        ({"replace": "mru"}, "cost, gdsf, lfu, lru, s3fifo, sieve"),
+        ({"replace": "never"}, ", ".join(replacement_files())),
         ({"write": "never"}, "back, through, snapshot"),
         ({"admit": 0}, "admit"),
     ],

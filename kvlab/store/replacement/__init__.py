@@ -42,7 +42,7 @@ def make(name: str, capacity: int) -> Replacement:
     return check_replacement(name)(capacity)
 
 
-REPLACEMENTS = tuple(replacements())
-"""The names of the policies that have a file, as a tuple for tests and command lines."""
+REPLACEMENTS = replacement_names.replacement_files()
+"""The names of the built-in policies."""
 
 __all__ = ["REPLACEMENTS", "Evictable", "Replacement", "anyone", "check_replacement", "make", "replacements"]
