@@ -8,7 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from kvlab.store import Match, Namespace, Payload, Store
+from kvlab.store import Match, Namespace, Payload, Store, StoreConfig
+from kvlab.store.ssd.tier import SsdConfig
 
 BLOCK = 8
 NS = Namespace("model", "", "float32", BLOCK)
@@ -47,8 +48,12 @@ def same(got: Payload, expected: Payload) -> None:
         assert got[name].dtype == array.dtype and np.array_equal(got[name], array), name
 
 
-def opened(folder: Path, **settings: Any) -> Store:
-    return Store(**({"block": BLOCK, "ram": 4 * MB, "ssd": 16 * MB, "directory": folder} | settings))
+def opened(folder: Path | None, *, ssd: int = 16 * MB, write_cap: int | None = None, **settings: Any) -> Store:
+    """A store over RAM and, with ``folder``, an SSD tier there."""
+    given: dict[str, Any] = {"block": BLOCK, "ram": 4 * MB, "replace": "lru"} | settings
+    on_event = given.pop("on_event", None)
+    below = () if folder is None else (SsdConfig(folder, ssd, given["replace"], write_cap),)
+    return Store(StoreConfig(**({"below": below} | given)), on_event=on_event)
 
 
 def sound(store: Store) -> None:

@@ -23,15 +23,20 @@ from typing import TypeVar
 import numpy as np
 import zarr
 
-from kvlab.store import Namespace, Payload, Store
+from kvlab.store import Namespace, Payload, Store, StoreConfig
 from kvlab.store import keys as k
-from kvlab.store.protocols import BLOCK, Block
+from kvlab.store.blocks import BLOCK, Block
 from kvlab.store.ssd import blockfile
+from kvlab.store.ssd.tier import SsdConfig
 
 LAYERS, SHAPE = 8, (4, 64, 24)
 NS = Namespace("bench", "", "float32", SHAPE[1])
 GB = 1 << 30
 T = TypeVar("T")
+
+
+def opened(folder: Path) -> Store:
+    return Store(StoreConfig(SHAPE[1], ram=GB, below=(SsdConfig(folder / "store", 4 * GB),)))
 
 
 def payload(seed: int) -> Payload:
@@ -96,14 +101,14 @@ def whole(clock: Clock, folder: Path, data: list[Payload]) -> None:
         paths = [folder / f"{i}.plain" for i in range(some)]
         for path, array in zip(paths, plain, strict=True):
             array.tofile(path)
-        with Store(block=SHAPE[1], ram=GB, ssd=4 * GB, directory=folder / "store") as store:
+        with opened(folder) as store:
             clock("store put", lambda s=store, t=tokens, p=part: s.put(NS, t, 0, p), some)
             clock("store put again", lambda s=store, t=tokens, p=part: s.put(NS, t, 0, p), some)
             clock("store match, in RAM", lambda s=store, t=tokens: s.release(s.match(NS, t)), some)
             match = store.match(NS, tokens)
             clock("store read, from RAM", lambda s=store, m=match: s.read(m), some)
             clock("store flush, with syncs", store.flush, some)
-        with Store(block=SHAPE[1], ram=GB, ssd=4 * GB, directory=folder / "store") as store:
+        with opened(folder) as store:
             match = clock("store match, on SSD", lambda s=store, t=tokens: s.match(NS, t), some)
             beside = "store read, numpy.fromfile beside"
             first = clock(beside, lambda p=paths: [np.fromfile(path, np.float32) for path in p], some)

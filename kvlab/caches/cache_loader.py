@@ -1,9 +1,9 @@
-"""Stored KV back into empty caches."""
+"""Load stored KV into empty caches."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import mlx.core as mx
@@ -17,84 +17,85 @@ from kvlab.caches.serialize import (
     ArrayDescription,
     Payload,
     PayloadError,
-    _flatten,
-    _unflatten,
-    as_mlx,
+    as_stored,
+    flatten,
     is_cuttable,
     leaves,
+    name_parts,
+    unflatten,
     view,
 )
 
-ROOM = 16
-"""Rows behind the stored ones, for the first tokens that follow."""
+SPARE_TOKENS = 16
+"""Tokens of free space behind the stored ones, for the first tokens that follow."""
 
 
 class CacheLoader:
-    """Fills empty caches with stored rows, block by block as they are read, each copied once.
+    """Fills empty caches with stored rows, block by block as they are read; every row is copied once.
 
     Args:
-        tokens: the most that will come. dtype: the model's.
+        tokens: the most tokens that will be stored in the caches.
     """
 
-    def __init__(self, caches: Sequence[Any], tokens: int, dtype: mx.Dtype) -> None:
+    def __init__(self, caches: Sequence[Any], tokens: int) -> None:
         self._leaves = list(leaves(caches))
-        self._capacity = math.ceil((tokens + ROOM) / GROWTH_ROWS) * GROWTH_ROWS
-        self._dtype = dtype
+        self._capacity = math.ceil((tokens + SPARE_TOKENS) / GROWTH_ROWS) * GROWTH_ROWS
         self._arrays: dict[str, mx.array] = {}
         self._views: dict[str, np.ndarray] = {}
         self._heads: list[memoryview] = []
-        self._form: Sequence[ArrayDescription] | None = None
-        self._wrong = ""
+        self._layout: Sequence[ArrayDescription] | None = None
+        self._problem = ""
 
     def take(self, payload: Payload, at: int) -> None:
-        """Copy the arrays ``[n_kv_heads, n, width]`` of the tokens from ``at`` on; 0 comes first, and starts anew.
+        """Copy the arrays ``[n_kv_heads, n, width]`` of the tokens from ``at`` on; ``at=0`` starts from the beginning.
 
-        Payloads that do not go together are noted, and refused by :meth:`finish`.
+        Payloads that do not fit together are noted, and refused by :meth:`finish`.
         """
         if not self._arrays:
-            self._make_room(payload)
+            self._allocate(payload)
         if at == 0:
-            self._wrong = ""
+            self._problem = ""
         if payload.keys() != self._views.keys():
-            self._wrong = "the blocks have different arrays"
+            self._problem = "the blocks have different arrays"
             return
         for name, array in payload.items():
-            room = self._views[name][:, at : at + array.shape[1]]
-            if (room.dtype, room.shape) != (array.dtype, array.shape):
-                self._wrong = f"the blocks of layer {name.partition(':')[0]} do not go together"
+            target = self._views[name][:, at : at + array.shape[1]]
+            if (target.dtype, target.shape) != (array.dtype, array.shape):
+                self._problem = f"the blocks of layer {name.partition(':')[0]} do not fit together"
                 return
-            room[...] = array
+            target[...] = array
 
-    def rooms(self, arrays: Sequence[ArrayDescription], at: int) -> list[memoryview] | None:
-        """Bytes for the arrays of a block that is read next, head by head; None for one that does not go here.
+    def targets(self, arrays: Sequence[ArrayDescription], at: int) -> list[memoryview] | None:
+        """Return memory for the arrays of the block that is read next, head by head; None where it does not fit.
 
-        Describing the next block by the same object says that it is of the same form.
+        Describing the next block by the same object says that it has the same layout.
         """
         if not self._arrays:
-            self._make_room({array.name: np.empty(array.shape, array.dtype) for array in arrays})
+            self._allocate({array.name: np.empty(array.shape, array.dtype) for array in arrays})
         if at == 0:
-            self._wrong = ""
-        if arrays is not self._form:
+            self._problem = ""
+        if arrays is not self._layout:
             if not self._fits(arrays):
                 return None
-            self._form = arrays
+            self._layout = arrays
         end = at + arrays[0].shape[1]
         return [head[at:end] for head in self._heads] if end <= self._capacity else None
 
     def _fits(self, arrays: Sequence[ArrayDescription]) -> bool:
-        """Whether a block of this form goes here; notes where its rows go."""
+        """Tell whether a block of this layout fits; note where its rows go."""
         if [array.name for array in arrays] != list(self._views):
             return False
         for array in arrays:
-            room, (heads, *_, width) = self._views[array.name], array.shape
-            if (room.dtype, room.ndim, room.shape[0], room.shape[2]) != (array.dtype, len(array.shape), heads, width):
+            target, (heads, *_, width) = self._views[array.name], array.shape
+            found = (target.dtype, target.ndim, target.shape[0], target.shape[2])
+            if found != (array.dtype, len(array.shape), heads, width):
                 return False
         # Rows of bytes: a slice of them is what a reader fills.
-        self._heads = [head.view(np.uint8).data for room in self._views.values() for head in room]
+        self._heads = [head.view(np.uint8).data for target in self._views.values() for head in target]
         return True
 
     def nbytes(self, tokens: int) -> int:
-        """Bytes of ``tokens`` rows of all arrays."""
+        """Return the bytes of ``tokens`` rows of all arrays."""
         return tokens * sum(array.nbytes for array in self._arrays.values()) // self._capacity
 
     def finish(self, tokens: int, checkpoint: Payload | None) -> None:
@@ -103,13 +104,14 @@ class CacheLoader:
         Raises:
             PayloadError: these payloads are of other caches; nothing was filled.
         """
-        if self._wrong:
-            raise PayloadError(self._wrong)
+        if self._problem:
+            raise PayloadError(self._problem)
         self._views.clear()
         self._heads.clear()
-        self._form = None
+        self._layout = None
+        rows = _rows_by_leaf(self._arrays)
         filled = [
-            self._rows_of(name) if is_cuttable(cache) else _state_of(name, cache, checkpoint or {}, self._dtype)
+            _rows_of(name, rows) if is_cuttable(cache) else _state_of(name, cache, checkpoint or {})
             for name, cache in self._leaves
         ]
         for (_, cache), content in zip(self._leaves, filled, strict=True):
@@ -123,7 +125,7 @@ class CacheLoader:
             else:
                 cache.state = content
 
-    def _make_room(self, payload: Payload) -> None:
+    def _allocate(self, payload: Payload) -> None:
         self._arrays = {
             name: mx.empty((1, array.shape[0], self._capacity, *array.shape[2:]), getattr(mx, array.dtype.name))
             for name, array in payload.items()
@@ -131,24 +133,32 @@ class CacheLoader:
         mx.eval(self._arrays)
         self._views = {name: view(array)[0] for name, array in self._arrays.items()}
 
-    def _rows_of(self, leaf: str) -> dict[str, mx.array]:
-        rows: dict[str, mx.array] = {}
-        for key, array in self._arrays.items():
-            name, _, kind = key.partition(":")
-            if name == leaf:
-                is_bits = (array.dtype, self._dtype) == (mx.uint16, mx.bfloat16)
-                rows[kind] = array.view(mx.bfloat16) if is_bits else array
-        if {kind[0] for kind in rows} != {"k", "v"}:
-            raise PayloadError(f"layer {leaf} is not in these blocks")
-        return rows
+
+def _rows_by_leaf(arrays: Mapping[str, mx.array]) -> dict[str, dict[str, mx.array]]:
+    """Group arrays by leaf and then by their own name, each as its own dtype."""
+    rows: dict[str, dict[str, mx.array]] = {}
+    for name, array in arrays.items():
+        leaf, kind, _ = name_parts(name)
+        rows.setdefault(leaf, {})[kind] = as_stored(array, name)
+    return rows
 
 
-def _state_of(leaf: str, cache: Any, payload: Payload, dtype: mx.Dtype) -> Any:
-    values = {}
-    for key, array in payload.items():
-        name, path, kind = key.split(":")
-        if name == leaf:
-            values[path] = None if kind == NONE else array.item() if kind == NUMBER else as_mlx(array, dtype)
-    if values.keys() != {path for path, _ in _flatten(cache.state)}:
+def _rows_of(leaf: str, rows: Mapping[str, dict[str, mx.array]]) -> dict[str, mx.array]:
+    found = rows.get(leaf, {})
+    if {kind[0] for kind in found} != {"k", "v"}:
+        raise PayloadError(f"layer {leaf} is not in these blocks")
+    return found
+
+
+def _state_of(leaf: str, cache: Any, payload: Payload) -> Any:
+    values: dict[str, Any] = {}
+    for name, array in payload.items():
+        owner, path, kind = name_parts(name)
+        if owner == leaf:
+            if kind == NONE:
+                values[path] = None
+            else:
+                values[path] = array.item() if kind == NUMBER else as_stored(mx.array(array), name)
+    if values.keys() != {path for path, _ in flatten(cache.state)}:
         raise PayloadError(f"layer {leaf} is not in this checkpoint")
-    return _unflatten(cache.state, values)
+    return unflatten(cache.state, values)

@@ -1,9 +1,12 @@
-"""What can rest of a layer cache: token rows where the cache can be cut at a token, whole state where it cannot.
+"""Turn layer caches into arrays to store: token rows where a cache can be cut at a token, whole state where it cannot.
 
 A model's caches are taken apart into leaves (a ``CacheList`` holds several). A leaf is *cuttable* when its rows belong
 to tokens one by one (mlx-lm's ``KVCache``, also as MLA uses it, and :class:`LayerCache`); everything else (sliding
-windows, recurrent and convolutional state, chunked attention) is *stateful*: it rests as a checkpoint at one exact
+windows, recurrent and convolutional state, chunked attention) is *stateful*: it is stored as a checkpoint at one exact
 token count.
+
+Every array is stored under ``<leaf>:<array>:<dtype>`` with its own MLX dtype. NumPy has no bfloat16: the bits of such
+an array are stored as uint16, and its name says that they are bfloat16.
 """
 
 from __future__ import annotations
@@ -20,7 +23,15 @@ from kvlab.caches.layer_cache import LayerCache
 Payload = Mapping[str, np.ndarray]
 NONE = "none"
 NUMBER = "number"
-ARRAY = "array"
+DTYPES: Mapping[str, mx.Dtype] = {
+    name: getattr(mx, f"{name}_" if name == "bool" else name)
+    for name in (
+        "bool", "uint8", "uint16", "uint32", "uint64", "int8", "int16", "int32", "int64",
+        "float16", "bfloat16", "float32", "complex64",
+    )
+}  # fmt: skip
+"""MLX dtypes by the name that a stored array carries."""
+_NAMES = {dtype: name for name, dtype in DTYPES.items()}
 
 
 class ArrayDescription(Protocol):
@@ -68,7 +79,7 @@ def own_layers(caches: Sequence[Any]) -> list[LayerCache]:
 
 
 def token_rows(caches: Sequence[Any], *, prompt: bool = False) -> dict[str, mx.array]:
-    """The rows ``[1, n_kv_heads, tokens, width]`` of all cuttable leaves, named ``<leaf>:<array>``.
+    """Return the rows ``[1, n_kv_heads, tokens, width]`` of all cuttable leaves, named ``<leaf>:<array>``.
 
     ``prompt``: the rows that scorers set aside at the end of the prompt, before they evicted.
     """
@@ -88,13 +99,13 @@ def token_rows(caches: Sequence[Any], *, prompt: bool = False) -> dict[str, mx.a
 
 
 def to_blocks(rows: Mapping[str, mx.array], start: int, end: int, block: int) -> list[Payload]:
-    """Rows ``start`` to ``end`` as blocks of ``block`` tokens, arrays ``[n_kv_heads, tokens, width]``.
+    """Cut rows ``start`` to ``end`` into blocks of ``block`` tokens, arrays ``[n_kv_heads, tokens, width]``.
 
     The last block may be shorter. Every array is a copy of its own, so that a block that leaves memory frees its
     bytes. A model without cuttable leaves gets blocks of no bytes, which say that these tokens were seen.
     """
-    wide = {name: view(array)[0] for name, array in rows.items()}
-    wide = wide or {"none:seen": np.zeros((1, end, 0), np.uint8)}
+    wide = {f"{name}:{_NAMES[array.dtype]}": view(array)[0] for name, array in rows.items()}
+    wide = wide or {"none:seen:uint8": np.zeros((1, end, 0), np.uint8)}
     return [
         {name: array[:, at : min(at + block, end)].copy() for name, array in wide.items()}
         for at in range(start, end, block)
@@ -105,15 +116,18 @@ def to_blocks(rows: Mapping[str, mx.array], start: int, end: int, block: int) ->
 
 
 def to_checkpoint(caches: Sequence[Any]) -> Payload:
-    """The state of all stateful leaves, named ``<leaf>:<path>:<kind>``, without rows that nothing will read again."""
+    """Return the state of all stateful leaves, without rows that no later token can see.
+
+    Names are ``<leaf>:<path>:<kind>``: the dtype of an array, ``number``, or ``none``.
+    """
     out: dict[str, np.ndarray] = {}
     for name, cache in leaves(caches):
         if not is_cuttable(cache):
-            for path, value in _flatten(_needed(cache)):
+            for path, value in flatten(_needed(cache)):
                 if value is None:
                     out[f"{name}:{path}:{NONE}"] = np.zeros(0, np.uint8)
                 elif isinstance(value, mx.array):
-                    out[f"{name}:{path}:{ARRAY}"] = as_numpy(value)
+                    out[f"{name}:{path}:{_NAMES[value.dtype]}"] = as_numpy(value)
                 else:
                     out[f"{name}:{path}:{NUMBER}"] = np.array(value)
     return out
@@ -134,38 +148,56 @@ def _needed(cache: Any) -> Any:
     return cache.state
 
 
-def _flatten(state: Any, path: str = "") -> Iterator[tuple[str, Any]]:
+def flatten(state: Any, path: str = "") -> Iterator[tuple[str, Any]]:
     if isinstance(state, list | tuple):
         for i, value in enumerate(state):
-            yield from _flatten(value, f"{path}.{i}" if path else str(i))
+            yield from flatten(value, f"{path}.{i}" if path else str(i))
     else:
         yield path, state
 
 
-def _unflatten(like: Any, values: Mapping[str, Any], path: str = "") -> Any:
+def unflatten(like: Any, values: Mapping[str, Any], path: str = "") -> Any:
     if isinstance(like, list | tuple):
-        parts = [_unflatten(value, values, f"{path}.{i}" if path else str(i)) for i, value in enumerate(like)]
+        parts = [unflatten(value, values, f"{path}.{i}" if path else str(i)) for i, value in enumerate(like)]
         return parts if isinstance(like, list) else tuple(parts)
     return values[path]
-
-
-# -- and back ---------------------------------------------------------------------------------------------------------
 
 
 # -- arrays -----------------------------------------------------------------------------------------------------------
 
 
 def view(array: mx.array) -> np.ndarray:
-    """The array's own memory; bfloat16, which NumPy lacks, as its bits in uint16."""
+    """Return the array's own memory; bfloat16, which NumPy lacks, as its bits in uint16."""
     return np.asarray(array.view(mx.uint16) if array.dtype == mx.bfloat16 else array)
 
 
 def as_numpy(array: mx.array) -> np.ndarray:
-    """A contiguous copy of :func:`view`."""
+    """Return a contiguous copy of :func:`view`."""
     return np.array(view(array), order="C", copy=True)
 
 
-def as_mlx(array: np.ndarray, dtype: mx.Dtype) -> mx.array:
-    """An MLX copy; uint16 is taken for bfloat16 bits where that is the model's dtype."""
-    out = mx.array(array)
-    return out.view(mx.bfloat16) if dtype == mx.bfloat16 and out.dtype == mx.uint16 else out
+def name_parts(name: str) -> tuple[str, str, str]:
+    """Split the name of a stored array into leaf, array or path, and dtype or another kind of value.
+
+    Raises:
+        PayloadError: the name has other parts.
+    """
+    parts = name.split(":")
+    if len(parts) != 3:
+        raise PayloadError(f"layer {parts[0]} has an array {name!r}, whose name gives no dtype")
+    return parts[0], parts[1], parts[2]
+
+
+def as_stored(array: mx.array, name: str) -> mx.array:
+    """Return an array that was stored as ``name`` with the dtype that this gives.
+
+    Raises:
+        PayloadError: the name gives no dtype, or the array does not hold the bits of this one.
+    """
+    leaf, _, kind = name_parts(name)
+    dtype = DTYPES.get(kind)
+    if dtype is not None and dtype == array.dtype:
+        return array
+    if dtype is not None and (dtype, array.dtype) == (mx.bfloat16, mx.uint16):
+        return array.view(mx.bfloat16)
+    raise PayloadError(f"layer {leaf} has an array {name!r} that holds {array.dtype}")

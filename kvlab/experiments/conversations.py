@@ -13,6 +13,7 @@ from kvlab.decoder import Completion, Decoder
 from kvlab.models import LoadedModel
 from kvlab.policies import Policy, Ram
 from kvlab.recording.recorder import Recorder
+from kvlab.tiers import tiers_at_rest
 
 WARMUP_TOKENS = 256
 
@@ -137,7 +138,7 @@ def _store_bytes(decoder: Decoder) -> dict[str, int]:
         return {}
     held = store.tiers_bytes()
     written = int(store.stats()["bytes_written"])
-    return {"kv_bytes_ram": held.get("ram", 0), "kv_bytes_ssd": held.get("ssd", 0), "bytes_written": written}
+    return {tier.metric: held.get(tier.name, 0) for tier in tiers_at_rest()} | {"bytes_written": written}
 
 
 def to_json(items: Iterable[Turn | ServedTurn]) -> list[dict[str, Any]]:

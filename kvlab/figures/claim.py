@@ -77,9 +77,9 @@ class Claim:
 
     @property
     def unit(self) -> str:
-        from kvlab.results import UNITS
+        from kvlab.results import units
 
-        return "x" if self.to is not None else UNITS[self.of.metric]
+        return "x" if self.to is not None else units()[self.of.metric]
 
     @property
     def metrics(self) -> set[str]:

@@ -16,6 +16,7 @@ from kvlab.models import LoadedModel
 from kvlab.policies import Module, Paged, Policy
 from kvlab.policies.ssd_folder import with_ssd_folder
 from kvlab.store import Namespace
+from kvlab.tiers import tiers_at_rest
 from kvlab.workloads import Workload, load_workload
 
 GONE = "gone"
@@ -23,9 +24,9 @@ GONE = "gone"
 
 @dataclass(frozen=True)
 class BlockResidency:
-    """``blocks``: ``step``, ``conversation``, ``block``, ``tier`` (`ram`, `ssd` or `gone`), for conversations that were
+    """``blocks``: ``step``, ``conversation``, ``block``, ``tier`` (one at rest, or `gone`), for conversations that were
     seen. ``steps``: ``step``, ``conversation``, ``turn``, ``cached_tokens``, ``prompt_tokens``, ``ttft_ms``, ``miss``,
-    and the bytes in each tier, ``ram`` and ``ssd``."""
+    and the bytes in each tier, under its name."""
 
     policy: Policy
     blocks: pl.DataFrame
@@ -89,8 +90,7 @@ def follow_blocks(
                     "prompt_tokens": done.prompt_tokens,
                     "ttft_ms": done.ttft_ms,
                     "miss": done.miss,
-                    "ram": held.get("ram", 0),
-                    "ssd": held.get("ssd", 0),
+                    **{tier.name: held.get(tier.name, 0) for tier in tiers_at_rest()},
                 }
             )
     schema = {"step": pl.Int64, "conversation": pl.String, "block": pl.Int64, "tier": pl.String}

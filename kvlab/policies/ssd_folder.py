@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 
 from kvlab.policies.policy import Policy
-from kvlab.policies.tiers import Snapshot, Tiered
+from kvlab.policies.tiers import Tiers
 
 
 def survives_restart(policy: Policy) -> bool:
     """Whether a later process finds the KV that this policy stored."""
-    return isinstance(policy.tiers, Tiered | Snapshot)
+    return isinstance(policy.tiers, Tiers) and policy.tiers.survives_restart
 
 
 def with_ssd_folder(policy: Policy, folder: Path) -> Policy:
-    """Return ``policy`` with its SSD tier in ``folder``; unchanged when it names a folder or has no SSD tier."""
+    """Return ``policy`` with the files of its tiers in ``folder``, unless it names a folder or keeps no files."""
     tiers = policy.tiers
-    if not isinstance(tiers, Tiered | Snapshot) or tiers.dir is not None:
+    moved = tiers.in_folder(folder) if isinstance(tiers, Tiers) else tiers
+    if moved is None or moved is tiers:
         return policy
-    return Policy(policy.retention, policy.codec, policy.reuse, replace(tiers, dir=str(folder)))
+    return Policy(policy.retention, policy.codec, policy.reuse, moved)

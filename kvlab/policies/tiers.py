@@ -1,34 +1,57 @@
-"""Tiers: where KV at rest lives, and who leaves a full tier."""
+"""Tiers: where KV at rest lives, and what leaves a full tier."""
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
-from typing import ClassVar
+from pathlib import Path
+from typing import ClassVar, Self
 
 from kvlab.errors import PolicyError
 from kvlab.policies.policy import Policy
 from kvlab.policies.sizes import format_bytes, parse_bytes
 from kvlab.policies.slots import Module
+from kvlab.replacement_names import replacement_names
+from kvlab.tiers import RAM, SSD, TierInfo, declare, tiers
 
-REPLACEMENTS = ("lru", "lfu", "s3fifo", "sieve", "gdsf", "cost")
 WRITES = ("back", "through")
 
 
 @dataclass(frozen=True)
 class Tiers(Module):
-    """Base of the modules of this slot: they need a reuse that finds what rests in them."""
+    """Base of the modules of this slot, which need a reuse that finds what is stored.
+
+    A subclass says which tiers it ``holds``, from the fastest to the slowest; one that is new is declared by that.
+    ``kvlab.store.from_policy`` must know how to open them.
+    """
 
     slot: ClassVar[str] = "tiers"
+    holds: ClassVar[tuple[TierInfo, ...]] = ()
+    survives_restart: ClassVar[bool] = False
+
+    def __init_subclass__(cls) -> None:
+        super().__init_subclass__()
+        for tier in cls.holds:
+            if tier not in tiers():
+                declare(tier)
 
     def check(self, policy: Policy) -> None:
         if policy.reuse.name == "none":
             raise PolicyError(f"'{self}' keeps KV at rest but reuse is 'none': write 'paged|{self}'")
 
+    def in_folder(self, folder: Path) -> Self:
+        """Return this module with its files in ``folder``, unless it has no files or names a folder itself."""
+        given = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        if given.get("dir", "no files") is not None:
+            return self
+        return type(self)(**given | {"dir": str(folder)})
+
 
 def check_replacement(name: str, replace: str) -> None:
-    """Raise PolicyError unless ``replace`` is a replacement policy of the store."""
-    if replace not in REPLACEMENTS:
-        raise PolicyError(f"{name}: replace={replace} is unknown; known are {', '.join(REPLACEMENTS)}")
+    """Raise PolicyError unless ``replace`` is a replacement policy."""
+    known = replacement_names()
+    if replace not in known:
+        raise PolicyError(f"{name}: replace={replace} is unknown; known are {', '.join(known)}")
 
 
 @dataclass(frozen=True)
@@ -37,10 +60,11 @@ class Ram(Tiers):
 
     Args:
         ram: byte budget, such as 512MB or 2GB.
-        replace: replacement policy: lru, lfu, s3fifo, sieve, gdsf, or cost.
+        replace: replacement policy, such as lru, s3fifo or cost.
     """
 
     name: ClassVar[str] = "ram"
+    holds: ClassVar[tuple[TierInfo, ...]] = (RAM,)
     ram: str = "1GB"
     replace: str = "lru"
 
@@ -56,7 +80,7 @@ class Tiered(Tiers):
     Args:
         ram: byte budget in memory.
         ssd: byte budget of the folder.
-        replace: replacement policy of both tiers: lru, lfu, s3fifo, sieve, gdsf, or cost.
+        replace: replacement policy of both tiers, such as lru, s3fifo or cost.
         write: ``back`` (written behind the decode path) or ``through`` (on disk before the request ends).
         admit: uses after which a block may be written, being computed the first; 2 spares the SSD what is never used
             again.
@@ -65,6 +89,8 @@ class Tiered(Tiers):
     """
 
     name: ClassVar[str] = "tiered"
+    holds: ClassVar[tuple[TierInfo, ...]] = (RAM, SSD)
+    survives_restart: ClassVar[bool] = True
     ram: str = "1GB"
     ssd: str = "10GB"
     replace: str = "lru"
@@ -92,11 +118,13 @@ class Snapshot(Tiers):
     Args:
         ram: byte budget in memory.
         ssd: byte budget of the folder.
-        replace: replacement policy of both tiers: lru, lfu, s3fifo, sieve, gdsf, or cost.
+        replace: replacement policy of both tiers, such as lru, s3fifo or cost.
         dir: the folder; None is ``store`` under KVLAB_HOME.
     """
 
     name: ClassVar[str] = "snapshot"
+    holds: ClassVar[tuple[TierInfo, ...]] = (RAM, SSD)
+    survives_restart: ClassVar[bool] = True
     ram: str = "1GB"
     ssd: str = "10GB"
     replace: str = "lru"

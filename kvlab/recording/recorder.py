@@ -18,9 +18,9 @@ import zarr
 from kvlab.errors import RunError
 from kvlab.recording.events import KINDS, Event, Evicted, Matched, Submitted
 from kvlab.recording.zarr_frames import read_frame, replacing, write_frame
+from kvlab.tiers import tiers_at_rest
 
 FORMAT = 1
-_TIERS = ("ram", "ssd")
 _DTYPES: dict[str, Any] = {"int": pl.Int64, "float": pl.Float64, "str": pl.String, "bool": pl.Boolean}
 
 
@@ -162,7 +162,8 @@ def _submitted_frame(cls: type[Event], events: list[Any]) -> pl.DataFrame:
 
 
 def _matched_frame(cls: type[Event], events: list[Any]) -> pl.DataFrame:
-    tiers = dict.fromkeys([*_TIERS, *(tier for event in events for tier in event.by_tier)])
+    known = (tier.name for tier in tiers_at_rest())
+    tiers = dict.fromkeys([*known, *(tier for event in events for tier in event.by_tier)])
     return _plain_frame(cls, events).with_columns(
         pl.Series(f"{tier}_tokens", [int(event.by_tier.get(tier, 0)) for event in events], pl.Int64) for tier in tiers
     )

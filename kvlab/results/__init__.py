@@ -6,6 +6,6 @@ at first, ``report`` the page to send around, ``promote`` the line that serves a
 
 from kvlab.results.folders import make_folder, new_run_folder
 from kvlab.results.results import Results, merged
-from kvlab.results.rows import PHASES, SCHEMA, UNITS, Row, row
+from kvlab.results.rows import PHASES, SCHEMA, Row, row, units
 
-__all__ = ["PHASES", "SCHEMA", "UNITS", "Results", "Row", "make_folder", "merged", "new_run_folder", "row"]
+__all__ = ["PHASES", "SCHEMA", "Results", "Row", "make_folder", "merged", "new_run_folder", "row", "units"]

@@ -9,17 +9,15 @@ from typing import Any
 import polars as pl
 
 from kvlab.errors import RunError
+from kvlab.tiers import tiers
 
-UNITS: Mapping[str, str] = {
+_UNITS: Mapping[str, str] = {
     "ttft_ms": "ms",
     "tpot_ms": "ms",
     "itl_p99_ms": "ms",
     "tokens_per_s": "tokens/s",
     "prompt_tokens": "tokens",
     "cached_tokens": "tokens",
-    "kv_bytes_live": "bytes",
-    "kv_bytes_ram": "bytes",
-    "kv_bytes_ssd": "bytes",
     "bytes_written": "bytes",
     "restore_bytes_per_s": "bytes/s",
     "accuracy": "fraction",
@@ -53,18 +51,24 @@ SCHEMA: Mapping[str, Any] = {
 Row = dict[str, Any]
 
 
+def units() -> dict[str, str]:
+    """Return the unit of every metric, the bytes of each tier among them."""
+    return {**_UNITS, **{tier.metric: "bytes" for tier in tiers()}}
+
+
 def row(policy: str, workload: str, metric: str, value: float, **where: Any) -> Row:
     """One tidy row. `where` holds what applies of SCHEMA's other columns; None is left out.
 
     Raises RunError for a metric, phase or column that the schema does not have, and for a value that is not finite.
     """
-    if metric not in UNITS:
-        raise RunError(f"no metric {metric!r}; the metrics are {', '.join(UNITS)}")
+    unit = _UNITS.get(metric) or units().get(metric)
+    if unit is None:
+        raise RunError(f"no metric {metric!r}; the metrics are {', '.join(units())}")
     if not math.isfinite(value):
         raise RunError(f"{metric} of {policy} is {value}; leave out what was not measured")
     if where.get("phase") not in (None, *PHASES):
         raise RunError(f"no phase {where['phase']!r}; the phases are {', '.join(PHASES)}")
     if unknown := set(where) - set(SCHEMA):
         raise RunError(f"no column {min(unknown)!r}; the columns are {', '.join(SCHEMA)}")
-    head = {"policy": policy, "workload": workload, "metric": metric, "value": float(value), "unit": UNITS[metric]}
+    head = {"policy": policy, "workload": workload, "metric": metric, "value": float(value), "unit": unit}
     return head | {name: where[name] for name in SCHEMA if where.get(name) is not None and name not in head}

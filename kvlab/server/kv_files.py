@@ -28,7 +28,7 @@ from kvlab.server.service import Service
 from kvlab.store import Namespace
 
 FILE_NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,127}")
-FORMAT = 1
+FORMAT = 2
 
 
 class SlotRequest(RequestBody):

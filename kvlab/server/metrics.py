@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import threading
 import time
 from collections import deque
@@ -13,6 +14,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 
 from kvlab.decoder import Completion
 from kvlab.recording import events
+from kvlab.tiers import tiers, tiers_at_rest
 
 TTFT_BUCKETS_S = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
 TPOT_BUCKETS_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1)
@@ -106,6 +108,7 @@ class ServerMetrics:
             "uptime": round(now - self.began, 1),
             "now": now,
             "models": models,
+            "tiers": [dataclasses.asdict(tier) for tier in tiers()],
             "live": live,
             "latest": latest[::-1],
             "totals": self.totals(),
@@ -126,17 +129,21 @@ class _StoreCollector:
         rest = GaugeMetricFamily("kvlab_store_bytes", "Bytes of KV at rest.", labels=["model", "tier"])
         blocks = GaugeMetricFamily("kvlab_store_blocks", "Blocks at rest.", labels=["model", "tier"])
         evictions = CounterMetricFamily("kvlab_store_evictions", "Blocks that left the store.", labels=["model"])
-        spills = CounterMetricFamily("kvlab_store_spills", "Blocks moved from RAM to SSD.", labels=["model"])
-        written = CounterMetricFamily("kvlab_store_bytes_written", "Bytes written to SSD.", labels=["model"])
+        spills = CounterMetricFamily(
+            "kvlab_store_spills", "Blocks written from RAM to a slower tier.", labels=["model"]
+        )
+        written = CounterMetricFamily(
+            "kvlab_store_bytes_written", "Bytes written to the tiers below RAM.", labels=["model"]
+        )
         for name, model in list(self._models.items()):
             live.add_metric([name], model.decoder.live_bytes())
             warm.add_metric([name], model.decoder.retained_bytes())
             if model.decoder.store is None:
                 continue
             stats = model.decoder.store.stats()
-            for tier in ("ram", "ssd"):
-                rest.add_metric([name, tier], stats.get(f"{tier}_bytes", 0))
-                blocks.add_metric([name, tier], stats.get(f"{tier}_blocks", 0))
+            for tier in tiers_at_rest():
+                rest.add_metric([name, tier.name], stats.get(f"{tier.name}_bytes", 0))
+                blocks.add_metric([name, tier.name], stats.get(f"{tier.name}_blocks", 0))
             evictions.add_metric([name], _count(stats.get("evictions", 0)))
             spills.add_metric([name], _count(stats.get("spills", 0)))
             written.add_metric([name], stats.get("bytes_written", 0))

@@ -1,4 +1,4 @@
-"""From what a caller gives to blocks: checked, named, priced, and shielded from being written to."""
+"""Blocks, and how what a caller gives becomes blocks: checked, named, priced, and protected from being written to."""
 
 from __future__ import annotations
 
@@ -10,8 +10,48 @@ import numpy as np
 
 from kvlab.errors import StoreError
 from kvlab.store import keys as k
-from kvlab.store.protocols import BLOCK, CHECKPOINT, NUMBERS, Block, Namespace
+from kvlab.store.keys import Namespace
 from kvlab.store.read_buffers import Payload
+
+BLOCK, CHECKPOINT = 0, 1
+NUMBERS = "biufc"  # NumPy kinds that can be stored: a file never names an object
+
+
+@dataclass(frozen=True, eq=False)
+class Block:
+    """One thing at rest: KV of up to a block of tokens (``kind`` BLOCK), or whole-layer state (``kind`` CHECKPOINT).
+
+    ``tokens`` is little-endian int32; for a checkpoint they are those after the last full block, maybe none.
+    ``start`` is the position of the first of them, ``cost`` the seconds that recomputing the block takes, ``used`` when
+    it was last used (``time.time()``) and ``uses`` how often, the put included.
+    """
+
+    key: bytes
+    parent: bytes
+    ns: Namespace
+    kind: int
+    tokens: bytes
+    start: int
+    cost: float
+    payload: Payload
+    used: float = 0.0
+    uses: int = 1
+
+    @property
+    def length(self) -> int:
+        return len(self.tokens) // 4
+
+    @property
+    def nbytes(self) -> int:
+        return sum(array.nbytes for array in self.payload.values())
+
+
+@dataclass(frozen=True)
+class Child:
+    """A block that follows some parent, as an index knows it."""
+
+    key: bytes
+    tokens: bytes
 
 
 @dataclass(frozen=True)

@@ -18,11 +18,12 @@ from typing import Any
 from tqdm import tqdm
 
 from kvlab.errors import StoreError
-from kvlab.store.protocols import CHECKPOINT
+from kvlab.store.blocks import CHECKPOINT
 from kvlab.store.ssd import blockfile
 from kvlab.store.ssd import process_lock as owners
 from kvlab.store.ssd.folder import ReadOnlyFolder, StoreFolder
 from kvlab.store.ssd.index import GARBLED, SsdIndex
+from kvlab.tiers import SSD
 
 Row = dict[str, Any]
 _SOME = 200  # blocks handled in one transaction, so that a decoder's writer never waits long
@@ -44,7 +45,7 @@ def ls(directory: Path, *, tenant: str | None = None) -> list[Row]:
                 continue
             blocks, checkpoints, tails, tokens, nbytes, created, used = counted
             rows += [
-                _row("kv_bytes_ssd", nbytes, "bytes", space),
+                _row(SSD.metric, nbytes, "bytes", space),
                 _row("blocks", blocks - checkpoints, "blocks", space),
                 _row("tails", tails, "blocks", space),
                 _row("checkpoints", checkpoints, "checkpoints", space),
@@ -55,7 +56,7 @@ def ls(directory: Path, *, tenant: str | None = None) -> list[Row]:
         if tenant is None:
             quarantine = layout.root / "quarantine"
             rows += [
-                _row("kv_bytes_ssd", view.sum("bytes"), "bytes"),
+                _row(SSD.metric, view.sum("bytes"), "bytes"),
                 _row("bytes_written", view.sum("written"), "bytes"),
                 _row("quarantined", len(list(quarantine.iterdir())) if quarantine.is_dir() else 0, "files"),
                 *_misses(layout),
@@ -175,7 +176,7 @@ def _remove(folder: StoreFolder, tenant: str | None, before: float, keep: int, p
     return [
         _row("removed", blocks, "blocks"),
         _row("removed_bytes", nbytes, "bytes"),
-        _row("kv_bytes_ssd", left, "bytes"),
+        _row(SSD.metric, left, "bytes"),
     ]
 
 

@@ -1,23 +1,43 @@
-"""Which settings a store can have."""
+"""Describe a store: its block size, its tiers, and when blocks are written to those below RAM."""
 
 from __future__ import annotations
 
-from pathlib import Path
+from dataclasses import dataclass
 
 from kvlab.errors import StoreError
-from kvlab.store.write_behind import WRITES
+from kvlab.store.protocols import TierConfig
+from kvlab.store.replacement import check_replacement
+
+WRITE_MODES = ("back", "through", "snapshot")
 
 
-def check_settings(
-    block: int, ram: int, ssd: int | None, directory: Path | str | None, write: str, admit: int, write_cap: int | None
-) -> None:
-    if block < 1:
-        raise StoreError(f"block={block} is not a block size; use 1 token or more")
-    if ram < 0 or (ssd is not None and ssd < 1):
-        raise StoreError("ram and ssd are budgets in bytes; use a number above 0")
-    if (ssd is None) != (directory is None):
-        raise StoreError("an SSD tier needs both ssd= (bytes) and directory=")
-    if write not in WRITES:
-        raise StoreError(f"write={write!r} is not known; use one of {', '.join(WRITES)}")
-    if admit < 1 or (write_cap is not None and write_cap < 0):
-        raise StoreError("admit is a number of uses (1 or more), write_cap a number of bytes a day")
+@dataclass(frozen=True)
+class StoreConfig:
+    """The settings of one store. Settings that cannot be raise ``StoreError``.
+
+    Attributes:
+        block: block size in tokens, that of every namespace.
+        ram: byte budget of the RAM tier.
+        replace: replacement policy of the RAM tier.
+        below: the tiers below RAM, from the fastest to the slowest. Each block that is written goes to all of them.
+        write: ``back``, ``through`` or ``snapshot``, see ``WriteBehind``.
+        admit: uses after which a block may be written to the tiers below.
+    """
+
+    block: int
+    ram: int
+    replace: str = "lru"
+    below: tuple[TierConfig, ...] = ()
+    write: str = "back"
+    admit: int = 1
+
+    def __post_init__(self) -> None:
+        if self.block < 1:
+            raise StoreError(f"block={self.block} is not a block size; use 1 token or more")
+        if self.ram < 0:
+            raise StoreError(f"ram={self.ram} is not a budget in bytes; use 0 or more")
+        if self.write not in WRITE_MODES:
+            raise StoreError(f"write={self.write!r} is not known; use one of {', '.join(WRITE_MODES)}")
+        if self.admit < 1:
+            raise StoreError(f"admit={self.admit} is not a number of uses; use 1 or more")
+        check_replacement(self.replace)

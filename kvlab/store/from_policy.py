@@ -1,33 +1,69 @@
-"""The store that a policy describes."""
+"""Open the store that a policy describes.
+
+A new module of the ``tiers`` slot adds the configuration that it stands for: ``@store_config.register(MyTiers)``.
+"""
 
 from __future__ import annotations
 
+from functools import singledispatch
 from pathlib import Path
 
+from kvlab.errors import StoreError
 from kvlab.paths import home
-from kvlab.policies import Paged, Policy, Ram, Snapshot, Tiered, parse_bytes
+from kvlab.policies import Module, Paged, Policy, Ram, Snapshot, Tiered, parse_bytes
+from kvlab.policies.tiers import Tiers
+from kvlab.store.config import StoreConfig
+from kvlab.store.ssd.tier import SsdConfig
 from kvlab.store.store import Store
+from kvlab.tiers import RAM
 
 
 def open_store(policy: Policy) -> Store | None:
-    """The store that the policy's tiers describe; None where it keeps nothing at rest."""
+    """Open the store of a policy's tiers; None where the policy keeps nothing at rest. Raises ``StoreError``."""
     reuse, tiers = policy.reuse, policy.tiers
-    if not isinstance(reuse, Paged):
+    if tiers is None or not isinstance(reuse, Paged):
         return None
-    if isinstance(tiers, Tiered | Snapshot):
-        write, admit, daily = ("snapshot", 1, None)
-        if isinstance(tiers, Tiered):
-            write, admit, daily = tiers.write, tiers.admit, tiers.daily
-        return Store(
-            block=reuse.block,
-            ram=parse_bytes(tiers.ram),
-            ssd=parse_bytes(tiers.ssd),
-            directory=Path(tiers.dir).expanduser() if tiers.dir else home() / "store",
-            replace=tiers.replace,
-            write=write,
-            admit=admit,
-            write_cap=parse_bytes(daily) if daily else None,
+    config = store_config(tiers, reuse.block)
+    opened = (RAM.name, *(tier.name for tier in config.below))
+    held = tuple(tier.name for tier in tiers.holds) if isinstance(tiers, Tiers) else ()
+    if opened != held:
+        raise StoreError(
+            f"policy '{tiers}' holds KV in {_listed(held)}, but kvlab.store.from_policy opens {_listed(opened)}: "
+            f"register {type(tiers).__name__} with store_config"
         )
-    if isinstance(tiers, Ram):
-        return Store(block=reuse.block, ram=parse_bytes(tiers.ram), replace=tiers.replace)
-    return None
+    return Store(config)
+
+
+@singledispatch
+def store_config(tiers: Module, block: int) -> StoreConfig:
+    """Return the store that a module of the ``tiers`` slot describes. Raises ``StoreError`` for an unknown module."""
+    raise StoreError(
+        f"kvlab.store.from_policy does not know the tiers '{tiers}': register {type(tiers).__name__} with store_config"
+    )
+
+
+@store_config.register(Ram)
+def _(tiers: Ram, block: int) -> StoreConfig:
+    return StoreConfig(block, parse_bytes(tiers.ram), tiers.replace)
+
+
+@store_config.register(Tiered)
+def _(tiers: Tiered, block: int) -> StoreConfig:
+    daily = parse_bytes(tiers.daily) if tiers.daily else None
+    return StoreConfig(
+        block, parse_bytes(tiers.ram), tiers.replace, (_ssd(tiers, daily),), write=tiers.write, admit=tiers.admit
+    )
+
+
+@store_config.register(Snapshot)
+def _(tiers: Snapshot, block: int) -> StoreConfig:
+    return StoreConfig(block, parse_bytes(tiers.ram), tiers.replace, (_ssd(tiers, None),), write="snapshot")
+
+
+def _ssd(tiers: Tiered | Snapshot, daily: int | None) -> SsdConfig:
+    folder = Path(tiers.dir).expanduser() if tiers.dir else home() / "store"
+    return SsdConfig(folder, parse_bytes(tiers.ssd), tiers.replace, daily)
+
+
+def _listed(names: tuple[str, ...]) -> str:
+    return ", ".join(names) or "no tier"

@@ -12,7 +12,7 @@ import numpy as np
 
 from kvlab.errors import StoreError
 
-FORMAT = 1  # of keys and block files alike; raising it makes every older block a miss
+FORMAT = 2  # of keys and block files alike; raising it makes every older block a miss
 KEY_BYTES = 32
 HEAD_TOKENS = 16  # how many first tokens tell that a prompt is known under another policy
 

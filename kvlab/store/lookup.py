@@ -6,7 +6,8 @@ from dataclasses import dataclass, field
 
 from kvlab.store import keys as k
 from kvlab.store.ghosts import Ghosts
-from kvlab.store.protocols import MissMemory, Piece, Query, Tier, TierIndex
+from kvlab.store.matches import Piece, Query
+from kvlab.store.protocols import MissMemory, Tier, TierIndex
 from kvlab.store.ram.tier import RamTier
 
 _AHEAD = 256  # blocks asked of a slower tier at once

@@ -6,7 +6,7 @@ import weakref
 from collections import Counter, deque
 from collections.abc import Sequence
 
-from kvlab.store.protocols import Match
+from kvlab.store.matches import Match
 
 
 class Pins:

@@ -1,165 +1,47 @@
-"""The values that pass through the store."""
+"""What the parts of the store ask of one another."""
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
-import numpy as np
+from kvlab.store.blocks import Block, Child
+from kvlab.store.read_buffers import ReadBuffer
 
-from kvlab.store.keys import Namespace
-from kvlab.store.read_buffers import Payload, ReadBuffer
+IsPinned = Callable[[bytes], bool]
+"""Tells whether a block must stay, because it is being read or has descendants in RAM."""
 
-BLOCK, CHECKPOINT = 0, 1
-NUMBERS = "biufc"  # NumPy kinds that can be stored: a file never names an object
-
-
-@dataclass(frozen=True, eq=False)
-class Block:
-    """One thing at rest: KV of up to a block of tokens (``kind`` BLOCK), or whole-layer state (``kind`` CHECKPOINT).
-
-    ``tokens`` is little-endian int32; for a checkpoint they are those after the last full block, maybe none.
-    ``start`` is the position of the first of them, ``cost`` the seconds that recomputing the block takes, ``used`` when
-    it was last used (``time.time()``) and ``uses`` how often, the put included.
-    """
-
-    key: bytes
-    parent: bytes
-    ns: Namespace
-    kind: int
-    tokens: bytes
-    start: int
-    cost: float
-    payload: Payload
-    used: float = 0.0
-    uses: int = 1
-
-    @property
-    def length(self) -> int:
-        return len(self.tokens) // 4
-
-    @property
-    def nbytes(self) -> int:
-        return sum(array.nbytes for array in self.payload.values())
-
-
-@dataclass(frozen=True)
-class Child:
-    """A block that follows some parent, as an index knows it."""
-
-    key: bytes
-    tokens: bytes
-
-
-@dataclass(frozen=True)
-class Piece:
-    """One block of a match: its first ``used`` tokens, of ``length`` stored, stand at position ``start``."""
-
-    key: bytes
-    start: int
-    used: int
-    length: int
-    tier: str
-
-
-@dataclass(frozen=True)
-class Query:
-    """What was asked, kept so that a read that meets a bad block can ask again."""
-
-    ns: Namespace
-    tokens: np.ndarray
-    checkpoint: bool
-
-
-@dataclass(frozen=True)
-class Match:
-    """The reusable prefix of a request.
-
-    ``tokens`` is its length, ``by_tier`` the same by tier name. ``miss`` says why the rest must be computed: "" when
-    all was found, else ``never_seen``, ``evicted``, ``diverged_at=<position>``, ``no_checkpoint``, ``corrupt`` or
-    ``other_policy``. ``checkpoint`` is the key of the state at exactly ``tokens`` where one was asked for and found.
-    """
-
-    tokens: int
-    pieces: tuple[Piece, ...] = ()
-    by_tier: Mapping[str, int] = field(default_factory=dict)
-    miss: str = ""
-    checkpoint: bytes | None = None
-    ticket: int = field(default=-1, repr=False, compare=False)
-    query: Query | None = field(default=None, repr=False, compare=False)
-
-    @classmethod
-    def of(cls, query: Query, pieces: Sequence[Piece], miss: str, checkpoint: bytes | None, ticket: int) -> Match:
-        """The match that ``pieces`` make up."""
-        by_tier: Counter[str] = Counter()
-        for piece in pieces:
-            by_tier[piece.tier] += piece.used
-        tokens = sum(piece.used for piece in pieces)
-        return cls(tokens, tuple(pieces), dict(by_tier), miss, checkpoint, ticket, query)
-
-
-@dataclass(frozen=True)
-class Put:
-    """What a put added: blocks and bytes that were not there before."""
-
-    blocks: int
-    bytes: int
-
-
-@dataclass(frozen=True)
-class Report:
-    """The outcome of an integrity check: what was looked at, and each thing found wrong in one line."""
-
-    blocks: int
-    bytes: int
-    problems: tuple[str, ...] = ()
-
-    @property
-    def ok(self) -> bool:
-        return not self.problems
-
-
-class TierMiss(Exception):
-    """A tier does not have the block (any more)."""
-
-    reason = "evicted"
-
-
-class TierCorrupt(TierMiss):
-    """A tier had the block, found it bad and set it aside."""
-
-    reason = "corrupt"
+OnDropped = Callable[[bytes, int, str], None]
+"""Takes the key, the bytes and the reason (``evicted`` or ``corrupt``) of a block that has left a tier."""
 
 
 class TierIndex(Protocol):
-    """What a lookup asks of every tier, RAM too."""
+    """What a lookup asks of every tier, RAM too. ``name`` is one of ``kvlab.tiers``."""
 
     name: str
 
     def contains(self, keys: Sequence[bytes]) -> set[bytes]:
-        """Those of ``keys`` that can be read."""
+        """Return those of ``keys`` that can be read."""
         ...
 
     def nearest(self, parent: bytes, tokens: bytes) -> Child | None:
-        """The child of ``parent`` that shares the longest prefix with ``tokens``; None where that is not known."""
+        """Return the child of ``parent`` that shares the longest prefix with ``tokens``; None where it is not known."""
         ...
 
     def with_checkpoints(self, parents: Sequence[bytes]) -> set[bytes]:
-        """Those of ``parents`` that have a checkpoint under them."""
+        """Return those of ``parents`` that have a checkpoint under them."""
         ...
 
 
 class MissMemory(Protocol):
-    """What is known of KV that is not there, to say why a request missed."""
+    """What is remembered of KV that is gone, to say why a request missed."""
 
     def eviction_reason(self, key: bytes) -> str:
-        """The reason remembered for a key that left, or ""."""
+        """Return the reason remembered for a key that left, or ""."""
         ...
 
     def roots_of(self, head: bytes) -> set[bytes]:
-        """Namespaces in which a prompt that starts as ``head`` was stored, as far as remembered."""
+        """Return the namespaces in which a prompt that starts as ``head`` was stored, as far as remembered."""
         ...
 
 
@@ -170,13 +52,13 @@ class Tier(TierIndex, MissMemory, Protocol):
     """
 
     def read(self, key: bytes) -> Block:
-        """The block, verified. Raises ``TierMiss``, or ``TierCorrupt`` once it has been set aside."""
+        """Return the block, verified. Raises ``TierMiss``, or ``TierCorrupt`` once it has been set aside."""
         ...
 
     def read_to(self, key: bytes, buffer: ReadBuffer) -> Block | None:
-        """As :meth:`read`, with arrays that may lie in ``buffer``, until it is used again.
+        """Do as :meth:`read`, with arrays that may lie in ``buffer`` until it is used again.
 
-        None: it was what ``buffer`` wants, and its arrays went to the rooms that this has for them.
+        None: the block is the one that ``buffer`` expects, and its arrays went straight to the targets of the sink.
         """
         ...
 
@@ -185,7 +67,7 @@ class Tier(TierIndex, MissMemory, Protocol):
         ...
 
     def write(self, blocks: Sequence[Block], heads: Sequence[tuple[bytes, bytes]] = ()) -> set[bytes]:
-        """Take blocks in, parents first; the keys that the tier now holds (a subset when it is full or in trouble).
+        """Take blocks in, parents first; return the keys held now: not all when the tier is full or in trouble.
 
         ``heads`` are pairs for ``roots_of`` to remember.
         """
@@ -200,7 +82,7 @@ class Tier(TierIndex, MissMemory, Protocol):
         ...
 
     def nbytes(self) -> int:
-        """Bytes held now."""
+        """Return the bytes held now."""
         ...
 
     def note(self, counters: Mapping[str, int]) -> None:
@@ -212,13 +94,26 @@ class Tier(TierIndex, MissMemory, Protocol):
         ...
 
     def stats(self) -> dict[str, Any]:
-        """Figures for ``Store.stats``, with ``<name>_bytes`` and ``<name>_blocks`` among them."""
+        """Return ``bytes`` and ``blocks`` held now, counters of any name, and ``trouble``, "" where there is none."""
         ...
 
     def problems(self) -> list[str]:
-        """What contradicts itself, one line each."""
+        """Return what contradicts itself, one line each."""
         ...
 
     def close(self) -> None:
-        """Let go of files and connections. Idempotent."""
+        """Close files and connections. Idempotent."""
+        ...
+
+
+class TierConfig(Protocol):
+    """Describes a tier below RAM: a frozen value with what opening it needs."""
+
+    @property
+    def name(self) -> str:
+        """Return the tier's name, one of ``kvlab.tiers``."""
+        ...
+
+    def open(self, *, pinned: IsPinned, dropped: OnDropped) -> Tier:
+        """Open the tier for one store. Raises ``StoreError`` for what cannot be."""
         ...

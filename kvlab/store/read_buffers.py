@@ -40,7 +40,7 @@ class PayloadSink(Protocol):
         """Copy the arrays of a block; 0 comes first, and starts anew."""
         ...
 
-    def rooms(self, arrays: Sequence[ArraySpec], at: int) -> list[memoryview] | None:
+    def targets(self, arrays: Sequence[ArraySpec], at: int) -> list[memoryview] | None:
         """Bytes to read the arrays of a block into that is about to be read, one piece after the other.
 
         No piece holds bytes of two arrays. None has the block read aside and handed to :meth:`take` instead. The same
@@ -60,7 +60,7 @@ class PayloadList:
             self.payloads.clear()
         self.payloads.append(payload)
 
-    def rooms(self, arrays: Sequence[ArraySpec], at: int) -> None:
+    def targets(self, arrays: Sequence[ArraySpec], at: int) -> None:
         """None: what is kept lies on its own."""
 
 
@@ -101,9 +101,9 @@ class ReadBuffer:
         return self._data[:size]
 
     @property
-    def has_rooms(self) -> bool:
+    def has_sink(self) -> bool:
         return self._sink is not None
 
-    def rooms(self, arrays: Sequence[ArraySpec], tokens: int) -> list[memoryview] | None:
+    def targets(self, arrays: Sequence[ArraySpec], tokens: int) -> list[memoryview] | None:
         """The sink's for a block of ``tokens`` tokens, where it wants the whole block."""
-        return self._sink.rooms(arrays, self.start) if self._sink is not None and tokens == self.wanted else None
+        return self._sink.targets(arrays, self.start) if self._sink is not None and tokens == self.wanted else None

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from kvlab.store.ghosts import Ghosts
+from kvlab.tiers import tiers_at_rest
 
 Observer = Callable[[str, dict[str, Any]], None]
 
@@ -56,3 +57,20 @@ class StoreStats:
         now = self._counts + Counter({f"miss:{reason}": n for reason, n in self._misses.items()})
         new, self._reported = now - self._reported, now
         return new
+
+
+def by_tier(figures: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    """Merge the figures of tiers: bytes and blocks under the tier's name, counters added up, troubles in one line.
+
+    Every tier of ``kvlab.tiers`` has its bytes and blocks, 0 where the store lacks the tier.
+    """
+    names = dict.fromkeys([*(tier.name for tier in tiers_at_rest()), *figures])
+    merged: dict[str, Any] = {}
+    counters = Counter({"bytes_written": 0})
+    troubles: list[str] = []
+    for name in names:
+        rest = dict(figures.get(name, {}))
+        merged |= {f"{name}_{what}": rest.pop(what, 0) for what in ("bytes", "blocks")}
+        troubles += filter(None, [rest.pop("trouble", "")])
+        counters.update(rest)
+    return merged | counters | {"trouble": "; ".join(troubles)}

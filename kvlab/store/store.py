@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from types import TracebackType
 from typing import Any, TypeVar
 
@@ -12,62 +11,47 @@ import numpy as np
 
 from kvlab.errors import StoreError
 from kvlab.store import keys as k
-from kvlab.store.blocks import cut_blocks, cut_checkpoint, plan
-from kvlab.store.config import check_settings
+from kvlab.store.blocks import Block, cut_blocks, cut_checkpoint, plan
+from kvlab.store.config import StoreConfig
+from kvlab.store.errors import TierCorrupt, TierMiss
+from kvlab.store.keys import Namespace
 from kvlab.store.lookup import Lookup
+from kvlab.store.matches import Match, Piece, Put, Query, Report
 from kvlab.store.pins import Pins
-from kvlab.store.protocols import Block, Match, Namespace, Piece, Put, Query, Report, Tier, TierCorrupt, TierMiss
+from kvlab.store.protocols import Tier
 from kvlab.store.ram.insertion import RamInserter
 from kvlab.store.ram.tier import RamTier
 from kvlab.store.read_buffers import Payload, PayloadList, PayloadSink, ReadBuffer
-from kvlab.store.ssd.tier import SsdTier
-from kvlab.store.stats import Observer, StoreStats
+from kvlab.store.stats import Observer, StoreStats, by_tier
 from kvlab.store.write_behind import WriteBehind
 
 T = TypeVar("T")
 
 
 class Store:
-    """Blocks of KV by chained key, in RAM (``ram`` bytes) and, with ``directory``, on SSD (``ssd`` bytes).
+    """Keeps blocks of KV by chained key, in RAM and in the tiers below it that ``config`` names.
 
-    ``block`` is the block size in tokens that every namespace must have. ``replace`` names the replacement policy of
-    both tiers. ``write`` is ``back``, ``through`` or ``snapshot`` and ``admit`` the uses after which a block may be
-    written to SSD, see ``WriteBehind``; ``write_cap`` bounds the bytes written to the folder on one day.
-    ``on_event(kind, fields)`` hears ``stored``, ``spilled``, ``evicted`` and ``corrupt``, each with ``blocks`` and
-    ``bytes``; it is called from any thread with the store's lock held, and must neither block nor raise.
+    ``on_event(kind, fields)`` is called for ``stored``, ``spilled``, ``evicted`` and ``corrupt``, each with ``blocks``
+    and ``bytes``; the call comes from any thread with the store's lock held, and must neither block nor raise.
 
-    Thread-safe. Settings that cannot be raise ``StoreError``; after that nothing does but misuse: a folder in trouble
-    costs hits, never an exception.
+    Thread-safe. Once it is open, only misuse raises: a tier in trouble costs hits, never an exception.
     """
 
-    def __init__(
-        self,
-        *,
-        block: int,
-        ram: int,
-        ssd: int | None = None,
-        directory: Path | str | None = None,
-        replace: str = "lru",
-        write: str = "back",
-        admit: int = 1,
-        write_cap: int | None = None,
-        on_event: Observer | None = None,
-    ) -> None:
-        check_settings(block, ram, ssd, directory, write, admit, write_cap)
-        self.block = block
+    def __init__(self, config: StoreConfig, *, on_event: Observer | None = None) -> None:
+        self.block = config.block
         self._lock = threading.Condition(threading.RLock())
         self._stats = StoreStats(on_event)
         self._pins = Pins()
         self._closed = False
-        self._ram = RamTier(ram, replace, self._pins.__contains__)
-        self._tiers: tuple[Tier, ...] = ()
+        self._ram = RamTier(config.ram, config.replace, self._pins.__contains__)
+        self._tiers: tuple[Tier, ...] = tuple(
+            tier.open(pinned=self._needed, dropped=self._left_tier) for tier in config.below
+        )
         self._writer: WriteBehind | None = None
-        if ssd is not None and directory is not None:
-            tier = SsdTier(
-                Path(directory), ssd, replace, pinned=self._needed, dropped=self._left_tier, write_cap=write_cap
+        if self._tiers:
+            self._writer = WriteBehind(
+                self._lock, self._ram, self._tiers, self._stats, write=config.write, admit=config.admit
             )
-            self._tiers = (tier,)
-            self._writer = WriteBehind(self._lock, self._ram, tier, self._stats, write=write, admit=admit)
         self._inserter = RamInserter(self._ram, self._tiers, self._writer, self._stats, self._pins)
 
     @property
@@ -231,23 +215,20 @@ class Store:
     # -- state --------------------------------------------------------------------------------------------------
 
     def tiers_bytes(self) -> dict[str, int]:
-        """Bytes at rest by tier; for SSD those of the whole folder."""
+        """Return the bytes at rest by tier; those of a folder that others share are the whole folder's."""
         with self._lock:
             held = {self._ram.name: self._ram.held}
         return held | {tier.name: tier.nbytes() for tier in self._tiers}
 
     def stats(self) -> dict[str, Any]:
-        """What is held now, and what has happened since this store was opened."""
+        """Return what is held now (``<tier>_bytes``, ``<tier>_blocks``) and what has happened since the store opened.
+
+        Counters of the tiers below RAM, such as ``bytes_written``, are added up.
+        """
         with self._lock:
-            stats = self._stats.figures() | {
-                "ram_bytes": self._ram.held,
-                "ram_blocks": len(self._ram),
-                "unwritten_bytes": self._ram.dirty_bytes,
-            }
-        stats |= {"ssd_bytes": 0, "ssd_blocks": 0, "bytes_written": 0, "trouble": ""}
-        for tier in self._tiers:
-            stats |= tier.stats()
-        return stats
+            happened = self._stats.figures() | {"unwritten_bytes": self._ram.dirty_bytes}
+            ram = {"bytes": self._ram.held, "blocks": len(self._ram)}
+        return happened | by_tier({self._ram.name: ram} | {tier.name: tier.stats() for tier in self._tiers})
 
     def check_integrity(self) -> Report:
         """Compare every structure with every other. Files are looked at, not read: ``kvlab store verify`` does that."""
@@ -256,7 +237,7 @@ class Store:
             blocks, nbytes = len(self._ram), self._ram.held
         for tier in self._tiers:
             problems += tier.problems()
-            blocks, nbytes = blocks + tier.stats()[f"{tier.name}_blocks"], nbytes + tier.nbytes()
+            blocks, nbytes = blocks + tier.stats()["blocks"], nbytes + tier.nbytes()
         return Report(blocks, nbytes, tuple(problems))
 
     def set_background_priority(self, active: bool) -> None:

@@ -16,7 +16,8 @@ import time
 from collections import OrderedDict
 from collections.abc import Sequence
 
-from kvlab.store.protocols import BLOCK, Tier
+from kvlab.store.blocks import BLOCK, Block
+from kvlab.store.protocols import Tier
 from kvlab.store.ram.tier import RamEntry, RamTier
 from kvlab.store.stats import StoreStats
 
@@ -25,7 +26,6 @@ SMALL_BYTES = 1 << 20  # of a batch beside a decoder
 REST, LONGEST_REST_S = 32, 1.0  # times as long as a batch took: three percent of a core
 DIRTY = 0.5  # part of RAM that may be unwritten before the thread rests no longer
 NOTE_S = 5.0  # how often uses and counters are written down
-WRITES = ("back", "through", "snapshot")
 log = logging.getLogger("kvlab.store")
 
 
@@ -42,13 +42,13 @@ class WriteBehind:
         self,
         condition: threading.Condition,
         ram: RamTier,
-        tier: Tier,
+        tiers: Sequence[Tier],
         stats: StoreStats,
         *,
         write: str,
         admit: int,
     ) -> None:
-        self._condition, self._ram, self._tier = condition, ram, tier
+        self._condition, self._ram, self._tiers = condition, ram, tiers
         self._write, self._admit = write, admit
         self._stats = stats
         self._queue: OrderedDict[bytes, None] = OrderedDict()
@@ -154,22 +154,27 @@ class WriteBehind:
             delta = {} if entries else self._stats.delta()
         if entries:
             started = time.thread_time()
-            held = self._tier.write([entry.as_used() for entry in entries], heads)
+            held = self._write_to_tiers([entry.as_used() for entry in entries], heads)
             rest = REST * (time.thread_time() - started)
             with self._condition:
                 self._rest_until = time.monotonic() + min(rest, LONGEST_REST_S)
                 self._landed(entries, held)
             return True
         if heads:
-            self._tier.write([], heads)
-        self._tier.note(delta)
-        durable = self._tier.sync() if flush > self._flushes_done else True
+            self._write_to_tiers([], heads)
+        for tier in self._tiers:
+            tier.note(delta)
+        durable = all([tier.sync() for tier in self._tiers]) if flush > self._flushes_done else True
         with self._condition:
             self._last_note, self._noted = time.monotonic(), True
             if flush > self._flushes_done:
                 self._durable, self._flushes_done = durable, flush
             self._condition.notify_all()
         return True
+
+    def _write_to_tiers(self, blocks: Sequence[Block], heads: Sequence[tuple[bytes, bytes]]) -> set[bytes]:
+        """Write to every tier; return the keys that at least one holds now."""
+        return set[bytes]().union(*[tier.write(blocks, heads) for tier in self._tiers])
 
     def _note_due(self) -> bool:
         return not self._noted and time.monotonic() - self._last_note > NOTE_S
@@ -189,7 +194,8 @@ class WriteBehind:
                 if self._ram.get(key) is entry:
                     self._ram.clean(key)
                 else:  # replaced by a longer block while it was written
-                    self._tier.delete([key])
+                    for tier in self._tiers:
+                        tier.delete([key])
                 blocks, nbytes = blocks + 1, nbytes + entry.nbytes
         self._flying = set()
         if blocks:

@@ -341,7 +341,13 @@ def test_slots_are_saved_restored_and_erased_by_name(bundled, tmp_path, monkeypa
 
 def stuff_of(process: int) -> tuple[int, int]:
     """File handles and threads of a process."""
-    return len(os.listdir(f"/proc/{process}/fd")), len(os.listdir(f"/proc/{process}/task"))
+    if Path("/proc").is_dir():
+        return len(os.listdir(f"/proc/{process}/fd")), len(os.listdir(f"/proc/{process}/task"))
+    files, threads = (  # macOS has no /proc
+        subprocess.run(command, capture_output=True, text=True, check=True).stdout
+        for command in (["lsof", "-p", str(process), "-F", "f"], ["ps", "-M", "-p", str(process)])
+    )
+    return files.count("\nf"), len(threads.splitlines()) - 1
 
 
 async def crowd(url: str, clients: int, seconds: float) -> dict[str, int]:

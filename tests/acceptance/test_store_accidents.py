@@ -22,6 +22,7 @@ import numpy as np
 import pytest
 
 from kvlab.errors import StoreError
+from kvlab.store import keys as k
 from kvlab.store.ssd import blockfile, tier
 from tests.soaking import times
 from tests.store_kit import MB, NS, fetch, opened, put, sound
@@ -206,6 +207,24 @@ def test_bad_files_are_misses(tmp_path: Path, accident: str, monkeypatch: pytest
             put(store, tokens)
         assert store.flush()
         sound(store)
+    with opened(tmp_path) as store:
+        assert [fetch(store, tokens).tokens for tokens in TALKS] == [len(tokens) for tokens in TALKS]
+
+
+def test_folder_of_an_older_format_is_a_miss_and_is_written_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    for name in ("keys", "ssd.index"):
+        monkeypatch.setattr(f"kvlab.store.{name}.FORMAT", k.FORMAT - 1)
+    filled(tmp_path)
+    monkeypatch.undo()
+    with opened(tmp_path) as store:
+        assert [fetch(store, tokens).tokens for tokens in TALKS] == [0] * len(TALKS)
+        for tokens in TALKS:
+            put(store, tokens)
+        assert store.flush()
+        sound(store)
+    assert "older format" in caplog.text
     with opened(tmp_path) as store:
         assert [fetch(store, tokens).tokens for tokens in TALKS] == [len(tokens) for tokens in TALKS]
 

@@ -25,7 +25,7 @@ from kvlab.figures.draw import svg_of
 from kvlab.figures.figure import Figure
 from kvlab.figures.saved import Saved
 from kvlab.models import LoadedModel
-from kvlab.results import UNITS, Results, row
+from kvlab.results import Results, row, units
 from tests.chart_kit import evicted
 from tests.fake_decoder import FakeDecoder
 from tests.unit.test_experiments import in_this_process
@@ -266,7 +266,7 @@ def test_declared_figures_name_experiments_and_metrics_that_exist() -> None:
     names = [figure.name for figure in declared.FIGURES]
     assert len(names) == len(set(names)) >= 6
     for figure in declared.FIGURES:
-        assert figure.claims and figure.shows and figure.needs() <= set(UNITS)
+        assert figure.claims and figure.shows and figure.needs() <= set(units())
         for name in figure.experiments:
             asked = read_experiment(root / "experiments" / f"{name}.toml")
             policies = {cell.policy for cell in asked.cells()}

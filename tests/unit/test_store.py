@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 from kvlab.errors import StoreError
+from kvlab.replacement_names import replacement_files
 from kvlab.store import Namespace, Store, write_behind
 from kvlab.store.ssd.eviction import Evictor
 from kvlab.store.ssd.folder import StoreFolder
@@ -150,7 +151,7 @@ def test_checkpoints_are_found_at_any_token(tmp_path: Path, where: str) -> None:
 
 
 def test_checkpoint_out_of_reach_of_blocks_is_not_used() -> None:
-    store = Store(block=BLOCK, ram=MB)
+    store = opened(None, ram=MB)
     put(store, A[:8])
     store.put_checkpoint(NS, A[:16], {"s": np.ones(1)})
     match = store.match(NS, A, checkpoint=True)
@@ -179,7 +180,7 @@ def test_arrays_come_back_as_they_were_given(tmp_path: Path, where: str) -> None
 
 def test_full_ram_lets_leaves_go_first() -> None:
     size = sum(array.nbytes for array in rows(A, 0, 8).values())
-    store = Store(block=BLOCK, ram=4 * size)
+    store = opened(None, ram=4 * size)
     first, second = list(range(32)), list(range(500, 524))
     put(store, first)
     put(store, second)
@@ -191,7 +192,7 @@ def test_full_ram_lets_leaves_go_first() -> None:
     sound(store)
 
 
-@pytest.mark.parametrize("replace", ["lru", "lfu", "s3fifo", "sieve", "gdsf", "cost"])
+@pytest.mark.parametrize("replace", replacement_files())
 @pytest.mark.parametrize("write", ["back", "through"])
 def test_budgets_hold_and_what_is_served_is_right(tmp_path: Path, replace: str, write: str) -> None:
     size = sum(array.nbytes for array in rows(A, 0, 8).values())
@@ -254,7 +255,7 @@ def test_a_batch_keeps_the_blocks_that_its_own_follow(tmp_path: Path, monkeypatc
 
 def test_what_is_being_read_stays() -> None:
     size = sum(array.nbytes for array in rows(A, 0, 8).values())
-    store = Store(block=BLOCK, ram=2 * size)
+    store = opened(None, ram=2 * size)
     put(store, A[:16])
     match = store.match(NS, A[:16])
     assert put(store, list(range(16))).blocks == 0
@@ -455,19 +456,20 @@ def test_many_threads(tmp_path: Path) -> None:
     [
         ({"block": 0}, "block=0"),
         ({"ram": -1}, "ram"),
-        ({"ssd": 5}, "directory"),
-        ({"replace": "mru"}, "lru, lfu, s3fifo, sieve, gdsf, cost"),
+        ({"ssd": 0}, "budget"),
+        ({"write_cap": -1}, "write_cap"),
+        ({"replace": "never"}, ", ".join(replacement_files())),
         ({"write": "never"}, "back, through, snapshot"),
         ({"admit": 0}, "admit"),
     ],
 )
-def test_settings_that_cannot_be_say_what_can(settings: dict[str, object], says: str) -> None:
+def test_settings_that_cannot_be_say_what_can(tmp_path: Path, settings: dict[str, Any], says: str) -> None:
     with pytest.raises(StoreError, match=says):
-        Store(**({"block": 8, "ram": MB} | settings))  # type: ignore[arg-type]
+        opened(tmp_path, **settings)
 
 
 def test_misuse_is_told() -> None:
-    store = Store(block=BLOCK, ram=MB)
+    store = opened(None, ram=MB)
     with pytest.raises(StoreError, match="block boundary"):
         put(store, A, 4)
     with pytest.raises(StoreError, match="only 4 tokens"):

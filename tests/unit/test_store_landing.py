@@ -11,7 +11,7 @@ import pytest
 
 from kvlab.store import Store
 from kvlab.store import keys as k
-from kvlab.store.protocols import Child
+from kvlab.store.blocks import Child
 from kvlab.store.ssd import blockfile
 from tests.store_kit import BLOCK, NS, opened, payloads, put, rows
 
@@ -33,7 +33,7 @@ class Live:
         for name, array in payload.items():
             self.arrays[name][:, at : at + array.shape[1]] = array
 
-    def rooms(self, arrays: Sequence[blockfile.Stored], at: int) -> list[memoryview]:
+    def targets(self, arrays: Sequence[blockfile.Stored], at: int) -> list[memoryview]:
         end = at + arrays[0].shape[1]
         return [head[at:end].reshape(-1).view(np.uint8).data for one in arrays for head in self.arrays[one.name]]
 

@@ -21,13 +21,14 @@ from hypothesis.stateful import (
 )
 
 from kvlab.store import Match, Namespace, Store
+from kvlab.store.replacement import REPLACEMENTS
 from tests.soaking import times
 from tests.store_kit import fetch, opened, payloads, rows, same, sound
 
 NAMESPACES = [Namespace("m", "", "f32", 4), Namespace("m", "q4", "f32", 4, "tenant")]
 tokens_ = st.lists(st.integers(0, 2), min_size=1, max_size=40)
 ns_ = st.sampled_from(NAMESPACES)
-replace_ = st.sampled_from(["lru", "lfu", "s3fifo", "sieve", "gdsf", "cost"])
+replace_ = st.sampled_from(REPLACEMENTS)
 write_ = st.sampled_from(["back", "through"])
 
 

@@ -38,7 +38,6 @@ class PagedPrefixCache(PrefixCache):
                 f"'{policy}' has no store to find blocks in: give the decoder one, or tiers to the policy"
             )
         self._store = store
-        self._dtype = getattr(mx, loaded.dtype)
         self._block = policy.reuse.block
         self._every = policy.reuse.checkpoint
         self.wants_checkpoints = serialize.has_state(make_caches(loaded.model, policy))
@@ -71,7 +70,7 @@ class PagedPrefixCache(PrefixCache):
             request.lookup_s = time.perf_counter() - started
             return 0
         looked_up = time.perf_counter()
-        filler = CacheLoader(caches, limit, self._dtype)
+        filler = CacheLoader(caches, limit)
         checkpoint, match = self._read(request, limit, match, filler)
         request.miss = match.miss
         if match.tokens:

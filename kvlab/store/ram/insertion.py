@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Sequence
 
+from kvlab.store.blocks import BLOCK, Block
+from kvlab.store.matches import Put
 from kvlab.store.pins import Pins
-from kvlab.store.protocols import BLOCK, Block, Put, Tier, TierIndex
+from kvlab.store.protocols import Tier, TierIndex
 from kvlab.store.ram.tier import RamEntry, RamTier
 from kvlab.store.stats import StoreStats
 from kvlab.store.write_behind import WriteBehind

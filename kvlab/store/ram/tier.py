@@ -9,8 +9,9 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from kvlab.store import keys as k
-from kvlab.store.protocols import BLOCK, CHECKPOINT, Block, Child
+from kvlab.store.blocks import BLOCK, CHECKPOINT, Block, Child
 from kvlab.store.replacement import make
+from kvlab.tiers import RAM
 
 
 @dataclass(slots=True, eq=False)
@@ -34,7 +35,7 @@ class RamTier:
     A block with children here may not leave before them; neither may one that ``pinned`` says is being read.
     """
 
-    name = "ram"
+    name = RAM.name
 
     def __init__(self, budget: int, replacement: str, pinned: Callable[[bytes], bool]) -> None:
         self.budget = budget

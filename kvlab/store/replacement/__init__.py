@@ -1,29 +1,48 @@
-"""Replacement policies, by name. Add one: a file with a ``Replacement`` subclass, and its line in ``REPLACEMENTS``."""
+"""Replacement policies, by name.
+
+Add one: a file with a ``Replacement`` subclass whose ``name`` is that of the file. A subclass defined elsewhere, in a
+notebook for instance, is known from then on too.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from types import MappingProxyType
+import importlib
 
+from kvlab import replacement_names
 from kvlab.errors import StoreError
 from kvlab.store.replacement.base import Evictable, Replacement, anyone
-from kvlab.store.replacement.cost import CostAware
-from kvlab.store.replacement.gdsf import Gdsf
-from kvlab.store.replacement.lfu import Lfu
-from kvlab.store.replacement.lru import Lru
-from kvlab.store.replacement.s3fifo import S3Fifo
-from kvlab.store.replacement.sieve import Sieve
 
-REPLACEMENTS: Mapping[str, type[Replacement]] = MappingProxyType(
-    {kind.name: kind for kind in (Lru, Lfu, S3Fifo, Sieve, Gdsf, CostAware)}
-)
+for _name in replacement_names.replacement_files():
+    importlib.import_module(f"{__name__}.{_name}")
+
+
+def replacements() -> dict[str, type[Replacement]]:
+    """Return every replacement policy by name; of two with one name the later counts."""
+    found: dict[str, type[Replacement]] = {}
+    pending = list(Replacement.__subclasses__())
+    while pending:
+        kind = pending.pop(0)
+        pending.extend(kind.__subclasses__())
+        if kind.__dict__.get("name"):
+            found[kind.name] = kind
+    return found
+
+
+def check_replacement(name: str) -> type[Replacement]:
+    """Return the replacement policy called ``name``. Raises ``StoreError`` that lists the names."""
+    known = replacements()
+    if name not in known:
+        names = ", ".join(replacement_names.replacement_names())
+        raise StoreError(f"replace={name!r} is not known; use one of {names}")
+    return known[name]
 
 
 def make(name: str, capacity: int) -> Replacement:
-    """The replacement policy called ``name`` for a tier of ``capacity``. Raises ``StoreError`` listing the names."""
-    if name not in REPLACEMENTS:
-        raise StoreError(f"replace={name!r} is not known; use one of {', '.join(REPLACEMENTS)}")
-    return REPLACEMENTS[name](capacity)
+    """Make the replacement policy called ``name`` for a tier of ``capacity``. Raises ``StoreError``."""
+    return check_replacement(name)(capacity)
 
 
-__all__ = ["REPLACEMENTS", "Evictable", "Replacement", "anyone", "make"]
+REPLACEMENTS = replacement_names.replacement_files()
+"""The names of the built-in policies."""
+
+__all__ = ["REPLACEMENTS", "Evictable", "Replacement", "anyone", "check_replacement", "make", "replacements"]

@@ -6,6 +6,8 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Hashable
 from typing import ClassVar
 
+from kvlab import replacement_names
+
 Evictable = Callable[[Hashable], bool]
 
 
@@ -25,7 +27,12 @@ class Replacement(ABC):
     ``admit`` of a resident key and ``touch`` or ``remove`` of an absent one raise ``KeyError``. None is thread-safe.
     """
 
-    name: ClassVar[str]
+    name: ClassVar[str] = ""
+
+    def __init_subclass__(cls) -> None:
+        super().__init_subclass__()
+        if cls.__dict__.get("name"):
+            replacement_names.declare(cls.name)
 
     def __init__(self, capacity: int) -> None:
         self.capacity = capacity

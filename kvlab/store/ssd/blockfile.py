@@ -26,8 +26,9 @@ import numpy as np
 import xxhash
 
 from kvlab.store import keys as k
-from kvlab.store.protocols import BLOCK, CHECKPOINT, NUMBERS, Block
+from kvlab.store.blocks import BLOCK, CHECKPOINT, NUMBERS, Block
 from kvlab.store.read_buffers import ArraySpec, BlockLayout, ReadBuffer
+from kvlab.store.ssd import vectored
 
 MAGIC = b"KVLABBLK"
 ALIGN = 64
@@ -37,7 +38,6 @@ _START = _FIXED.size + _SUM
 _SIZES = _FIXED.size - _SUM
 _MOST_HEADER = 1 << 20
 _OPENING, _ARRAYS = b'{"key":"%s"', b',"arrays":['
-_VIEWS = 1024  # what a system takes at once (IOV_MAX)
 _FIRST = 4096  # bytes of the first reading: mostly the whole header
 
 
@@ -94,7 +94,7 @@ def size_of(parts: list[Buffer]) -> int:
 def write(fd: int, parts: list[Buffer]) -> int:
     """Write all of ``parts`` at the start of an open file; bytes written. Raises ``OSError``."""
     done = 0
-    batch = 512  # below any system's IOV_MAX
+    batch = min(vectored.MAX_BUFFERS_PER_CALL, 512)
     for at in range(0, len(parts), batch):
         chunk = parts[at : at + batch]
         total = size_of(chunk)
@@ -131,10 +131,10 @@ def read_to(path: str | os.PathLike[str], key: bytes, buffer: ReadBuffer) -> Blo
             start = os.pread(fd, _START + length, 0)
         raw, digest = _sealed(start, length)
         offset = _START + length
-        if buffer.has_rooms:
+        if buffer.has_sink:
             header = _parsed(raw)
             block, stored = _block(header, None, key), _arrays(header.get("arrays"))
-            rooms = buffer.rooms(stored, block.length) if block.kind == BLOCK and stored else None
+            rooms = buffer.targets(stored, block.length) if block.kind == BLOCK and stored else None
             if rooms is not None:
                 views = _with_gaps(stored, rooms, size - offset)
                 _fill(fd, views, offset, size - offset)
@@ -159,12 +159,13 @@ def _reads_alike(fd: int, key: bytes, buffer: ReadBuffer) -> bool:
     them its place, is not read again.
     """
     form = buffer.form
-    rooms = buffer.rooms(form.stored, form.tokens) if form is not None else None
-    if form is None or rooms is None or len(rooms) > _VIEWS - 2:
+    rooms = buffer.targets(form.stored, form.tokens) if form is not None else None
+    if form is None or rooms is None:
         return False
     views, head = _with_gaps(form.stored, rooms, form.payload), form.head
     # One byte more than there is: no more is read only where the file ends in the right place.
-    if os.preadv(fd, [head, *views, form.beyond], 0) != len(head) + form.payload or head[:_SIZES] != form.sizes:
+    count = vectored.read(fd, [head, *views, form.beyond], 0)
+    if count != len(head) + form.payload or head[:_SIZES] != form.sizes:
         return False
     try:
         raw, digest = _sealed(head, len(head) - _START)
@@ -176,12 +177,12 @@ def _reads_alike(fd: int, key: bytes, buffer: ReadBuffer) -> bool:
 
 def _fill(fd: int, views: list[memoryview], offset: int, total: int) -> None:
     """Read ``total`` bytes into ``views``, which are as long together, one behind the other."""
-    if len(views) < _VIEWS and os.preadv(fd, views, offset) == total:
+    if vectored.read(fd, views, offset) == total:
         return
-    for view in filter(len, views):  # too many at once, or a short reading: one by one
+    for view in filter(len, views):  # cut short, by a signal or by the file's end: one by one
         flat, got = view.cast("B"), 0
         while got < len(flat):
-            n = os.preadv(fd, [flat[got:]], offset + got)
+            n = vectored.read(fd, [flat[got:]], offset + got)
             if n == 0:
                 raise BadBlock("it shrank while it was read")
             got += n

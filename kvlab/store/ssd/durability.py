@@ -1,35 +1,65 @@
-"""What can go wrong with a disk or an index, in words; and making files durable."""
+"""Make files survive a power cut; say in words what can go wrong with a disk or an index."""
 
 from __future__ import annotations
 
 import fcntl
 import os
 import sqlite3
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from kvlab.store.ssd.index import GARBLED
 
+CONCURRENT_SYNCS = 4
+"""Files synced at once: a journal commits them together."""
+
 TROUBLE = (OSError, sqlite3.Error, *GARBLED)
 
 
+def sync_files(paths: Iterable[str], folders: Iterable[str]) -> None:
+    """Hand files, and then the folders that name them, to the drive. Raises ``OSError``.
+
+    Where :func:`flush_drive` has something to do, the drive may still hold them in its own cache.
+    """
+    with ThreadPoolExecutor(CONCURRENT_SYNCS, thread_name_prefix="kvlab-store-sync") as pool:
+        for batch in (paths, folders):
+            list(pool.map(sync_path, batch))
+
+
 def sync_path(path: str | Path) -> None:
-    """Make a file or folder survive a power cut; nothing where it is gone. Raises ``OSError``."""
+    """Hand a file or folder to the drive; do nothing where it is gone. Raises ``OSError``."""
     try:
         fd = os.open(path, os.O_RDONLY)
     except FileNotFoundError:
         return  # evicted since
     try:
-        full = getattr(fcntl, "F_FULLFSYNC", None)  # macOS: fsync alone leaves data in the drive's cache
-        if full is not None:
-            fcntl.fcntl(fd, full)
-        else:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def flush_drive(path: str | Path) -> None:
+    """Have the drive that holds ``path`` write its own cache down, where ``fsync`` does not. Raises ``OSError``.
+
+    That is macOS: there one ``F_FULLFSYNC`` covers all that was handed to the drive before, so one a batch is enough.
+    Volumes that refuse it (network, some external drives) get a plain ``fsync``.
+    """
+    full_flush = getattr(fcntl, "F_FULLFSYNC", None)
+    if full_flush is None:
+        return
+    fd = os.open(path, os.O_RDONLY)
+    try:
+        try:
+            fcntl.fcntl(fd, full_flush)
+        except OSError:
             os.fsync(fd)
     finally:
         os.close(fd)
 
 
 def damaged(error: Exception) -> bool:
-    """Whether an error means that the index itself is broken, rather than busy, full or out of reach."""
+    """Tell whether an error means that the index itself is broken, rather than busy, full or out of reach."""
     if isinstance(error, sqlite3.Error):
         codes = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
         return isinstance(error, sqlite3.IntegrityError) or getattr(error, "sqlite_errorcode", 0) & 0xFF in codes
@@ -37,7 +67,7 @@ def damaged(error: Exception) -> bool:
 
 
 def in_words(error: Exception) -> str:
-    """One line for a warning."""
+    """Return one line for a warning."""
     if isinstance(error, OSError):
         return error.strerror or str(error)
     return f"index: {error}"

@@ -27,7 +27,7 @@ from pathlib import Path
 
 from kvlab.errors import StoreError
 from kvlab.store import keys as k
-from kvlab.store.protocols import Block
+from kvlab.store.blocks import Block
 from kvlab.store.ssd import blockfile
 from kvlab.store.ssd import process_lock as owners
 from kvlab.store.ssd.index import GARBLED, SsdIndex

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from kvlab.store import keys as k
-from kvlab.store.protocols import BLOCK, CHECKPOINT, Child
+from kvlab.store.blocks import BLOCK, CHECKPOINT, Child
 from kvlab.store.ssd.index import SsdIndex
 
 

@@ -14,48 +14,69 @@ import os
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 from kvlab.errors import StoreError
-from kvlab.store.protocols import Block, Child, TierCorrupt, TierMiss
+from kvlab.store.blocks import Block, Child
+from kvlab.store.errors import TierCorrupt, TierMiss
+from kvlab.store.protocols import IsPinned, OnDropped
 from kvlab.store.read_buffers import ReadBuffer
+from kvlab.store.replacement import check_replacement
 from kvlab.store.ssd import blockfile
-from kvlab.store.ssd.durability import TROUBLE, damaged, in_words, sync_path
+from kvlab.store.ssd.durability import TROUBLE, damaged, flush_drive, in_words, sync_files
 from kvlab.store.ssd.eviction import Evictor
 from kvlab.store.ssd.folder import ReadOnlyFolder, StoreFolder, folder_problems
 from kvlab.store.ssd.index_reader import IndexReader
 from kvlab.store.ssd.write_transaction import WriteTransaction
+from kvlab.tiers import SSD
 
 RETRY_S = 30.0  # how long a tier in trouble takes nothing
-SYNCS = 4  # files synced at once: a journal commits them together
 log = logging.getLogger("kvlab.store")
 T = TypeVar("T")
 
 
-class SsdTier:
-    """Implements ``Tier``. ``pinned`` says which keys must stay; ``dropped(key, bytes, reason)`` hears of those gone.
+@dataclass(frozen=True)
+class SsdConfig:
+    """Describes an SSD tier. Settings that cannot be raise ``StoreError``.
 
-    ``write_cap`` bounds the bytes that all processes together write into the folder on one day (UTC). In trouble (full
-    disk, read-only or deleted folder, damaged index) it warns once, takes nothing, serves what can still be read, and
-    tries again after a while.
+    Attributes:
+        directory: the folder of blocks and index; several processes and models may share it.
+        budget: bytes that the whole folder may hold.
+        replace: replacement policy.
+        write_cap: bytes that all processes together may write into the folder on one day (UTC); None is no limit.
     """
 
-    name = "ssd"
+    name: ClassVar[str] = SSD.name
+    directory: Path
+    budget: int
+    replace: str = "lru"
+    write_cap: int | None = None
 
-    def __init__(
-        self,
-        directory: Path,
-        budget: int,
-        replace: str,
-        *,
-        pinned: Callable[[bytes], bool],
-        dropped: Callable[[bytes, int, str], None],
-        write_cap: int | None = None,
-    ) -> None:
-        self.directory, self.budget = directory, budget
-        self._replace, self._pinned, self._dropped, self._write_cap = replace, pinned, dropped, write_cap
+    def __post_init__(self) -> None:
+        if self.budget < 1:
+            raise StoreError(f"{self.budget} bytes are not a budget of the SSD tier; use 1 or more")
+        if self.write_cap is not None and self.write_cap < 0:
+            raise StoreError(f"write_cap={self.write_cap} is not a number of bytes a day; use 0 or more")
+        check_replacement(self.replace)
+
+    def open(self, *, pinned: IsPinned, dropped: OnDropped) -> SsdTier:
+        return SsdTier(self, pinned, dropped)
+
+
+class SsdTier:
+    """Implements ``Tier``: ``pinned`` says which blocks must stay, ``dropped`` is called for each that has left.
+
+    In trouble (full disk, read-only or deleted folder, damaged index) it warns once, takes nothing, serves what can
+    still be read, and tries again after a while.
+    """
+
+    name = SSD.name
+
+    def __init__(self, config: SsdConfig, pinned: IsPinned, dropped: OnDropped) -> None:
+        self._config, self._pinned, self._dropped = config, pinned, dropped
+        self.directory = config.directory
         self._counts: Counter[str] = Counter()
         self._trouble = ""
         self._warned = False
@@ -70,6 +91,7 @@ class SsdTier:
     # -- trouble ------------------------------------------------------------------------------------------------
 
     def _open(self) -> None:
+        config = self._config
         try:
             folder = StoreFolder(self.directory)
         except StoreError:
@@ -79,8 +101,8 @@ class SsdTier:
             with contextlib.suppress(*TROUBLE):  # full or read-only: what is there can still be read
                 self._layout = ReadOnlyFolder(self.directory)
             return
-        self._evictor = Evictor(folder, self.budget, self._replace, self._pinned, self._dropped)
-        self._transaction = WriteTransaction(folder, self._evictor, self._pinned, self._counts, self._write_cap)
+        self._evictor = Evictor(folder, config.budget, config.replace, self._pinned, self._dropped)
+        self._transaction = WriteTransaction(folder, self._evictor, self._pinned, self._counts, config.write_cap)
         self._unsynced, self._unreadable = set(), set()
         self._folder = self._layout = folder
 
@@ -155,8 +177,8 @@ class SsdTier:
 
     def stats(self) -> dict[str, Any]:
         return {
-            "ssd_bytes": self.nbytes(),
-            "ssd_blocks": self._look(lambda view: view.sum("blocks"), 0),
+            "bytes": self.nbytes(),
+            "blocks": self._look(lambda view: view.sum("blocks"), 0),
             "folder_bytes_written": self._look(lambda view: view.sum("written"), 0),
             **{name: self._counts[name] for name in ("bytes_written", "refused", "capped", "failures")},
             "trouble": self._trouble,
@@ -276,10 +298,9 @@ class SsdTier:
         paths, self._unsynced = self._unsynced, set()
         folders = {os.path.dirname(path) for path in paths} | {str(folder.blocks)}
         try:
-            with ThreadPoolExecutor(SYNCS, thread_name_prefix="kvlab-store-sync") as pool:
-                for some in (paths, folders):  # files before the names that lead to them
-                    list(pool.map(sync_path, some))
+            sync_files(paths, folders)
             folder.index.sync()
+            flush_drive(folder.blocks)
         except TROUBLE as error:
             self._fail(error)
             return False

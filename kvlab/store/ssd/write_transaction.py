@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from kvlab.store import keys as k
-from kvlab.store.protocols import BLOCK, Block
+from kvlab.store.blocks import BLOCK, Block
 from kvlab.store.ssd import blockfile
 from kvlab.store.ssd import process_lock as owners
 from kvlab.store.ssd.eviction import Evictor

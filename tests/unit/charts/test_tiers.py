@@ -30,6 +30,18 @@ def test_tiers_stand_over_time() -> None:
         charts.bytes_by_tier(rows.filter(pl.col("metric") == "none"), tokens, finished, submitted)
 
 
+def test_tier_that_this_process_has_not_declared_is_drawn_too() -> None:
+    times = pl.DataFrame({"policy": ["far"], "request": [0], "t": [1.0]})
+    submitted = times.with_columns(pl.lit(0.0).alias("t"), pl.lit("c").alias("conversation"), pl.lit(1).alias("turn"))
+    bytes_ = {"kv_bytes_moon": 7e6, "kv_bytes_ram": 2e6, "kv_bytes_live": 1e6}
+    rows = frame(*(row("far", "w", "accuracy", value, turn=1, conversation="c") for value in bytes_.values()))
+    rows = rows.with_columns(pl.Series("metric", list(bytes_)))
+    spec = charts.bytes_by_tier(rows, times.with_columns(kv_bytes=pl.lit(5, pl.Int64)), times, submitted).to_dict()
+    assert {point["tier"] for point in values(spec, marks(spec)[0])} == {"live", "RAM", "moon"}
+    places = blocks().with_columns(pl.col("tier").replace("ssd", "moon"))
+    assert charts.block_map(places).to_dict()["encoding"]["color"]["scale"]["domain"] == ["ram", "ssd", "moon", "gone"]
+
+
 def blocks() -> pl.DataFrame:
     tiers = {1: {"a": "rrr"}, 2: {"a": "ssg", "b": "rr"}}
     names = {"r": "ram", "s": "ssd", "g": "gone"}

@@ -1,0 +1,79 @@
+"""Values of requests to the store and of its answers."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from kvlab.store.keys import Namespace
+
+
+@dataclass(frozen=True)
+class Piece:
+    """One block of a match: its first ``used`` tokens, of ``length`` stored, stand at position ``start``."""
+
+    key: bytes
+    start: int
+    used: int
+    length: int
+    tier: str
+
+
+@dataclass(frozen=True)
+class Query:
+    """What was asked, kept so that a read that meets a bad block can ask again."""
+
+    ns: Namespace
+    tokens: np.ndarray
+    checkpoint: bool
+
+
+@dataclass(frozen=True)
+class Match:
+    """The reusable prefix of a request.
+
+    ``tokens`` is its length, ``by_tier`` the same by tier name. ``miss`` says why the rest must be computed: "" when
+    all was found, else ``never_seen``, ``evicted``, ``diverged_at=<position>``, ``no_checkpoint``, ``corrupt`` or
+    ``other_policy``. ``checkpoint`` is the key of the state at exactly ``tokens`` where one was asked for and found.
+    """
+
+    tokens: int
+    pieces: tuple[Piece, ...] = ()
+    by_tier: Mapping[str, int] = field(default_factory=dict)
+    miss: str = ""
+    checkpoint: bytes | None = None
+    ticket: int = field(default=-1, repr=False, compare=False)
+    query: Query | None = field(default=None, repr=False, compare=False)
+
+    @classmethod
+    def of(cls, query: Query, pieces: Sequence[Piece], miss: str, checkpoint: bytes | None, ticket: int) -> Match:
+        """The match that ``pieces`` make up."""
+        by_tier: Counter[str] = Counter()
+        for piece in pieces:
+            by_tier[piece.tier] += piece.used
+        tokens = sum(piece.used for piece in pieces)
+        return cls(tokens, tuple(pieces), dict(by_tier), miss, checkpoint, ticket, query)
+
+
+@dataclass(frozen=True)
+class Put:
+    """What a put added: blocks and bytes that were not there before."""
+
+    blocks: int
+    bytes: int
+
+
+@dataclass(frozen=True)
+class Report:
+    """The outcome of an integrity check: what was looked at, and each thing found wrong in one line."""
+
+    blocks: int
+    bytes: int
+    problems: tuple[str, ...] = ()
+
+    @property
+    def ok(self) -> bool:
+        return not self.problems
