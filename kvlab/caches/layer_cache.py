@@ -267,6 +267,8 @@ class LayerCache:
                 state = self.backend.merge(state, shared)
             return self.backend.finish(state, queries.dtype, sinks)
         mask = self.retention.mask(self.rows.length, self.offset, count)
+        if isinstance(mask, mx.array) and mask.shape[1] > 1:  # from KV heads to query heads
+            mask = mx.repeat(mask, queries.shape[1] // mask.shape[1], axis=1)
         prefixes = [prefix.arrays for prefix in self.prefixes]
         return self.rows.attend(self.backend, queries, prefixes, scale, mask, sinks)
 

@@ -111,6 +111,9 @@ class Retention(ABC):
     def evict(self, rows: KVBuffer, offset: int, scale: float) -> None:  # noqa: B027
         """Drop the rows that do not stay."""
 
+    def check_all_scores(self) -> None:  # noqa: B027
+        """Raise PolicyError where rows were chosen by scores that are no numbers; waits for what is not computed."""
+
     @property
     def is_compressed(self) -> bool:
         """Whether later rows are computed from what an eviction kept."""
@@ -224,7 +227,8 @@ class TopScores(Retention):
 
     @property
     def is_batchable(self) -> bool:
-        return not self._is_ragged and not self._scorer.accumulates
+        one_for_all = type(self._scorer).targets is Scorer.targets
+        return one_for_all and not self._scorer.accumulates
 
     def note(self, rows: KVBuffer | None, queries: mx.array, offset: int, scale: float) -> None:
         self._check_scores(offset)
@@ -306,7 +310,7 @@ class TopScores(Retention):
             scores = mx.where(context.positions >= 0, scores, -mx.inf)
         targets = self._targets(scores, target, heads, length)
         # From the newest back, so that of rows that score the same the newest stay.
-        order = length - 1 - mx.argsort(-level(scores)[..., ::-1], axis=-1)
+        order = length - 1 - mx.argsort(-level(scores)[..., ::-1], axis=-1).astype(mx.int32)
         width = max(targets)
         self._is_ragged = self._is_ragged or min(targets) < width
         if self._is_ragged:
@@ -345,6 +349,10 @@ class TopScores(Retention):
     def _check_scores(self, offset: int) -> None:
         """Raise PolicyError where scores of some tokens ago were no numbers: their order means nothing."""
         while self._nan_checks and self._nan_checks[0][0] <= offset:
+            self._raise_for(self._nan_checks.popleft()[1])
+
+    def check_all_scores(self) -> None:
+        while self._nan_checks:
             self._raise_for(self._nan_checks.popleft()[1])
 
     def _raise_for(self, has_nan: mx.array) -> None:

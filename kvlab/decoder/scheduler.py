@@ -264,6 +264,8 @@ class Scheduler:
         if self.reuse and any(layer.retention.prompt_rows is not None for layer in request.layers):
             self._stored(request, self.reuse.keep_prompt, request.caches)
         if response.finish_reason is not None:
+            for layer in request.layers:
+                layer.retention.check_all_scores()
             self._finish(request, response.finish_reason, kv_bytes, response.prompt_cache, response.all_tokens)
 
     def _relieve(self) -> None:

@@ -6,6 +6,8 @@ import dataclasses
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from kvlab.errors import PolicyError
+
 if TYPE_CHECKING:
     from kvlab.policies.policy import Policy
 
@@ -25,13 +27,14 @@ class Module:
 
     A concrete subclass sets ``name`` and is from then on known to :func:`registry` and to the spec grammar:
     defining the class is all the registration there is. ``is_lossless`` says that a retention or codec leaves keys and
-    values, and which of them are seen, as they are.
+    values, and which of them are seen, as they are; ``encodes_groups``, that a codec writes several rows together.
     """
 
     name: ClassVar[str] = ""
     slot: ClassVar[str] = ""
     paper: ClassVar[str] = ""
     is_lossless: ClassVar[bool] = False
+    encodes_groups: ClassVar[bool] = False
 
     def __or__(self, other: Module | Policy) -> Policy:
         from kvlab.policies.policy import Policy  # which is built from modules
@@ -40,6 +43,16 @@ class Module:
 
     def check(self, policy: Policy) -> None:
         """Raise PolicyError where this module cannot work with the others of ``policy``."""
+        if not self.encodes_groups:
+            return
+        if policy.reuse.name != "none":
+            raise PolicyError(
+                f"'{self}' encodes rows in groups, which '{policy.reuse}' cannot store or share: use it without reuse"
+            )
+        if not policy.retention.is_lossless:
+            raise PolicyError(
+                f"'{self}' encodes rows in groups, of which '{policy.retention}' drops single ones: use it with full"
+            )
 
     def spec(self) -> str:
         """``name``, or ``name:key=value,...`` with the parameters that differ from their defaults."""

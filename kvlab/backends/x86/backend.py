@@ -49,7 +49,8 @@ class X86Backend(Backend):
         sinks: mx.array | None,
     ) -> mx.array:
         batch, heads, count, dim = queries.shape
-        if count == 1 or batch > 1 or not self._has_blas or queries.dtype != mx.float32:
+        by_head = isinstance(mask, mx.array) and mask.shape[1] > 1
+        if count == 1 or batch > 1 or by_head or not self._has_blas or queries.dtype != mx.float32:
             keys, values = joined(segments)
             mask = over_all(mask, keys.shape[2], count)
             return mx.fast.scaled_dot_product_attention(queries, keys, values, scale=scale, mask=mask, sinks=sinks)

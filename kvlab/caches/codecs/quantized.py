@@ -74,7 +74,8 @@ class QuantizedCodec(Codec):
         )
         if mask is not None:
             scores = scores.reshape(batch, kv_heads, -1, count, length)
-            scores = mx.where(mask[:, :, None], scores, mx.finfo(scores.dtype).min)
+            by_head = mask[:, :, None] if mask.shape[1] == 1 else mask.reshape(batch, kv_heads, -1, count, length)
+            scores = mx.where(by_head, scores, mx.finfo(scores.dtype).min)
             scores = scores.reshape(batch, kv_heads, -1, length)
         weights = mx.softmax(scores, axis=-1, precise=True)
         out = mx.quantized_matmul(weights, *_triple(rows, "v"), transpose=False, group_size=self.group, bits=self.bits)
