@@ -38,7 +38,7 @@ def is_slow_with_quantized_weights() -> bool:
 
 
 def overlaps_with_host() -> bool:
-    """Whether a forward pass that was started early is computed while the host works on; CPUs only share their cores."""
+    """Whether a forward pass is computed beside the work of the host; a CPU shares its cores between both."""
     return not is_cpu()
 
 

@@ -18,7 +18,7 @@ _METRICS = {"kv_bytes_ram": "RAM", "kv_bytes_ssd": "SSD"}
 
 
 def bytes_by_tier(rows: pl.DataFrame, tokens: pl.DataFrame, finished: pl.DataFrame, submitted: pl.DataFrame) -> Any:
-    """Live KV at each token above what rests in RAM and on SSD after each request, against seconds, for one policy.
+    """Draw live KV at each token above KV in RAM and on SSD after each request, against seconds, for one policy.
 
     `tokens`, `finished` and `submitted` are events with `policy`, `request`, `t` and, of `submitted`, `conversation`
     and `turn`, by which rows find their time.
@@ -54,7 +54,7 @@ def bytes_by_tier(rows: pl.DataFrame, tokens: pl.DataFrame, finished: pl.DataFra
 
 
 def block_map(blocks: pl.DataFrame, *, step: int | None = None) -> Any:
-    """Every block of every conversation, coloured by the tier it rests in after a request (None: the last).
+    """Draw every block of every conversation, coloured by the tier it rests in after a request (None: the last).
 
     ``blocks`` has ``step``, ``conversation``, ``block``, ``tier``. Raises RunError for a step that is not there.
     """
@@ -91,7 +91,7 @@ def block_map(blocks: pl.DataFrame, *, step: int | None = None) -> Any:
 
 
 def bytes_at_rest(steps: pl.DataFrame, *, step: int | None = None) -> Any:
-    """Bytes at rest by tier after each request (``steps``: ``step``, ``ram``, ``ssd``); a rule marks ``step``."""
+    """Draw bytes at rest by tier after each request (``steps``: ``step``, ``ram``, ``ssd``); a rule marks ``step``."""
     require(steps, "step", "ram", "ssd")
     data = steps.select("step", "ram", "ssd").unpivot(index="step", variable_name="tier", value_name="bytes")
     chart = (
@@ -112,11 +112,11 @@ def bytes_at_rest(steps: pl.DataFrame, *, step: int | None = None) -> Any:
 
 
 def _shade(tiers: Mapping[str, str], **more: Any) -> alt.Color:
-    """The colour channel of these tiers, in their order."""
+    """Return the colour channel of these tiers, in their order."""
     return alt.Color("tier:N", title=None, scale=alt.Scale(domain=list(tiers), range=list(tiers.values())), **more)
 
 
 def _ends(rest: pl.DataFrame, tier: str, last: float) -> list[tuple[float, float]]:
-    """Nothing at the start, and at the end what there was last."""
+    """Add a zero at the start and the last value at the end."""
     held = rest.filter(pl.col("tier") == tier)["mb"]
     return [(0.0, 0.0), (last, float(held[-1]) if len(held) else 0.0)]

@@ -11,7 +11,7 @@ from kvlab.workloads.base import Workload
 
 
 def known_workloads() -> dict[str, type[Workload]]:
-    """Every workload class that has a name, by that name; of two with one name the later one counts."""
+    """Return every workload class that has a name, by that name; of two with one name the later one counts."""
     found: dict[str, type[Workload]] = {}
     pending = list(Workload.__subclasses__())
     while pending:
@@ -23,12 +23,12 @@ def known_workloads() -> dict[str, type[Workload]]:
 
 
 def workload_names() -> list[str]:
-    """The names as they are written in a spec, such as ``agent`` or ``transcript:FILE``."""
+    """Return the names as they are written in a spec, such as ``agent`` or ``transcript:FILE``."""
     return [f"{name}:{cls.argument}" if cls.argument else name for name, cls in known_workloads().items()]
 
 
 def names_with_option(option: str) -> list[str]:
-    """The names of the workloads whose constructor takes ``option``."""
+    """Return the names of the workloads whose constructor takes ``option``."""
     return [name for name, cls in known_workloads().items() if option in inspect.signature(cls).parameters]
 
 
