@@ -40,7 +40,7 @@ class Agent(Workload):
 
 
 def converse(rng: Random, turns: int, rules: str, label: str) -> tuple[list[Message], dict[int, str]]:
-    """Return messages of one conversation of at least `turns` requests, and the kinds of assistant messages by index."""
+    """Return messages of a conversation of at least `turns` requests, and the kinds of assistant messages by index."""
     unused: list[str] = []
     lookups: list[list[tuple[str, str, str]]] = []
     messages: list[Message] = [system(rules)]

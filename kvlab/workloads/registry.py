@@ -60,8 +60,11 @@ def load_workload(
     options: dict[str, Any] = {option: value for option, value in chosen.items() if value is not None}
     for option in options:
         if option not in taken:
-            others = ", ".join(names_with_option(option)) or "no workload"
-            raise WorkloadError(f"{spec!r} has no option {option}; it applies to {others}")
+            others = names_with_option(option)
+            where = (
+                f"the {', '.join(others)} workload{'s' * (len(others) > 1)} only" if others else "none of the workloads"
+            )
+            raise WorkloadError(f"{option} applies to {where}, not to {spec!r}")
     options |= {option: value for option, value in {"n": n, "seed": seed, "count": count}.items() if option in taken}
     make: Callable[..., Workload] = cls
     return make(*([argument] if argument else []), **options)
