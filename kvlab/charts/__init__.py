@@ -1,7 +1,7 @@
 """Figures: functions from frames to Altair charts. They know rows and events, no decoder and no policy objects.
 
 `rows` is `Results.frame()`; event frames are `Results.events(kind)`, with `policy` and the other tags as columns. A
-frame without what is drawn raises RunError, which says what is missing.
+frame without the drawn columns raises RunError, which names them.
 """
 
 from kvlab.charts.concurrency import live_bytes_by_concurrency, throughput_by_concurrency

@@ -20,7 +20,7 @@ OTHERS = ("#1aa3b5", "#8a9a2b", "#d76b98", "#4d4f9e", "#b8860b", "#5d8f5b")
 
 
 def policy_colors(policies: Sequence[str]) -> dict[str, str]:
-    """Policy to `#rrggbb`. Further policies of one family get lighter shades of its colour."""
+    """Return a `#rrggbb` for each policy. Further policies of one family get lighter shades of its colour."""
     colors: dict[str, str] = {}
     seen: dict[str, int] = {}
     others = 0
@@ -39,6 +39,6 @@ def policy_colors(policies: Sequence[str]) -> dict[str, str]:
 
 
 def _lighter(color: str, share: float) -> str:
-    """`color` mixed with `share` of white."""
+    """Mix `color` with `share` of white."""
     parts = (int(color[i : i + 2], 16) for i in (1, 3, 5))
     return "#" + "".join(f"{round(part + (255 - part) * share):02x}" for part in parts)

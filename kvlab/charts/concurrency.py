@@ -12,12 +12,12 @@ from kvlab.errors import RunError
 
 
 def throughput_by_concurrency(rows: pl.DataFrame) -> Any:
-    """Tokens a second of all sequences together against how many decode side by side, a line a policy and workload."""
+    """Draw tokens a second of all sequences against how many decode side by side, a line a policy and workload."""
     return _by_concurrency(rows, "tokens_per_s", "tokens a second, all together", "Throughput by concurrency", 1.0)
 
 
 def live_bytes_by_concurrency(rows: pl.DataFrame) -> Any:
-    """Live KV in MB against how many sequences decode side by side."""
+    """Draw live KV in MB against how many sequences decode side by side."""
     return _by_concurrency(rows, "kv_bytes_live", "live KV (MB)", "Live KV by concurrency", 1e-6)
 
 

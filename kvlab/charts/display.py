@@ -18,7 +18,7 @@ _SCHEMA = "https://vega.github.io/schema/vega-lite/v5.json"
 
 
 def bundle(spec: dict[str, Any], **_: Any) -> tuple[dict[str, Any], dict[str, Any]]:
-    """A Vega-Lite spec as a mimebundle with its metadata: for JupyterLab, and as a PNG for the rest."""
+    """Return a mimebundle with metadata: a Vega-Lite spec for JupyterLab, a PNG for other programs."""
     picture = packed(vl_convert.vegalite_to_png(spec, scale=SCALE))
     width, height = (round(side / SCALE) for side in struct.unpack(">II", picture[16:24]))
     made = {
@@ -30,7 +30,7 @@ def bundle(spec: dict[str, Any], **_: Any) -> tuple[dict[str, Any], dict[str, An
 
 
 def on_white(config: dict[str, Any]) -> dict[str, Any]:
-    """A chart's config with its own ground and ink: JupyterLab's dark theme would put other ones under our colours."""
+    """Return a chart's config with its own background and text colour, which JupyterLab's dark theme would replace."""
     ink = {"labelColor": "#444", "titleColor": "#444"}
     own: dict[str, Any] = {"axis": ink, "legend": ink, "header": ink}
     own["title"] = {"color": "#1d2127", "subtitleColor": "#666"}
@@ -39,13 +39,13 @@ def on_white(config: dict[str, Any]) -> dict[str, Any]:
 
 
 def svg(chart: Any) -> str:
-    """A chart as an SVG element."""
+    """Return a chart as an SVG element."""
     drawn: str = vl_convert.vegalite_to_svg(chart.to_dict())
     return drawn[drawn.index("<svg") :]
 
 
 def packed(picture: bytes) -> bytes:
-    """The same PNG with its pixels packed as tightly as they go: a fifth of the bytes, for charts."""
+    """Compress a PNG again, losslessly; for charts a fifth of the bytes remains."""
     chunks, at = [], 8
     while at < len(picture):
         size = int.from_bytes(picture[at : at + 4], "big")
@@ -60,13 +60,13 @@ def packed(picture: bytes) -> bytes:
 
 
 def spec_title(spec: dict[str, Any]) -> str:
-    """What a chart is called."""
+    """Return the title of a chart."""
     title = spec.get("title", "")
     return f"<chart: {title['text'] if isinstance(title, dict) else title}>"
 
 
 def use_in_notebooks() -> None:
-    """Have Altair show charts so, unless its user has chosen a renderer: its own default fetches scripts."""
+    """Register this display with Altair unless its user has chosen a renderer; Altair's default fetches scripts."""
     renderer: Any = bundle
     alt.renderers.register("kvlab", renderer)
     if alt.renderers.active == "default":

@@ -23,7 +23,7 @@ def eviction_map(
     layers: Sequence[int] | None = None,
     heads: Sequence[int] | None = None,
 ) -> alt.FacetChart:
-    """Which positions had left the live KV at which decode step, a panel per layer (down) and KV head (across).
+    """Draw the positions that left the live KV by decode step, a panel per layer (down) and KV head (across).
 
     `evicted` are `evicted` events (`request`, `layer`, `head`, `position`, `step`) of one policy. `request` defaults to
     the one that lost most. `length` positions (of prompt and answer) and `steps` decode steps are shown, where they
@@ -73,7 +73,7 @@ def eviction_map(
 
 
 def _evenly(values: pl.Series, most: int) -> list[Any]:
-    """The distinct values, or `most` of them from the first to the last."""
+    """Return the distinct values, or `most` of them from the first to the last."""
     every = values.unique().sort().to_list()
     if len(every) <= most:
         return every
@@ -81,7 +81,7 @@ def _evenly(values: pl.Series, most: int) -> list[Any]:
 
 
 def _runs(data: pl.DataFrame) -> pl.DataFrame:
-    """Neighbouring positions that left a head at the same step, as half-open runs `start`, `stop`."""
+    """Return neighbouring positions that left a head at the same step, as half-open runs `start`, `stop`."""
     keys = ["layer", "head", "step"]
     ordered = data.select(*keys, "position").unique().sort(*keys, "position")
     run = (pl.col("position") - pl.int_range(pl.len()).over(keys)).alias("run")

@@ -15,7 +15,7 @@ POINTS = 200  # quantiles of one policy: more cannot be seen
 
 
 def token_gaps(first: pl.DataFrame, tokens: pl.DataFrame) -> Any:
-    """Which share of the gaps between two tokens is shorter than so many ms, a curve a policy, on a logarithmic axis.
+    """Draw the share of gaps between two tokens that are shorter than x ms, a curve a policy, on a logarithmic axis.
 
     ``first`` and ``tokens`` are `first_token` and `token` events (``policy``, ``request``, ``t``).
     """
@@ -54,7 +54,7 @@ def token_gaps(first: pl.DataFrame, tokens: pl.DataFrame) -> Any:
 
 
 def gaps_beside_a_long_prompt(rows: pl.DataFrame) -> Any:
-    """Gaps between tokens of decoding sequences: usual when quiet, 99th percentile while a long prompt is prefilled."""
+    """Draw gaps between tokens: the usual one without other work, the 99th percentile beside a long prefill."""
     require(rows, "model", "metric", "value", "phase")
     data = rows.filter(pl.col("metric").is_in(["itl_p50_ms", "itl_p99_ms"])).select("model", "phase", "value")
     if data.is_empty():

@@ -16,7 +16,7 @@ INSTANT = 1e-6  # seconds
 def kv_bytes_over_time(
     tokens: pl.DataFrame, finished: pl.DataFrame | None = None, submitted: pl.DataFrame | None = None
 ) -> alt.LayerChart:
-    """Live KV of all running requests against the time since each policy's first event.
+    """Draw the live KV of all running requests against the time since each policy's first event.
 
     `tokens` are `token` events (`policy`, `request`, `t`, `kv_bytes`), where it is measured. With `submitted` and
     `finished` events (`policy`, `request`, `t`) the line rises from nothing and falls when a request ends.
@@ -45,7 +45,7 @@ def kv_bytes_over_time(
 def running_total(
     tokens: pl.DataFrame, finished: pl.DataFrame | None, submitted: pl.DataFrame | None, most: int
 ) -> pl.DataFrame:
-    """`policy`, `seconds`, `kv_bytes` summed over the requests that run at that moment, at `most` moments at most."""
+    """Return `policy`, `seconds` and `kv_bytes`, summed over the running requests, at `most` moments or fewer."""
     policy = tokens["policy"][0]
     points = tokens.select("request", "t", "kv_bytes")
     nothing = pl.lit(0, pl.Int64).alias("kv_bytes")

@@ -20,7 +20,7 @@ QUALITY = {
 
 
 def accuracy_by_policy(rows: pl.DataFrame) -> alt.LayerChart | alt.FacetChart:
-    """Mean accuracy of each policy, a group for each kind of question where the rows name kinds."""
+    """Draw the mean accuracy of each policy, a group for each kind of question where the rows name kinds."""
     data = _answers(rows).with_columns(pl.col("kind").fill_null("all"))
     means = data.group_by("policy", "kind", maintain_order=True).agg(
         pl.col("value").mean(), pl.len().alias("questions"), pl.col("value").sum().alias("right")
@@ -47,7 +47,7 @@ def accuracy_by_policy(rows: pl.DataFrame) -> alt.LayerChart | alt.FacetChart:
 
 
 def quality_by_live_bytes(rows: pl.DataFrame, settings: Mapping[str, str] | None = None) -> Any:
-    """Mean accuracy against mean live KV, a line for each method through its settings.
+    """Draw mean accuracy against mean live KV, a line for each method through its settings.
 
     A point is a policy; its bar goes from the least to the greatest of the seeds' means. Methods are told apart by the
     policy's first module, so that a method's line runs through its budgets, windows or bits; `settings` (policy to
@@ -82,7 +82,7 @@ def quality_by_live_bytes(rows: pl.DataFrame, settings: Mapping[str, str] | None
 
 
 def quality_by_bytes(rows: pl.DataFrame, metric: str = "accuracy") -> Any:
-    """Mean quality against mean live KV, a point a policy: up and left is better, for ``kl`` down and left.
+    """Draw mean quality against mean live KV, a point a policy: up and left is better, for ``kl`` down and left.
 
     ``rows`` have ``kv_bytes_live`` and the metric, one of QUALITY. Raises RunError where they have not.
     """
@@ -109,7 +109,7 @@ def quality_by_bytes(rows: pl.DataFrame, metric: str = "accuracy") -> Any:
 
 
 def live_megabytes(rows: pl.DataFrame) -> pl.DataFrame:
-    """`policy` and its mean `bytes` (MB) of live KV of one sequence, in the order of the rows."""
+    """Return `policy` and its mean `bytes` (MB) of live KV of one sequence, in the order of the rows."""
     live = rows.filter(pl.col("metric") == "kv_bytes_live")
     of_turns = live.filter(pl.col("turn").is_not_null())
     # Beside rows of turns, those without one are of all sequences together.
@@ -118,7 +118,7 @@ def live_megabytes(rows: pl.DataFrame) -> pl.DataFrame:
 
 
 def _by_policy(rows: pl.DataFrame) -> pl.DataFrame:
-    """`policy`, `method`, mean `bytes` (MB) and `accuracy`, its `low` and `high` over seeds, `questions`."""
+    """Return `policy`, `method`, mean `bytes` (MB) and `accuracy`, its `low` and `high` over seeds, `questions`."""
     seeds = _answers(rows).group_by("policy", "seed", maintain_order=True)
     by_seed = seeds.agg(pl.col("value").mean(), pl.len().alias("n"))
     quality = by_seed.group_by("policy", maintain_order=True).agg(
@@ -135,7 +135,7 @@ def _by_policy(rows: pl.DataFrame) -> pl.DataFrame:
 
 
 def _answers(rows: pl.DataFrame) -> pl.DataFrame:
-    """The rows that say whether an answer was right. Raises RunError where there are none."""
+    """Return the rows that say whether an answer was right. Raises RunError where there are none."""
     answers = rows.filter(pl.col("metric") == "accuracy")
     if answers.is_empty():
         raise RunError("these rows have no accuracy: the workload has no known answers")
@@ -147,5 +147,5 @@ def _bytes() -> alt.X:
 
 
 def _shares() -> alt.Scale:
-    """From nothing to all, with room for a point at the top."""
+    """Return a scale from 0 to 1 with space for a point at the top."""
     return alt.Scale(domain=[0, 1.05], nice=False)

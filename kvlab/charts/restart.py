@@ -1,4 +1,4 @@
-"""What a restart costs: the first turn of a new process, beside the same turn without one and without a cache."""
+"""The cost of a restart: the first turn of a new process, the same turn without restart, and without cache."""
 
 from __future__ import annotations
 
@@ -13,8 +13,10 @@ from kvlab.errors import RunError
 
 
 def ttft_after_restart(rows: pl.DataFrame) -> Any:
-    """Mean TTFT of the first turn after the restart, for the policies that lived through it and for the others, whose
-    process went on; bars with a point for each repeat."""
+    """Draw the mean TTFT of the first turn after the restart, as bars with a point for each repeat.
+
+    Policies that keep no KV over a restart are shown by the same turn of a process that continued.
+    """
     require(rows, "policy", "metric", "turn", "phase", "value")
     data = rows.filter((pl.col("metric") == "ttft_ms") & pl.col("turn").is_not_null())
     turns = data.filter(pl.col("phase") == "restart")["turn"].unique()

@@ -1,4 +1,4 @@
-"""What all charts have in common: sizes, fonts, colours, and the check of their frames."""
+"""The common style of all charts: sizes, fonts, colours; and the check of their frames."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ GREY = "#8a919b"  # of lines that only guide the eye
 
 
 def require(frame: pl.DataFrame, *names: str) -> None:
-    """Raises RunError where the frame lacks one of the columns."""
+    """Raise RunError where the frame lacks one of the columns."""
     if missing := [name for name in names if name not in frame.columns]:
         raise RunError(f"the frame has no column {missing[0]!r}; this chart needs {', '.join(names)}")
 
 
 def color(data: pl.DataFrame, *, legend: bool = True, points: bool = False) -> alt.Color:
-    """The colour channel: a fixed colour for each policy of the data, in the order of its rows; for lines or points."""
+    """Return the colour channel: a fixed colour for each policy, in the order of the rows; for lines or points."""
     colors = policy_colors(data["policy"].to_list())
     scale = alt.Scale(domain=list(colors), range=list(colors.values()))
     per_line = 5 if sum(map(len, colors)) < 60 else 2
@@ -35,7 +35,7 @@ def color(data: pl.DataFrame, *, legend: bool = True, points: bool = False) -> a
 
 
 def styled(chart: Any, title: str, note: Sequence[str] = (), *, fill: str | None = None) -> Any:
-    """Sizes, fonts and the title, the same for every figure."""
+    """Set sizes, fonts and the title, the same for every figure."""
     if isinstance(chart, alt.LayerChart) and chart.width is alt.Undefined:
         chart = chart.properties(width=WIDTH, height=HEIGHT)
     params = alt.TitleParams(title, subtitle=list(note), anchor="start", fontSize=15, offset=12)

@@ -1,4 +1,4 @@
-"""Where the time to first token goes: its parts from events, and a waterfall of them."""
+"""The parts of the time to first token: from events, and as a waterfall."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ PARTS = {
 
 
 def ttft_parts(events: Callable[[str], pl.DataFrame]) -> pl.DataFrame:
-    """One row a request and part: ``policy``, ``request``, ``turn``, ``part``, ``start`` and ``stop`` in ms.
+    """Return one row a request and part: ``policy``, ``request``, ``turn``, ``part``, ``start`` and ``stop`` in ms.
 
     ``events`` is `Results.events` (or a recorder's `tagged`). ``queue`` is waiting for a place, ``lookup`` and
     ``restore`` are the store's, ``prefill`` computes the rest of the prompt but for its last token, and ``first
@@ -60,7 +60,7 @@ def ttft_parts(events: Callable[[str], pl.DataFrame]) -> pl.DataFrame:
 
 
 def ttft_waterfall(parts: pl.DataFrame, *, policies: Sequence[str] | None = None, turn: int | None = None) -> Any:
-    """The parts of TTFT one behind the other, a bar a turn; a panel a policy, each on its own scale.
+    """Draw the parts of TTFT one behind the other, a bar a turn; a panel a policy, each on its own scale.
 
     ``parts`` are those of `ttft_parts`, of one conversation (of several, the means are drawn). ``turn`` stands out.
     """

@@ -1,4 +1,4 @@
-"""What a turn costs, turn by turn: a line a policy."""
+"""The cost of each turn: a line a policy."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from kvlab.errors import RunError
 
 
 def ttft_by_turn(rows: pl.DataFrame, *, log: bool = False) -> alt.LayerChart:
-    """Time to first token at each turn, a line a policy; diamonds are first turns after a restart."""
+    """Draw the time to first token at each turn, a line a policy; diamonds are first turns after a restart."""
     data = _turn_means(rows, "ttft_ms")
     scale = alt.Scale(type="log", nice=True) if log else alt.Scale(zero=True, nice=True)
     y = alt.Y("value:Q", title="time to first token (ms)", scale=scale)
@@ -29,7 +29,7 @@ def ttft_by_turn(rows: pl.DataFrame, *, log: bool = False) -> alt.LayerChart:
 
 
 def cached_tokens_by_turn(rows: pl.DataFrame) -> alt.LayerChart:
-    """Prompt tokens that were not recomputed, by turn; the dashed line is the prompt, the most that could be."""
+    """Draw the prompt tokens that were not recomputed, by turn; the dashed line is the whole prompt."""
     data = _turn_means(rows, "cached_tokens")
     prompt = _turn_means(rows, "prompt_tokens").group_by("turn").agg(pl.col("value").mean()).sort("turn")
     y = alt.Y("value:Q", title="tokens")
@@ -46,7 +46,7 @@ def cached_tokens_by_turn(rows: pl.DataFrame) -> alt.LayerChart:
 
 
 def _lines(data: pl.DataFrame, y: alt.Y, unit: str, *under: alt.Chart) -> Any:
-    """A line with points a policy. Earlier policies are drawn thicker, so that equal lines are all seen."""
+    """Draw a line with points for each policy. Earlier policies are drawn thicker, so that equal lines stay visible."""
     order = list(policy_colors(data["policy"].to_list()))
     base = alt.Chart(data).encode(x=_turn(), y=y, color=color(data), tooltip=_tooltips(unit))
     lines = []
@@ -59,7 +59,7 @@ def _lines(data: pl.DataFrame, y: alt.Y, unit: str, *under: alt.Chart) -> Any:
 
 
 def _bands(data: pl.DataFrame, scale: alt.Scale) -> alt.Chart:
-    """From the least to the greatest of the repeats (other conversations, other seeds)."""
+    """Draw the range of the repeats (other conversations, other seeds), from the least to the greatest."""
     repeated = data.filter(pl.col("count") > 1)
     return (
         alt.Chart(repeated)
@@ -85,7 +85,7 @@ def _tooltips(unit: str) -> list[alt.Tooltip]:
 
 
 def _turn_means(rows: pl.DataFrame, metric: str) -> pl.DataFrame:
-    """`policy`, `turn`, `phase`, mean `value` with `low`, `high` and `count`; policies in the order of the rows."""
+    """Return `policy`, `turn`, `phase`, mean `value`, `low`, `high` and `count`; policies in the order of the rows."""
     require(rows, "policy", "metric", "turn", "phase", "value")
     found = rows.filter((pl.col("metric") == metric) & pl.col("turn").is_not_null())
     if found.is_empty():

@@ -1,4 +1,4 @@
-"""`kvlab demo`: five policies, one agent, a restart in the middle, and a report to look at."""
+"""`kvlab demo`: five policies, one agent, a restart in the middle, and a report."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ NEXT = (
 def demo(
     out: Path | None = None, *, model: ModelLike = None, turns: int = 15, seed: int = 0, progress: bool = True
 ) -> Results:
-    """Runs it, prints the table, writes rows, record and `report.html` to `out` (else to a new folder in `runs/`)."""
+    """Run the demo, print the table; write rows, record and `report.html` to `out` (else a new folder in `runs/`)."""
     from kvlab.results.report import write_run  # draws in Altair, which takes a moment to import
 
     started = time.perf_counter()

@@ -1,4 +1,4 @@
-"""``kvlab figures``: building, measuring anew, and checking."""
+"""``kvlab figures``: build, measure again, and check."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import click
 
 
 @click.command()
-@click.option("--rerun", is_flag=True, help="Measure the experiments anew first; some minutes.")
+@click.option("--rerun", is_flag=True, help="Measure the experiments again first; some minutes.")
 @click.option("--check", is_flag=True, help="Write nothing into the docs; exit status 1 where something is wrong.")
 @click.option("--only", "names", multiple=True, metavar="NAME", help="This figure; may be repeated.")
 @click.option("--out", metavar="DIR", type=click.Path(file_okay=False, path_type=Path), help="Else docs/figures.")
@@ -20,7 +20,7 @@ import click
 def figures(rerun: bool, check: bool, names: tuple[str, ...], out: Path | None, as_json: bool) -> None:
     """Build the figures of the docs from saved rows.
 
-    With --check: do the pictures follow from the rows, and do the rows bear out what the figures claim? With --rerun
+    With --check: do the pictures follow from the rows, and do the rows support the claims? With --rerun
     --check: does a fresh run contradict a claim beyond its tolerance?
     """
     from kvlab.figures.command import figures_command

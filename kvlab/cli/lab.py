@@ -16,19 +16,19 @@ from kvlab.errors import RunError
 from kvlab.paths import PACKAGE
 
 NOTES = ".kvlab-notebooks.json"
-"""In the folder: what was copied, by name and digest, so that a file its owner changed is known as such."""
+"""The file with the names and digests of copied notebooks; by these, files that their owner changed are known."""
 
 
 @dataclass(frozen=True)
 class Copied:
-    """What came of a copy, by file name: ``written`` new or renewed, ``kept`` because its owner had changed it."""
+    """The outcome of a copy, by file name: ``written`` new or renewed, ``kept`` because its owner had changed it."""
 
     written: tuple[str, ...]
     kept: tuple[str, ...]
 
 
 def notebooks_path() -> Path:
-    """The notebooks' folder: in the installed package, else in the source tree. Raises RunError when absent."""
+    """Return the notebooks' folder: in the installed package, else in the source tree. Raises RunError when absent."""
     for folder in (PACKAGE / "_notebooks", PACKAGE.parent / "notebooks"):
         if any(folder.glob("[0-9]*.ipynb")):
             return folder
@@ -36,7 +36,7 @@ def notebooks_path() -> Path:
 
 
 def copy_notebooks(folder: Path) -> Copied:
-    """Copies the notebooks to ``folder``, which is made. A file that its owner changed, or had there before, stays.
+    """Copy the notebooks to ``folder``, which is made. A file that its owner changed, or had there before, stays.
 
     Raises RunError where the folder cannot be written to.
     """
@@ -82,11 +82,11 @@ def lab(folder: Path, port: int | None, no_browser: bool) -> None:
     command += [f"--port={port}"] if port else []
     command += ["--no-browser"] if no_browser else []
     sys.stderr.flush()
-    os.execve(sys.executable, command, _environment())  # this very process, so that what ends it ends JupyterLab
+    os.execve(sys.executable, command, _environment())  # replaces this process: a signal to it ends JupyterLab
 
 
 def _environment() -> dict[str, str]:
-    """Ours, so that kernels import this very kvlab even where it is a source tree that is not installed."""
+    """Return this environment with this kvlab on the path, so that kernels import it from a source tree too."""
     here = str(PACKAGE.parent)
     before = os.environ.get("PYTHONPATH")
     return {**os.environ, "PYTHONPATH": f"{here}{os.pathsep}{before}" if before else here}

@@ -29,11 +29,11 @@ model_option = click.option("--model", metavar="MODEL", help="A folder or a Hugg
 out_option = click.option(
     "--out", metavar="DIR", type=click.Path(file_okay=False, path_type=Path), help="Run folder; else one in runs/."
 )
-seed_option = click.option("--seed", type=int, default=0, show_default=True, help="Seed of what is random.")
+seed_option = click.option("--seed", type=int, default=0, show_default=True, help="Seed of the workload.")
 
 
 class Lazy(click.Group):
-    """A group that imports some of its commands when they are asked for, so that ``--help`` stays quick."""
+    """A group that imports some of its commands on first use, so that ``--help`` stays quick."""
 
     elsewhere = {
         "lab": "kvlab.cli.lab:lab",
@@ -63,7 +63,7 @@ def cli() -> None:
 @out_option
 @json_option
 def demo(out: Path | None, as_json: bool) -> None:
-    """Five policies on the bundled model, with a restart in the middle, and a report to look at."""
+    """Run five policies on the bundled model, with a restart in the middle, and write a report."""
     from kvlab.cli.demo import demo as run
 
     _answer(as_json, lambda: run(out=out).document("demo"))
@@ -75,7 +75,7 @@ def demo(out: Path | None, as_json: bool) -> None:
 @model_option
 @click.option("--turns", type=click.IntRange(min=1), help="Turns of each conversation.")
 @click.option("--n", type=click.IntRange(min=1), help="Conversations.")
-@click.option("--concurrency", type=click.IntRange(min=1), help="Conversations that go on at once; else all.")
+@click.option("--concurrency", type=click.IntRange(min=1), help="Conversations at a time; else all.")
 @click.option(
     "--tokens", type=click.IntRange(min=1), help=f"Length of a prompt; for {', '.join(names_with_option('tokens'))}."
 )
@@ -118,7 +118,7 @@ def compare(
 @cli.command()
 @json_option
 def policies(as_json: bool) -> None:
-    """The modules that policies are made of."""
+    """List the modules of policies."""
     from kvlab.policies import registry
 
     def rows() -> Document:
@@ -164,7 +164,7 @@ def doctor(model: str | None, as_json: bool) -> None:
 @seed_option
 @json_option
 def bench(name: str, model: str | None, seed: int, as_json: bool) -> None:
-    """Measure one thing beside what it should match, such as MLX's matrix products beside NumPy's."""
+    """Measure one operation beside its yardstick, such as MLX's matrix products beside NumPy's."""
     run = benchmarks.get(name)
 
     def measure() -> Document:

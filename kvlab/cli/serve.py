@@ -84,7 +84,7 @@ def serve(
     class Announcing(uvicorn.Server):
         async def startup(self, sockets: object = None) -> None:
             uvicorn_log = logging.getLogger("uvicorn.error")
-            uvicorn_log.disabled = True  # a start that fails is told in one line, below
+            uvicorn_log.disabled = True  # a failed start is reported in one line, below
             try:
                 await super().startup(sockets)  # type: ignore[arg-type]
             finally:
@@ -95,11 +95,11 @@ def serve(
 
         async def shutdown(self, sockets: object = None) -> None:
             await super().shutdown(sockets)  # type: ignore[arg-type]
-            self._captured_signals.clear()  # an end that was asked for is a good end: status 0
+            self._captured_signals.clear()  # a requested stop ends with status 0
 
     try:
         Announcing(uvicorn_config(app, settings)).run([socket])
-    except SystemExit:  # how uvicorn ends a start that failed
+    except SystemExit:  # uvicorn raises it when the start fails
         if app.state.failure is None:
             raise
     if app.state.failure is not None:

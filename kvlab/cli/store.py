@@ -23,7 +23,7 @@ json_option = click.option("--json", "as_json", is_flag=True, help="Print one JS
 
 @click.group(name="store")
 def app() -> None:
-    """Look after KV at rest on SSD."""
+    """List, verify and remove KV at rest on SSD."""
 
 
 @app.command()
@@ -31,7 +31,7 @@ def app() -> None:
 @tenant_option
 @json_option
 def ls(directory: Path | None, tenant: str | None, as_json: bool) -> None:
-    """Sizes, ages and miss reasons, by model and policy."""
+    """List sizes, ages and miss reasons, by model and policy."""
     _answer("store ls", as_json, lambda: commands.ls(_folder(directory), tenant=tenant))
 
 
@@ -48,7 +48,7 @@ def verify(directory: Path | None, tenant: str | None, as_json: bool) -> None:
 
 @app.command()
 @click.option("--keep", metavar="SIZE", help="Bytes to keep, such as 5GB: the least recently used go.")
-@click.option("--unused", metavar="TIME", help="Remove what was not used for so long, such as 12h or 30d.")
+@click.option("--unused", metavar="TIME", help="Remove blocks that were not used for so long, such as 12h or 30d.")
 @dir_option
 @tenant_option
 @json_option

@@ -1,4 +1,4 @@
-"""What all sequences of a run did together: their throughput, and the most live KV they held at one moment."""
+"""Sums over all sequences of a run: throughput, and the peak of live KV."""
 
 from __future__ import annotations
 
@@ -11,8 +11,11 @@ from kvlab.results.rows import TOGETHER
 
 
 def aggregate(results: Results) -> list[Row]:
-    """Rows of a run of one policy: ``tokens_per_s`` from the first request's start to the last one's end, prefill
-    included, and the peak of ``kv_bytes_live`` over time; a prefix that live sequences share counts once."""
+    """Return two rows of a run of one policy: ``tokens_per_s`` and the peak of ``kv_bytes_live`` over time.
+
+    The time counts from the first request's start to the last one's end, prefill included. A prefix that live sequences
+    share counts once.
+    """
     submitted, finished = results.events("submitted"), results.events("finished")
     if submitted.is_empty() or finished.is_empty():
         return []
@@ -27,9 +30,9 @@ def aggregate(results: Results) -> list[Row]:
 
 
 def _peak(tokens: pl.DataFrame, finished: pl.DataFrame) -> float:
-    """The largest sum over requests of what each held last; its bytes at the end stand for a request of one token."""
+    """Return the largest sum of live KV over requests; a request of one token counts with its bytes at the end."""
     nothing = pl.lit(0, pl.Int64).alias("kv_bytes")
-    # A request's last bytes come before its end: rows of equal time stay in this order.
+    # The bytes of a request come before its end: rows of equal time keep this order.
     points = pl.concat(
         [
             tokens.select("request", "t", "kv_bytes"),

@@ -1,4 +1,4 @@
-"""A cell: one policy at one point of a grid, by itself, on whatever machine."""
+"""A cell: one policy at one point of a grid, run alone on any machine."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ class Cell:
     """A frozen, picklable value that depends on no other cell. Its run names its parts; it holds no loaded model.
 
     Args:
-        run: what is run.
-        repeat: which measurement of it this is, from 0.
+        run: policy, workload, model and settings.
+        repeat: the number of this measurement, from 0.
         exact: compare with the run without a cache, where the policy is lossless or there is a restart.
         events: kinds of events to keep.
     """
@@ -37,11 +37,11 @@ class Cell:
 
     @functools.cached_property
     def id(self) -> str:
-        """Hash of the content: the same on every machine and in every process."""
+        """Hash of the content, equal on every machine and in every process."""
         return hashlib.sha256(json.dumps(self.content(), sort_keys=True).encode()).hexdigest()[:16]
 
     def content(self) -> dict[str, Any]:
-        """All that it asks for, ready for JSON."""
+        """Return all fields of the cell, ready for JSON."""
         return {**asdict(self.run), "repeat": self.repeat, "exact": self.exact, "events": list(self.events)}
 
     @property
@@ -51,7 +51,7 @@ class Cell:
 
 @dataclass(frozen=True)
 class CellResult:
-    """The tidy rows of a cell, where they come from, and the events it was asked to keep, as columns by kind."""
+    """The tidy rows of a cell, their provenance, and the kept events, as columns by kind."""
 
     cell: Cell
     rows: list[Row]
@@ -60,7 +60,7 @@ class CellResult:
 
 
 def execute(cell: Cell, folder: Path | None = None) -> CellResult:
-    """Runs a cell; SSD tiers lie in `folder` meanwhile, else in a temporary one.
+    """Run a cell; SSD tiers lie in `folder` meanwhile, else in a temporary one.
 
     Model and uncached run are kept for the next cells of this process. Raises KvlabError, with the policy's name.
     """

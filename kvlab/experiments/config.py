@@ -1,4 +1,4 @@
-"""An experiment file: what is asked of which policies, over which grid; one TOML file, checked and expanded."""
+"""Experiment files: policies, a workload and a grid in one TOML file, checked and expanded to cells."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ AXES: Mapping[str, type] = {
     "tokens": int,
     "restart": bool,
 }
-"""What a grid can vary by itself; any other key of the grid fills ``{key}`` in the policies."""
+"""Keys that a grid can vary by themselves; any other key of the grid fills ``{key}`` in the policies."""
 
 _LISTS: Mapping[str, type] = {"policies": str, "seeds": int, "events": str}
 _PLAIN: Mapping[str, type] = {"title": str, "repeats": int, "exact": bool, **AXES}
@@ -37,7 +37,9 @@ _NAMES = {str: "text in quotes", int: "a whole number", bool: "true or false"}
 
 @dataclass(frozen=True)
 class Experiment:
-    """What a file asks for. ``policies`` may hold ``{key}`` for a key of ``grid``; ``grid`` is pairs of key and values.
+    """The content of an experiment file.
+
+    ``policies`` may hold ``{key}`` for a key of ``grid``; ``grid`` holds pairs of key and values.
 
     Args:
         n: conversations; None is as many as ``concurrency``.
@@ -63,7 +65,7 @@ class Experiment:
     grid: tuple[tuple[str, tuple[Any, ...]], ...] = ()
 
     def cells(self) -> list[Cell]:
-        """Every cell once, repeat by repeat, so that what drifts with time falls on all of them alike.
+        """Return every cell once, repeat by repeat, so that a drift over time affects all policies alike.
 
         Raises RunError or PolicyError for a policy or workload that does not exist.
         """
@@ -91,7 +93,7 @@ class Experiment:
 
 
 def read_experiment(path: str | Path) -> Experiment:
-    """Reads and checks a file. Raises KvlabError with one line that names the file and what to write instead."""
+    """Read and check a file. Raises KvlabError with one line that names the file and the correction."""
     path = Path(path)
     try:
         values = tomllib.loads(path.read_text(encoding="utf-8"))
@@ -110,7 +112,7 @@ def read_experiment(path: str | Path) -> Experiment:
 
 
 def _checked(values: Mapping[str, Any]) -> dict[str, Any]:
-    """The constructor's arguments. Raises RunError."""
+    """Return the checked arguments of :class:`Experiment`. Raises RunError."""
     known = {field.name for field in fields(Experiment)} - {"name"}
     for key in values:
         if key not in known:
@@ -179,7 +181,7 @@ def _placeholders(template: str) -> list[str]:
 
 
 def _points(axes: Mapping[str, tuple[Any, ...]], names: list[str]) -> Iterator[dict[str, Any]]:
-    """Every combination of the values of these axes. Raises RunError for a name that is no axis."""
+    """Return every combination of the values of these axes. Raises RunError for a name that is no axis."""
     for name in names:
         if name not in axes:
             raise RunError(

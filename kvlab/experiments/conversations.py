@@ -30,7 +30,7 @@ class Turn:
 
 @dataclass(frozen=True)
 class ServedTurn:
-    """What came back for a turn, and what its sequence and the store held at its end (bytes)."""
+    """The answer to a turn with its times, and the bytes of its live KV and of the store at its end."""
 
     conversation: str
     turn: int
@@ -46,7 +46,7 @@ class ServedTurn:
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> ServedTurn:
-        """The inverse of `dataclasses.asdict` after a trip through JSON."""
+        """Build a turn from the JSON of `dataclasses.asdict`."""
         return cls(**{**values, "tokens": tuple(values["tokens"]), "itl_ms": tuple(values["itl_ms"])})
 
 
@@ -60,10 +60,10 @@ def serve_turns(
     tags: Mapping[str, Any] | None = None,
     done: Callable[[ServedTurn], None] = lambda served: None,
 ) -> list[ServedTurn]:
-    """Serves every turn through one new decoder, a turn only after the one before it in its conversation has ended.
+    """Serve every turn through one new decoder, each after the turn before it in its conversation has ended.
 
-    `concurrency` conversations go on at once. The store is closed, so complete on its lowest tier, when this returns.
-    The first error ends the whole. Results are in the order of `turns`.
+    `concurrency` conversations run at once. When this returns, the store is closed and complete on its lowest tier.
+    The first error ends all conversations. Results are in the order of `turns`.
     """
     warm_up(model, policy, turns)
     conversations: dict[str, list[Turn]] = {}
@@ -101,9 +101,9 @@ def serve_turns(
 
 
 def warm_up(model: LoadedModel, policy: Policy, turns: Sequence[Turn]) -> None:
-    """Serves an unrelated prompt and its continuation over a store in RAM that is then thrown away.
+    """Serve an unrelated prompt and its continuation, with a temporary store in RAM.
 
-    Kernels, allocator and code are ready after it, and no KV is left behind.
+    Kernels, allocator and code are warm afterwards, and no KV remains.
     """
     if not turns:
         return
@@ -132,7 +132,7 @@ def _served(turn: Turn, completion: Completion, store: Mapping[str, int]) -> Ser
 
 
 def _store_bytes(decoder: Decoder) -> dict[str, int]:
-    """Bytes of KV at rest by tier, and the bytes that this decoder has written to the SSD so far."""
+    """Return bytes of KV at rest by tier, and the bytes that this decoder has written to the SSD so far."""
     store = decoder.store
     if store is None:
         return {}

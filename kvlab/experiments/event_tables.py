@@ -13,7 +13,7 @@ Table = dict[str, list[Any]]
 
 
 def event_table(results: Results, kind: str) -> Table:
-    """The events of one kind, ``t`` in seconds since the first request; ``evicted`` as runs of positions."""
+    """Return the events of one kind, ``t`` in seconds since the first request; ``evicted`` as runs of positions."""
     frame, submitted = results.events(kind), results.events("submitted")
     frame = frame.drop("workload", "positions", strict=False)
     if kind == "evicted":
@@ -23,7 +23,7 @@ def event_table(results: Results, kind: str) -> Table:
 
 
 def position_runs(evicted: pl.DataFrame) -> pl.DataFrame:
-    """Neighbouring positions that left a head at the same step, as half-open runs ``start``, ``stop``."""
+    """Group neighbouring positions that left a head at the same step, as half-open runs ``start``, ``stop``."""
     keys = ["policy", "request", "layer", "head", "step"]
     ordered = evicted.select(*keys, "position").unique().sort(*keys, "position")
     run = (pl.col("position") - pl.int_range(pl.len()).over(keys)).alias("run")
@@ -32,6 +32,6 @@ def position_runs(evicted: pl.DataFrame) -> pl.DataFrame:
 
 
 def positions(runs: pl.DataFrame) -> pl.DataFrame:
-    """The inverse of `position_runs`: one row a position, as `Results.events("evicted")` has them."""
+    """Expand the output of `position_runs`: one row a position, as `Results.events("evicted")` has them."""
     each = pl.int_ranges("start", "stop").alias("position")
     return runs.with_columns(each).explode("position").drop("start", "stop")

@@ -1,4 +1,4 @@
-"""A real restart: the turns that are left are served by another process, over the same store folder."""
+"""A real restart: the remaining turns are served by another process over the same store folder."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def serve_in_new_process(
     tags: Mapping[str, Any],
     done: Callable[[ServedTurn], None],
 ) -> list[ServedTurn]:
-    """`serve_turns` in a child that loads the model anew; its record is merged into `recorder`. Raises RunError."""
+    """Serve turns in a child process that loads the model again; merge its record into `recorder`. Raises RunError."""
     with tempfile.TemporaryDirectory(prefix="kvlab-restart-") as name:
         folder = Path(name)
         order = {
@@ -68,7 +68,7 @@ def serve_in_new_process(
 
 
 def _environment() -> dict[str, str]:
-    """Ours, with this very kvlab first on the path: it may be run from a source tree that is not installed."""
+    """Return this environment with this kvlab first on the path; a source tree may not be installed."""
     here = str(PACKAGE.parent)
     path = os.environ.get("PYTHONPATH")
     return {**os.environ, "PYTHONPATH": f"{here}{os.pathsep}{path}" if path else here}

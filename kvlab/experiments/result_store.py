@@ -22,20 +22,19 @@ FORMAT = 1
 class RowStore:
     """`FOLDER/cells/ID.json` holds a finished cell: its content, rows, provenance, events.
 
-    A file is written aside and renamed, so that it is there whole or not at all. A cell at work is claimed with a file
-    lock, which ends with its process, however that ends; its empty
-    file stays, as another process may be at it. Where locks do not work, two processes may do one cell both;
-    the later one's rows then stand, never both.
+    A file is written under another name and renamed: it is complete or absent. A running cell is claimed with a file
+    lock, which ends with its process; the empty lock file stays, as another process may hold it. Where locks do not
+    work, two processes may run one cell; then the rows of the later one remain.
     """
 
     def __init__(self, folder: Path) -> None:
-        """Raises RunError where the folder cannot be made or written to."""
+        """Make the folders. Raises RunError where they cannot be made or written to."""
         self.folder, self.cells, self.work = folder, folder / "cells", folder / ".work"
         for needed in (self.folder, self.cells, self.work):
             make_folder(needed)
 
     def read(self, cell: Cell) -> CellResult | None:
-        """What the cell gave; None where it is not finished, or its file is damaged or another's."""
+        """Return the result of a cell; None where it is not finished, or its file is damaged or of another cell."""
         try:
             found: Any = json.loads((self.cells / f"{cell.id}.json").read_text(encoding="utf-8"))
             if found["format"] != FORMAT or found["cell"] != cell.content():
@@ -45,7 +44,7 @@ class RowStore:
             return None
 
     def write(self, result: CellResult) -> None:
-        """All or nothing. Raises RunError where the folder cannot be written to."""
+        """Write a result, all or nothing. Raises RunError where the folder cannot be written to."""
         document = {
             "format": FORMAT,
             "cell": result.cell.content(),
@@ -66,7 +65,7 @@ class RowStore:
 
     @contextlib.contextmanager
     def claim(self, cell: Cell) -> Iterator[Path | None]:
-        """Yields an empty folder for the cell's SSD tiers, or None while another process is at this cell."""
+        """Yield an empty folder for the cell's SSD tiers, or None while another process is at this cell."""
         with (self.work / f"{cell.id}.lock").open("w") as lock:
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -84,7 +83,7 @@ class RowStore:
                 self._sweep(cell)
 
     def results(self, cells: Sequence[Cell]) -> Results:
-        """The rows of the finished ones among these cells, in their order, with the provenance of the first.
+        """Return the rows of those cells that are finished, in their order, with the provenance of the first.
 
         `provenance["commits"]` lists the commits where the cells were measured at more than one.
         """
@@ -98,7 +97,7 @@ class RowStore:
         return Results([row for one in found for row in one.rows], provenance)
 
     def _sweep(self, cell: Cell) -> None:
-        """What a process left that was killed at this cell."""
+        """Remove the files of a process that was killed while it ran this cell."""
         shutil.rmtree(self.work / cell.id, ignore_errors=True)
         for left in self.work.glob(f"{cell.id}.*.tmp"):
             left.unlink(missing_ok=True)

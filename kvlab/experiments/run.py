@@ -28,7 +28,7 @@ class Run:
         turns: requests of each conversation; None is the workload's own number.
         n: conversations.
         seed: of the workload.
-        concurrency: conversations that go on at once; the `n` of the rows.
+        concurrency: conversations that run at once; the `n` of the rows.
         restart: serve the second half of every conversation in a new process, where the policy has an SSD tier.
         tokens: length of a prompt, for workloads with that option; None is the workload's own.
     """
@@ -44,12 +44,12 @@ class Run:
     tokens: int | None = None
 
     def execute(self, *, progress: bool = True) -> Results:
-        """Runs it. Raises KvlabError for what cannot be asked."""
+        """Run it. Raises KvlabError for an impossible policy, workload, model or setting."""
         policy = Policy.parse(self.policy)
         return self.harness(progress=progress).run(policy, restart=self.restart)
 
     def harness(self, *, progress: bool = True, folder: Path | None = None) -> Runner:
-        """Its prompts under its model, for this policy and any other; SSD tiers lie in `folder`."""
+        """Make the Runner of its prompts and model, for this policy and any other; SSD tiers lie in `folder`."""
         parts = (self.workload, self.model, self.turns, self.n, self.seed, self.concurrency)
         return Runner(*parts, progress, folder, self.tokens)
 
@@ -78,7 +78,7 @@ def run(
     tokens: int | None = None,
     progress: bool = True,
 ) -> Results:
-    """`Run(policy, workload, model, ...).execute()`."""
+    """Run a policy on a workload: `Run(policy, workload, model, ...).execute()`."""
     one = Run(policy, workload, model, turns, n, seed, concurrency, restart, tokens)
     return one.execute(progress=progress)
 
@@ -97,11 +97,11 @@ def compare(
     folder: Path | None = None,
     progress: bool = True,
 ) -> Results:
-    """Every policy on the same prompts, one after another, beside the uncached run that says what is exact.
+    """Run every policy on the same prompts, one after another, and the uncached run that decides what is exact.
 
-    The uncached run (`full`) always takes place; it has rows only where it was asked for, or after a restart, where its
-    TTFT is the cold one for the same prompt. Options are those of `Run`; `folder` holds the SSD tiers while the runs
-    last (else a temporary one).
+    The uncached run (`full`) always takes place; it has rows only where `full` is among the policies, or after a
+    restart, where its TTFT is the cold one for the same prompt. Options are those of `Run`; `folder` holds
+    the SSD tiers while the runs last (else a temporary one).
     """
     if not policies:
         raise RunError("no policies to compare; write some, such as full,paged,tiered")
@@ -133,9 +133,9 @@ def compare_command(
     tokens: int | None = None,
     out: Path | None = None,
 ) -> Results:
-    """`kvlab compare`: prints the table, writes the run and its report to `out`.
+    """Run `kvlab compare`: print the table, write the run and its report to `out`.
 
-    The `n` conversations go on all at once, or `concurrency` of them at a time.
+    The `n` conversations run all at once, or `concurrency` of them at a time.
     """
     from kvlab.results.report import write_run  # draws in Altair, which takes a moment to import
 

@@ -1,4 +1,4 @@
-"""The prompts of one workload under one model, served under any number of policies, and the rows that come of it."""
+"""The prompts of one workload under one model, served under any number of policies, and their rows."""
 
 from __future__ import annotations
 
@@ -67,11 +67,11 @@ class Runner:
         self.seed, self.progress, self.folder = seed, progress, folder
 
     def run(self, policy: Policy, *, restart: bool = False) -> Results:
-        """One policy without a reference: no `exact`."""
+        """Run one policy without a reference, so without `exact`."""
         return self.results(policy, self.serve(policy, restart=restart))
 
     def serve(self, policy: Policy, *, restart: bool = False) -> Outcome:
-        """Serves every turn, from a cold store in a folder of its own unless the policy names one."""
+        """Serve every turn, from a cold store in a folder of its own unless the policy names one."""
         recorder = Recorder(self.provenance())
         tags = {"policy": str(policy), "workload": self.workload.name}
         first, second = self._halves() if restart and survives_restart(policy) else (self.turns, [])
@@ -106,7 +106,7 @@ class Runner:
         return Outcome({(one.conversation, one.turn): one for one in served}, restarted, recorder)
 
     def results(self, policy: Policy, outcome: Outcome, uncached: Outcome | None = None) -> Results:
-        """Tidy rows; `exact` and the `ratio` of a restart to the cold prompt need the uncached run."""
+        """Return tidy rows; `exact` and the `ratio` of a restart to the cold prompt need the uncached run."""
         rows: list[Row] = []
         for key, served in outcome.served.items():
             phase = "restart" if key in outcome.restarted else "warm" if served.cached_tokens else "cold"
@@ -121,7 +121,7 @@ class Runner:
         return Results(rows, self.provenance(), {str(policy): outcome.recorder})
 
     def cold_ttft(self, uncached: Outcome, keys: Iterable[Key]) -> Results:
-        """The uncached TTFT of some prompts alone, as rows of `full`."""
+        """Return the uncached TTFT of some prompts alone, as rows of `full`."""
         rows = [self._row(REFERENCE, key, "ttft_ms", uncached.served[key].ttft_ms, "cold") for key in sorted(keys)]
         return Results(rows, self.provenance())
 
@@ -148,7 +148,7 @@ class Runner:
         )
 
     def _halves(self) -> tuple[list[Turn], list[Turn]]:
-        """The turns before and after the restart, which comes after half of the longest conversation."""
+        """Return the turns before and after the restart, which comes after half of the longest conversation."""
         half = max(turn.turn for turn in self.turns) // 2
         if half < 1:
             raise RunError("a restart needs conversations of two turns or more; write turns=2 or more")
@@ -163,12 +163,12 @@ class Runner:
 
 
 def _also_written(served: ServedTurn, before: int) -> ServedTurn:
-    """`served` with the bytes that the process before it wrote: the rows count those of the run."""
+    """Add the bytes that the process before the restart wrote: the rows count those of the run."""
     return replace(served, store={**served.store, "bytes_written": served.store["bytes_written"] + before})
 
 
 def _values(served: ServedTurn) -> dict[str, float]:
-    """Metric to value, of what was measured."""
+    """Return the measured values by metric."""
     values: dict[str, float] = {
         "ttft_ms": served.ttft_ms,
         "prompt_tokens": served.prompt_tokens,
@@ -183,6 +183,6 @@ def _values(served: ServedTurn) -> dict[str, float]:
 
 
 def _grades(grade: Callable[[str], Mapping[str, float]], text: str) -> dict[str, float]:
-    """The request's own accuracy; its finer grades (a tool call's parts) are not rows."""
+    """Return the accuracy of a request; the grades of a tool call's parts are not rows."""
     grades = grade(text)
     return {"accuracy": grades["accuracy"]} if "accuracy" in grades else {}

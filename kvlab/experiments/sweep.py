@@ -16,14 +16,15 @@ from kvlab.results.promote import serve_line
 from kvlab.results.rows import TOGETHER
 from kvlab.results.summary import text_table
 
-WAIT = 0.2  # seconds between two looks at a cell that another process is at
+CLAIM_RETRY_S = 0.2
+"""Seconds between two looks at cells that other processes run."""
 
 
 def sweep(experiment: Experiment | str | Path, folder: Path | None = None, *, progress: bool = True) -> Results:
-    """Runs what is missing of an experiment, or of the experiment in a file, and gives all of its rows.
+    """Run the missing cells of an experiment, or of an experiment file, and return all of its rows.
 
-    `folder` is the row store, by default `runs/NAME`; a killed sweep goes on where it was. The rows are saved there as
-    a run, which `Results.load` reads. Raises KvlabError.
+    `folder` is the row store, by default `runs/NAME`; a killed sweep continues where it was. The rows are saved there
+    as a run, which `Results.load` reads. Raises KvlabError.
     """
     experiment = experiment if isinstance(experiment, Experiment) else read_experiment(experiment)
     store = RowStore(folder or default_folder(experiment))
@@ -34,7 +35,7 @@ def sweep(experiment: Experiment | str | Path, folder: Path | None = None, *, pr
             waiting = [cell for cell in missing if not _do(store, cell, bar)]
             missing = _finished(store, waiting, bar)
             if waiting and len(missing) == len(waiting):
-                time.sleep(WAIT)
+                time.sleep(CLAIM_RETRY_S)
     results = store.results(cells)
     results.provenance |= {"experiment": experiment.name, "cells": len(cells)}
     results.save(store.folder)
@@ -42,12 +43,12 @@ def sweep(experiment: Experiment | str | Path, folder: Path | None = None, *, pr
 
 
 def default_folder(experiment: Experiment) -> Path:
-    """The same every time, so that the same command goes on where it was."""
+    """Return the folder of an experiment, always the same, so that the same command continues a sweep."""
     return Path("runs") / experiment.name
 
 
 def run_command(path: Path, out: Path | None = None, *, progress: bool = True) -> Results:
-    """`kvlab run`: the sweep, then its table and what promotes each policy, printed."""
+    """Run `kvlab run`: the sweep; then print its table and the command that serves each policy."""
     experiment = read_experiment(path)
     folder = out or default_folder(experiment)
     cells = experiment.cells()
@@ -59,14 +60,14 @@ def run_command(path: Path, out: Path | None = None, *, progress: bool = True) -
     again = f", {before} of them before this run" if before else ""
     print(f"\n{len(cells)} cells finished{again}. Rows: {folder}")
     if before == len(cells):
-        print(f"Nothing was left to do; remove {folder} to measure anew.")
+        print(f"Nothing was left to do; remove {folder} to measure again.")
     if "commits" in results.provenance:
         print("Mind: the rows come from several commits of kvlab; remove the folder to measure all at one.")
     return results
 
 
 def table(experiment: Experiment, results: Results) -> str:
-    """The summary, a line for each policy and point of the grid."""
+    """Return the summary as text, a line for each policy and point of the grid."""
     varied = [name for name, _ in experiment.grid if name in ("workload", "model", "concurrency", "tokens")]
     column = {"concurrency": "n"}
     rows: list[dict[str, Any]] = []
@@ -79,14 +80,14 @@ def table(experiment: Experiment, results: Results) -> str:
 
 
 def _finished(store: RowStore, cells: list[Cell], bar: Any) -> list[Cell]:
-    """Those that are not; the bar counts those that are."""
+    """Return the cells that are not finished; count the others on the bar."""
     missing = [cell for cell in cells if store.read(cell) is None]
     bar.update(len(cells) - len(missing))
     return missing
 
 
 def _do(store: RowStore, cell: Cell, bar: Any) -> bool:
-    """Whether the cell is done now by this process; False where another is at it, or has just done it."""
+    """Run a cell; return False where another process runs it or has just finished it."""
     with store.claim(cell) as work:
         if work is None or store.read(cell) is not None:
             return False

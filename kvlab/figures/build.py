@@ -23,7 +23,7 @@ from kvlab.results import make_folder
 MANIFEST = "figures.json"
 GALLERY = "README.md"
 KEPT = ("svg", "png")
-"""The files that are part of the repository; HTML pages are large, and made when asked for."""
+"""The files that are part of the repository; HTML pages are large, and made on request."""
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ class Place:
 
 
 def source_tree() -> Place:
-    """That of this kvlab. Raises RunError for an installed wheel, which has no docs."""
+    """Return the source tree of this kvlab. Raises RunError for an installed wheel, which has no docs."""
     root = PACKAGE.parent
     if not (root / "docs").is_dir() or not (root / "experiments").is_dir():
         raise RunError("figures are built in a clone of kvlab's repository; this one is installed without docs")
@@ -48,7 +48,7 @@ def source_tree() -> Place:
 
 
 def build(figures: Sequence[Figure], place: Place, *, progress: bool = True) -> list[Path]:
-    """Draws the figures from the saved rows; the paths of what was written. Other figures stay as they are."""
+    """Draw the figures from the saved rows and return the paths of the written files; other figures stay."""
     make_folder(place.pictures)
     manifest = read_manifest(place.pictures)
     written: list[Path] = []
@@ -66,7 +66,7 @@ def build(figures: Sequence[Figure], place: Place, *, progress: bool = True) -> 
 
 
 def entry(figure: Figure, saved: Saved, picture: Picture) -> dict[str, Any]:
-    """What the manifest says of a figure."""
+    """Return the manifest's entry of a figure."""
     files = {kind: hashlib.sha256(getattr(picture, kind)).hexdigest() for kind in KEPT}
     return {
         "title": figure.title,
@@ -79,7 +79,7 @@ def entry(figure: Figure, saved: Saved, picture: Picture) -> dict[str, Any]:
 
 
 def gallery(manifest: dict[str, Any]) -> str:
-    """All figures with their captions, as a page; made from the manifest alone."""
+    """Return a page of all figures with their captions, made from the manifest alone."""
     parts = [
         "# Figures\n\nMade by `kvlab figures` from the rows in `experiments/rows`; "
         "see [experiments](../experiments.md).\n"
@@ -90,7 +90,7 @@ def gallery(manifest: dict[str, Any]) -> str:
 
 
 def rerun(figures: Sequence[Figure], place: Place, target: Path, stores: Path, *, progress: bool = True) -> None:
-    """Measures the experiments of these figures anew, in row stores under `stores`, and writes their rows to `target`.
+    """Measure the experiments of these figures again, in row stores under `stores`, and write their rows to `target`.
 
     An experiment's rows are of the metrics that any of these figures needs.
     """
@@ -101,7 +101,7 @@ def rerun(figures: Sequence[Figure], place: Place, target: Path, stores: Path, *
 
 
 def judge(figures: Sequence[Figure], folder: Path, *, fresh: bool) -> list[tuple[Figure, Saved, Verdict]]:
-    """Every claim of these figures against the saved rows in a folder."""
+    """Check every claim of these figures against the saved rows in a folder."""
     judged = []
     for figure in figures:
         saved = rows.read(folder, figure.experiments)
@@ -110,7 +110,7 @@ def judge(figures: Sequence[Figure], folder: Path, *, fresh: bool) -> list[tuple
 
 
 def read_manifest(pictures: Path) -> dict[str, Any]:
-    """Empty where there is none. Raises RunError where it is damaged."""
+    """Read the manifest; empty where there is none. Raises RunError where it is damaged."""
     path = pictures / MANIFEST
     if not path.exists():
         return {}

@@ -1,4 +1,4 @@
-"""Whether the pictures follow from the saved rows, and whether the rows bear the claims out."""
+"""Checks: do the pictures follow from the saved rows, and do the rows support the claims?"""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from kvlab.figures.figure import Figure
 
 
 def check(figures: Sequence[Figure], place: Place) -> list[str]:
-    """One line for each thing that is wrong; empty where all is well.
+    """Return one line for each error; an empty list without errors.
 
-    A figure follows from the rows if its chart, drawn anew, has the data and specification that the manifest names,
+    A figure follows from the rows if its chart, drawn again, has the data and specification that the manifest names,
     and its files are those of the manifest. Where the renderer's version is the manifest's, the SVG must be the same
     byte by byte; another version may set text elsewhere.
     """
@@ -30,7 +30,7 @@ def check(figures: Sequence[Figure], place: Place) -> list[str]:
 
 
 def contradictions(figures: Sequence[Figure], place: Place, *, fresh: bool) -> list[str]:
-    """A line for each claim that the rows do not bear out: saved ones to the bound, fresh ones to their tolerance."""
+    """Return a line for each claim that the rows contradict: saved rows by the bound, fresh ones by the tolerance."""
     return [
         f"{figure.name}: {'the fresh run contradicts' if fresh else 'the saved rows contradict'} it. {verdict}"
         for figure, _, verdict in judge(figures, place.rows, fresh=fresh)

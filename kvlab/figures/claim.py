@@ -1,4 +1,4 @@
-"""What a figure says, as data: a value or a ratio of two, the bound it keeps, and how far another machine may stray."""
+"""The claims of figures as data: a value or a ratio of two, its bound, and the tolerance for other machines."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class Pick:
     where: Mapping[str, Any] = field(default_factory=dict)
 
     def value(self, rows: pl.DataFrame) -> float:
-        """Raises RunError where no row is picked, or a column does not exist."""
+        """Return the mean. Raises RunError where no row is picked, or a column does not exist."""
         if unknown := set(self.where) - set(rows.columns):
             raise RunError(f"the rows have no column {min(unknown)!r}")
         found = rows.filter(pl.col("metric") == self.metric, *(pl.col(key) == v for key, v in self.where.items()))
@@ -32,7 +32,7 @@ class Pick:
 
 
 def pick(metric: str, **where: Any) -> Pick:
-    """`pick("ttft_ms", policy="full", turn=15)`."""
+    """Pick the rows of a metric: `pick("ttft_ms", policy="full", turn=15)`."""
     return Pick(metric, where)
 
 
@@ -42,8 +42,8 @@ class Claim:
 
     Args:
         text: the sentence.
-        of: what is picked.
-        to: what it is divided by; None for the value itself.
+        of: the picked rows.
+        to: the rows to divide by; None for the value itself.
         at_most, at_least: the bound, of a ratio in times, else in the metric's unit. One of them, or both.
         tolerance: how far beyond the bound a fresh run may be, as a share of the bound, before it contradicts.
     """
@@ -60,9 +60,9 @@ class Claim:
             raise RunError(f"the claim {self.text!r} has no bound; write at_most or at_least")
 
     def judge(self, rows: pl.DataFrame, *, fresh: bool = False) -> Verdict:
-        """Whether the rows bear it out: saved rows to the bound itself, a fresh run to the bound and its tolerance.
+        """Compare with the rows: saved rows by the bound itself, a fresh run by the bound and its tolerance.
 
-        Raises RunError where the rows do not have what is picked.
+        Raises RunError where no row is picked.
         """
         value = self.of.value(rows)
         if self.to is not None:
@@ -88,7 +88,7 @@ class Claim:
 
 @dataclass(frozen=True)
 class Verdict:
-    """A claim, what was measured, and whether it holds."""
+    """A claim, its measured value, and whether it holds."""
 
     claim: Claim
     value: float

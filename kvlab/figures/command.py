@@ -1,4 +1,4 @@
-"""What ``kvlab figures`` does, by its options."""
+"""The work of ``kvlab figures``, by its options."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ def figures_command(
     place: Place | None = None,
     progress: bool = True,
 ) -> tuple[dict[str, Any], list[str]]:
-    """The document of all claims with what was measured, and a line for each thing that is wrong.
+    """Return the document of all claims with their measured values, and a line for each error.
 
     A claim that does not hold is wrong under `check` only; a figure is drawn all the same. `out` takes the pictures
-    and, where rows are measured anew, those in `out/rows`: the source tree stays as it is. Raises KvlabError.
+    and, where rows are measured again, those in `out/rows`: the source tree stays as it is. Raises KvlabError.
     """
     figures, place = chosen(names), place or source_tree()
     problems: list[str] = []
@@ -70,7 +70,7 @@ def figures_command(
 
 
 def _stores() -> Path:
-    """Where a fresh run keeps its cells: a killed one goes on at the same commit, other code starts anew."""
+    """Return the folder of a fresh run's cells: a killed run continues at the same commit, other code starts again."""
     at = commit()
     name = at[:12] if at and not at.endswith("+dirty") else "uncommitted"
     folder = Path("runs") / "figures" / name
@@ -80,6 +80,6 @@ def _stores() -> Path:
 
 
 def _with_siblings(names: tuple[str, ...]) -> tuple[Any, ...]:
-    """The figures of these names and those that share an experiment with them: their rows change together."""
+    """Return the figures of these names and those that share an experiment with them: their rows change together."""
     wanted = {name for figure in chosen(names) for name in figure.experiments}
     return tuple(figure for figure in chosen(()) if wanted & set(figure.experiments))

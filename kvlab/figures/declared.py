@@ -1,4 +1,4 @@
-"""The figures of the docs, each declared here and nowhere else."""
+"""The figures of the docs, each declared here only."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def _quality(saved: Saved) -> Any:
 
 
 def _setting(policy: str) -> str:
-    """The first parameter of the module that makes a policy lossy: its budget, window or bits."""
+    """Return the first parameter of the module that makes a policy lossy: its budget, window or bits."""
     parsed = Policy.parse(policy)
     lossy = parsed.codec if parsed.retention.name == "full" else parsed.retention
     values = [str(getattr(lossy, field.name)) for field in dataclasses.fields(lossy)]
@@ -250,7 +250,7 @@ FIGURES: tuple[Figure, ...] = (
 
 
 def chosen(names: tuple[str, ...]) -> tuple[Figure, ...]:
-    """The figures of these names, or all. Raises RunError."""
+    """Return the figures of these names, or all. Raises RunError."""
     known = {figure.name: figure for figure in FIGURES}
     for name in names:
         if name not in known:

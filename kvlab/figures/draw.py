@@ -38,7 +38,7 @@ def draw(figure: Figure, saved: Saved) -> Picture:
 
 
 def svg_of(spec: dict[str, Any]) -> str:
-    """The renderer numbers clip paths over the life of its process; here they are numbered from 1 in each picture."""
+    """Number clip paths from 1 in each picture; the renderer counts them over the life of its process."""
     svg: str = vl_convert.vegalite_to_svg(spec)
     numbers: dict[str, int] = {}
 
@@ -49,13 +49,13 @@ def svg_of(spec: dict[str, Any]) -> str:
 
 
 def chart_hash(spec: dict[str, Any]) -> str:
-    """SHA-256 of data and specification, whatever version of the schema they name."""
+    """Return the SHA-256 of data and specification, without the version of the schema."""
     kept = {key: value for key, value in spec.items() if key not in ("$schema", "usermeta")}
     return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()
 
 
 def _page(figure: Figure, saved: Saved, spec: dict[str, Any]) -> str:
-    """One file that needs nothing else; the chart in it shows its values and can be exported."""
+    """Return one HTML file with all scripts; its chart shows values and can be exported."""
     claims = "".join(f"<li>{escape(str(verdict))}</li>" for verdict in figure.judge(saved))
     facts = "".join(f"<dt>{escape(key)}</dt><dd>{escape(str(value))}</dd>" for key, value in saved.provenance.items())
     chart = json.dumps(spec, separators=(",", ":"), sort_keys=True).replace("<", "\\u003c")

@@ -1,4 +1,4 @@
-"""A figure as it is declared: its rows, its chart, what it claims, and its caption."""
+"""The declaration of a figure: its rows, its chart, its claims, and its caption."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class Figure:
         title: its heading.
         experiments: names of the files in ``experiments/`` that give its rows.
         chart: from the saved rows to an Altair chart.
-        metrics: what it draws; only rows of these metrics, and of its claims', are kept.
+        metrics: the drawn metrics; only rows of these and of its claims' are kept.
         claims: what can be seen in it.
         shows: one or two sentences on how to read it.
     """
@@ -35,7 +35,7 @@ class Figure:
     shows: str
 
     def draw(self, saved: Saved) -> Any:
-        """The chart with a line on where it comes from below its title."""
+        """Return the chart with a line on its provenance below the title."""
         chart = self.chart(saved)
         title = chart.title
         title.subtitle = [*title.subtitle, origin(saved)]
@@ -45,18 +45,18 @@ class Figure:
         return [claim.judge(saved.rows, fresh=fresh) for claim in self.claims]
 
     def needs(self) -> frozenset[str]:
-        """The metrics whose rows it needs."""
+        """Return the metrics whose rows it needs."""
         return self.metrics.union(*(claim.metrics for claim in self.claims))
 
     def caption(self, saved: Saved) -> str:
-        """How to read it, what it claims with what was measured, and where the rows come from. Markdown."""
+        """Return Markdown: how to read the figure, its claims with measured values, the provenance of the rows."""
         lines = [self.shows, ""]
         lines += [f"- {verdict}" for verdict in self.judge(saved)]
         return "\n".join([*lines, "", f"*{origin(saved)}; {_counted(saved)}.*"])
 
 
 def origin(saved: Saved) -> str:
-    """Model, machine and commit of the rows, in one line."""
+    """Return model, machine and commit of the rows, in one line."""
     facts = saved.provenance
     commits = facts.get("commits") or [facts.get("commit") or "of an installed kvlab"]
     shown = ", ".join(commit[:12] + ("+dirty" if commit.endswith("+dirty") else "") for commit in commits)

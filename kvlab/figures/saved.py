@@ -20,28 +20,28 @@ FACTS = (
     *("kvlab", "commit", "commits", "mlx", "mlx_lm", "python", "device", "blas", "time"),
     *("model", "model_fingerprint", "dtype"),
 )
-"""What of the provenance is saved: what tells where the rows come from, and nothing of the machine's folders."""
+"""The saved part of the provenance: the origin of the rows, without folders of the machine."""
 
 DIGITS = 6  # significant ones of a value that is no whole number
 
 
 @dataclass(frozen=True)
 class Saved:
-    """Rows of one or more experiments (columns of `results.SCHEMA`), their events by kind, and where they come from."""
+    """Rows of one or more experiments (columns of `results.SCHEMA`), their events by kind, and their provenance."""
 
     rows: pl.DataFrame
     provenance: Mapping[str, Any]
     events: Mapping[str, pl.DataFrame] = field(default_factory=dict)
 
     def event(self, kind: str) -> pl.DataFrame:
-        """Raises RunError where the experiment kept no such events."""
+        """Return the events of one kind. Raises RunError where the experiment kept none."""
         if kind not in self.events:
             raise RunError(f"the saved rows have no {kind!r} events; add it to `events` of the experiment")
         return self.events[kind]
 
 
 def read(folder: Path, names: Sequence[str]) -> Saved:
-    """The saved rows of these experiments together; the provenance is that of the first. Raises RunError."""
+    """Return the saved rows of these experiments together; the provenance is that of the first. Raises RunError."""
     parts = [_read(folder, name) for name in names]
     kinds = dict.fromkeys(kind for part in parts for kind in part.events)
     events = {kind: pl.concat([p.events[kind] for p in parts if kind in p.events], how="diagonal") for kind in kinds}
@@ -49,7 +49,7 @@ def read(folder: Path, names: Sequence[str]) -> Saved:
 
 
 def write(folder: Path, name: str, saved: Saved, metrics: Iterable[str]) -> None:
-    """Writes NAME.csv with the rows of these metrics, NAME.KIND.csv and NAME.json; what was there before goes."""
+    """Write NAME.csv with the rows of these metrics, NAME.KIND.csv and NAME.json; earlier files are replaced."""
     make_folder(folder)
     for old in folder.glob(f"{name}.*"):
         old.unlink()
@@ -62,7 +62,7 @@ def write(folder: Path, name: str, saved: Saved, metrics: Iterable[str]) -> None
 
 
 def measure(experiment: Path, store: Path, *, progress: bool = True) -> Saved:
-    """Runs what is missing of an experiment file in this row store, and gathers rows and events."""
+    """Run the missing cells of an experiment file in this row store, and return rows and events."""
     asked = read_experiment(experiment)
     results: Results = sweep(asked, store, progress=progress)
     kept = RowStore(store)
@@ -104,7 +104,7 @@ def _csv(frame: pl.DataFrame, path: Path) -> None:
 
 
 def _text(column: str) -> pl.Expr:
-    """Numbers as short text: whole ones as they are, others with `DIGITS` significant digits."""
+    """Format numbers as short text: whole ones as they are, others with `DIGITS` significant digits."""
 
     def short(value: float) -> str:
         return str(int(value)) if value == int(value) else f"{value:.{DIGITS}g}"

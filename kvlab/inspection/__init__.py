@@ -1,7 +1,7 @@
-"""Looking closely at a few prompts under one policy: their tokens, their blocks, their distributions.
+"""Inspection of a few prompts under one policy: their tokens, their blocks, their distributions.
 
-``prompts`` serves them and keeps what was evicted, ``tokens`` shows it as text; ``blocks`` follows KV at rest from
-request to request; ``kl`` measures how far the next tokens' distributions are from the uncached ones.
+``request_trace`` serves them and keeps their evictions, ``tokens`` shows these as text; ``blocks`` follows KV at rest
+from request to request; ``kl`` measures how far the next tokens' distributions are from the uncached ones.
 """
 
 from kvlab.inspection.blocks import BlockResidency, follow_blocks

@@ -1,4 +1,4 @@
-"""Where the KV of each conversation rests, block by block, after every request."""
+"""The tier of every block of each conversation, after every request."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class BlockResidency:
 
 
 def resting(decoder: Decoder, prompt: Sequence[int]) -> list[str]:
-    """The tier of each block of a prompt that was served, its last and partial one included; ``gone`` behind a gap.
+    """Return the tier of each block of a served prompt, the last, partial one included; ``gone`` behind a gap.
 
     Raises RunError where the decoder's policy keeps nothing at rest.
     """
@@ -57,7 +57,7 @@ def follow_blocks(
     turns: int = 2,
     seed: int = 0,
 ) -> BlockResidency:
-    """Serves ``n`` conversations in turn, one request at a time, and looks after each request where every block rests.
+    """Serve ``n`` conversations in turn, one request at a time, and note the tier of every block after each request.
 
     The SSD tier is a folder that is removed afterwards, unless the policy names one. Raises KvlabError.
     """
@@ -68,7 +68,7 @@ def follow_blocks(
     requests = sorted(workload.requests(), key=lambda request: request.turn)
     blocks, steps = [], []
     seen: dict[str, list[int]] = {}
-    # Nothing stays warm: what is looked at here is KV at rest.
+    # No sequence stays warm: this follows KV at rest.
     with (
         tempfile.TemporaryDirectory(prefix="kvlab-store-") as folder,
         Decoder(loaded, with_ssd_folder(parsed, Path(folder)), retain=0) as decoder,

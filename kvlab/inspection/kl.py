@@ -1,4 +1,4 @@
-"""How far a policy's next-token distributions are from those of the uncached model."""
+"""The divergence of a policy's next-token distributions from those of the uncached model."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ def divergence(
     answer: Sequence[int],
     model: str | Path | LoadedModel | None = None,
 ) -> np.ndarray:
-    """KL divergence in nats, ``[len(answer)]``, of the policy's distributions from the model's own.
+    """Compute the KL divergence in nats, ``[len(answer)]``, of the policy's distributions from the model's own.
 
-    Both read the same prompt at once and then the same answer token by token (teacher forcing), so that what differs
-    is the KV cache alone. Raises KvlabError for an empty prompt or answer, and for what the model cannot be used with.
+    Both read the same prompt at once and then the same answer token by token (teacher forcing): only the KV cache
+    differs. Raises KvlabError for an empty prompt or answer, and for a policy that the model cannot be used with.
     """
     if not len(prompt) or not len(answer):
         raise RunError("a divergence needs a prompt and an answer of one token or more each")
@@ -36,7 +36,7 @@ def divergence(
 
 
 def _log_probabilities(loaded: LoadedModel, policy: Policy, prompt: Sequence[int], answer: Sequence[int]) -> mx.array:
-    """``[len(answer), vocab]``: what is expected at each place of the answer."""
+    """Compute log-probabilities ``[len(answer), vocab]`` at each place of the answer."""
     caches = make_caches(loaded.model, policy, prompt_tokens=len(prompt))
     logits = [loaded.model(mx.array([list(prompt)]), cache=caches)[:, -1]]
     for token in answer[:-1]:

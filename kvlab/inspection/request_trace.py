@@ -1,4 +1,4 @@
-"""A few prompts under one policy, with everything that is needed to show their tokens and what became of them."""
+"""Traces of a few prompts under one policy: their tokens, and which of them left the KV cache, where and when."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ Prompt = str | Sequence[Mapping[str, Any]] | Sequence[int]
 
 @dataclass(frozen=True, repr=False)
 class RequestTrace:
-    """One request that was watched: its tokens as text, and which of them left which layer and head at which step.
+    """The trace of one request: its tokens as text, and which of them left which layer and head at which step.
 
     ``evicted`` has ``layer``, ``head``, ``position``, ``step``; ``layers`` and ``heads`` are those that the policy
     could evict from (empty where it evicts nothing).
@@ -55,7 +55,7 @@ class RequestTrace:
         return "".join(self.texts[self.prompt_tokens :])
 
     def states(self, step: int | None = None, layer: int | None = None, head: int | None = None) -> list[TokenState]:
-        """The state of every token up to a decode step (None: the last); of one layer and head, or over all of them."""
+        """Return the state of every token up to a decode step (None: the last), of one layer and head or over all."""
         found = self.evicted
         if layer is not None:
             found = found.filter(pl.col("layer") == layer)
@@ -75,7 +75,7 @@ class RequestTrace:
         )
 
     def html(self, step: int | None = None, layer: int | None = None, head: int | None = None) -> str:
-        """The tokens up to a decode step as text, coloured by state."""
+        """Return the tokens up to a decode step as text, coloured by state."""
         states = self.states(step, layer, head)
         where = ", ".join(
             f"{what} {'all' if which is None else which}" for what, which in (("layer", layer), ("KV head", head))
@@ -97,7 +97,7 @@ def watch(
     *,
     max_tokens: int = 32,
 ) -> list[RequestTrace]:
-    """Serves the first prompt alone, then the others together, so that they can start from its KV and share theirs.
+    """Serve the first prompt alone, then the others together, so that they can start from its KV and share theirs.
 
     A prompt is a text, a conversation of messages, or token ids. Greedy decoding. Raises KvlabError.
     """
@@ -107,7 +107,7 @@ def watch(
     parsed = Policy.parse(policy)
     ids = [prompt_ids(prompt, loaded) for prompt in prompts]
     recorder = Recorder()
-    # Nothing stays warm: what is looked at here is KV at rest.
+    # No sequence stays warm: the traces show KV at rest.
     with Decoder(loaded, parsed, recorder=recorder, retain=0) as decoder:
         first = decoder.generate(ids[0], max_tokens=max_tokens)
         others = [decoder.submit(prompt, max_tokens=max_tokens) for prompt in ids[1:]]
@@ -125,7 +125,7 @@ def watch(
 
 
 def pieces(ids: Sequence[int], loaded: LoadedModel) -> list[str]:
-    """The text that each token adds; decoded with the token before it, which decides about leading spaces."""
+    """Return the text that each token adds, decoded after the token before it, which decides about leading spaces."""
     texts = [loaded.decode(ids[:1])] if ids else []
     for before, token in zip(ids, ids[1:], strict=False):
         alone, both = loaded.decode([before]), loaded.decode([before, token])
@@ -134,7 +134,7 @@ def pieces(ids: Sequence[int], loaded: LoadedModel) -> list[str]:
 
 
 def prompt_ids(prompt: Prompt, loaded: LoadedModel) -> list[int]:
-    """The token ids of a prompt; a text becomes a user's message. Raises ModelError where there is no chat template."""
+    """Return the token ids of a prompt; a text becomes a user's message. Raises ModelError without a chat template."""
     if isinstance(prompt, str):
         return loaded.render([{"role": "user", "content": prompt}])
     if prompt and isinstance(prompt[0], Mapping):

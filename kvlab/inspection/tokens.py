@@ -37,7 +37,7 @@ SHADES = 4  # how many shades stand for "gone from some of the heads"
 
 @dataclass(frozen=True)
 class TokenState:
-    """What one token is: its state, whether it was generated, and in which share of the layers and heads it is gone."""
+    """The state of one token, whether it was generated, and the share of layers and heads that evicted it."""
 
     state: str
     generated: bool
@@ -54,12 +54,12 @@ def token_states(
     step: int | None = None,
     heads: int = 1,
 ) -> list[TokenState]:
-    """The states of the first ``length`` tokens at a decode step (None: the last).
+    """Return the states of the first ``length`` tokens at a decode step (None: the last).
 
     Args:
         prompt: how many of them are the prompt.
         evicted: ``layer``, ``head``, ``position``, ``step`` of what left, of the layers and heads that are looked at.
-        shared, cached: leading tokens that were shared, and that were not recomputed at all.
+        shared, cached: leading tokens that were shared, and that were not recomputed.
         heads: how many heads, over all layers, are looked at.
     """
     gone = np.zeros(length)
@@ -75,7 +75,7 @@ def token_states(
 
 
 def tokens_html(texts: Sequence[str], states: Sequence[TokenState], *, title: str = "") -> str:
-    """The text of the tokens, coloured by state, under a legend with counts. Generated tokens are underlined."""
+    """Return the text of the tokens, coloured by state, under a legend with counts. Generated tokens are underlined."""
     parts = []
     index = 0
     for look, run in groupby(states, key=_look):

@@ -1,1 +1,1 @@
-"""What happened: events, the recorder that keeps them, and frames in Zarr."""
+"""Recording: events, the recorder that keeps them, and frames in Zarr."""

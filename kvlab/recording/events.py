@@ -1,4 +1,4 @@
-"""What can happen to a request, as typed events.
+"""The events of a request, one class for each kind.
 
 Every event carries ``request`` (the decoder's number for it; -1 for events of no request) and ``t``, seconds on the
 decoder's clock (``time.perf_counter``). The recorder keeps them, the charts read them back as frames.
@@ -32,7 +32,7 @@ class Submitted(Event):
 
 @dataclass(frozen=True)
 class Matched(Event):
-    """The store was asked. ``cached_tokens`` will not be recomputed; ``miss`` says why the rest must be."""
+    """The store was looked up. ``cached_tokens`` are not recomputed; ``miss`` is the reason for the others."""
 
     cached_tokens: int
     by_tier: Mapping[str, int]
@@ -121,7 +121,7 @@ class Dropped(Event):
 
 @dataclass(frozen=True)
 class Paused(Event):
-    """Live memory was short: the request stepped aside after ``tokens`` tokens, its KV at rest, to go on later."""
+    """Live memory was short: the request was preempted after ``tokens`` tokens and continues later from KV at rest."""
 
     tokens: int
     live_bytes: int

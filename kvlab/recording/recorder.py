@@ -1,4 +1,4 @@
-"""What happened: events in, Polars frames out, kept as a Zarr record."""
+"""The recorder: events in, Polars frames out, saved as a Zarr record."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _DTYPES: dict[str, Any] = {"int": pl.Int64, "float": pl.Float64, "str": pl.Strin
 
 
 def kind_name(kind: str | type[Event]) -> str:
-    """`FirstToken` (the class, or its name in either spelling) -> `first_token`. Raises RunError for other kinds."""
+    """Return `first_token` for `FirstToken`, the class or its name in either spelling. Raises RunError for others."""
     text = kind if isinstance(kind, str) else kind.__name__
     name = re.sub(r"(?<=[a-z])(?=[A-Z])", "_", text).lower()
     if name not in _CLASSES:
@@ -56,7 +56,7 @@ class Recorder:
         return list(self._events)
 
     def frame(self, kind: str | type[Event]) -> pl.DataFrame:
-        """All events of one kind. With no such event the frame is empty but has its columns."""
+        """Return all events of one kind. With no such event the frame is empty but has its columns."""
         name = kind_name(kind)
         cls = _CLASSES[name]
         live = _FRAMES.get(cls, _plain_frame)(cls, [event for event in self.events if type(event) is cls])
@@ -65,11 +65,11 @@ class Recorder:
         return pl.concat([self._loaded[name], live], how="diagonal_relaxed")
 
     def frames(self) -> dict[str, pl.DataFrame]:
-        """Kind to frame, for the kinds that have events."""
+        """Return the frames by kind, for the kinds that have events."""
         return {name: frame for name in _CLASSES if not (frame := self.frame(name)).is_empty()}
 
     def tagged(self, kind: str | type[Event]) -> pl.DataFrame:
-        """`frame(kind)` with the tags of each event's request as further columns (null for events of no request)."""
+        """Return `frame(kind)` with the tags of each event's request as columns (null for events of no request)."""
         frame, submitted = self.frame(kind), self.frame(Submitted)
         if kind_name(kind) == "submitted":
             return frame
@@ -80,7 +80,7 @@ class Recorder:
         return frame.join(tags.unique("request", keep="first", maintain_order=True), on="request", how="left")
 
     def merge(self, other: Recorder) -> None:
-        """Appends what `other` recorded (in another process, say), its requests renumbered after ours."""
+        """Append the record of `other`, for example of another process; its requests are numbered after these."""
         shift = 1 + max((int(frame["request"].max()) for frame in self.frames().values()), default=-1)  # type: ignore[arg-type]
         clock = other.epoch - self.epoch
         for name, theirs in other.frames().items():
@@ -90,7 +90,7 @@ class Recorder:
             self._loaded[name] = pl.concat([*kept, moved], how="diagonal_relaxed")
 
     def save(self, path: str | Path) -> Path:
-        """Writes the record as a Zarr v3 group, all or nothing; a record that was there is replaced."""
+        """Write the record as a Zarr v3 group, all or nothing; a record that was there is replaced."""
         path = Path(path)
         with replacing(path) as folder:
             write_record(zarr.create_group(folder), self)
@@ -98,7 +98,7 @@ class Recorder:
 
     @classmethod
     def load(cls, path: str | Path) -> Recorder:
-        """Reads a record. Raises RunError where there is none, or where it is damaged."""
+        """Read a record. Raises RunError where there is none, or where it is damaged."""
         with opened_record(path) as group:
             return read_record(group)
 
@@ -111,14 +111,14 @@ class Recorder:
 
 
 def write_record(group: zarr.Group, recorder: Recorder) -> None:
-    """The recorder's frames as groups of `group`, its provenance in the attributes."""
+    """Write the recorder's frames as groups of `group`, its provenance as attributes."""
     for name, frame in recorder.frames().items():
         write_frame(group, name, frame)
     group.attrs.update({"kvlab_record": FORMAT, "provenance": recorder.provenance, "epoch": recorder.epoch})
 
 
 def read_record(group: zarr.Group) -> Recorder:
-    """What `write_record` wrote. Raises ValueError or KeyError where it is not that."""
+    """Read a record of `write_record`. Raises ValueError or KeyError for anything else."""
     attrs: Any = group.attrs
     if attrs.get("kvlab_record") != FORMAT:
         raise ValueError(f"record format {attrs.get('kvlab_record')!r}, this kvlab reads {FORMAT}")
@@ -131,7 +131,7 @@ def read_record(group: zarr.Group) -> Recorder:
 
 @contextmanager
 def opened_record(path: str | Path) -> Iterator[zarr.Group]:
-    """A Zarr group to read from. Whatever goes wrong inside the `with` becomes a one-line RunError about `path`."""
+    """Open a Zarr group to read from. Every error inside the `with` becomes a one-line RunError about `path`."""
     try:
         if not Path(path).is_dir():
             raise RunError(f"{path}: no such record; give the folder of a kvlab run or its record.zarr")

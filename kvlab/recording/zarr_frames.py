@@ -19,12 +19,12 @@ import polars as pl
 import zarr
 from zarr.codecs import Crc32cCodec, ZstdCodec
 
-_CHUNK = 1 << 18  # values a chunk: 2 MB of numbers
+_CHUNK_VALUES = 1 << 18  # 2 MB of numbers
 _DTYPES: dict[str, Any] = {"int64": pl.Int64, "float64": pl.Float64, "bool": pl.Boolean, "string": pl.String}
 
 
 def write_frame(parent: zarr.Group, name: str, frame: pl.DataFrame) -> None:
-    """Adds `frame` as the group `name`. Narrow numbers are widened; what is not a number becomes a string."""
+    """Add `frame` as the group `name`. Narrow numbers are widened; other values become strings."""
     group = parent.create_group(name)
     columns: list[dict[str, Any]] = []
     for column in frame.iter_columns():
@@ -42,7 +42,7 @@ def write_frame(parent: zarr.Group, name: str, frame: pl.DataFrame) -> None:
 
 
 def read_frame(group: zarr.Group) -> pl.DataFrame:
-    """The frame that `write_frame` wrote. Raises ValueError where a checksum does not match or a chunk is missing."""
+    """Read a frame of `write_frame`. Raises ValueError where a checksum does not match or a chunk is missing."""
     columns = []
     attrs: Any = group.attrs
     for entry in attrs["columns"]:
@@ -60,7 +60,7 @@ def read_frame(group: zarr.Group) -> pl.DataFrame:
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """A temporary folder that takes the place of `path` when the block ends well, and vanishes when it does not."""
+    """Yield a temporary folder that replaces `path` when the block ends well, and is removed when it does not."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
     try:
@@ -94,7 +94,7 @@ def _write_array(group: zarr.Group, name: str, values: np.ndarray, kind: str) ->
     array = group.create_array(
         name,
         shape=values.shape,
-        chunks=(max(1, min(_CHUNK, len(values))),),
+        chunks=(max(1, min(_CHUNK_VALUES, len(values))),),
         dtype=kind,
         compressors=[ZstdCodec(level=3), Crc32cCodec()],
     )

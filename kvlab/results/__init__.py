@@ -1,7 +1,7 @@
-"""What came out: tidy rows and the record of what happened, kept in a folder, shown as a table or a page.
+"""Results: tidy rows and the record of events, saved in a folder, shown as a table or a page.
 
-``rows`` says what a row is, ``results`` holds rows with their provenance and events, ``summary`` is the table one looks
-at first, ``report`` the page to send around, ``promote`` the line that serves a policy as it was measured.
+``rows`` defines a row, ``results`` holds rows with their provenance and events, ``summary`` is the table of a run,
+``report`` its HTML page, ``promote`` the command that serves a policy as it was measured.
 """
 
 from kvlab.results.folders import make_folder, new_run_folder

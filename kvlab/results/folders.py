@@ -1,4 +1,4 @@
-"""Where runs are written."""
+"""The folders of runs."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from kvlab.errors import RunError
 
 
 def new_run_folder(out: Path | None, command: str) -> Path:
-    """`out`, or the name of a new folder in `runs/`, after the command and the time."""
+    """Return `out`, or the name of a new folder in `runs/`, made of the command and the time."""
     if out is not None:
         return out
     wanted = folder = Path("runs") / f"{command}-{time.strftime('%Y%m%d-%H%M%S')}"
@@ -21,7 +21,7 @@ def new_run_folder(out: Path | None, command: str) -> Path:
 
 
 def make_folder(folder: Path) -> None:
-    """Raises RunError where the folder cannot be made or written to."""
+    """Make a folder. Raises RunError where it cannot be made or written to."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:

@@ -1,4 +1,4 @@
-"""`report.html`: one file to send around, with the table, the charts, what to see in them, and where it comes from."""
+"""`report.html`: one file with the table, the charts, an explanation of each, and the provenance."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ results.events("evicted")    # what happened, a frame for each kind of event"""
 
 @dataclass(frozen=True)
 class ReportFigure:
-    """A chart, what to see in it in one sentence, and why it is so (HTML)."""
+    """A chart, one sentence on what it shows, and the reason (HTML)."""
 
     chart: Any
     see: str
@@ -57,7 +57,7 @@ class ReportFigure:
 
 
 def write_run(results: Results, folder: Path, *, title: str, lead: str) -> Path:
-    """Saves the run in `folder` and writes its report; the path of the report."""
+    """Save the run in `folder`, write its report, and return the report's path."""
     results.save(folder)
     path = folder / "report.html"
     path.write_text(report_html(results, title=title, lead=lead), encoding="utf-8")
@@ -65,7 +65,7 @@ def write_run(results: Results, folder: Path, *, title: str, lead: str) -> Path:
 
 
 def report_html(results: Results, *, title: str, lead: str) -> str:
-    """A page that needs nothing else: scripts and data are in it, once."""
+    """Return one page that holds all scripts and data."""
     found = list(figures(results))
     specs = json.dumps([figure.chart.to_dict() for figure in found], separators=(",", ":")).replace("<", "\\u003c")
     cards = "".join(
@@ -91,7 +91,7 @@ specs.forEach((spec, i) => vegaEmbed("#chart" + i, spec, {EMBED}));
 
 
 def figures(results: Results) -> Iterator[ReportFigure]:
-    """The charts that these results have data for."""
+    """Yield the charts that these results have data for."""
     rows = results.frame()
     turns: Any = rows["turn"].max()
     if turns and turns > 1:
@@ -139,7 +139,7 @@ def figures(results: Results) -> Iterator[ReportFigure]:
 
 @cache
 def vega_scripts() -> str:
-    """Vega, Vega-Lite and Vega-Embed as one script, from vl-convert's own copy: nothing is fetched."""
+    """Return Vega, Vega-Lite and Vega-Embed as one script, from vl-convert's own copy: nothing is fetched."""
     version = ".".join(alt.SCHEMA_VERSION.lstrip("v").split(".")[:2])
     known = vl_convert.get_vegalite_versions()
     chosen = version if version in known else known[-1]

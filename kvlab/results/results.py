@@ -1,4 +1,4 @@
-"""Results: tidy rows with their provenance and the record of what happened, in memory and in a folder."""
+"""Results: tidy rows with their provenance and the record of events, in memory and in a folder."""
 
 from __future__ import annotations
 
@@ -36,22 +36,22 @@ class Results:
         return list(dict.fromkeys(r["policy"] for r in self.rows))
 
     def frame(self) -> pl.DataFrame:
-        """The rows, with all columns of SCHEMA (null where a column does not apply)."""
+        """Return the rows, with all columns of SCHEMA (null where a column does not apply)."""
         return pl.DataFrame(self.rows, schema=dict(SCHEMA))
 
     def events(self, kind: str) -> pl.DataFrame:
-        """The events of one kind under all recorded policies, with `policy` and the other tags as columns."""
+        """Return the events of one kind under all recorded policies, with `policy` and the other tags as columns."""
         frames = []
         for policy, recorder in self.recorders.items():
             frames.append(recorder.tagged(kind).select(pl.lit(policy).alias("policy"), pl.exclude("policy")))
         return pl.concat(frames, how="diagonal_relaxed") if frames else Recorder().frame(kind)
 
     def document(self, command: str) -> dict[str, Any]:
-        """What `--json` prints."""
+        """Return the document that `--json` prints."""
         return provenance.document(command, self.rows, self.provenance)
 
     def save(self, folder: str | Path) -> Path:
-        """Writes `rows.ndjson`, `provenance.json` and `record.zarr` (the rows again, and the events of each policy)."""
+        """Write `rows.ndjson`, `provenance.json` and `record.zarr` (the rows again, and the events of each policy)."""
         folder = Path(folder)
         make_folder(folder)
         with replacing(folder / "record.zarr") as path:
@@ -67,7 +67,7 @@ class Results:
 
     @classmethod
     def load(cls, folder: str | Path) -> Results:
-        """Reads a saved run. Raises RunError where it is missing or damaged."""
+        """Read a saved run. Raises RunError where it is missing or damaged."""
         folder = Path(folder)
         try:
             provenance = json.loads((folder / "provenance.json").read_text())
@@ -86,7 +86,7 @@ class Results:
         return cls(rows, provenance, known | recorders)
 
     def summary(self) -> pl.DataFrame:
-        """One row a policy: the figures one looks at first."""
+        """Return the main numbers, one row a policy."""
         return summarize(self.frame())
 
     def __repr__(self) -> str:
@@ -107,7 +107,7 @@ class Results:
 
 
 def merged(parts: Iterable[Results]) -> Results:
-    """All rows and recorders of `parts`; the provenance is that of the first."""
+    """Join the rows and recorders of `parts`; the provenance is that of the first."""
     together = list(parts)
     if not together:
         raise RunError("no results to put together")

@@ -1,4 +1,4 @@
-"""Tidy rows: what a row may say, and in which unit."""
+"""Tidy rows: their metrics, units and columns."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def units() -> dict[str, str]:
 
 
 def row(policy: str, workload: str, metric: str, value: float, **where: Any) -> Row:
-    """One tidy row. `where` holds what applies of SCHEMA's other columns; None is left out.
+    """Return one tidy row. `where` holds values for other columns of SCHEMA; None is left out.
 
     Raises RunError for a metric, phase or column that the schema does not have, and for a value that is not finite.
     """

@@ -1,4 +1,4 @@
-"""The table one looks at first: one line a policy, as a frame, as text, as HTML."""
+"""The summary of a run: one line a policy, as a frame, as text, as HTML."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class Column:
 
 
 def summarize(rows: pl.DataFrame) -> pl.DataFrame:
-    """One row a policy, in the order of the rows; null where something was not measured.
+    """Return one row a policy, in the order of the rows; null where something was not measured.
 
     TTFT at the first, second and last turn and at the first turn after a restart (ms, mean over conversations), cached
     and prompt tokens and live KV bytes at the last turn, tokens/s (median), accuracy (mean), exact (mean).
@@ -62,7 +62,7 @@ def summarize(rows: pl.DataFrame) -> pl.DataFrame:
 
 
 def columns(summary: pl.DataFrame) -> list[Column]:
-    """The columns that have something to show."""
+    """Return the columns that have something to show."""
     turns: Any = summary["turns"].max()
     every = (
         Column("ttft_first_ms", "TTFT turn 1", _ms),
@@ -79,7 +79,7 @@ def columns(summary: pl.DataFrame) -> list[Column]:
 
 
 def text_table(summary: pl.DataFrame) -> str:
-    """The summary for a terminal."""
+    """Return the summary for a terminal."""
     shown = columns(summary)
     lines = [["policy", *(column.heading for column in shown)]]
     lines += [[r["policy"], *(_cell(column, r) for column in shown)] for r in summary.iter_rows(named=True)]
@@ -91,7 +91,7 @@ def text_table(summary: pl.DataFrame) -> str:
 
 
 def html_table(rows: pl.DataFrame) -> str:
-    """The summary as an HTML table, with TTFT by turn drawn small at the end of each line."""
+    """Return the summary as an HTML table, with TTFT by turn drawn small at the end of each line."""
     from kvlab.charts.colors import policy_colors  # brings Altair, which takes a moment to import
 
     summary = summarize(rows)
@@ -121,7 +121,7 @@ def html_table(rows: pl.DataFrame) -> str:
 
 
 def html_summary(rows: pl.DataFrame, provenance: Mapping[str, Any]) -> str:
-    """What a notebook shows of a result: the table, one line of provenance, and what serves each policy."""
+    """Return HTML for notebooks: the table, one line of provenance, and the command that serves each policy."""
     workloads = ", ".join(rows["workload"].unique(maintain_order=True).to_list())
     facts = [
         f"{workloads}",
@@ -137,7 +137,7 @@ def html_summary(rows: pl.DataFrame, provenance: Mapping[str, Any]) -> str:
 
 
 def sparkline(points: Sequence[tuple[int, float]], color: str, top: float) -> str:
-    """`(turn, value)` points as a small inline SVG line; `top` is the value at its upper edge."""
+    """Draw `(turn, value)` points as a small inline SVG line; `top` is the value at its upper edge."""
     if len(points) < 2 or top <= 0:
         return ""
     first, last = points[0][0], points[-1][0]
@@ -152,7 +152,7 @@ def sparkline(points: Sequence[tuple[int, float]], color: str, top: float) -> st
 
 
 def bytes_text(value: float) -> str:
-    """Bytes with a decimal unit: `3.9 MB`."""
+    """Return bytes with a decimal unit: `3.9 MB`."""
     units = ("B", "kB", "MB", "GB", "TB")
     power = min(len(units) - 1, max(0, (len(f"{abs(value):.0f}") - 1) // 3))
     scaled = value / 1000**power

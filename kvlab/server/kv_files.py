@@ -102,7 +102,7 @@ def restore(model: ServedModel, tenant: str, file: Path) -> dict[str, int]:
     except OSError as error:
         raise ApiError(404, f"nothing is saved as {file.stem}") from error
     if hashlib.sha256(data[32:]).digest() != data[:32]:
-        raise ApiError(400, f"{file.stem} is damaged: save it anew")
+        raise ApiError(400, f"{file.stem} is damaged: save it again")
     with np.load(io.BytesIO(data[32:]), allow_pickle=False) as saved:
         facts = json.loads(saved["facts"].tobytes())
         if facts["format"] != FORMAT or facts["space"] != _namespace_fields(space):

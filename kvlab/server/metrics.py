@@ -36,7 +36,7 @@ class ServerMetrics:
         self.prompt = Counter("prompt_tokens", "Prompt tokens received.", **options)
         self.cached = Counter("cached_tokens", "Prompt tokens not recomputed, by tier.", ["tier"], **options)
         self.generated = Counter("generated_tokens", "Tokens generated.", **options)
-        self.misses = Counter("misses", "Why prompt tokens were computed anew.", ["reason"], **options)
+        self.misses = Counter("misses", "Why prompt tokens were computed again.", ["reason"], **options)
         self.finished = Counter("finished", "Generations by how they ended.", ["reason"], **options)
         self.ttft = Histogram("ttft_seconds", "Time to first token.", buckets=TTFT_BUCKETS_S, **options)
         self.tpot = Histogram("tpot_seconds", "Mean time per later token.", buckets=TPOT_BUCKETS_S, **options)

@@ -1,4 +1,4 @@
-"""Agents side by side: memory and gaps, by how many there are."""
+"""A panel on concurrent agents: memory and gaps, by their number."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ VIEWS = ("memory", "gaps")
 
 
 def agents_side_by_side(runs: Mapping[int, Results]) -> Panel:
-    """``runs`` are results by how many agents went on at once: live KV over time, or the gaps between tokens."""
+    """Show live KV over time or the gaps between tokens; ``runs`` are results by the number of concurrent agents."""
     if not runs:
         raise RunError("no runs to show; give results by how many agents there were, such as {4: kvlab.compare(...)}")
     counts = sorted(runs)

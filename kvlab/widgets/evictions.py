@@ -1,4 +1,4 @@
-"""Tokens coloured by what became of their KV, step by step, under a policy that is chosen on the spot."""
+"""A panel that colours tokens by the state of their KV, step by step, under a policy that its user chooses."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ def watch_evictions(
 
 
 def spec(policy: str, budget: float, reuse: bool = False, *, shortest: int = 256) -> str:
-    """The spec that the panel's choices mean. A window is given in tokens: ``budget`` of the shortest prompt."""
+    """Return the policy spec of the panel's values. A window is given in tokens: ``budget`` of the shortest prompt."""
     name = policy.strip()
     if (
         not set(name) & set(":|")

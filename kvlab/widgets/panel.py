@@ -1,4 +1,4 @@
-"""What all widgets have in common: controls, a picture drawn anew when one changes, one line for what cannot be."""
+"""The base of all widgets: controls, a picture that is drawn again at every change, and one line for errors."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ WRONG = "font-size:13px;padding:4px 10px;border-left:3px solid #c8372d;backgroun
 
 @dataclass(frozen=True)
 class Drawn:
-    """What a panel shows under its controls: a note, then HTML or a chart. ``note`` is HTML too."""
+    """The content of a panel under its controls: a note in HTML, then HTML or a chart."""
 
     note: str = ""
     html: str = ""
@@ -63,7 +63,7 @@ class Panel:
             self.controls[name].value = value
 
     def refresh(self) -> None:
-        """Draw anew."""
+        """Draw again."""
         self._busy = True  # a control that is changed while drawing does not draw again
         try:
             self.drawn, self.message = self._draw(**self.values), ""
@@ -88,14 +88,14 @@ class Panel:
 
 
 def live_html(drawn: Drawn) -> str:
-    """As HTML, a chart as SVG on a white card: it is drawn for light pages."""
+    """Return content as HTML; a chart as SVG on white, as its colours are for light pages."""
     note = f"<div style='{NOTE}'>{drawn.note}</div>" if drawn.note else ""
     chart = f"<div style='{CARD}'>{svg(drawn.chart)}</div>" if drawn.chart is not None else ""
     return f"{note}{drawn.html}{chart}"
 
 
 def static_bundle(drawn: Drawn) -> tuple[dict[str, Any], dict[str, Any]]:
-    """What shows the picture where no kernel runs, as a mimebundle with its metadata: HTML, or the chart as a PNG."""
+    """Return the picture for pages without a kernel, as a mimebundle with metadata: HTML, or the chart as a PNG."""
     if drawn.chart is None:
         return {"text/html": live_html(drawn), "text/plain": "<kvlab panel>"}, {}
     made, metadata = bundle(drawn.chart.to_dict())

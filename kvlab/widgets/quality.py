@@ -11,7 +11,7 @@ from kvlab.widgets.panel import Drawn, Panel
 
 
 def quality_against_bytes(rows: pl.DataFrame) -> Panel:
-    """A point a policy: its live KV against a measure that the rows have; the slider leaves out larger caches."""
+    """Show live KV against a measure of the rows, a point a policy; the slider leaves out larger caches."""
     found = [metric for metric in QUALITY if not rows.filter(pl.col("metric") == metric).is_empty()]
     held = live_megabytes(rows)
     if not found or held.is_empty():

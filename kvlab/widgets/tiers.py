@@ -13,7 +13,7 @@ VIEWS = ("blocks", "bytes")
 
 
 def tiers_over_time(found: BlockResidency) -> Panel:
-    """A slider over the requests: where every block rests after each, or how many bytes each tier holds."""
+    """Show a slider over the requests, with the tier of every block after each, or the bytes of each tier."""
     last = found.steps.height
     controls = {
         "view": ipywidgets.ToggleButtons(options=VIEWS, style={"button_width": "80px"}),

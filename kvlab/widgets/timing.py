@@ -1,4 +1,4 @@
-"""Where the time to first token goes, turn by turn."""
+"""A panel on the time to first token, turn by turn."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from kvlab.widgets.panel import Drawn, Panel
 
 
 def ttft_by_part(results: Results, *, policy: str | None = None) -> Panel:
-    """A waterfall of every turn under one policy; the slider puts one turn in the light and says what was found for it.
+    """Show a waterfall of every turn under one policy; the slider highlights one turn and names its cached tokens.
 
     Raises RunError where the results have no events, or no such policy.
     """

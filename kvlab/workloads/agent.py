@@ -1,4 +1,4 @@
-"""`agent`: a service agent with a long system prompt and tools, whose user comes back to what was found earlier."""
+"""`agent`: a service agent with a long system prompt and tools; its user returns to earlier results."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class Agent(Workload):
 
 
 def converse(rng: Random, turns: int, rules: str, label: str) -> tuple[list[Message], dict[int, str]]:
-    """Messages of one conversation of at least `turns` requests, and the kind of each assistant message by index."""
+    """Return messages of a conversation of at least `turns` requests, and the kinds of assistant messages by index."""
     unused: list[str] = []
     lookups: list[list[tuple[str, str, str]]] = []
     messages: list[Message] = [system(rules)]
@@ -71,7 +71,7 @@ def converse(rng: Random, turns: int, rules: str, label: str) -> tuple[list[Mess
 
 
 def _records(rng: Random, unused: list[str], size: int, change: bool) -> list[tuple[str, str, str]]:
-    """`size` new records `(thing, name, value)` of one thing; takes their names out of `unused`."""
+    """Draw `size` new records `(thing, name, value)` of one thing; takes their names out of `unused`."""
     thing = rng.choice(CHANGEABLE if change else THINGS)
     return [(thing, unused.pop(), value(rng)) for _ in range(size)]
 

@@ -1,4 +1,4 @@
-"""Grading by what a text states, not by how it is worded: tool calls as JSON, values as `#` and three digits."""
+"""Grading by the stated values, in any wording: tool calls as JSON, values as `#` and three digits."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ VALUE = re.compile(r"#(\d+)")
 
 
 def parse_call(text: str) -> tuple[str, dict[str, Any]] | None:
-    """`(name, arguments)` of a text that is exactly one `<tool_call>{json}</tool_call>`, else None."""
+    """Return `(name, arguments)` of a text that is exactly one `<tool_call>{json}</tool_call>`, else None."""
     match = CALL.fullmatch(text)
     if match is None:
         return None
@@ -27,14 +27,14 @@ def parse_call(text: str) -> tuple[str, dict[str, Any]] | None:
 
 
 def call_of(message: dict[str, Any]) -> tuple[str, dict[str, Any]]:
-    """`(name, arguments)` of the first tool call of an OpenAI message; arguments may be a JSON string or a dict."""
+    """Return `(name, arguments)` of the first tool call of a message; arguments may be a JSON string or a dict."""
     function = message["tool_calls"][0]["function"]
     arguments = function["arguments"]
     return function["name"], json.loads(arguments) if isinstance(arguments, str) else arguments
 
 
 def grade_call(text: str, reference: dict[str, Any], tools: Sequence[dict[str, Any]]) -> dict[str, float]:
-    """`tool_call`, `argument` and `accuracy` of a text that should be the reference's call."""
+    """Grade `tool_call`, `argument` and `accuracy` of a text that should be the reference's call."""
     schemas = {tool["function"]["name"]: tool["function"].get("parameters", {}) for tool in tools}
     parsed = parse_call(text)
     if parsed is None:
@@ -51,6 +51,6 @@ def grade_call(text: str, reference: dict[str, Any], tools: Sequence[dict[str, A
 
 
 def grade_values(text: str, reference: str) -> dict[str, float]:
-    """`accuracy`: the text states the reference's values and no others; `{}` when the reference states none."""
+    """Grade `accuracy`: the text states the reference's values and no others; `{}` when the reference states none."""
     right = set(VALUE.findall(reference))
     return {"accuracy": float(set(VALUE.findall(text)) == right)} if right else {}

@@ -11,7 +11,7 @@ from kvlab.workloads.base import Workload
 
 
 def known_workloads() -> dict[str, type[Workload]]:
-    """Every workload class that has a name, by that name; of two with one name the later one counts."""
+    """Return every workload class that has a name, by that name; of two with one name the later one counts."""
     found: dict[str, type[Workload]] = {}
     pending = list(Workload.__subclasses__())
     while pending:
@@ -23,12 +23,12 @@ def known_workloads() -> dict[str, type[Workload]]:
 
 
 def workload_names() -> list[str]:
-    """The names as they are written in a spec, such as ``agent`` or ``transcript:FILE``."""
+    """Return the names as they are written in a spec, such as ``agent`` or ``transcript:FILE``."""
     return [f"{name}:{cls.argument}" if cls.argument else name for name, cls in known_workloads().items()]
 
 
 def names_with_option(option: str) -> list[str]:
-    """The names of the workloads whose constructor takes ``option``."""
+    """Return the names of the workloads whose constructor takes ``option``."""
     return [name for name, cls in known_workloads().items() if option in inspect.signature(cls).parameters]
 
 
@@ -60,8 +60,11 @@ def load_workload(
     options: dict[str, Any] = {option: value for option, value in chosen.items() if value is not None}
     for option in options:
         if option not in taken:
-            others = ", ".join(names_with_option(option)) or "no workload"
-            raise WorkloadError(f"{spec!r} has no option {option}; it applies to {others}")
+            others = names_with_option(option)
+            where = (
+                f"the {', '.join(others)} workload{'s' * (len(others) > 1)} only" if others else "none of the workloads"
+            )
+            raise WorkloadError(f"{option} applies to {where}, not to {spec!r}")
     options |= {option: value for option, value in {"n": n, "seed": seed, "count": count}.items() if option in taken}
     make: Callable[..., Workload] = cls
     return make(*([argument] if argument else []), **options)

@@ -52,7 +52,7 @@ class Retrieval(Workload):
         return cut_turns(f"retrieval-{index}", messages, kinds)
 
     def _document(self, rng: Random) -> tuple[list[tuple[str, str, str]], str]:
-        """Facts and the text that states them, filler sentences shuffled in between up to the wanted length."""
+        """Return facts and the text that states them, filler sentences shuffled in between up to the wanted length."""
         room = self.tokens - _FRAME_TOKENS
         n_facts = min(len(NAMES), max(2, room // _TOKENS_PER_FACT))
         facts = [(rng.choice(THINGS), name, value(rng)) for name in rng.sample(NAMES, n_facts)]

@@ -42,7 +42,7 @@ class Transcript(Workload):
 
 
 def _read(path: Path) -> list[tuple[list[Message], tuple[Tool, ...]]]:
-    """Every conversation of the file with its tools; raises WorkloadError with file, line and what was expected."""
+    """Read every conversation with its tools. Raises WorkloadError with file, line and the expected form."""
     text = _text(path)
     beside = _tools_beside(path)
     conversations = _array(path, text) if text.lstrip().startswith("[") else _lines(path, text)
@@ -64,7 +64,7 @@ def _text(path: Path) -> str:
 
 
 def _array(path: Path, text: str) -> list[tuple[str, Any]]:
-    """Entries of a JSON array, each with the line it begins on; an array of messages is one conversation."""
+    """Return the entries of a JSON array, each with the line it begins on; an array of messages is one conversation."""
     decoder, entries = json.JSONDecoder(), []
     try:
         at = text.index("[") + 1
@@ -111,7 +111,7 @@ def _conversation(where: str, entry: Any, beside: tuple[Tool, ...]) -> tuple[lis
 
 
 def _message(where: str, number: int, message: Any) -> Message:
-    """The message itself, checked: a known role, text where text belongs, tool calls with a name and arguments."""
+    """Check a message: a known role, text where text belongs, tool calls with a name and arguments."""
     if not isinstance(message, dict) or message.get("role") not in ROLES:
         role = message.get("role") if isinstance(message, dict) else message
         raise WorkloadError(f"{where}: message {number} has role {role!r}; expected one of {', '.join(ROLES)}")
@@ -128,7 +128,7 @@ def _message(where: str, number: int, message: Any) -> Message:
 
 
 def _tools_beside(path: Path) -> tuple[Tool, ...]:
-    """Schemas in `NAME_tools.json` beside `NAME.json`, `NAME_more.jsonl.xz` and the like; empty where there is none."""
+    """Read schemas in `NAME_tools.json` beside `NAME.json`, `NAME_more.jsonl.xz` ; empty without such a file."""
     stem = path.name.split(".")[0]
     for name in (stem, stem.rsplit("_", 1)[0]):
         beside = path.with_name(f"{name}_tools.json")

@@ -62,7 +62,7 @@ _TOKENS_PER_PIECE = 1.0
 
 
 def filler(rng: Random) -> str:
-    """One plain English sentence without names or values."""
+    """Return one plain English sentence without names or values."""
     place = rng.choice(_PLACES)
     sentence = rng.choice(_FRAMES).format(
         a=rng.choice(_ADJECTIVES),
@@ -90,5 +90,5 @@ def question(rng: Random, thing: str, name: str) -> str:
 
 
 def estimate_tokens(text: str) -> int:
-    """Tokens of `text` as a rule of thumb, for generators that are given no tokenizer to count with."""
+    """Estimate the tokens of `text`, for generators without a tokenizer."""
     return round(len(_PIECE.findall(text)) * _TOKENS_PER_PIECE)
