@@ -1,7 +1,7 @@
 """Replacement policies, by name.
 
-Add one: a file with a ``Replacement`` subclass whose ``name`` is that of the file. A subclass defined elsewhere, such as
-in a notebook, is known once it is defined.
+Add one: a file with a ``Replacement`` subclass whose ``name`` is that of the file. A subclass defined elsewhere, in a
+notebook for instance, is known once it is defined.
 """
 
 from __future__ import annotations
