@@ -14,12 +14,13 @@ from kvlab.store.keys import Namespace
 from kvlab.store.read_buffers import Payload
 
 BLOCK, CHECKPOINT = 0, 1
-NUMBERS = "biufc"  # NumPy kinds that can be stored: a file never names an object
+NUMERIC_KINDS = "biufc"
+"""Kinds of NumPy dtypes that can be stored; a file never names an object."""
 
 
 @dataclass(frozen=True, eq=False)
 class Block:
-    """One thing at rest: KV of up to a block of tokens (``kind`` BLOCK), or whole-layer state (``kind`` CHECKPOINT).
+    """Holds KV of up to a block of tokens (``kind`` BLOCK), or whole-layer state (``kind`` CHECKPOINT).
 
     ``tokens`` is little-endian int32; for a checkpoint they are those after the last full block, maybe none.
     ``start`` is the position of the first of them, ``cost`` the seconds that recomputing the block takes, ``used`` when
@@ -48,7 +49,7 @@ class Block:
 
 @dataclass(frozen=True)
 class Child:
-    """A block that follows some parent, as an index knows it."""
+    """Names a block that follows some parent, as an index knows it."""
 
     key: bytes
     tokens: bytes
@@ -56,7 +57,7 @@ class Child:
 
 @dataclass(frozen=True)
 class BlockSlot:
-    """Where one payload of a put goes: its block's name, before the payload itself is looked at."""
+    """Names the block that one payload of a put will become, before the payload itself is checked."""
 
     key: bytes
     parent: bytes
@@ -84,45 +85,47 @@ def plan(
         parent = keys[start // ns.block]
         raw = tokens[start : start + length].tobytes()
         key = keys[start // ns.block + 1] if length == ns.block else k.chain(parent, raw)
-        cost = guess(start, length) if seconds is None else seconds * length / sum(lengths)
+        cost = estimated_cost(start, length) if seconds is None else seconds * length / sum(lengths)
         slots.append(BlockSlot(key, parent, raw, start, cost, payload))
         start += length
     return slots
 
 
 def cut_blocks(ns: Namespace, slots: Sequence[BlockSlot]) -> list[Block]:
-    """The blocks of those slots that are to be filled. Raises ``StoreError`` for arrays that cannot be stored."""
+    """Make the blocks of these slots. Raises ``StoreError`` for arrays that cannot be stored."""
     blocks: list[Block] = []
     now = time.time()
     for slot in slots:
         _check(slot.payload)
         if any(array.ndim < 2 or array.shape[1] * 4 != len(slot.tokens) for array in slot.payload.values()):
             raise StoreError("every array of a block needs the same number of tokens on axis 1")
-        payload = shield(slot.payload)
+        payload = read_only(slot.payload)
         blocks.append(Block(slot.key, slot.parent, ns, BLOCK, slot.tokens, slot.start, slot.cost, payload, now))
         now -= 1e-6  # a leaf is older than its head
     return blocks
 
 
 def cut_checkpoint(ns: Namespace, tokens: np.ndarray, payload: Payload, seconds: float | None) -> Block:
-    """The checkpoint after ``tokens``. Raises ``StoreError`` without any, or for arrays that cannot be stored."""
+    """Make the checkpoint after ``tokens``. Raises ``StoreError`` without any, or for arrays that cannot be stored."""
     if not len(tokens):
         raise StoreError("a checkpoint needs at least one token before it")
     _check(payload)
     parent = [ns.root(), *k.chain_all(ns.root(), tokens, ns.block)][-1]
     full = len(tokens) // ns.block * ns.block
     rest = tokens[full:].tobytes()
-    cost = guess(0, len(tokens)) if seconds is None else seconds
-    return Block(k.checkpoint_key(parent, rest), parent, ns, CHECKPOINT, rest, full, cost, shield(payload), time.time())
+    cost = estimated_cost(0, len(tokens)) if seconds is None else seconds
+    return Block(
+        k.checkpoint_key(parent, rest), parent, ns, CHECKPOINT, rest, full, cost, read_only(payload), time.time()
+    )
 
 
-def guess(start: int, tokens: int) -> float:
-    """Relative recompute time: a token attends to all before it, which weighs as much as the rest at some 4,000."""
+def estimated_cost(start: int, tokens: int) -> float:
+    """Estimate the relative recompute time: attention to earlier tokens costs as much as the rest at some 4,000."""
     return tokens * (1.0 + (start + tokens / 2) / 4096)
 
 
-def shield(payload: Payload) -> Payload:
-    """The same arrays, not copied, behind views that readers cannot write through."""
+def read_only(payload: Payload) -> Payload:
+    """Return views of the same arrays that readers cannot write through."""
     views = {name: array.view() for name, array in payload.items()}
     for view in views.values():
         view.flags.writeable = False
@@ -138,5 +141,5 @@ def _length(payload: Payload) -> int:
 
 def _check(payload: Payload) -> None:
     for name, array in payload.items():
-        if not isinstance(array, np.ndarray) or array.dtype.kind not in NUMBERS:
+        if not isinstance(array, np.ndarray) or array.dtype.kind not in NUMERIC_KINDS:
             raise StoreError(f"array {name!r} must be a NumPy array of plain numbers (bfloat16 as a uint16 view)")

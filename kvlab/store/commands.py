@@ -1,4 +1,4 @@
-"""What ``kvlab store`` does: list, verify, prune and clear a store folder, also while others use it.
+"""List, verify, prune and clear a store folder (``kvlab store``), also while others use it.
 
 Every function returns tidy rows, with ``workload`` "store" and, where a row is about one namespace, its ``model``,
 ``policy``, ``dtype``, ``block`` and ``tenant``. ``tenant`` None means all of them, "" the one without a name.
@@ -26,11 +26,12 @@ from kvlab.store.ssd.index import GARBLED, SsdIndex
 from kvlab.tiers import SSD
 
 Row = dict[str, Any]
-_SOME = 200  # blocks handled in one transaction, so that a decoder's writer never waits long
+DELETES_PER_TRANSACTION = 200
+"""Blocks removed in one transaction: few enough that a decoder's writer never waits long."""
 
 
 def ls(directory: Path, *, tenant: str | None = None) -> list[Row]:
-    """Sizes and ages by namespace, bytes written, and misses by reason since the stores in use were opened."""
+    """List sizes and ages by namespace, bytes written, and misses by reason since the stores in use were opened."""
     with _reading(directory) as layout:
         view, now, rows = layout.view, time.time(), list[Row]()
         for root, *names in view.rows("SELECT root, model, policy, dtype, block, tenant FROM namespaces"):
@@ -65,7 +66,7 @@ def ls(directory: Path, *, tenant: str | None = None) -> list[Row]:
 
 
 def _misses(layout: ReadOnlyFolder) -> list[Row]:
-    """Those of the stores that have the folder open, or of the last one that had."""
+    """Count misses by reason for the stores that have the folder open, or for the last one that had."""
     sessions = [name for (name,) in layout.view.rows("SELECT owner FROM sessions ORDER BY seen DESC")]
     chosen = [name for name in sessions if owners.alive(layout.root / "owners", name)] or sessions[:1]
     sql = "SELECT name, sum(value) FROM counters WHERE name LIKE 'miss:%' AND owner IN ({}) GROUP BY name ORDER BY name"
@@ -97,7 +98,7 @@ def verify(directory: Path, *, tenant: str | None = None, progress: bool = False
 
 
 def _set_aside_if_bad(folder: StoreFolder, key: bytes) -> int:
-    """Look again while nobody else can write; inside ``write``."""
+    """Read again with the write lock held, and set the block aside if it is bad; inside ``write``."""
     if folder.index.one("SELECT 1 FROM blocks WHERE key = ? AND owner IS NULL", key) is None:
         return 0  # evicted since
     try:
@@ -109,7 +110,7 @@ def _set_aside_if_bad(folder: StoreFolder, key: bytes) -> int:
 
 
 def _remove_stray(folder: StoreFolder, path: Path) -> int:
-    """Remove a file that no row leads to. A writer's row is there before its file, so this is never one of those."""
+    """Remove a file that no row names. A writer adds the row before the file, so its files are never removed."""
     with folder.index.write():
         try:
             key = bytes.fromhex(path.name)
@@ -162,9 +163,9 @@ def _remove(folder: StoreFolder, tenant: str | None, before: float, keep: int, p
     left, blocks, nbytes = sum(row[3] for row in found), 0, 0
     order = list(_leaves_first(found, before, left - keep))
     with tqdm(total=len(order), desc="remove", unit=" blocks", disable=not progress) as bar:
-        for at in range(0, len(order), _SOME):
+        for at in range(0, len(order), DELETES_PER_TRANSACTION):
             with index.write():
-                for key, used in order[at : at + _SOME]:
+                for key, used in order[at : at + DELETES_PER_TRANSACTION]:
                     row = index.one("SELECT used FROM blocks WHERE key = ? AND owner IS NULL", key)
                     child = index.one("SELECT 1 FROM blocks WHERE parent = ? LIMIT 1", key)
                     if row is None or row[0] != used or child is not None:
@@ -172,7 +173,7 @@ def _remove(folder: StoreFolder, tenant: str | None, before: float, keep: int, p
                     folder.path(key).unlink(missing_ok=True)
                     size = index.forget(key, "evicted")
                     blocks, nbytes, left = blocks + 1, nbytes + size, left - size
-            bar.update(min(_SOME, len(order) - at))
+            bar.update(min(DELETES_PER_TRANSACTION, len(order) - at))
     return [
         _row("removed", blocks, "blocks"),
         _row("removed_bytes", nbytes, "bytes"),
@@ -183,7 +184,7 @@ def _remove(folder: StoreFolder, tenant: str | None, before: float, keep: int, p
 def _leaves_first(
     found: Sequence[tuple[bytes, bytes, float, int]], before: float, surplus: int
 ) -> Iterator[tuple[bytes, float]]:
-    """Who goes until ``surplus`` bytes are gone: of the blocks without children left, the one unused for longest."""
+    """Yield blocks to remove until ``surplus`` bytes are gone: always the leaf that was unused for longest."""
     rows = {key: (parent, used, size) for key, parent, used, size in found}
     children = Counter(parent for parent, _, _ in rows.values())
     heap = [(used, key) for key, (_, used, _) in rows.items() if not children[key]]

@@ -1,4 +1,4 @@
-"""Describe a store: its block size, its tiers, and when blocks are written to those below RAM."""
+"""Describe a store: its block size, its tiers, and when blocks are written to the tiers below RAM."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ WRITE_MODES = ("back", "through", "snapshot")
 
 @dataclass(frozen=True)
 class StoreConfig:
-    """The settings of one store. Settings that cannot be raise ``StoreError``.
+    """Holds the settings of one store. Impossible settings raise ``StoreError``.
 
     Attributes:
         block: block size in tokens, that of every namespace.

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 
 class TierMiss(Exception):
-    """A tier does not have the block (any more)."""
+    """Raised by a tier that does not have the block, or no longer."""
 
     reason = "evicted"
 
 
 class TierCorrupt(TierMiss):
-    """A tier had the block, found it bad and set it aside."""
+    """Raised by a tier that found the block to be bad and has set it aside."""
 
     reason = "corrupt"

@@ -1,4 +1,4 @@
-"""Names of blocks: a chained hash over everything that could make the same tokens mean other KV."""
+"""Name blocks by a chained hash over everything that could make the same tokens mean other KV."""
 
 from __future__ import annotations
 
@@ -12,9 +12,13 @@ import numpy as np
 
 from kvlab.errors import StoreError
 
-FORMAT = 2  # of keys and block files alike; raising it makes every older block a miss
+FORMAT = 2
+"""Version of keys, block files and index; raising it makes every older block a miss."""
+
 KEY_BYTES = 32
-HEAD_TOKENS = 16  # how many first tokens tell that a prompt is known under another policy
+
+HEAD_TOKENS = 16
+"""First tokens by which a prompt is recognised under another policy."""
 
 
 def _hash(person: bytes, *parts: bytes) -> bytes:
@@ -26,7 +30,7 @@ def _hash(person: bytes, *parts: bytes) -> bytes:
 
 @dataclass(frozen=True)
 class Namespace:
-    """What must be equal for KV to be shared: blocks of two namespaces never meet.
+    """Holds what must be equal for KV to be shared: two namespaces never share a block.
 
     ``model`` is the fingerprint over weights and config, ``policy`` the lossy parts of the policy ("" when lossless),
     ``dtype`` that of the KV, ``block`` the block size in tokens, ``tenant`` a salt between clients.
@@ -47,17 +51,17 @@ class Namespace:
         return _hash(b"kvlab.root", json.dumps([FORMAT, asdict(self)], sort_keys=True).encode())
 
     def root(self) -> bytes:
-        """The 32-byte parent of every first block."""
+        """Return the 32-byte parent of every first block."""
         return self._root
 
     def head(self, tokens: np.ndarray) -> bytes:
-        """A name for how a prompt starts that leaves the policy, dtype and block size out, to explain misses."""
-        who = json.dumps([self.model, self.tenant]).encode()
-        return _hash(b"kvlab.head", who, b"\0", tokens[:HEAD_TOKENS].tobytes())
+        """Name how a prompt starts, whatever policy, dtype and block size, to explain misses."""
+        owner = json.dumps([self.model, self.tenant]).encode()
+        return _hash(b"kvlab.head", owner, b"\0", tokens[:HEAD_TOKENS].tobytes())
 
 
 def as_tokens(tokens: Sequence[int] | np.ndarray) -> np.ndarray:
-    """Token ids as little-endian int32 ``[n]``. Raises ``StoreError`` for ids that do not fit."""
+    """Return token ids as little-endian int32 ``[n]``. Raises ``StoreError`` for ids that do not fit."""
     try:
         array = np.asarray(tokens, dtype=np.int64)
         if array.ndim != 1 or (array.size and (array.min() < 0 or array.max() > 2**31 - 1)):
@@ -68,12 +72,12 @@ def as_tokens(tokens: Sequence[int] | np.ndarray) -> np.ndarray:
 
 
 def chain(parent: bytes, tokens: bytes) -> bytes:
-    """The key of the block that holds ``tokens`` (int32, little-endian) after ``parent``."""
+    """Return the key of the block that holds ``tokens`` (int32, little-endian) after ``parent``."""
     return _hash(b"kvlab.block", parent, tokens)
 
 
 def chain_all(root: bytes, tokens: np.ndarray, block: int) -> list[bytes]:
-    """Keys of all full blocks of ``tokens``, from the first on."""
+    """Return the keys of all full blocks of ``tokens``, from the first on."""
     keys: list[bytes] = []
     parent, raw, step = root, tokens.tobytes(), 4 * block
     for at in range(0, len(raw) - step + 1, step):
@@ -83,17 +87,17 @@ def chain_all(root: bytes, tokens: np.ndarray, block: int) -> list[bytes]:
 
 
 def checkpoint_key(parent: bytes, tokens: bytes) -> bytes:
-    """The key of the whole-layer state after ``tokens`` (fewer than a block) that follow the block ``parent``."""
+    """Return the key of the state after ``tokens`` (fewer than a block) that follow the block ``parent``."""
     return _hash(b"kvlab.checkpoint", parent, tokens)
 
 
 def sortable(tokens: bytes) -> bytes:
-    """Big-endian form of little-endian int32 tokens: byte order is then token order, for prefix neighbours."""
+    """Swap the byte order of int32 tokens: big-endian bytes sort as the tokens do."""
     return np.frombuffer(tokens, dtype="<i4").astype(">i4").tobytes()
 
 
 def common(a: bytes, b: bytes) -> int:
-    """Number of leading tokens that two int32 strings share."""
+    """Count the leading tokens that two int32 strings share."""
     n = min(len(a), len(b)) // 4
     if a[: 4 * n] == b[: 4 * n]:
         return n

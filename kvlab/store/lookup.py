@@ -1,4 +1,4 @@
-"""Finding the longest reusable prefix of a request, to the token, over all tiers. It changes nothing."""
+"""Find the longest reusable prefix of a request, to the token, over all tiers, without changing anything."""
 
 from __future__ import annotations
 
@@ -10,12 +10,13 @@ from kvlab.store.matches import Piece, Query
 from kvlab.store.protocols import MissMemory, Tier, TierIndex
 from kvlab.store.ram.tier import RamTier
 
-_AHEAD = 256  # blocks asked of a slower tier at once
+LOOKUP_BATCH_BLOCKS = 256
+"""Blocks looked up in a slower tier with one query."""
 
 
 @dataclass
 class Found:
-    """The outcome of a lookup: as ``Match``, before anything is pinned."""
+    """Holds the outcome of a lookup: as ``Match``, before anything is pinned."""
 
     pieces: list[Piece] = field(default_factory=list)
     miss: str = ""
@@ -28,7 +29,7 @@ class Found:
 
 
 class Lookup:
-    """One lookup of one request. The caller holds the store's lock."""
+    """Looks up one request. The caller holds the store's lock."""
 
     def __init__(self, query: Query, ram: RamTier, tiers: tuple[Tier, ...], ghosts: Ghosts) -> None:
         self.query, self.ram, self.tiers, self.ghosts = query, ram, tiers, ghosts
@@ -43,13 +44,13 @@ class Lookup:
         diverged = self._partial_block(found)
         reached = found.tokens
         if reached < len(self.query.tokens):
-            found.miss = self._why(reached, diverged)
+            found.miss = self._miss_reason(reached, diverged)
         if self.query.checkpoint:
             self._cut_to_checkpoint(found, reached)
         return found
 
     def full_tokens(self) -> int:
-        """Length of the prefix that is stored as full blocks."""
+        """Return the length of the prefix that is stored as full blocks."""
         return len(self._full_blocks()) * self.block
 
     def _full_blocks(self) -> list[Piece]:
@@ -61,7 +62,7 @@ class Lookup:
                 tier = self.ram.name
             else:
                 if i >= asked:
-                    asked = i + _AHEAD
+                    asked = i + LOOKUP_BATCH_BLOCKS
                     below |= self._below([name for name in self.keys[i:asked] if name not in self.ram])
                 if key not in below:
                     break
@@ -77,7 +78,7 @@ class Lookup:
         return where
 
     def _partial_block(self, found: Found) -> bool:
-        """Add the shared part of the block that follows. True when earlier KV goes on with other tokens there."""
+        """Add the shared part of the next block; return whether earlier KV continues with other tokens there."""
         start = found.tokens
         rest = self.raw[4 * start : 4 * (start + self.block)]
         if not rest:
@@ -99,10 +100,10 @@ class Lookup:
         if best is not None:
             found.pieces.append(best)
             if best.used == min(best.length, len(rest) // 4):
-                diverged = False  # one went on like this request, as far as it went
+                diverged = False  # a stored block continues like this request, to the end of one of the two
         return diverged
 
-    def _why(self, reached: int, diverged: bool) -> str:
+    def _miss_reason(self, reached: int, diverged: bool) -> str:
         start = reached // self.block * self.block
         parent = self.keys[start // self.block - 1] if start else self.root
         name = k.chain(parent, self.raw[4 * start : 4 * (start + self.block)])

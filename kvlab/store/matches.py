@@ -13,7 +13,7 @@ from kvlab.store.keys import Namespace
 
 @dataclass(frozen=True)
 class Piece:
-    """One block of a match: its first ``used`` tokens, of ``length`` stored, stand at position ``start``."""
+    """Names one block of a match: its first ``used`` tokens, of ``length`` stored, stand at position ``start``."""
 
     key: bytes
     start: int
@@ -24,7 +24,7 @@ class Piece:
 
 @dataclass(frozen=True)
 class Query:
-    """What was asked, kept so that a read that meets a bad block can ask again."""
+    """Holds what was asked, so that a read that meets a bad block can ask again."""
 
     ns: Namespace
     tokens: np.ndarray
@@ -33,7 +33,7 @@ class Query:
 
 @dataclass(frozen=True)
 class Match:
-    """The reusable prefix of a request.
+    """Describes the reusable prefix of a request.
 
     ``tokens`` is its length, ``by_tier`` the same by tier name. ``miss`` says why the rest must be computed: "" when
     all was found, else ``never_seen``, ``evicted``, ``diverged_at=<position>``, ``no_checkpoint``, ``corrupt`` or
@@ -50,7 +50,7 @@ class Match:
 
     @classmethod
     def of(cls, query: Query, pieces: Sequence[Piece], miss: str, checkpoint: bytes | None, ticket: int) -> Match:
-        """The match that ``pieces`` make up."""
+        """Return the match that ``pieces`` make up."""
         by_tier: Counter[str] = Counter()
         for piece in pieces:
             by_tier[piece.tier] += piece.used
@@ -60,7 +60,7 @@ class Match:
 
 @dataclass(frozen=True)
 class Put:
-    """What a put added: blocks and bytes that were not there before."""
+    """Counts what a put added: blocks and bytes that were not there before."""
 
     blocks: int
     bytes: int
@@ -68,7 +68,7 @@ class Put:
 
 @dataclass(frozen=True)
 class Report:
-    """The outcome of an integrity check: what was looked at, and each thing found wrong in one line."""
+    """Holds the outcome of an integrity check: what was checked, and one line for each contradiction."""
 
     blocks: int
     bytes: int

@@ -1,4 +1,4 @@
-"""Which blocks must stay because a match that named them is not read yet."""
+"""Count the blocks that must stay because a match that named them is not read yet."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from kvlab.store.matches import Match
 
 
 class Pins:
-    """Pins by match. A match that is thrown away unread lets go of its own at the next call of ``collect``.
+    """Pins blocks by match. A match that is dropped unread is unpinned at the next call of ``collect``.
 
-    The caller holds the store's lock, but for ``in``, which any thread may ask.
+    The caller holds the store's lock, except for ``in``, which any thread may use.
     """
 
     def __init__(self) -> None:
@@ -41,7 +41,7 @@ class Pins:
     def held(self, match: Match) -> bool:
         return match.ticket in self._open or not match.pieces
 
-    def let_go(self, match: Match, *, keep: Sequence[bytes] = ()) -> None:
+    def unpin(self, match: Match, *, keep: Sequence[bytes] = ()) -> None:
         """Unpin all but ``keep``. Harmless when done before."""
         self._drop(match.ticket, keep)
 

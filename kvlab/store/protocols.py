@@ -1,4 +1,4 @@
-"""What the parts of the store ask of one another."""
+"""Protocols between the parts of the store."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ OnDropped = Callable[[bytes, int, str], None]
 
 
 class TierIndex(Protocol):
-    """What a lookup asks of every tier, RAM too. ``name`` is one of ``kvlab.tiers``."""
+    """Answers a lookup; every tier does, RAM too. ``name`` is one of ``kvlab.tiers``."""
 
     name: str
 
@@ -34,7 +34,7 @@ class TierIndex(Protocol):
 
 
 class MissMemory(Protocol):
-    """What is remembered of KV that is gone, to say why a request missed."""
+    """Remembers KV that is gone, to say why a request missed."""
 
     def eviction_reason(self, key: bytes) -> str:
         """Return the reason remembered for a key that left, or ""."""
@@ -46,7 +46,7 @@ class MissMemory(Protocol):
 
 
 class Tier(TierIndex, MissMemory, Protocol):
-    """A place for blocks below RAM. Only ``read`` raises; a tier in trouble finds nothing and takes nothing.
+    """Keeps blocks below RAM. Only ``read`` raises; a tier in trouble finds nothing and takes nothing.
 
     ``write``, ``note`` and ``sync`` are called by one thread, the writer's; the rest by any.
     """
@@ -63,7 +63,7 @@ class Tier(TierIndex, MissMemory, Protocol):
         ...
 
     def quarantine(self, key: bytes) -> None:
-        """Set a block aside that is not what the index said it was."""
+        """Set aside a block that is not the one that the index named."""
         ...
 
     def write(self, blocks: Sequence[Block], heads: Sequence[tuple[bytes, bytes]] = ()) -> set[bytes]:
@@ -86,11 +86,11 @@ class Tier(TierIndex, MissMemory, Protocol):
         ...
 
     def note(self, counters: Mapping[str, int]) -> None:
-        """Write down what was put off (uses, deletions), and add to the counters that listings show."""
+        """Record postponed uses and deletions, and add to the counters that listings show."""
         ...
 
     def sync(self) -> bool:
-        """Make what was written durable; False when that cannot be promised."""
+        """Make everything written so far durable; return False when that cannot be promised."""
         ...
 
     def stats(self) -> dict[str, Any]:
@@ -115,5 +115,5 @@ class TierConfig(Protocol):
         ...
 
     def open(self, *, pinned: IsPinned, dropped: OnDropped) -> Tier:
-        """Open the tier for one store. Raises ``StoreError`` for what cannot be."""
+        """Open the tier for one store. Raises ``StoreError`` where that is impossible."""
         ...

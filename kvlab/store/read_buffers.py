@@ -1,4 +1,4 @@
-"""How stored arrays are described, read and handed on."""
+"""Describe stored arrays, and read them into memory where they are used."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ Payload = Mapping[str, np.ndarray]
 
 @dataclass(frozen=True)
 class ArraySpec:
-    """One array of a block as its file describes it; ``at`` is its place in the payload, in bytes."""
+    """Describes one array of a block in its file; ``at`` is its offset in the payload, in bytes."""
 
     name: str
     dtype: np.dtype[Any]
@@ -29,28 +29,28 @@ class ArraySpec:
 
     @cached_property
     def end(self) -> int:
-        """Where it ends in the payload."""
+        """Return the offset of the array's end in the payload."""
         return self.at + self.nbytes
 
 
 class PayloadSink(Protocol):
-    """Where restored KV goes: one block after the other, each at the position of its first token."""
+    """Takes restored KV: one block after the other, each at the position of its first token."""
 
     def take(self, payload: Payload, at: int) -> None:
-        """Copy the arrays of a block; 0 comes first, and starts anew."""
+        """Copy the arrays of a block whose first token is at ``at``; ``at=0`` starts from the beginning."""
         ...
 
     def targets(self, arrays: Sequence[ArraySpec], at: int) -> list[memoryview] | None:
-        """Bytes to read the arrays of a block into that is about to be read, one piece after the other.
+        """Return memory to read the arrays of the next block into, one buffer after the other.
 
-        No piece holds bytes of two arrays. None has the block read aside and handed to :meth:`take` instead. The same
-        ``arrays`` object as last time says that the block has the same form.
+        No buffer holds bytes of two arrays. With None the block is read elsewhere and handed to :meth:`take`. The same
+        ``arrays`` object as last time says that the block has the same layout.
         """
         ...
 
 
 class PayloadList:
-    """A sink that keeps the payloads as they are."""
+    """Keeps the payloads as they are: a sink without memory of its own."""
 
     def __init__(self) -> None:
         self.payloads: list[Payload] = []
@@ -61,41 +61,47 @@ class PayloadList:
         self.payloads.append(payload)
 
     def targets(self, arrays: Sequence[ArraySpec], at: int) -> None:
-        """None: what is kept lies on its own."""
+        """Return None: every payload keeps its own memory."""
 
 
 @dataclass(frozen=True)
 class BlockLayout:
-    """What blocks of one form have in common: the arrays, the sizes at a file's start and how its header ends.
+    """Describes what the files of blocks of one layout have in common.
 
-    ``tokens`` is how many each holds, ``payload`` the payload's length in bytes; ``head`` and ``beyond`` are memory for
-    what lies around it.
+    Attributes:
+        arrays: the arrays of the payload.
+        tokens: tokens in each block.
+        sizes: the bytes at the file's start that give its sizes.
+        header_end: how its header ends, from the arrays on.
+        payload_bytes: length of the payload.
+        header: memory to read what precedes the payload into.
+        beyond: memory for one byte behind the payload, which a sound file does not have.
     """
 
-    stored: list[ArraySpec]
+    arrays: list[ArraySpec]
     tokens: int
     sizes: bytes
-    ending: bytes
-    payload: int
-    head: bytearray
+    header_end: bytes
+    payload_bytes: int
+    header: bytearray
     beyond: bytearray
 
 
 class ReadBuffer:
-    """Memory for one block at a time: reading many of them touches no new pages.
+    """Holds memory for one block at a time, so that reading many of them touches no new pages.
 
-    With a ``sink``, a block of exactly ``wanted`` tokens that belongs at position ``start`` is read straight into its
-    rooms. ``form`` is that of the last one: the next most likely has the same.
+    With a ``sink``, a block of exactly ``wanted`` tokens that belongs at position ``start`` is read straight into the
+    sink's memory. ``layout`` is that of the last block: the next one most likely has the same.
     """
 
     def __init__(self, sink: PayloadSink | None = None) -> None:
         self._data = np.empty(0, np.uint8)
         self._sink = sink
-        self.form: BlockLayout | None = None
+        self.layout: BlockLayout | None = None
         self.start = self.wanted = 0
 
     def take(self, size: int) -> np.ndarray:
-        """``size`` bytes to write to; what was taken before is void."""
+        """Return ``size`` bytes to write to; what was taken before is overwritten."""
         if len(self._data) < size:
             self._data = np.empty(size, np.uint8)
         return self._data[:size]
@@ -105,5 +111,5 @@ class ReadBuffer:
         return self._sink is not None
 
     def targets(self, arrays: Sequence[ArraySpec], tokens: int) -> list[memoryview] | None:
-        """The sink's for a block of ``tokens`` tokens, where it wants the whole block."""
+        """Return the sink's memory for a block of ``tokens`` tokens; None unless it wants the whole block."""
         return self._sink.targets(arrays, self.start) if self._sink is not None and tokens == self.wanted else None

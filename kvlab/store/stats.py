@@ -1,4 +1,4 @@
-"""What happened in one store: counters, why requests missed, and who is told."""
+"""Count what happens in one store, and call its observer."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ Observer = Callable[[str, dict[str, Any]], None]
 
 
 class StoreStats:
-    """Every method is called with the store's lock held."""
+    """Counts stored, restored, spilled and lost blocks, and why requests missed. The caller holds the store's lock."""
 
     def __init__(self, observer: Observer | None) -> None:
         self.observer = observer
@@ -32,19 +32,19 @@ class StoreStats:
     def stored(self, blocks: int, nbytes: int) -> None:
         self._counts["stored_blocks"] += blocks
         self._counts["stored_bytes"] += nbytes
-        self._tell("stored", blocks, nbytes)
+        self._notify("stored", blocks, nbytes)
 
     def spilled(self, blocks: int, nbytes: int) -> None:
         self._counts["spills"] += blocks
-        self._tell("spilled", blocks, nbytes)
+        self._notify("spilled", blocks, nbytes)
 
     def left(self, key: bytes, nbytes: int, reason: str) -> None:
-        """A block is gone for good: ``evicted`` or ``corrupt``."""
+        """Note that a block is gone for good, for the reason ``evicted`` or ``corrupt``."""
         self.ghosts.left(key, reason)
         self._counts["evictions" if reason == "evicted" else reason] += 1
-        self._tell(reason, 1, nbytes)
+        self._notify(reason, 1, nbytes)
 
-    def _tell(self, kind: str, blocks: int, nbytes: int) -> None:
+    def _notify(self, kind: str, blocks: int, nbytes: int) -> None:
         if self.observer is not None:
             self.observer(kind, {"blocks": blocks, "bytes": nbytes})
 
@@ -53,7 +53,7 @@ class StoreStats:
         return {name: self._counts[name] for name in names} | {"misses": dict(self._misses)}
 
     def delta(self) -> Mapping[str, int]:
-        """What the counters grew by since the last call."""
+        """Return what the counters grew by since the last call."""
         now = self._counts + Counter({f"miss:{reason}": n for reason, n in self._misses.items()})
         new, self._reported = now - self._reported, now
         return new

@@ -1,4 +1,4 @@
-"""The store: KV at rest, found by its tokens, in RAM and on SSD."""
+"""Keep KV at rest in tiers, and find it by its tokens."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class Store:
         self._closed = False
         self._ram = RamTier(config.ram, config.replace, self._pins.__contains__)
         self._tiers: tuple[Tier, ...] = tuple(
-            tier.open(pinned=self._needed, dropped=self._left_tier) for tier in config.below
+            tier.open(pinned=self._is_needed, dropped=self._on_dropped) for tier in config.below
         )
         self._writer: WriteBehind | None = None
         if self._tiers:
@@ -65,9 +65,9 @@ class Store:
     # -- finding and reading ------------------------------------------------------------------------------------
 
     def match(self, ns: Namespace, tokens: Sequence[int] | np.ndarray, *, checkpoint: bool = False) -> Match:
-        """The longest reusable prefix of ``tokens``; with ``checkpoint``, the longest that also has one.
+        """Find the longest reusable prefix of ``tokens``; with ``checkpoint``, the longest that also has one.
 
-        What it names stays until it is read or released.
+        Its blocks stay until the match is read or released.
         """
         return self._find(self._query(ns, tokens, checkpoint))
 
@@ -80,13 +80,13 @@ class Store:
             return self._pins.hold(Match.of(query, found.pieces, miss, found.checkpoint, self._pins.ticket()))
 
     def stored(self, ns: Namespace, tokens: Sequence[int] | np.ndarray) -> int:
-        """How many leading tokens are stored as full blocks: a put need not bring those. Pins and counts nothing."""
+        """Count the leading tokens that are stored as full blocks: a put can leave them out. Pins nothing."""
         query = self._query(ns, tokens, False)
         with self._lock:
             return Lookup(query, self._ram, self._tiers, self._stats.ghosts).full_tokens()
 
     def read(self, match: Match) -> tuple[list[Payload], Match]:
-        """The payloads of a match, in order, each cut to its used tokens, and the match that they make up.
+        """Return the payloads of a match, in order, each cut to its used tokens, and the match that they make up.
 
         The match is that of :meth:`read_into`. The arrays are shared and cannot be written to.
         """
@@ -95,10 +95,10 @@ class Store:
         return kept.payloads[: len(found.pieces)], found
 
     def read_into(self, match: Match, sink: PayloadSink) -> Match:
-        """Hand the payloads of a match to ``sink``, in order, each cut to its used tokens; the match they make up.
+        """Hand the payloads of a match to ``sink``, each cut to its used tokens; return the match they make up.
 
         That is ``match`` itself, unless a block proved bad or gone: then it is shorter, with ``miss`` saying why, and
-        for a match with a checkpoint it is the next best one, which ``sink`` gets from the start again. Blocks read
+        for a match with a checkpoint it is the next best one, which ``sink`` gets from the beginning. Blocks read
         from below RAM are kept there from their second reading on: the first costs no memory.
         """
         return self._read(match, sink, apart=True)
@@ -113,9 +113,9 @@ class Store:
             self._touch([piece.key for piece in reversed(used)])  # leaves first, so that heads are the younger ones
             self._stats.restored(len(used))
             if not reason:
-                self._pins.let_go(match, keep=[match.checkpoint] if match.checkpoint is not None else [])
+                self._pins.unpin(match, keep=[match.checkpoint] if match.checkpoint is not None else [])
                 return match
-            self._pins.let_go(match)
+            self._pins.unpin(match)
             if match.checkpoint is None:
                 self._stats.missed(reason)
                 return Match.of(query, used, reason, None, match.ticket)
@@ -124,7 +124,7 @@ class Store:
     def _read_pieces(
         self, pieces: Sequence[Piece], query: Query, sink: PayloadSink, buffer: ReadBuffer | None
     ) -> tuple[int, str]:
-        """How many of the pieces, from the first on, are now in the sink, and why not all."""
+        """Hand pieces to the sink; return how many it has now, and why not all."""
         parent, count = query.ns.root(), 0
         for piece in pieces:
             try:
@@ -145,7 +145,7 @@ class Store:
         return count, ""
 
     def read_checkpoint(self, match: Match) -> Payload | None:
-        """The state at exactly ``match.tokens``, or None when it proved bad or gone (then match again)."""
+        """Read the state at exactly ``match.tokens``; None when it proved bad or gone (then match again)."""
         if match.checkpoint is None:
             return None
         try:
@@ -162,9 +162,9 @@ class Store:
             self.release(match)
 
     def release(self, match: Match) -> None:
-        """Let go of a match that will not be read. Harmless when it was."""
+        """Unpin a match that will not be read. Harmless after it was read."""
         with self._lock:
-            self._pins.let_go(match)
+            self._pins.unpin(match)
 
     # -- storing ------------------------------------------------------------------------------------------------
 
@@ -177,7 +177,7 @@ class Store:
         *,
         seconds: float | None = None,
     ) -> Put:
-        """Store KV of ``tokens`` from position ``start`` (on a block boundary) on: full blocks, the last maybe a tail.
+        """Store KV of ``tokens`` from ``start`` (a block boundary) on: full blocks, of which the last may be a tail.
 
         Each array is ``[heads, tokens, width]``; it is kept as it is, so do not write to it afterwards. What is stored
         already is left alone; a tail that a longer block covers is dropped. ``seconds`` is how long computing all this
@@ -198,14 +198,14 @@ class Store:
     def put_checkpoint(
         self, ns: Namespace, tokens: Sequence[int] | np.ndarray, payload: Payload, *, seconds: float | None = None
     ) -> Put:
-        """Store whole-layer state after exactly ``tokens``, arrays of any shape. Kept as ``put`` keeps them."""
+        """Store whole-layer state after exactly ``tokens``, arrays of any shape. See ``put``."""
         query = self._query(ns, tokens, True)
         block = cut_checkpoint(ns, query.tokens, payload, seconds)
         with self._lock:
             return self._inserter.add([block] if self._unknown([block.key]) else [])
 
     def _unknown(self, keys: Sequence[bytes]) -> set[bytes]:
-        """Those that no tier has."""
+        """Return the keys that no tier has."""
         self._pins.collect()
         new = {key for key in keys if key not in self._ram}
         for tier in self._tiers:
@@ -231,7 +231,7 @@ class Store:
         return happened | by_tier({self._ram.name: ram} | {tier.name: tier.stats() for tier in self._tiers})
 
     def check_integrity(self) -> Report:
-        """Compare every structure with every other. Files are looked at, not read: ``kvlab store verify`` does that."""
+        """Compare every structure with every other. Files are listed, not read: ``kvlab store verify`` reads them."""
         with self._lock:
             problems = self._ram.problems() + self._pins.problems()
             blocks, nbytes = len(self._ram), self._ram.held
@@ -241,21 +241,24 @@ class Store:
         return Report(blocks, nbytes, tuple(problems))
 
     def set_background_priority(self, active: bool) -> None:
-        """Whether someone computes beside this store: write-behind then takes three percent of a core, until half of
-        RAM is unwritten. The last call counts; one that changes nothing costs nothing."""
+        """Say whether a decoder computes beside the writer.
+
+        Write-behind then takes three percent of a core, until half of RAM is unwritten. The last call counts; one that
+        changes nothing costs nothing.
+        """
         if self._writer is not None and self._writer.has_background_priority != active:
             with self._lock:
                 self._writer.set_background_priority(active)
 
     def flush(self) -> bool:
-        """Write what is unwritten and make it survive a power cut. False when the folder cannot promise that."""
+        """Write what is unwritten and make it survive a power cut; return False when a tier cannot promise that."""
         if self._writer is None or self._closed:
             return self._writer is None
         with self._lock:
             return self._writer.flush()
 
     def close(self) -> None:
-        """Flush and let go of the folder. Idempotent."""
+        """Flush, and close every tier. Idempotent."""
         if self._closed:
             return
         self.flush()
@@ -284,7 +287,7 @@ class Store:
         return Query(ns, k.as_tokens(tokens), checkpoint)
 
     def _fetch(self, key: bytes) -> Block:
-        """The block from the fastest tier that has it; one from below is kept in RAM if there is room at once."""
+        """Read a block from the fastest tier that has it; keep one from below in RAM if that takes no waiting."""
         with self._lock:
             entry = self._ram.get(key)
         if entry is not None:
@@ -295,7 +298,7 @@ class Store:
         return block
 
     def _fetch_to(self, key: bytes, buffer: ReadBuffer) -> Block | None:
-        """As :meth:`_fetch`, but the first reading from below goes to ``buffer``; None: to the rooms that this has."""
+        """Do as :meth:`_fetch`, but read a block from below for the first time into ``buffer``; None: into its sink."""
         with self._lock:
             entry = self._ram.get(key)
             is_again = entry is None and self._inserter.is_wanted(key)
@@ -313,9 +316,9 @@ class Store:
         raise error
 
     def _check_piece(self, block: Block | None, piece: Piece, parent: bytes, query: Query) -> None:
-        """A damaged index may name the wrong block: only parent and tokens prove that it is the right one.
+        """Verify parent and tokens of a block: a damaged index may name the wrong one.
 
-        Of one that was wanted whole and read elsewhere, the key says both.
+        For a block that was read into the sink, the key stands for both.
         """
         asked = query.tokens[piece.start : piece.start + piece.used].tobytes()
         if block is None:
@@ -340,9 +343,9 @@ class Store:
         if self._writer is not None:
             self._writer.wake()
 
-    def _needed(self, key: bytes) -> bool:
+    def _is_needed(self, key: bytes) -> bool:
         return key in self._pins or self._ram.has_children(key)
 
-    def _left_tier(self, key: bytes, nbytes: int, reason: str) -> None:
+    def _on_dropped(self, key: bytes, nbytes: int, reason: str) -> None:
         with self._lock:
             self._stats.left(key, nbytes, reason)

@@ -1,11 +1,11 @@
-"""Write-behind: one thread that takes unwritten blocks from RAM to the tier below, off the decoder's path.
+"""Write blocks from RAM to the tiers below with one thread, while the decoder goes on.
 
-The queue holds keys, never payloads: an unwritten block stays in RAM, within RAM's budget, until the tier below has
-it. So memory is bounded by that budget, and a put that needs the room of an unwritten block waits (back-pressure).
+The queue holds keys, never payloads: an unwritten block stays in RAM, within RAM's budget, until a tier below has it.
+So memory is bounded by that budget, and a put that needs the memory of an unwritten block waits (back-pressure).
 
-While a decoder computes, the thread gives way: it writes small batches, and after each it rests for a multiple of the
-processor's time that the batch took, however slow the file system is. That ends when someone waits for a block, or half
-of RAM is unwritten.
+While a decoder computes, the thread has background priority: it writes small batches, and after each it pauses for a
+multiple of the processor time that the batch took, however slow the file system is. It does not pause when a thread
+waits for a block, or half of RAM is unwritten.
 """
 
 from __future__ import annotations
@@ -21,20 +21,31 @@ from kvlab.store.protocols import Tier
 from kvlab.store.ram.tier import RamEntry, RamTier
 from kvlab.store.stats import StoreStats
 
-BATCH_BLOCKS, BATCH_BYTES = 32, 32 << 20
-SMALL_BYTES = 1 << 20  # of a batch beside a decoder
-REST, LONGEST_REST_S = 32, 1.0  # times as long as a batch took: three percent of a core
-DIRTY = 0.5  # part of RAM that may be unwritten before the thread rests no longer
-NOTE_S = 5.0  # how often uses and counters are written down
+MAX_BATCH_BLOCKS, MAX_BATCH_BYTES = 32, 32 << 20
+
+BACKGROUND_BATCH_BYTES = 1 << 20
+"""Bytes of a batch that is written while a decoder computes."""
+
+PAUSE_PER_CPU_SECOND, MAX_PAUSE_S = 32, 1.0
+"""Seconds of pause after each second of processor time, beside a decoder: the thread takes three percent of a core.
+
+`kvlab bench restore` measures what that costs the decoder (`write-behind`)."""
+
+MAX_UNWRITTEN_SHARE = 0.5
+"""Share of RAM that may be unwritten before the thread no longer pauses."""
+
+NOTE_INTERVAL_S = 5.0
+"""Seconds between two recordings of uses and counters."""
+
 log = logging.getLogger("kvlab.store")
 
 
 class WriteBehind:
-    """``condition`` is the store's lock; every public method is called with it held.
+    """Owns the writer's thread. ``condition`` is the store's lock; public methods are called with it held.
 
     ``write="through"`` has a put wait until its full blocks and checkpoints are written, ``"back"`` writes them behind
     it, ``"snapshot"`` at a flush only. A tail, which the next turn will replace by a longer block, is written only when
-    its room is needed or at a flush. A block is admitted to the tier below after ``admit`` uses, the put being the
+    its memory is needed or at a flush. A block is admitted to the tiers below after ``admit`` uses, the put being the
     first.
     """
 
@@ -60,26 +71,26 @@ class WriteBehind:
         self._last_note = time.monotonic()
         self._noted = True
         self.has_background_priority = False
-        self._rest_until = 0.0
-        self._flying: set[bytes] = set()
+        self._paused_until = 0.0
+        self._in_flight: set[bytes] = set()
         self._thread = threading.Thread(target=self._run, name="kvlab-store-writer", daemon=True)
         self._thread.start()
 
     # -- called by the store ------------------------------------------------------------------------------------
 
     def add(self, entry: RamEntry) -> None:
-        """A block was put into RAM, unwritten."""
+        """Queue a block that was put into RAM, unwritten."""
         self._queue[entry.block.key] = None
 
     def after_put(self, entries: Sequence[RamEntry]) -> None:
-        """Blocks were added; returns once those that are written through are. Lets go of the lock meanwhile."""
+        """Wake the thread for added blocks; with ``through``, wait for them, and release the lock meanwhile."""
         self.wake()
         if self._write == "through":
             for entry in filter(self._whole, entries):
                 self.wait_for(entry)
 
     def set_background_priority(self, active: bool) -> None:
-        """Whether someone computes who had better have the processors."""
+        """Leave the processors to a decoder that computes, or stop doing so."""
         self.has_background_priority = active
         self._condition.notify_all()
 
@@ -87,29 +98,29 @@ class WriteBehind:
         self._heads.append((head, root))
 
     def wake(self) -> None:
-        """Something was put or used; called once after a batch of it."""
+        """Wake the thread; called once after a batch of puts or uses."""
         self._noted = False
         self._condition.notify_all()
 
     def admits(self, entry: RamEntry) -> bool:
-        """Whether the block may be written: used often enough, and not refused since the last flush."""
+        """Tell whether the block may be written: used often enough, and not refused since the last flush."""
         if self._write == "snapshot" and self._flushes_asked == self._flushes_done:
             return False
-        return entry.uses >= self._admit and (entry.block.key in self._queue or entry.block.key in self._flying)
+        return entry.uses >= self._admit and (entry.block.key in self._queue or entry.block.key in self._in_flight)
 
     def wait_for(self, entry: RamEntry) -> None:
-        """Have a block written now, and return once it is, or was refused. Lets go of the lock meanwhile."""
+        """Write a block now; return once it is written, or was refused. Releases the lock meanwhile."""
         while entry.dirty and self.admits(entry) and self._thread.is_alive():
             self.hurry(entry)
             self._condition.wait(1.0)
 
     def hurry(self, entry: RamEntry) -> None:
-        """Have a block written next, without waiting for it."""
+        """Write a block next, without waiting for it."""
         self._urgent = entry.block.key
         self._condition.notify_all()
 
     def flush(self) -> bool:
-        """Write every admitted block and make it durable; False when the tier could not promise that."""
+        """Write every admitted block and make it durable; return False when a tier could not promise that."""
         for key in self._ram.dirty:
             self._queue.setdefault(key)
         self._flushes_asked += 1
@@ -120,7 +131,7 @@ class WriteBehind:
         return self._durable
 
     def stop(self) -> None:
-        """End the thread; what is unwritten stays so."""
+        """End the thread; unwritten blocks stay unwritten."""
         self._stop = True
         self._condition.notify_all()
         while self._thread.is_alive():
@@ -150,15 +161,15 @@ class WriteBehind:
                 return False
             flush = self._flushes_asked if not entries else 0
             heads, self._heads = self._heads, []
-            self._flying = {entry.block.key for entry in entries}
+            self._in_flight = {entry.block.key for entry in entries}
             delta = {} if entries else self._stats.delta()
         if entries:
             started = time.thread_time()
             held = self._write_to_tiers([entry.as_used() for entry in entries], heads)
-            rest = REST * (time.thread_time() - started)
+            pause = PAUSE_PER_CPU_SECOND * (time.thread_time() - started)
             with self._condition:
-                self._rest_until = time.monotonic() + min(rest, LONGEST_REST_S)
-                self._landed(entries, held)
+                self._paused_until = time.monotonic() + min(pause, MAX_PAUSE_S)
+                self._written(entries, held)
             return True
         if heads:
             self._write_to_tiers([], heads)
@@ -177,16 +188,16 @@ class WriteBehind:
         return set[bytes]().union(*[tier.write(blocks, heads) for tier in self._tiers])
 
     def _note_due(self) -> bool:
-        return not self._noted and time.monotonic() - self._last_note > NOTE_S
+        return not self._noted and time.monotonic() - self._last_note > NOTE_INTERVAL_S
 
     def _until_due(self) -> float | None:
-        """Seconds until there may be something to do that nobody tells of."""
+        """Return the seconds until the thread has to look for work by itself; None: it is woken."""
         now = time.monotonic()
-        if self._queue and self._rest_until > now:
-            return self._rest_until - now
-        return None if self._noted else max(0.0, self._last_note + NOTE_S - now) + 0.01
+        if self._queue and self._paused_until > now:
+            return self._paused_until - now
+        return None if self._noted else max(0.0, self._last_note + NOTE_INTERVAL_S - now) + 0.01
 
-    def _landed(self, entries: list[RamEntry], held: set[bytes]) -> None:
+    def _written(self, entries: list[RamEntry], held: set[bytes]) -> None:
         blocks = nbytes = 0
         for entry in entries:
             key = entry.block.key
@@ -197,27 +208,27 @@ class WriteBehind:
                     for tier in self._tiers:
                         tier.delete([key])
                 blocks, nbytes = blocks + 1, nbytes + entry.nbytes
-        self._flying = set()
+        self._in_flight = set()
         if blocks:
             self._stats.spilled(blocks, nbytes)
         self._condition.notify_all()
 
     def _next(self) -> list[RamEntry]:
-        """What to write now, parents before children; taken off the queue."""
+        """Take off the queue what to write now, parents before children."""
         flushing = self._flushes_asked > self._flushes_done
         if self._write == "snapshot" and not flushing:
             return []
-        short = self._ram.dirty_bytes > DIRTY * self._ram.budget
-        gently = self.has_background_priority and self._urgent is None and not (flushing or short)
-        if gently and time.monotonic() < self._rest_until:
+        is_full = self._ram.dirty_bytes > MAX_UNWRITTEN_SHARE * self._ram.budget
+        pauses = self.has_background_priority and self._urgent is None and not (flushing or is_full)
+        if pauses and time.monotonic() < self._paused_until:
             return []
-        most = SMALL_BYTES if gently else BATCH_BYTES
+        max_bytes = BACKGROUND_BATCH_BYTES if pauses else MAX_BATCH_BYTES
         chosen: OrderedDict[bytes, RamEntry] = OrderedDict()
         if self._urgent is not None:
             self._choose(self._urgent, chosen)
             self._urgent = None
         for tails in (False, True):
-            if tails and not (flushing or (short and not chosen)):
+            if tails and not (flushing or (is_full and not chosen)):
                 break
             for key in list(self._queue):
                 entry = self._ram.dirty.get(key)
@@ -225,7 +236,7 @@ class WriteBehind:
                     del self._queue[key]
                 elif entry.uses >= self._admit and (tails or self._whole(entry)):
                     self._choose(key, chosen)
-                if len(chosen) >= BATCH_BLOCKS or sum(one.nbytes for one in chosen.values()) >= most:
+                if len(chosen) >= MAX_BATCH_BLOCKS or sum(one.nbytes for one in chosen.values()) >= max_bytes:
                     break
         for key in chosen:
             self._queue.pop(key, None)

@@ -74,7 +74,7 @@ def test_killed_writers_lose_nothing_acknowledged(tmp_path: Path, count: int) ->
 
 
 @times(2)
-def test_killed_writers_leave_a_sound_folder_where_room_is_short(tmp_path: Path, count: int) -> None:
+def test_killed_writers_leave_a_sound_folder_within_a_small_budget(tmp_path: Path, count: int) -> None:
     rng = random.Random(3)
     budget = 100_000
     for round_ in range(count):
@@ -281,7 +281,7 @@ def test_full_disk_costs_hits_only(
     assert len([record for record in caplog.records if record.levelno >= logging.WARNING]) == 1
     with opened(small_disk / "store", ssd=64 * MB) as store:
         assert sum(fetch(store, tokens).tokens for tokens in talks) > 0
-    with opened(small_disk / "store", ssd=200_000) as store:  # a budget below the disk's size makes room again
+    with opened(small_disk / "store", ssd=200_000) as store:  # a budget below the disk's size frees space again
         put(store, talks[-1])
         store.flush()
         assert store.flush(), store.stats()["trouble"]

@@ -70,7 +70,7 @@ def test_nearest_of_many_children_is_found(tmp_path: Path, where: str) -> None:
     store.close()
 
 
-def test_tail_gives_way_to_a_longer_block(tmp_path: Path) -> None:
+def test_longer_block_replaces_its_tail(tmp_path: Path) -> None:
     with opened(tmp_path) as store:
         put(store, A)
         assert put(store, A[:18], 16).blocks == 0  # covered by the longer tail
@@ -83,7 +83,7 @@ def test_tail_gives_way_to_a_longer_block(tmp_path: Path) -> None:
         sound(store)
 
 
-def test_put_again_is_free(tmp_path: Path, where: str) -> None:
+def test_second_put_of_the_same_tokens_stores_nothing(tmp_path: Path, where: str) -> None:
     store = opened(tmp_path)
     put(store, A)
     store.flush()
@@ -178,7 +178,7 @@ def test_arrays_come_back_as_they_were_given(tmp_path: Path, where: str) -> None
     store.close()
 
 
-def test_full_ram_lets_leaves_go_first() -> None:
+def test_full_ram_evicts_leaves_first() -> None:
     size = sum(array.nbytes for array in rows(A, 0, 8).values())
     store = opened(None, ram=4 * size)
     first, second = list(range(32)), list(range(500, 524))
@@ -194,7 +194,7 @@ def test_full_ram_lets_leaves_go_first() -> None:
 
 @pytest.mark.parametrize("replace", replacement_files())
 @pytest.mark.parametrize("write", ["back", "through"])
-def test_budgets_hold_and_what_is_served_is_right(tmp_path: Path, replace: str, write: str) -> None:
+def test_tiers_keep_their_budgets_and_serve_right_bytes(tmp_path: Path, replace: str, write: str) -> None:
     size = sum(array.nbytes for array in rows(A, 0, 8).values())
     file = 4096  # no block file of this test is larger
     ram, ssd = 12 * size, 40 * 1024
@@ -215,8 +215,8 @@ def test_budgets_hold_and_what_is_served_is_right(tmp_path: Path, replace: str, 
         sound(store)
 
 
-def test_room_for_blocks_is_not_made_of_those_they_follow(tmp_path: Path) -> None:
-    """Written together, they are booked before the index knows whose children they are."""
+def test_eviction_spares_the_parents_of_the_blocks_to_write(tmp_path: Path) -> None:
+    """Blocks of one batch are reserved before the index knows their parents."""
     with opened(tmp_path) as store:
         for first in range(4):
             put(store, [first, *A[:7]])
@@ -227,24 +227,24 @@ def test_room_for_blocks_is_not_made_of_those_they_follow(tmp_path: Path) -> Non
     left: list[bytes] = []
     evictor = Evictor(folder, budget, "lru", lambda _: False, lambda key, *_: left.append(key))
     with folder.index.write():
-        assert evictor.make_room(budget // 2, {oldest}) and left == others[:2]
-        assert not evictor.make_room(budget, {oldest}) and left == others
-        assert evictor.make_room(budget) and left == [*others, oldest]
+        assert evictor.make_space(budget // 2, {oldest}) and left == others[:2]
+        assert not evictor.make_space(budget, {oldest}) and left == others
+        assert evictor.make_space(budget) and left == [*others, oldest]
     folder.close()
 
 
-def test_a_batch_keeps_the_blocks_that_its_own_follow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_batch_of_writes_protects_the_parents_of_its_blocks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     kept: list[set[bytes]] = []
-    make_room = Evictor.make_room
+    make_space = Evictor.make_space
 
     def spy(self: Evictor, size: int, keep: Any = ()) -> bool:
         kept.append(set(keep))
-        return make_room(self, size, keep)
+        return make_space(self, size, keep)
 
     with opened(tmp_path, write="snapshot") as store:
         put(store, A[:8])
         store.flush()
-        monkeypatch.setattr(Evictor, "make_room", spy)
+        monkeypatch.setattr(Evictor, "make_space", spy)
         put(store, A, start=8)
         store.flush()
         pieces = store.match(NS, A)
@@ -253,7 +253,7 @@ def test_a_batch_keeps_the_blocks_that_its_own_follow(tmp_path: Path, monkeypatc
     assert len(asked) == len(keys) - 1 and all(set(keys[:-1]) <= keep for keep in asked)
 
 
-def test_what_is_being_read_stays() -> None:
+def test_blocks_of_an_open_match_are_not_evicted() -> None:
     size = sum(array.nbytes for array in rows(A, 0, 8).values())
     store = opened(None, ram=2 * size)
     put(store, A[:16])
@@ -285,7 +285,7 @@ def test_spill_under_pressure_serves_everything(tmp_path: Path) -> None:
         sound(store)
 
 
-def test_ram_smaller_than_a_block_passes_everything_on(tmp_path: Path) -> None:
+def test_ram_smaller_than_a_block_writes_every_block_to_ssd(tmp_path: Path) -> None:
     with opened(tmp_path, ram=0) as store:
         put(store, A)
         store.flush()
@@ -328,12 +328,12 @@ def test_back_writes_full_blocks_soon(tmp_path: Path) -> None:
         assert eventually(store, 2)
 
 
-@pytest.mark.parametrize("end", ["give_way", "flush", "room"])
-def test_beside_a_decoder_the_writer_rests_until_it_is_needed(
+@pytest.mark.parametrize("end", ["priority ends", "flush", "full ram"])
+def test_writer_with_background_priority_pauses_until_it_is_needed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, end: str
 ) -> None:
-    monkeypatch.setattr(write_behind, "REST", 1e9)
-    monkeypatch.setattr(write_behind, "LONGEST_REST_S", 3600.0)
+    monkeypatch.setattr(write_behind, "PAUSE_PER_CPU_SECOND", 1e9)
+    monkeypatch.setattr(write_behind, "MAX_PAUSE_S", 3600.0)
     size = sum(array.nbytes for array in rows(A, 0, 8).values())
     with opened(tmp_path, ram=8 * size) as store:
         store.set_background_priority(True)
@@ -341,17 +341,17 @@ def test_beside_a_decoder_the_writer_rests_until_it_is_needed(
         assert eventually(store, 2)
         put(store, [2, *A[:15]])
         assert not eventually(store, 4, 0.2)
-        if end == "give_way":
+        if end == "priority ends":
             store.set_background_priority(False)
         elif end == "flush":
             store.flush()
         else:
             put(store, [3, *range(23)])  # with these, more than half of RAM is unwritten
-        assert eventually(store, 7 if end == "room" else 4)
+        assert eventually(store, 7 if end == "full ram" else 4)
         sound(store)
 
 
-def test_admission_waits_for_a_reuse(tmp_path: Path) -> None:
+def test_block_is_admitted_to_ssd_at_its_second_use(tmp_path: Path) -> None:
     with opened(tmp_path, admit=2) as store:
         put(store, A)
         put(store, list(range(16)))
@@ -392,7 +392,7 @@ def test_agent_loop_writes_little_more_than_its_kv(tmp_path: Path) -> None:
             assert store.stats()["bytes_written"] - headers <= 1.25 * unique
 
 
-def test_evicted_is_remembered_over_a_restart(tmp_path: Path) -> None:
+def test_eviction_reason_survives_a_restart(tmp_path: Path) -> None:
     with opened(tmp_path, ssd=6000) as store:
         put(store, list(range(16)))
         store.flush()
@@ -426,7 +426,7 @@ def test_two_stores_share_a_folder(tmp_path: Path) -> None:
         sound(two)
 
 
-def test_many_threads(tmp_path: Path) -> None:
+def test_store_is_right_under_many_threads(tmp_path: Path) -> None:
     size = sum(array.nbytes for array in rows(A, 0, 8).values())
     failures: list[BaseException] = []
 
@@ -463,12 +463,14 @@ def test_many_threads(tmp_path: Path) -> None:
         ({"admit": 0}, "admit"),
     ],
 )
-def test_settings_that_cannot_be_say_what_can(tmp_path: Path, settings: dict[str, Any], says: str) -> None:
+def test_impossible_settings_raise_an_error_that_names_the_possible_ones(
+    tmp_path: Path, settings: dict[str, Any], says: str
+) -> None:
     with pytest.raises(StoreError, match=says):
         opened(tmp_path, **settings)
 
 
-def test_misuse_is_told() -> None:
+def test_misuse_raises_an_error_that_says_what_is_wrong() -> None:
     store = opened(None, ram=MB)
     with pytest.raises(StoreError, match="block boundary"):
         put(store, A, 4)

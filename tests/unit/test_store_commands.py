@@ -37,7 +37,7 @@ def value(rows: list[dict[str, Any]], metric: str, **where: Any) -> Any:
     return found[0]
 
 
-def test_ls(folder: Path) -> None:
+def test_ls_counts_blocks_and_bytes_by_namespace(folder: Path) -> None:
     rows = commands.ls(folder)
     assert all(row.keys() >= {"policy", "workload", "metric", "value", "unit"} for row in rows)
     assert value(rows, "blocks", tenant="bob") == 4 and value(rows, "blocks", tenant="") == 12
@@ -95,14 +95,14 @@ def test_clear_one_tenant_while_a_store_is_open(folder: Path) -> None:
         assert fetch(store, B).tokens == 0
 
 
-def test_no_store_is_told(tmp_path: Path) -> None:
+def test_missing_store_is_an_error_that_says_how_to_make_one(tmp_path: Path) -> None:
     for command in (commands.ls, commands.verify, commands.clear):
         with pytest.raises(StoreError, match="there is no store"):
             command(tmp_path)
     assert not list(tmp_path.iterdir())
 
 
-def test_command_line(folder: Path) -> None:
+def test_command_line_prints_rows_and_sets_the_exit_status(folder: Path) -> None:
     def run(*arguments: str, status: int = 0) -> str:
         result = CliRunner().invoke(app, [*arguments, "--dir", str(folder)], standalone_mode=True)
         assert result.exit_code == status, result.output

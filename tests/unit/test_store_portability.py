@@ -15,7 +15,7 @@ import pytest
 from kvlab.store import Store
 from kvlab.store.ssd import durability, vectored
 from tests.store_kit import BLOCK, NS, fetch, opened, payloads, put, sound
-from tests.unit.test_store_landing import TOKENS, landed
+from tests.unit.test_store_direct_reads import TOKENS, read_directly
 
 DATA = np.random.default_rng(0).integers(0, 256, 5000, dtype=np.uint8)
 
@@ -86,31 +86,31 @@ def test_limit_of_buffers_has_a_fallback(answer: Any, monkeypatch: pytest.Monkey
 
 
 @pytest.mark.parametrize("limit", [5, 1024])
-def test_store_reads_and_lands_blocks_right(
+def test_store_reads_and_hands_over_blocks_right(
     tmp_path: Path, system: str, limit: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(vectored, "MAX_BUFFERS_PER_CALL", limit)
     with opened(tmp_path) as store:
         put(store, TOKENS)
     with opened(tmp_path) as store:
-        live, tokens, miss = landed(store)
+        live, tokens, miss = read_directly(store)
         assert (tokens, miss, live.taken) == (len(TOKENS), "", [])
         assert fetch(store, TOKENS).tokens == len(TOKENS)
 
 
-def test_blocks_of_more_arrays_than_one_call_takes_land_without_a_copy(tmp_path: Path) -> None:
+def test_blocks_of_more_arrays_than_one_call_takes_are_read_without_a_copy(tmp_path: Path) -> None:
     arrays = {f"{i}": np.full((2, BLOCK, 4), i, np.float32) for i in range(vectored.MAX_BUFFERS_PER_CALL)}
     tokens = list(range(3 * BLOCK))
     with opened(tmp_path) as store:
         store.put(NS, tokens, 0, [arrays] * 3)
-    landings = Landing(arrays, len(tokens))
+    sink = Sink(arrays, len(tokens))
     with opened(tmp_path) as store:
-        match = store.read_into(store.match(NS, tokens), landings)
-    assert (match.tokens, landings.taken) == (len(tokens), [])
-    assert all((landings.arrays[name][:, : len(tokens)] == i).all() for i, name in enumerate(arrays))
+        match = store.read_into(store.match(NS, tokens), sink)
+    assert (match.tokens, sink.taken) == (len(tokens), [])
+    assert all((sink.arrays[name][:, : len(tokens)] == i).all() for i, name in enumerate(arrays))
 
 
-class Landing:
+class Sink:
     """A sink that has memory for every array, head by head."""
 
     def __init__(self, like: dict[str, np.ndarray], tokens: int) -> None:

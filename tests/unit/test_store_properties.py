@@ -75,7 +75,7 @@ class Machine(RuleBasedStateMachine):
         assert match.tokens == best if self.exact else match.tokens <= best
         assert (match.miss == "") == (match.tokens == len(tokens))
 
-    @precondition(lambda self: self.ram > 700)  # else what is held may leave a put no room
+    @precondition(lambda self: self.ram > 700)  # else pinned blocks may leave no memory for a put
     @rule(ns=ns_, tokens=tokens_)
     def hold(self, ns: Namespace, tokens: list[int]) -> None:
         self.held.append((self.store.match(ns, tokens), ns, tokens))
@@ -137,13 +137,13 @@ class Machine(RuleBasedStateMachine):
 
 
 class Roomy(Machine):
-    """Room for everything: a match is exactly as long as what was put allows, before and after restarts."""
+    """Budgets for everything: a match is exactly as long as what was put allows, before and after restarts."""
 
     ram, ssd, exact = 1 << 20, 1 << 22, True
 
 
 class Tight(Machine):
-    """Room for a few blocks, and damage now and then: a match may be shorter, never wrong."""
+    """Budgets for a few blocks, and damage now and then: a match may be shorter, never wrong."""
 
     ram, ssd, exact = 1000, 8000, False
 

@@ -17,7 +17,7 @@ needs_traces = pytest.mark.skipif(not (SHARED / "caffeine-lirs").is_dir(), reaso
 
 
 def evictions(policy: Replacement, trace: Iterable[int]) -> tuple[int, list[int]]:
-    """Replay a trace of unit-size keys: the misses, and who left in which order."""
+    """Replay a trace of unit-size keys: the misses, and the keys that left, in order."""
     misses, left = 0, []
     for key in trace:
         if key in policy:
@@ -38,17 +38,17 @@ def evictions(policy: Replacement, trace: Iterable[int]) -> tuple[int, list[int]
     [
         ("lru", "0123 0 4 1 5", "1 2 3"),
         ("lfu", "0123 00 1 23 4 5 0", "1 4"),
-        ("sieve", "0123 0 2 4 5 6", "1 3 4"),  # the hand passes 0 and 2, and goes on to 4, which nobody visited
+        ("sieve", "0123 0 2 4 5 6", "1 3 4"),  # the hand passes 0 and 2, and goes on to 4, which was never visited
         ("gdsf", "0123 0 1 4 5", "2 3"),
         ("cost", "0123 0 1 4 5", "2 3"),
     ],
 )
-def test_by_hand(name: str, trace: str, left: str) -> None:
+def test_policy_evicts_as_computed_by_hand(name: str, trace: str, left: str) -> None:
     keys = [int(key) for key in trace if key != " "]
     assert evictions(make(name, 4), keys)[1] == [int(key) for key in left.split()]
 
 
-def test_s3fifo_by_hand() -> None:
+def test_s3fifo_evicts_as_computed_by_hand() -> None:
     # Small queue of 1, main of 9. 0 and 1 are hit twice and promoted; the rest are one-hit wonders.
     keys = [0, 1, 0, 1, 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11]
     policy = make("s3fifo", 10)
@@ -58,7 +58,7 @@ def test_s3fifo_by_hand() -> None:
     assert 0 in policy and 1 in policy and 2 in policy
 
 
-def test_gdsf_prefers_small_and_cost_prefers_dear() -> None:
+def test_gdsf_prefers_small_and_cost_prefers_costly() -> None:
     for name, victim in (("gdsf", "big"), ("cost", "cheap")):
         policy = make(name, 100)
         policy.admit("big", 50, 90.0)
@@ -68,7 +68,7 @@ def test_gdsf_prefers_small_and_cost_prefers_dear() -> None:
 
 
 @pytest.mark.parametrize("name", REPLACEMENTS)
-def test_contract(name: str) -> None:
+def test_policy_keeps_the_contract(name: str) -> None:
     policy = make(name, 8)
     assert policy.victim() is None
     for key in range(8):
@@ -96,7 +96,7 @@ def test_contract(name: str) -> None:
     assert len(policy) == 0
 
 
-def test_unknown_name_lists_the_known() -> None:
+def test_unknown_name_raises_an_error_that_lists_the_known_ones() -> None:
     with pytest.raises(StoreError, match=", ".join(REPLACEMENTS)):
         make("mru", 1)
 

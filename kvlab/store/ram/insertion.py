@@ -1,4 +1,4 @@
-"""Room in RAM: what comes in, and who leaves for it."""
+"""Insert blocks into RAM, and evict others for them."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from kvlab.store.ram.tier import RamEntry, RamTier
 from kvlab.store.stats import StoreStats
 from kvlab.store.write_behind import WriteBehind
 
-READ_ONCE = 4096
-"""Blocks read from below RAM that are remembered, to be kept at the next reading."""
+MAX_READ_ONCE_KEYS = 4096
+"""Blocks whose first reading from below RAM is remembered: their second one keeps them in RAM."""
 
 
 class RamInserter:
-    """Fills RAM within its budget. The caller holds the store's lock, which ``add`` lets go of while it waits."""
+    """Fills RAM within its budget. The caller holds the store's lock; ``add`` releases it while it waits."""
 
     def __init__(
         self, ram: RamTier, tiers: Sequence[Tier], writer: WriteBehind | None, stats: StoreStats, pins: Pins
@@ -35,9 +35,9 @@ class RamInserter:
         for block in new:
             if block.kind == BLOCK and block.length < block.ns.block and self._covered(block):
                 continue
-            if not self._make(block.nbytes, wait=True):
+            if not self._make_space(block.nbytes, wait=True):
                 break  # everything is being read; a child without its parent would never be found
-            if block.key in self._ram:  # another thread put it while this one waited for room
+            if block.key in self._ram:  # another thread put it while this one waited for space
                 continue
             if block.kind == BLOCK:
                 self._drop_covered_by(block)
@@ -54,21 +54,21 @@ class RamInserter:
         return put
 
     def is_wanted(self, key: bytes) -> bool:
-        """Whether a block below RAM is read again, after not too many others, so that it had better be kept."""
+        """Tell whether a block below RAM is read for the second time, so that it should be kept in RAM."""
         if self._read_once.pop(key, False):
             return True
         self._read_once[key] = True
-        if len(self._read_once) > READ_ONCE:
+        if len(self._read_once) > MAX_READ_ONCE_KEYS:
             self._read_once.popitem(last=False)
         return False
 
     def keep(self, block: Block) -> None:
-        """Take in a block read from below, if that takes no waiting."""
-        if block.key not in self._ram and self._make(block.nbytes, wait=False):
+        """Take in a block read from below, unless that would have to wait."""
+        if block.key not in self._ram and self._make_space(block.nbytes, wait=False):
             self._ram.add(block, dirty=False)
 
-    def _make(self, need: int, *, wait: bool) -> bool:
-        """Let blocks leave until ``need`` more bytes fit, or RAM is empty. False when those that are left must stay."""
+    def _make_space(self, need: int, *, wait: bool) -> bool:
+        """Evict until ``need`` more bytes fit, or RAM is empty; return False when every block left must stay."""
         while self._ram.held and self._ram.held + need > self._ram.budget:
             entry = self._ram.victim()
             if entry is None:

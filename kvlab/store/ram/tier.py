@@ -16,7 +16,7 @@ from kvlab.tiers import RAM
 
 @dataclass(slots=True, eq=False)
 class RamEntry:
-    """A resident block. ``dirty``: not in the tier below yet. ``uses`` counts the put and every read."""
+    """Holds a resident block. ``dirty``: in no tier below yet. ``uses`` counts the put and every read."""
 
     block: Block
     nbytes: int
@@ -25,12 +25,12 @@ class RamEntry:
     uses: int
 
     def as_used(self) -> Block:
-        """The block with what is known by now about its use."""
+        """Return the block with its latest use and its number of uses."""
         return replace(self.block, used=self.used, uses=self.uses)
 
 
 class RamTier:
-    """Blocks by key within ``budget`` bytes. The caller holds the lock, asks for room first and never over-fills it.
+    """Keeps blocks by key within ``budget`` bytes. The caller holds the lock, and evicts before it adds.
 
     A block with children here may not leave before them; neither may one that ``pinned`` says is being read.
     """
@@ -65,7 +65,7 @@ class RamTier:
         return self._below[key] > 0 if key in self._below else False
 
     def add(self, block: Block, *, dirty: bool) -> RamEntry:
-        """Take in a block that is not here."""
+        """Add a block that is not resident."""
         nbytes = block.nbytes
         entry = self._entries[block.key] = RamEntry(block, nbytes, dirty, block.used, block.uses)
         self.held += nbytes
@@ -81,14 +81,14 @@ class RamTier:
         return entry
 
     def clean(self, key: bytes) -> None:
-        """Note that the tier below has the block now."""
+        """Note that a tier below has the block now."""
         entry = self.dirty.pop(key, None)
         if entry is not None:
             entry.dirty = False
             self.dirty_bytes -= entry.nbytes
 
     def remove(self, key: bytes, *, evicted: bool) -> RamEntry:
-        """Let a block go. Raises ``KeyError`` when it is not here."""
+        """Remove a block. Raises ``KeyError`` when it is not resident."""
         entry = self._entries.pop(key)
         self.clean(key)
         self.held -= entry.nbytes
@@ -118,7 +118,7 @@ class RamTier:
         self._order.touch(key)
 
     def victim(self) -> RamEntry | None:
-        """The block to leave next, or None when all are pinned."""
+        """Return the block to evict next, or None when all must stay."""
         key = self._order.victim(self._may_leave)
         return self._entries[key] if isinstance(key, bytes) else None
 
@@ -126,7 +126,7 @@ class RamTier:
         return isinstance(key, bytes) and key not in self._below and not self._pinned(key)
 
     def nearest(self, parent: bytes, tokens: bytes) -> Child | None:
-        """The child that shares the longest prefix with ``tokens``: one of the two neighbours in token order."""
+        """Return the child that shares the longest prefix with ``tokens``: a neighbour in token order."""
         siblings = self._siblings.get(parent)
         if not siblings:
             return None
@@ -141,7 +141,7 @@ class RamTier:
         return best
 
     def covered(self, parent: bytes, tokens: bytes) -> list[bytes]:
-        """Tails under ``parent`` that ``tokens`` begins with: a longer block makes them useless."""
+        """Return the tails under ``parent`` that ``tokens`` begins with: a longer block makes them useless."""
         siblings = self._siblings.get(parent, [])
         at = bisect_left(siblings, (k.sortable(tokens), b""))
         found: list[bytes] = []
@@ -160,7 +160,7 @@ class RamTier:
         return {parent for parent in parents if parent in self._checkpoints}
 
     def problems(self) -> list[str]:
-        """What contradicts itself here; nothing, if the code is right."""
+        """Return what contradicts itself in this tier, one line each."""
         found: list[str] = []
         entries = self._entries.values()
         if self.held != sum(entry.nbytes for entry in entries):

@@ -1,7 +1,7 @@
 """Replacement policies, by name.
 
 Add one: a file with a ``Replacement`` subclass whose ``name`` is that of the file. A subclass defined elsewhere, in a
-notebook for instance, is known from then on too.
+notebook for instance, is known once it is defined.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import importlib
 
 from kvlab import replacement_names
 from kvlab.errors import StoreError
-from kvlab.store.replacement.base import Evictable, Replacement, anyone
+from kvlab.store.replacement.base import Evictable, Replacement, any_key
 
 for _name in replacement_names.replacement_files():
     importlib.import_module(f"{__name__}.{_name}")
@@ -45,4 +45,4 @@ def make(name: str, capacity: int) -> Replacement:
 REPLACEMENTS = replacement_names.replacement_files()
 """The names of the built-in policies."""
 
-__all__ = ["REPLACEMENTS", "Evictable", "Replacement", "anyone", "check_replacement", "make", "replacements"]
+__all__ = ["REPLACEMENTS", "Evictable", "Replacement", "any_key", "check_replacement", "make", "replacements"]

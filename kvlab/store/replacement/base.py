@@ -1,4 +1,4 @@
-"""What a replacement policy is: who leaves a full tier."""
+"""The base of replacement policies, which choose what leaves a full tier."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ from kvlab import replacement_names
 Evictable = Callable[[Hashable], bool]
 
 
-def anyone(_key: Hashable) -> bool:
-    """The predicate of a plain cache: every resident key may leave."""
+def any_key(_key: Hashable) -> bool:
+    """Accept every key, as a plain cache does."""
     return True
 
 
 class Replacement(ABC):
-    """An order of leaving over the resident keys of one tier. It holds no payloads and does no accounting.
+    """Orders the resident keys of one tier by when they should leave; holds no payloads.
 
-    The owner calls ``admit`` when a key enters, ``touch`` when it is used again, ``victim`` to learn who should leave
-    next and ``remove`` when a key has left, for whatever reason. ``size`` is in the same unit as ``capacity`` (bytes in
-    a tier, 1 a block on plain traces); ``cost`` is the seconds that recomputing the block takes; ``uses`` is how often
-    a key was used already, for one that is loaded back after a restart.
+    The owner calls ``admit`` when a key enters, ``touch`` when it is used again, ``victim`` to learn which key should
+    leave next and ``remove`` when a key has left, for any reason. ``size`` is in the same unit as ``capacity`` (bytes
+    in a tier, 1 a block on plain traces); ``cost`` is the seconds that recomputing the block takes; ``uses`` is how
+    often a key was used already, for one that is loaded back after a restart.
 
     ``admit`` of a resident key and ``touch`` or ``remove`` of an absent one raise ``KeyError``. None is thread-safe.
     """
@@ -39,22 +39,22 @@ class Replacement(ABC):
 
     @abstractmethod
     def admit(self, key: Hashable, size: int = 1, cost: float = 1.0, uses: int = 1) -> None:
-        """Take in a key that was absent."""
+        """Add a key that was absent."""
 
     @abstractmethod
     def touch(self, key: Hashable) -> None:
         """Note one more use of a resident key."""
 
     @abstractmethod
-    def victim(self, evictable: Evictable = anyone) -> Hashable | None:
-        """The key to leave next among those that ``evictable`` accepts, or None. Never changes who is resident."""
+    def victim(self, evictable: Evictable = any_key) -> Hashable | None:
+        """Return the key to leave next among those that ``evictable`` accepts, or None; it stays resident."""
 
     @abstractmethod
     def remove(self, key: Hashable, evicted: bool = True) -> None:
-        """Forget a resident key. ``evicted`` is False where it left for another reason than room."""
+        """Forget a resident key. ``evicted`` is False where it left for another reason than a full tier."""
 
     def freed(self, key: Hashable) -> None:  # noqa: B027 - most policies look at every key anew each time
-        """Told when a resident key that ``evictable`` refused, for having descendants, has lost the last of them."""
+        """Note that a resident key that ``evictable`` refused, because it had descendants, has none any more."""
 
     @abstractmethod
     def __contains__(self, key: object) -> bool: ...
@@ -63,7 +63,7 @@ class Replacement(ABC):
     def __len__(self) -> int: ...
 
 
-def absent(key: Hashable, resident: bool) -> None:
+def require_absent(key: Hashable, resident: bool) -> None:
     """Raise ``KeyError`` when a key that should be new is resident already."""
     if resident:
         raise KeyError(f"{key!r} is resident already")

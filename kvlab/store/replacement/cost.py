@@ -10,7 +10,7 @@ from kvlab.store.replacement.gdsf import Gdsf
 
 
 class CostAware(Gdsf):
-    """GDSF whose worth is ``cost / size``: recompute time saved by one use, per byte held."""
+    """Weighs keys by ``cost / size``, in the place of GDSF's 1 / size: recompute time saved by one use, per byte."""
 
     name = "cost"
 

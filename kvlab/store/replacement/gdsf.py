@@ -9,7 +9,7 @@ import heapq
 from collections.abc import Hashable
 from dataclasses import dataclass
 
-from kvlab.store.replacement.base import Evictable, Replacement, absent, anyone
+from kvlab.store.replacement.base import Evictable, Replacement, any_key, require_absent
 
 
 @dataclass(slots=True)
@@ -21,10 +21,12 @@ class _Held:
 
 
 class Gdsf(Replacement):
-    """Priority = age + uses * worth; the age becomes the priority of whoever leaves. Equal ones leave by last use.
+    """Evicts the lowest priority = age + uses * worth; the age becomes the priority of the key that left last.
 
-    A heap with stale entries left in it; they are skipped, and swept when they outnumber the live ones. Keys that may
-    not leave are parked outside of it until they are freed or used, or until nobody else is left.
+    Keys of equal priority leave by last use.
+
+    Stale entries stay in the heap, are skipped, and are removed when they outnumber the live ones. Keys that may not
+    leave are parked outside of the heap until they are freed or used, or until no other key is left.
     """
 
     name = "gdsf"
@@ -38,11 +40,11 @@ class Gdsf(Replacement):
         self._clock = 0
 
     def worth(self, size: int, cost: float) -> float:
-        """What one use of a key is worth: 1 / size here."""
+        """Return what one use of a key is worth: 1 / size."""
         return 1.0 / max(size, 1)
 
     def admit(self, key: Hashable, size: int = 1, cost: float = 1.0, uses: int = 1) -> None:
-        absent(key, key in self._held)
+        require_absent(key, key in self._held)
         self._held[key] = held = _Held(size, cost, uses, (0.0, 0))
         self._place(key, held)
 
@@ -51,7 +53,7 @@ class Gdsf(Replacement):
         held.uses += 1
         self._place(key, held)
 
-    def victim(self, evictable: Evictable = anyone) -> Hashable | None:
+    def victim(self, evictable: Evictable = any_key) -> Hashable | None:
         while self._heap:
             rank, key = self._heap[0]
             held = self._held.get(key)

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Hashable
 
-from kvlab.store.replacement.base import Evictable, Replacement, absent, anyone
+from kvlab.store.replacement.base import Evictable, Replacement, any_key, require_absent
 
 
 class Lfu(Replacement):
-    """Uses are counted while a key is resident; the least recently used of the least used leaves.
+    """Counts uses while a key is resident; the least recently used of the least used leaves.
 
     One queue a frequency, so that each call but ``victim`` is O(1).
     """
@@ -22,7 +22,7 @@ class Lfu(Replacement):
         self._queues: dict[int, OrderedDict[Hashable, None]] = {}
 
     def admit(self, key: Hashable, size: int = 1, cost: float = 1.0, uses: int = 1) -> None:
-        absent(key, key in self._uses)
+        require_absent(key, key in self._uses)
         self._uses[key] = uses
         self._queues.setdefault(uses, OrderedDict())[key] = None
 
@@ -32,7 +32,7 @@ class Lfu(Replacement):
         self._uses[key] = uses + 1
         self._queues.setdefault(uses + 1, OrderedDict())[key] = None
 
-    def victim(self, evictable: Evictable = anyone) -> Hashable | None:
+    def victim(self, evictable: Evictable = any_key) -> Hashable | None:
         for uses in sorted(self._queues):
             for key in self._queues[uses]:
                 if evictable(key):

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Hashable
 
-from kvlab.store.replacement.base import Evictable, Replacement, absent, anyone
+from kvlab.store.replacement.base import Evictable, Replacement, any_key, require_absent
 
 
 class Lru(Replacement):
-    """One queue by last use. The owner touches a chain from its leaf to its head, so heads are always younger."""
+    """Keeps one queue by last use. The owner touches a chain from its leaf to its head, so heads are always younger."""
 
     name = "lru"
 
@@ -18,13 +18,13 @@ class Lru(Replacement):
         self._order: OrderedDict[Hashable, None] = OrderedDict()
 
     def admit(self, key: Hashable, size: int = 1, cost: float = 1.0, uses: int = 1) -> None:
-        absent(key, key in self._order)
+        require_absent(key, key in self._order)
         self._order[key] = None
 
     def touch(self, key: Hashable) -> None:
         self._order.move_to_end(key)
 
-    def victim(self, evictable: Evictable = anyone) -> Hashable | None:
+    def victim(self, evictable: Evictable = any_key) -> Hashable | None:
         return next((key for key in self._order if evictable(key)), None)
 
     def remove(self, key: Hashable, evicted: bool = True) -> None:

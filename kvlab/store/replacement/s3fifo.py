@@ -11,9 +11,12 @@ from collections import OrderedDict
 from collections.abc import Hashable
 from dataclasses import dataclass
 
-from kvlab.store.replacement.base import Evictable, Replacement, absent, anyone
+from kvlab.store.replacement.base import Evictable, Replacement, any_key, require_absent
 
-SMALL, GHOST, PROMOTE, MOST = 0.1, 0.9, 2, 3
+SMALL_SHARE, GHOST_SHARE = 0.1, 0.9
+"""Shares of the capacity that the small queue and the ghost queue have."""
+
+PROMOTION_HITS, MAX_HITS = 2, 3
 
 
 @dataclass(slots=True)
@@ -24,7 +27,7 @@ class _Seen:
 
 
 class S3Fifo(Replacement):
-    """``victim`` promotes and reinserts on its way; who is resident changes only in ``admit`` and ``remove``."""
+    """Promotes and reinserts keys in ``victim``; keys enter and leave in ``admit`` and ``remove`` only."""
 
     name = "s3fifo"
 
@@ -36,29 +39,31 @@ class S3Fifo(Replacement):
         self._parked: OrderedDict[Hashable, None] = OrderedDict()
         self._ghost: OrderedDict[Hashable, int] = OrderedDict()
         self._main_bytes = self._ghost_bytes = 0
-        self._main_room = capacity - int(SMALL * capacity)
+        self._main_capacity = capacity - int(SMALL_SHARE * capacity)
 
     def admit(self, key: Hashable, size: int = 1, cost: float = 1.0, uses: int = 1) -> None:
-        absent(key, key in self._seen)
+        require_absent(key, key in self._seen)
         ghost = self._ghost.pop(key, None)
         if ghost is not None:
             self._ghost_bytes -= ghost
-        self._seen[key] = seen = _Seen(size, small=ghost is None and uses <= PROMOTE)
+        self._seen[key] = seen = _Seen(size, small=ghost is None and uses <= PROMOTION_HITS)
         self._queue(seen)[key] = None
         self._main_bytes += 0 if seen.small else size
-        while self._ghost_bytes > int(GHOST * self.capacity):  # not before: making room must not forget who comes in
+        while self._ghost_bytes > int(
+            GHOST_SHARE * self.capacity
+        ):  # after the lookup above, which must still find the key that comes in
             self._ghost_bytes -= self._ghost.popitem(last=False)[1]
 
     def touch(self, key: Hashable) -> None:
         seen = self._seen[key]
-        seen.hits = min(seen.hits + 1, MOST)
+        seen.hits = min(seen.hits + 1, MAX_HITS)
 
-    def victim(self, evictable: Evictable = anyone) -> Hashable | None:
-        found = self._look(evictable)
+    def victim(self, evictable: Evictable = any_key) -> Hashable | None:
+        found = self._candidate(evictable)
         if found is None and self._parked:
             for key in list(reversed(self._parked)):
                 self.freed(key)
-            found = self._look(evictable)
+            found = self._candidate(evictable)
         return found[0] if found else None
 
     def freed(self, key: Hashable) -> None:
@@ -68,8 +73,8 @@ class S3Fifo(Replacement):
             queue[key] = None
             queue.move_to_end(key, last=False)
 
-    def _look(self, evictable: Evictable) -> tuple[Hashable] | None:
-        if self._main_bytes > self._main_room or not self._small:
+    def _candidate(self, evictable: Evictable) -> tuple[Hashable] | None:
+        if self._main_bytes > self._main_capacity or not self._small:
             return self._from_main(evictable) or self._from_small(evictable)
         return self._from_small(evictable) or self._from_main(evictable)
 
@@ -80,7 +85,7 @@ class S3Fifo(Replacement):
             if not evictable(key):
                 del self._small[key]
                 self._parked[key] = None
-            elif seen.hits < PROMOTE:
+            elif seen.hits < PROMOTION_HITS:
                 return (key,)
             else:
                 del self._small[key]

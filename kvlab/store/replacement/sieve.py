@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Hashable
 
-from kvlab.store.replacement.base import Evictable, Replacement, absent, anyone
+from kvlab.store.replacement.base import Evictable, Replacement, any_key, require_absent
 
 
 class _Node:
@@ -22,7 +22,7 @@ class _Node:
 
 
 class Sieve(Replacement):
-    """New keys enter at the head; the hand walks from the tail towards it, clears visited bits, ends at a clear one."""
+    """Walks a hand from the tail of the queue to its head; it clears visited bits and stops at a key without one."""
 
     name = "sieve"
 
@@ -34,7 +34,7 @@ class Sieve(Replacement):
         self._hand: _Node | None = None
 
     def admit(self, key: Hashable, size: int = 1, cost: float = 1.0, uses: int = 1) -> None:
-        absent(key, key in self._nodes)
+        require_absent(key, key in self._nodes)
         node = self._nodes[key] = _Node(key)
         node.visited = uses > 1
         node.older = self._head
@@ -47,7 +47,7 @@ class Sieve(Replacement):
     def touch(self, key: Hashable) -> None:
         self._nodes[key].visited = True
 
-    def victim(self, evictable: Evictable = anyone) -> Hashable | None:
+    def victim(self, evictable: Evictable = any_key) -> Hashable | None:
         node = self._hand or self._tail
         for _ in range(2 * len(self._nodes)):  # one round may only clear bits, the next finds a clear one
             if node is None:

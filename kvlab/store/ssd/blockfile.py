@@ -1,4 +1,4 @@
-"""One block in one file.
+"""Read and write one block in one file.
 
     0   8 s   magic "KVLABBLK"
     8   u32   format version
@@ -9,8 +9,8 @@
     56        header: JSON, spaces after it up to a multiple of 64; tokens in it are hex of little-endian int32
     56 + h    payload: each array C-contiguous, at a multiple of 64
 
-All integers are little-endian. Both checksums are verified on every read, so is that the file has exactly the length
-it says and holds the very block that was asked for.
+All integers are little-endian. Every read verifies both checksums, the length of the file, and that it
+holds the very block that was asked for.
 """
 
 from __future__ import annotations
@@ -26,44 +26,49 @@ import numpy as np
 import xxhash
 
 from kvlab.store import keys as k
-from kvlab.store.blocks import BLOCK, CHECKPOINT, NUMBERS, Block
+from kvlab.store.blocks import BLOCK, CHECKPOINT, NUMERIC_KINDS, Block
 from kvlab.store.read_buffers import ArraySpec, BlockLayout, ReadBuffer
 from kvlab.store.ssd import vectored
 
 MAGIC = b"KVLABBLK"
-ALIGN = 64
-_FIXED = struct.Struct("<8sIIQ16s")
-_SUM = 16
-_START = _FIXED.size + _SUM
-_SIZES = _FIXED.size - _SUM
-_MOST_HEADER = 1 << 20
-_OPENING, _ARRAYS = b'{"key":"%s"', b',"arrays":['
-_FIRST = 4096  # bytes of the first reading: mostly the whole header
+ALIGNMENT_BYTES = 64
+_PREFIX = struct.Struct("<8sIIQ16s")
+CHECKSUM_BYTES = 16
+HEADER_OFFSET = _PREFIX.size + CHECKSUM_BYTES
+SIZES_BYTES = _PREFIX.size - CHECKSUM_BYTES
+MAX_HEADER_BYTES = 1 << 20
+
+FIRST_READ_BYTES = 4096
+"""Bytes of the first reading of a file: in most cases the whole header."""
+
+MAX_BUFFERS_PER_WRITE = min(vectored.MAX_BUFFERS_PER_CALL, 512)
+
+_KEY_FIELD, _ARRAYS_FIELD = b'{"key":"%s"', b',"arrays":['
 
 
 Buffer = bytes | memoryview
 
 
 class BadBlock(Exception):
-    """The bytes are not the block they should be; the message says how."""
+    """Raised where the bytes are not the block that they should be; the message says how."""
 
 
 def encode(block: Block) -> list[Buffer]:
-    """The file's bytes as buffers to write one after the other; arrays that are contiguous are not copied."""
+    """Return the file's bytes as buffers to write one after the other; contiguous arrays are not copied."""
     arrays: list[list[Any]] = []
     parts: list[Buffer] = []
     at = 0
     digest = xxhash.xxh3_128()
     for name, given in block.payload.items():
         array = np.ascontiguousarray(given)
-        if array.dtype.kind not in NUMBERS:
+        if array.dtype.kind not in NUMERIC_KINDS:
             raise BadBlock(f"array {name!r} has dtype {array.dtype}, which cannot be stored")
         arrays.append([name, array.dtype.str, list(given.shape), at])
         at += array.nbytes
         if array.nbytes:
             parts.append(array.reshape(-1).view(np.uint8).data)
             digest.update(parts[-1])
-        if gap := -at % ALIGN:
+        if gap := -at % ALIGNMENT_BYTES:
             parts.append(bytes(gap))
             digest.update(parts[-1])
             at += gap
@@ -81,8 +86,8 @@ def encode(block: Block) -> list[Buffer]:
         },
         separators=(",", ":"),
     ).encode()
-    header += b" " * (-(_START + len(header)) % ALIGN)
-    fixed = _FIXED.pack(MAGIC, k.FORMAT, len(header), at, digest.digest())
+    header += b" " * (-(HEADER_OFFSET + len(header)) % ALIGNMENT_BYTES)
+    fixed = _PREFIX.pack(MAGIC, k.FORMAT, len(header), at, digest.digest())
     seal = xxhash.xxh3_128_digest(fixed + header)
     return [fixed + seal + header, *parts]
 
@@ -92,11 +97,10 @@ def size_of(parts: list[Buffer]) -> int:
 
 
 def write(fd: int, parts: list[Buffer]) -> int:
-    """Write all of ``parts`` at the start of an open file; bytes written. Raises ``OSError``."""
+    """Write all of ``parts`` at the start of an open file; return the bytes written. Raises ``OSError``."""
     done = 0
-    batch = min(vectored.MAX_BUFFERS_PER_CALL, 512)
-    for at in range(0, len(parts), batch):
-        chunk = parts[at : at + batch]
+    for at in range(0, len(parts), MAX_BUFFERS_PER_WRITE):
+        chunk = parts[at : at + MAX_BUFFERS_PER_WRITE]
         total = size_of(chunk)
         sent = os.writev(fd, chunk)
         if sent < total:  # a short write: a signal or a disk that is nearly full; go on, or learn why not
@@ -108,39 +112,45 @@ def write(fd: int, parts: list[Buffer]) -> int:
 
 
 def read(path: str | os.PathLike[str], key: bytes) -> Block:
-    """The block ``key`` in ``path``, verified. Raises ``BadBlock``, or ``OSError`` when it cannot be opened or read."""
+    """Read the block ``key`` in ``path``, and verify it. Raises ``BadBlock`` or ``OSError``."""
     block = read_to(path, key, ReadBuffer())
     if block is None:
-        raise BadBlock("it went elsewhere")
+        raise BadBlock("it was read into other memory")
     return block
 
 
 def read_to(path: str | os.PathLike[str], key: bytes, buffer: ReadBuffer) -> Block | None:
-    """As :func:`read`, with the arrays in ``buffer``, where they last until the next reading into it.
+    """Do as :func:`read`, with the arrays in ``buffer``, where they last until the next reading into it.
 
-    None: the block was wanted whole, and its arrays went to the rooms that ``buffer`` has for them.
+    None: the block was wanted whole, and its arrays went straight to the memory of the sink.
     """
     fd = os.open(path, os.O_RDONLY)
     try:
-        if _reads_alike(fd, key, buffer):
+        if _read_same_layout(fd, key, buffer):
             return None
         size = os.fstat(fd).st_size
-        start = os.pread(fd, _FIRST, 0)
+        start = os.pread(fd, FIRST_READ_BYTES, 0)
         length, _ = _check_size(start, size)  # before any memory is taken for it
-        if len(start) < _START + length:
-            start = os.pread(fd, _START + length, 0)
-        raw, digest = _sealed(start, length)
-        offset = _START + length
+        if len(start) < HEADER_OFFSET + length:
+            start = os.pread(fd, HEADER_OFFSET + length, 0)
+        raw, digest = _verified_header(start, length)
+        offset = HEADER_OFFSET + length
         if buffer.has_sink:
             header = _parsed(raw)
-            block, stored = _block(header, None, key), _arrays(header.get("arrays"))
-            rooms = buffer.targets(stored, block.length) if block.kind == BLOCK and stored else None
-            if rooms is not None:
-                views = _with_gaps(stored, rooms, size - offset)
+            block, arrays = _block(header, None, key), _arrays(header.get("arrays"))
+            targets = buffer.targets(arrays, block.length) if block.kind == BLOCK and arrays else None
+            if targets is not None:
+                views = _with_gaps(arrays, targets, size - offset)
                 _fill(fd, views, offset, size - offset)
                 _verify(views, digest)
-                buffer.form = BlockLayout(
-                    stored, block.length, start[:_SIZES], _ending(raw), size - offset, bytearray(offset), bytearray(1)
+                buffer.layout = BlockLayout(
+                    arrays,
+                    block.length,
+                    start[:SIZES_BYTES],
+                    _header_end(raw),
+                    size - offset,
+                    bytearray(offset),
+                    bytearray(1),
                 )
                 return None
         data = buffer.take(size - offset)
@@ -152,31 +162,31 @@ def read_to(path: str | os.PathLike[str], key: bytes, buffer: ReadBuffer) -> Blo
     return _block(_parsed(raw), data, key)
 
 
-def _reads_alike(fd: int, key: bytes, buffer: ReadBuffer) -> bool:
-    """Read header and arrays at once, on the guess that the block has the form of the one before.
+def _read_same_layout(fd: int, key: bytes, buffer: ReadBuffer) -> bool:
+    """Read header and arrays with one call, expecting the layout of the block before.
 
-    False: it has not, or something is wrong with it; a closer look tells. What its key says, parent, tokens and with
-    them its place, is not read again.
+    False: the layout is another one, or the block is bad; the caller reads it again to find out. The key stands for
+    parent, tokens and position, which are not parsed again.
     """
-    form = buffer.form
-    rooms = buffer.targets(form.stored, form.tokens) if form is not None else None
-    if form is None or rooms is None:
+    layout = buffer.layout
+    targets = buffer.targets(layout.arrays, layout.tokens) if layout is not None else None
+    if layout is None or targets is None:
         return False
-    views, head = _with_gaps(form.stored, rooms, form.payload), form.head
-    # One byte more than there is: no more is read only where the file ends in the right place.
-    count = vectored.read(fd, [head, *views, form.beyond], 0)
-    if count != len(head) + form.payload or head[:_SIZES] != form.sizes:
+    views, start = _with_gaps(layout.arrays, targets, layout.payload_bytes), layout.header
+    # One byte more than expected is asked for: it is missing only where the file ends in the right place.
+    count = vectored.read(fd, [start, *views, layout.beyond], 0)
+    if count != len(start) + layout.payload_bytes or start[:SIZES_BYTES] != layout.sizes:
         return False
     try:
-        raw, digest = _sealed(head, len(head) - _START)
+        raw, digest = _verified_header(start, len(start) - HEADER_OFFSET)
         _verify(views, digest)
     except BadBlock:
         return False
-    return raw.startswith(_OPENING % key.hex().encode()) and _ending(raw) == form.ending
+    return raw.startswith(_KEY_FIELD % key.hex().encode()) and _header_end(raw) == layout.header_end
 
 
 def _fill(fd: int, views: list[memoryview], offset: int, total: int) -> None:
-    """Read ``total`` bytes into ``views``, which are as long together, one behind the other."""
+    """Read ``total`` bytes into ``views``, one after the other; together they hold as many."""
     if vectored.read(fd, views, offset) == total:
         return
     for view in filter(len, views):  # cut short, by a signal or by the file's end: one by one
@@ -189,13 +199,13 @@ def _fill(fd: int, views: list[memoryview], offset: int, total: int) -> None:
         offset += got
 
 
-def _with_gaps(stored: list[ArraySpec], rooms: list[memoryview], size: int) -> list[memoryview]:
-    """Rooms for all of a payload of ``size`` bytes: with the gaps between arrays."""
-    if stored[-1].end == size and all(a.end == b.at for a, b in itertools.pairwise(stored)):
-        return rooms
+def _with_gaps(arrays: list[ArraySpec], targets: list[memoryview], size: int) -> list[memoryview]:
+    """Return memory for a whole payload of ``size`` bytes: the targets, and buffers for the gaps between arrays."""
+    if arrays[-1].end == size and all(a.end == b.at for a, b in itertools.pairwise(arrays)):
+        return targets
     views: list[memoryview] = []
-    at, left = 0, iter(rooms)
-    for array in stored:
+    at, left = 0, iter(targets)
+    for array in arrays:
         views += [memoryview(bytearray(array.at - at))] * (array.at > at)
         at = array.at
         while at < array.end:
@@ -212,20 +222,20 @@ def _verify(views: list[memoryview], digest: bytes) -> None:
         raise BadBlock("its payload does not match its checksum")
 
 
-def _ending(raw: bytes) -> bytes:
-    """How a header ends: with its arrays."""
-    return raw[raw.rfind(_ARRAYS) :].rstrip()
+def _header_end(raw: bytes) -> bytes:
+    """Return the end of a header, from its arrays on."""
+    return raw[raw.rfind(_ARRAYS_FIELD) :].rstrip()
 
 
 def read_header(path: str | os.PathLike[str]) -> tuple[Block, int]:
-    """The block in ``path`` without its arrays, and the file's size: enough to index it. Raises as ``read``."""
+    """Read the block in ``path`` without its arrays, and the file's size: enough to index it. Raises as ``read``."""
     with open(path, "rb") as file:
         size = os.fstat(file.fileno()).st_size
-        start = file.read(_START)
-        if len(start) == _START:
-            start += file.read(min(_FIXED.unpack_from(start)[2], _MOST_HEADER))
+        start = file.read(HEADER_OFFSET)
+        if len(start) == HEADER_OFFSET:
+            start += file.read(min(_PREFIX.unpack_from(start)[2], MAX_HEADER_BYTES))
     length, _ = _check_size(start, size)
-    header = _parsed(_sealed(start, length)[0])
+    header = _parsed(_verified_header(start, length)[0])
     try:
         key = bytes.fromhex(header["key"])
     except (KeyError, TypeError, ValueError):
@@ -234,25 +244,25 @@ def read_header(path: str | os.PathLike[str]) -> tuple[Block, int]:
 
 
 def _check_size(start: bytes, size: int) -> tuple[int, bytes]:
-    """Header length and payload checksum of a file of ``size`` bytes."""
-    if size < _START or len(start) < _START:
+    """Check the size of a file; return header length and payload checksum."""
+    if size < HEADER_OFFSET or len(start) < HEADER_OFFSET:
         raise BadBlock("it is too short to be a block")
-    magic, version, length, payload, digest = _FIXED.unpack_from(start)
+    magic, version, length, payload, digest = _PREFIX.unpack_from(start)
     if magic != MAGIC:
         raise BadBlock("it is not a kvlab block")
     if version != k.FORMAT:
         raise BadBlock(f"it has format {version}, not {k.FORMAT}")
-    if length > _MOST_HEADER or size != _START + length + payload:
-        raise BadBlock(f"it has {size} bytes, not {_START + length + payload}")
+    if length > MAX_HEADER_BYTES or size != HEADER_OFFSET + length + payload:
+        raise BadBlock(f"it has {size} bytes, not {HEADER_OFFSET + length + payload}")
     return length, digest
 
 
-def _sealed(start: bytes | bytearray, length: int) -> tuple[bytes, bytes]:
-    """The header of ``length`` bytes, verified, and the payload's checksum."""
-    raw = bytes(start[_START : _START + length])
-    if xxhash.xxh3_128_digest(start[: _FIXED.size] + raw) != start[_FIXED.size : _START]:
+def _verified_header(start: bytes | bytearray, length: int) -> tuple[bytes, bytes]:
+    """Verify the header of ``length`` bytes; return it and the payload's checksum."""
+    raw = bytes(start[HEADER_OFFSET : HEADER_OFFSET + length])
+    if xxhash.xxh3_128_digest(start[: _PREFIX.size] + raw) != start[_PREFIX.size : HEADER_OFFSET]:
         raise BadBlock("its header does not match its checksum")
-    return raw, bytes(start[_FIXED.size - _SUM : _FIXED.size])
+    return raw, bytes(start[_PREFIX.size - CHECKSUM_BYTES : _PREFIX.size])
 
 
 def _parsed(raw: bytes) -> dict[str, Any]:
@@ -266,19 +276,19 @@ def _parsed(raw: bytes) -> dict[str, Any]:
 
 
 def _arrays(raw: Any) -> list[ArraySpec]:
-    """The arrays that a header lists, in the order of their places."""
+    """Return the arrays that a header lists, in the order of their offsets."""
     try:
         stored = [ArraySpec(str(n), np.dtype(t), tuple(map(int, shape)), int(at)) for n, t, shape, at in raw]
     except (TypeError, ValueError) as error:
         raise BadBlock(f"its header makes no sense ({error})") from None
     for array in stored:
-        if array.dtype.kind not in NUMBERS:
+        if array.dtype.kind not in NUMERIC_KINDS:
             raise BadBlock(f"its array {array.name!r} has dtype {array.dtype}")
     return stored
 
 
 def _block(header: Mapping[str, Any], data: np.ndarray | None, key: bytes) -> Block:
-    """The block that a header describes, with its arrays in ``data``, or without them."""
+    """Return the block that a header describes, with its arrays in ``data``, or without them."""
     try:
         parent, tokens, kind = bytes.fromhex(header["parent"]), bytes.fromhex(header["tokens"]), int(header["kind"])
         name = {BLOCK: k.chain, CHECKPOINT: k.checkpoint_key}[kind](parent, tokens)

@@ -1,4 +1,4 @@
-"""Who leaves a shared folder: one replacement order per process, kept honest by the rows of the index."""
+"""Evict blocks from a shared folder, by one replacement order a process, checked against the rows of the index."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from kvlab.store.ssd.folder import StoreFolder
 
 
 class Evictor:
-    """Makes room within ``budget``, leaves first. ``make_room`` works inside ``Catalog.write``.
+    """Evicts within ``budget``, leaves first. ``make_space`` is called inside ``SsdIndex.write``.
 
-    The order is read from the index when room is first short, and learns from it what other processes added or used.
+    The order is read from the index at the first eviction; from then on, what other processes add or use is read too.
     """
 
     def __init__(
@@ -32,8 +32,8 @@ class Evictor:
         self._last = 0
         self._stale = True
 
-    def make_room(self, size: int, keep: Collection[bytes] = ()) -> bool:
-        """Evict until ``size`` more bytes fit, none of ``keep``; False when that cannot be."""
+    def make_space(self, size: int, keep: Collection[bytes] = ()) -> bool:
+        """Evict until ``size`` more bytes fit, none of ``keep``; return False when that is impossible."""
         if size > self._budget:
             return False
         index = self._folder.index
@@ -70,7 +70,7 @@ class Evictor:
         return self._folder.index.one(sql, key) is None
 
     def _refreshed(self) -> Replacement:
-        """The order, with what was added to the index since the last time."""
+        """Return the order, with the blocks added to the index since the last call."""
         if self._order is None or self._stale:
             self._order, self._last, self._stale = make(self._replace, self._budget), 0, False
             self._used.clear()
@@ -105,10 +105,10 @@ class Evictor:
             self._used[key] = max(self._used[key], when)
 
     def reset(self) -> None:
-        """Have the order read anew when room is needed next. Any thread may ask."""
+        """Read the order anew at the next eviction. Any thread may call this."""
         self._stale = True
 
     def gone(self, key: bytes) -> None:
-        """Note that a block left for another reason than room."""
+        """Note that a block left for another reason than a full folder."""
         if self._order is not None and key in self._order:
             self._forget(self._order, key, evicted=False)

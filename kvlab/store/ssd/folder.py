@@ -1,11 +1,11 @@
-"""A store folder: its layout, opening it after any accident, and setting bad files aside.
+"""Open a store folder after any accident, and set bad files aside.
 
     catalog.sqlite      the index (WAL)
     blocks/a/<key>      one file a block, see blockfile.py
     tmp/<owner>-<n>     files being written
     owners/<owner>.lock held while a store has the folder open
-    quarantine/         the last bad files, for a look; never read again
-    ballast             room that is given up when the disk is too full to open the index
+    quarantine/         the last bad files, for inspection; never read again
+    ballast             space that is freed when the disk is too full to open the index
     catalog.suspect     there when the index proved damaged in use; the next start rebuilds it from the blocks
 
 A row is inserted, with its owner, before the file of that name appears, and loses its owner once the file is complete.
@@ -33,13 +33,16 @@ from kvlab.store.ssd import process_lock as owners
 from kvlab.store.ssd.index import GARBLED, SsdIndex
 from kvlab.store.ssd.index_reader import IndexReader
 
-QUARANTINED = 16  # bad files kept
-BALLAST = 128 << 10  # bytes set aside, for opening the index on a full disk
+MAX_QUARANTINED_FILES = 16
+
+BALLAST_BYTES = 128 << 10
+"""Bytes set aside for opening the index on a full disk."""
+
 log = logging.getLogger("kvlab.store")
 
 
 class ReadOnlyFolder:
-    """A folder to read from. Raises ``OSError`` or ``sqlite3.Error`` when ``root`` holds no store."""
+    """Reads from a folder. Raises ``OSError`` or ``sqlite3.Error`` when ``root`` holds no store."""
 
     view: IndexReader
 
@@ -52,12 +55,12 @@ class ReadOnlyFolder:
         self.view = IndexReader(self.root / "catalog.sqlite", immutable=True)
 
     def file(self, key: bytes) -> str:
-        """Where a block is."""
+        """Return the path of a block."""
         name = key.hex()
         return f"{self._blocks}/{name[0]}/{name}"  # few folders: each one written to costs a sync at a flush
 
     def path(self, key: bytes) -> Path:
-        """The same as a Path, which takes longer to make than a block to open."""
+        """Return the path of a block as a Path, which takes longer to make than a block to open."""
         return Path(self.file(key))
 
     def close(self) -> None:
@@ -66,7 +69,7 @@ class ReadOnlyFolder:
 
 
 class StoreFolder(ReadOnlyFolder):
-    """A folder to write to, created private to the user. Raises ``OSError``, ``sqlite3.Error`` or ``StoreError``."""
+    """Writes to a folder, private to the user. Raises ``OSError``, ``sqlite3.Error`` or ``StoreError``."""
 
     def _open(self) -> None:
         root = self.root
@@ -82,7 +85,7 @@ class StoreFolder(ReadOnlyFolder):
             except (OSError, sqlite3.OperationalError):
                 if not self.ballast.exists():
                     raise
-                self.ballast.unlink()  # a full disk has no room for SQLite's own files, unless some was set aside
+                self.ballast.unlink()  # a full disk has no space for SQLite's own files, unless some was set aside
                 self.index = self._open_index()
         try:
             self._keep_ballast()
@@ -97,7 +100,7 @@ class StoreFolder(ReadOnlyFolder):
 
     @contextlib.contextmanager
     def _alone(self) -> Iterator[None]:
-        """Only one process at a time opens, creates or rebuilds the index."""
+        """Let only one process at a time open, create or rebuild the index."""
         fd = os.open(self.root / "open.lock", os.O_RDWR | os.O_CREAT, 0o600)
         try:
             fcntl.flock(fd, fcntl.LOCK_EX)
@@ -129,14 +132,14 @@ class StoreFolder(ReadOnlyFolder):
             return
         fd = os.open(self.ballast, os.O_WRONLY | os.O_CREAT, 0o600)
         try:
-            os.write(fd, b"\xff" * BALLAST)
+            os.write(fd, b"\xff" * BALLAST_BYTES)
         except OSError:
-            self.ballast.unlink(missing_ok=True)  # none to spare
+            self.ballast.unlink(missing_ok=True)  # the disk is full
         finally:
             os.close(fd)
 
     def files(self) -> Iterator[Path]:
-        """Every file under blocks/, in order."""
+        """Yield every file under blocks/, in order."""
         for folder in sorted(self.blocks.iterdir()):
             if folder.is_dir():
                 yield from sorted(folder.iterdir())
@@ -158,7 +161,7 @@ class StoreFolder(ReadOnlyFolder):
             index.add(indexed=1)
 
     def sweep(self) -> int:
-        """Remove what dead processes left behind; the number of files and rows removed."""
+        """Remove what dead processes left behind; return the number of files and rows removed."""
         swept = 0
         dead: dict[str, bool] = {}
 
@@ -180,7 +183,7 @@ class StoreFolder(ReadOnlyFolder):
         return swept + (self._reconcile() if any(dead.values()) else 0)
 
     def _reconcile(self) -> int:
-        """After a crash: forget rows whose file is gone, as an eviction leaves them, and set aside cut files."""
+        """Forget rows whose file is gone, as a killed eviction leaves them, and set aside files that were cut."""
         wrong = 0
         with self.index.write():
             for key, size in self.index.rows("SELECT key, bytes FROM blocks WHERE owner IS NULL"):
@@ -210,7 +213,7 @@ class StoreFolder(ReadOnlyFolder):
         with contextlib.suppress(OSError):
             os.replace(path, self.quarantine / f"{time.time_ns()}-{path.name}")
         with contextlib.suppress(OSError):
-            for old in sorted(self.quarantine.iterdir())[:-QUARANTINED]:
+            for old in sorted(self.quarantine.iterdir())[:-MAX_QUARANTINED_FILES]:
                 old.unlink(missing_ok=True)
 
     def close(self) -> None:
@@ -242,7 +245,7 @@ def insert(index: SsdIndex, blocks: Sequence[tuple[Block, int]], owner: str | No
 
 
 def folder_problems(folder: StoreFolder) -> list[str]:
-    """What index and files disagree on, without reading payloads. Holds off writers while it looks."""
+    """Return the contradictions between index and files, without reading payloads. Writers wait meanwhile."""
     found: list[str] = []
     index = folder.index
     with index.write():

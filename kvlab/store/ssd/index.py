@@ -1,4 +1,4 @@
-"""The SQLite index of a store folder, shared by every process that uses it."""
+"""Keep the SQLite index of a store folder, which all processes that use the folder share."""
 
 from __future__ import annotations
 
@@ -15,14 +15,23 @@ from typing import Any
 from kvlab.errors import StoreError
 from kvlab.store.keys import FORMAT
 
-GHOSTS = 50_000  # keys lately dropped that are remembered to explain misses
-HEADS = 10_000  # starts of prompts remembered for the same purpose
-SESSIONS = 50  # stores whose counters are kept
-_MANY = 500  # bound variables a statement
-_KVLAB = 0x6B760000  # application id of an index, plus its format
+MAX_GHOST_KEYS = 50_000
+"""Dropped keys that are remembered to explain misses."""
+
+MAX_PROMPT_HEADS = 10_000
+"""Starts of prompts that are remembered for the same purpose."""
+
+MAX_SESSIONS = 50
+"""Stores whose counters are kept."""
+
+KEYS_PER_STATEMENT = 500
+"""Bound variables that SQLite gets in one statement."""
+
+APPLICATION_ID = 0x6B760000
+"""SQLite's application id of an index; the format is added to it."""
 
 GARBLED = (ArithmeticError, LookupError, TypeError, ValueError)
-"""What else than sqlite3.Error a damaged index can cause: text that is no text, numbers where there were keys."""
+"""Errors other than sqlite3.Error that a damaged index causes: bytes that are not text, numbers in place of keys."""
 
 _SCHEMA = """
 CREATE TABLE blocks (
@@ -44,7 +53,7 @@ INSERT INTO sums VALUES ('bytes', 0), ('blocks', 0), ('written', 0), ('indexed',
 
 
 class SsdIndex:
-    """One connection to the index, usable from any thread. Every method may raise ``sqlite3.Error``.
+    """Holds one connection to the index, for use from any thread. Every method may raise ``sqlite3.Error``.
 
     Readers never wait for writers (WAL). A transaction is durable against a killed process when it has committed, and
     against a power cut once ``sync`` has returned.
@@ -87,16 +96,16 @@ class SsdIndex:
             with self.write():
                 for statement in _SCHEMA.split(";"):
                     self._db.execute(statement)
-                self._db.execute(f"PRAGMA application_id={_KVLAB + FORMAT}")
+                self._db.execute(f"PRAGMA application_id={APPLICATION_ID + FORMAT}")
                 self._db.execute(f"PRAGMA user_version={FORMAT}")
-        elif maker != _KVLAB + version or version < FORMAT:
+        elif maker != APPLICATION_ID + version or version < FORMAT:
             raise sqlite3.DatabaseError("not an index, or one of an older format")
         elif version > FORMAT:
             raise StoreError(f"{self.path.parent} was written by a newer kvlab; upgrade, or use another dir")
 
     @contextmanager
     def write(self) -> Iterator[sqlite3.Connection]:
-        """One transaction that holds the folder's write lock from its start."""
+        """Run one transaction that holds the folder's write lock from its start."""
         with self.lock:
             self._db.execute("BEGIN IMMEDIATE")
             try:
@@ -116,14 +125,14 @@ class SsdIndex:
             return self._db.execute(sql, values).fetchone()
 
     def many(self, sql: str, rows: Sequence[tuple[Any, ...]]) -> None:
-        """The same statement for all ``rows``; inside ``write``."""
+        """Execute the same statement for all ``rows``; inside ``write``."""
         self._db.executemany(sql, rows)
 
     def among(self, sql: str, keys: Sequence[bytes]) -> list[tuple[Any, ...]]:
-        """Rows of a query with one ``{}`` where the list of keys goes."""
+        """Return the rows of a query that has one ``{}`` for the list of keys."""
         found: list[tuple[Any, ...]] = []
-        for at in range(0, len(keys), _MANY):
-            some = keys[at : at + _MANY]
+        for at in range(0, len(keys), KEYS_PER_STATEMENT):
+            some = keys[at : at + KEYS_PER_STATEMENT]
             found += self.rows(sql.format(",".join("?" * len(some))), *some)
         return found
 
@@ -144,12 +153,12 @@ class SsdIndex:
         return row[0] if row else 0
 
     def count_written(self, day: str, nbytes: int) -> None:
-        """Add to the bytes written on a day, and ever; inside ``write``."""
+        """Add to the bytes written on a day and in total; inside ``write``."""
         self.add(written=nbytes)
         self._db.execute("INSERT INTO days VALUES (?1, ?2) ON CONFLICT DO UPDATE SET bytes = bytes + ?2", (day, nbytes))
 
     def commit(self, keys: Iterable[bytes]) -> None:
-        """From now on these blocks are found; inside ``write``."""
+        """Make these blocks visible to lookups; inside ``write``."""
         self._db.executemany("UPDATE blocks SET owner = NULL WHERE key = ?", [(key,) for key in keys])
 
     def forget(self, key: bytes, reason: str | None) -> int:
@@ -165,19 +174,19 @@ class SsdIndex:
     def ghost(self, key: bytes, reason: str) -> None:
         """Remember why a key is gone; inside ``write``."""
         self._db.execute("INSERT OR REPLACE INTO ghosts (key, reason) VALUES (?, ?)", (key, reason))
-        self._db.execute("DELETE FROM ghosts WHERE id <= (SELECT max(id) FROM ghosts) - ?", (GHOSTS,))
+        self._db.execute("DELETE FROM ghosts WHERE id <= (SELECT max(id) FROM ghosts) - ?", (MAX_GHOST_KEYS,))
 
     def head(self, head: bytes, root: bytes) -> None:
         """Remember how a prompt starts; inside ``write``."""
         self._db.execute("INSERT OR IGNORE INTO heads (head, root) VALUES (?, ?)", (head, root))
-        self._db.execute("DELETE FROM heads WHERE id <= (SELECT max(id) FROM heads) - ?", (HEADS,))
+        self._db.execute("DELETE FROM heads WHERE id <= (SELECT max(id) FROM heads) - ?", (MAX_PROMPT_HEADS,))
 
     def touch(self, uses: Iterable[tuple[bytes, float, int]]) -> None:
         """Note ``(key, when, how often)``; inside ``write``."""
         self._db.executemany("UPDATE blocks SET used = max(used, ?2), uses = uses + ?3 WHERE key = ?1", list(uses))
 
     def session(self, owner: str, counters: Mapping[str, int]) -> None:
-        """Add to the counters of one store, and say that it lives; inside ``write``."""
+        """Add to the counters of one store, and note that it is in use; inside ``write``."""
         now = time.time()
         self._db.execute(
             "INSERT INTO sessions VALUES (?1, ?2, ?3, ?3) ON CONFLICT DO UPDATE SET seen = ?3",
@@ -192,7 +201,7 @@ class SsdIndex:
         """Keep the counters of the last stores only; inside ``write``."""
         self._db.execute(
             "DELETE FROM sessions WHERE owner NOT IN (SELECT owner FROM sessions ORDER BY seen DESC LIMIT ?)",
-            (SESSIONS,),
+            (MAX_SESSIONS,),
         )
         self._db.execute("DELETE FROM counters WHERE owner NOT IN (SELECT owner FROM sessions)")
 
@@ -207,7 +216,7 @@ class SsdIndex:
                 self._db.execute("PRAGMA synchronous=NORMAL")
 
     def in_place(self) -> bool:
-        """Whether the file that is open is still the one at its path: a deleted folder would swallow writes."""
+        """Tell whether the open file is still the one at its path: writes into a deleted folder would be lost."""
         try:
             return _identity(os.stat(self.path)) == self.identity
         except OSError:

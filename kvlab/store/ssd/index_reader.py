@@ -1,4 +1,4 @@
-"""What a lookup asks of the index."""
+"""Answer lookups from the index."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from kvlab.store.ssd.index import SsdIndex
 
 
 class IndexReader(SsdIndex):
-    """A connection for looking only, which never waits for one that writes. Raises ``sqlite3.Error``."""
+    """Reads the index; it never waits for a connection that writes. Raises ``sqlite3.Error``."""
 
     def contains(self, keys: Sequence[bytes]) -> set[bytes]:
         return self._set("SELECT key FROM blocks WHERE owner IS NULL AND key IN ({})", keys)
@@ -27,7 +27,7 @@ class IndexReader(SsdIndex):
         return row[0] if row else ""
 
     def nearest(self, parent: bytes, tokens: bytes) -> Child | None:
-        """One of the two neighbours in token order shares the longest prefix."""
+        """Return the child that shares the longest prefix: one of the two neighbours in token order."""
         sql = f"SELECT key, tokens FROM blocks WHERE parent = ? AND kind = {BLOCK} AND owner IS NULL AND tokens "
         wanted = k.sortable(tokens)
         rows = [

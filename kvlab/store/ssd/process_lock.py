@@ -1,4 +1,4 @@
-"""Who is writing in a shared folder, and whether that process still lives."""
+"""Name the processes that write in a shared folder, and tell whether they are alive."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 
 
 class ProcessLock:
-    """A name that is alive as long as this object's lock file is locked: a killed process loses it at once."""
+    """Holds a name that is alive as long as its file is locked; the lock of a killed process is released at once."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
@@ -33,7 +33,7 @@ class ProcessLock:
 
 
 def alive(folder: Path, name: str) -> bool:
-    """Whether the owner ``name`` still holds its lock; removes what a dead one left."""
+    """Tell whether the owner ``name`` still holds its lock; remove the file of a dead one."""
     path = folder / f"{name}.lock"
     try:
         fd = os.open(path, os.O_RDWR)
@@ -51,5 +51,5 @@ def alive(folder: Path, name: str) -> bool:
 
 
 def names(folder: Path) -> list[str]:
-    """All owners that have a lock file, alive or not."""
+    """Return all owners that have a lock file, alive or not."""
     return [path.stem for path in folder.glob("*.lock")]

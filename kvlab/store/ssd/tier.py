@@ -1,8 +1,8 @@
-"""The SSD tier: one file a block in a folder that several processes and models share under one byte budget.
+"""Keep blocks on SSD: one file each, in a folder that several processes and models share under one byte budget.
 
 Files are written aside and renamed into place. A killed process loses nothing that was written; against a power cut,
-``sync`` flushes the files and the index, and ``Store.flush`` calls it: what was not synced may be lost then, and a file
-that is short or garbled for it fails its checksum and is a miss.
+``sync`` flushes the files and the index, and ``Store.flush`` calls it: what was not synced may be lost then, and a
+file that is short or garbled fails its checksum and is a miss.
 """
 
 from __future__ import annotations
@@ -32,14 +32,16 @@ from kvlab.store.ssd.index_reader import IndexReader
 from kvlab.store.ssd.write_transaction import WriteTransaction
 from kvlab.tiers import SSD
 
-RETRY_S = 30.0  # how long a tier in trouble takes nothing
+RETRY_S = 30.0
+"""Seconds for which a tier in trouble takes nothing."""
+
 log = logging.getLogger("kvlab.store")
 T = TypeVar("T")
 
 
 @dataclass(frozen=True)
 class SsdConfig:
-    """Describes an SSD tier. Settings that cannot be raise ``StoreError``.
+    """Describes an SSD tier. Impossible settings raise ``StoreError``.
 
     Attributes:
         directory: the folder of blocks and index; several processes and models may share it.
@@ -83,9 +85,9 @@ class SsdTier:
         self._reopen = False
         self._retry_at = 0.0
         self._unsynced: set[str] = set()
-        self._unreadable: set[bytes] = set()  # in the index, but bad, and it cannot be said there
+        self._unreadable: set[bytes] = set()  # bad blocks that the index names, where it cannot be changed
         self._folder: StoreFolder | None = None  # to write to
-        self._layout: ReadOnlyFolder | None = None  # to read from: the same, or what can be had of it
+        self._layout: ReadOnlyFolder | None = None  # to read from: the same, or as much of it as can be opened
         self._open()
 
     # -- trouble ------------------------------------------------------------------------------------------------
@@ -121,7 +123,7 @@ class SsdTier:
             log.warning("kvlab store: %s: %s; nothing more is written for now", self.directory, self._trouble)
 
     def _ready(self) -> StoreFolder | None:
-        """The folder if it can be written to; opens it anew where it was deleted, damaged or could not be opened."""
+        """Return the folder if it can be written to; open it anew after it was deleted or damaged."""
         if self._trouble and time.monotonic() < self._retry_at:
             return None
         if self._folder is not None and self._deleted(self._folder):
@@ -136,16 +138,16 @@ class SsdTier:
         return self._folder
 
     def _deleted(self, folder: ReadOnlyFolder) -> bool:
-        """Whether the folder is gone, and then let go of it: what SQLite still has open would swallow writes."""
+        """Tell whether the folder was deleted, and close it then: writes to SQLite's open files would be lost."""
         if folder.view.in_place():
             return False
         self._fail(FileNotFoundError(errno.ENOENT, "the folder was deleted"))
         self.close()
         return True
 
-    # -- looking ------------------------------------------------------------------------------------------------
+    # -- looking up ------------------------------------------------------------------------------------------------
 
-    def _look(self, ask: Callable[[IndexReader], T], otherwise: T) -> T:
+    def _query(self, ask: Callable[[IndexReader], T], otherwise: T) -> T:
         layout = self._layout
         if layout is None:
             return otherwise
@@ -157,29 +159,29 @@ class SsdTier:
             return otherwise
 
     def contains(self, keys: Sequence[bytes]) -> set[bytes]:
-        return self._look(lambda view: view.contains(keys), set[bytes]()) - self._unreadable if keys else set()
+        return self._query(lambda view: view.contains(keys), set[bytes]()) - self._unreadable if keys else set()
 
     def with_checkpoints(self, parents: Sequence[bytes]) -> set[bytes]:
-        return self._look(lambda view: view.with_checkpoints(parents), set())
+        return self._query(lambda view: view.with_checkpoints(parents), set())
 
     def nearest(self, parent: bytes, tokens: bytes) -> Child | None:
-        child = self._look(lambda view: view.nearest(parent, tokens), None)
+        child = self._query(lambda view: view.nearest(parent, tokens), None)
         return None if child is None or child.key in self._unreadable else child
 
     def eviction_reason(self, key: bytes) -> str:
-        return self._look(lambda view: view.eviction_reason(key), "")
+        return self._query(lambda view: view.eviction_reason(key), "")
 
     def roots_of(self, head: bytes) -> set[bytes]:
-        return self._look(lambda view: view.roots_of(head), set())
+        return self._query(lambda view: view.roots_of(head), set())
 
     def nbytes(self) -> int:
-        return self._look(lambda view: view.sum("bytes"), 0)
+        return self._query(lambda view: view.sum("bytes"), 0)
 
     def stats(self) -> dict[str, Any]:
         return {
             "bytes": self.nbytes(),
-            "blocks": self._look(lambda view: view.sum("blocks"), 0),
-            "folder_bytes_written": self._look(lambda view: view.sum("written"), 0),
+            "blocks": self._query(lambda view: view.sum("blocks"), 0),
+            "folder_bytes_written": self._query(lambda view: view.sum("written"), 0),
             **{name: self._counts[name] for name in ("bytes_written", "refused", "capped", "failures")},
             "trouble": self._trouble,
         }
@@ -211,18 +213,18 @@ class SsdTier:
             if not isinstance(layout, StoreFolder):
                 self._unreadable.add(key)
                 raise TierMiss(str(error)) from None
-            return self._second_look(layout, key)
+            return self._read_locked(layout, key)
 
     def quarantine(self, key: bytes) -> None:
         folder = self._folder
         if folder is not None:
             with contextlib.suppress(TierMiss):
-                self._second_look(folder, key, trust=False)
+                self._read_locked(folder, key, trust=False)
 
-    def _second_look(self, folder: StoreFolder, key: bytes, *, trust: bool = True) -> Block:
+    def _read_locked(self, folder: StoreFolder, key: bytes, *, trust: bool = True) -> Block:
         """Read again with the folder's write lock held, so that no other process changes the file meanwhile.
 
-        Without ``trust`` the block is set aside even if the file is sound.
+        A bad block is set aside; without ``trust`` the block is set aside even if the file is sound.
         """
         nbytes, reason = 0, "the index led to another block"
         try:
@@ -285,8 +287,8 @@ class SsdTier:
             return
         try:
             with folder.index.write():
-                self._transaction.tidy()
-                self._evictor.make_room(0)  # the budget may have been lowered since
+                self._transaction.apply_pending()
+                self._evictor.make_space(0)  # the budget may have been lowered since
                 folder.index.session(folder.owner.name, counters)
         except TROUBLE as error:
             self._fail(error)

@@ -1,6 +1,6 @@
-"""Writing blocks into a shared folder: book room under its lock, write files without it, then acknowledge.
+"""Write blocks into a shared folder: reserve space under its lock, write files without the lock, then commit.
 
-Room is counted from the booking on, so the budget holds whatever the number of processes.
+Reserved bytes count from the reservation on, so the budget holds whatever the number of processes.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ Reserved = list[tuple[Block, list[blockfile.Buffer]]]
 
 
 class WriteTransaction:
-    """One process's way of writing into ``folder``.
+    """Writes into ``folder`` for one process.
 
-    All but ``touch`` and ``mark_deleted`` may raise OSError or sqlite3.Error.
+    Every method except ``touch`` and ``mark_deleted`` may raise OSError or sqlite3.Error.
     """
 
     def __init__(
@@ -44,19 +44,19 @@ class WriteTransaction:
         self._deleted_keys: set[bytes] = set()
 
     def touch(self, keys: Sequence[bytes]) -> None:
-        """Note a use, to be written down by the next transaction."""
+        """Note a use, for the next transaction to record."""
         now = time.time()
         with self._lock:
             for i, key in enumerate(keys):
                 self._uses[key] = (now + i * 1e-6, self._uses.get(key, (0.0, 0))[1] + 1)
 
     def mark_deleted(self, keys: Sequence[bytes]) -> None:
-        """Have blocks deleted by the next transaction."""
+        """Note blocks for the next transaction to delete."""
         with self._lock:
             self._deleted_keys.update(keys)
 
-    def tidy(self) -> None:
-        """Write down uses and deletions that were put off; inside ``write``."""
+    def apply_pending(self) -> None:
+        """Record the uses and make the deletions noted so far; inside ``write``."""
         with self._lock:
             uses, self._uses = self._uses, {}
             deleted = {key for key in self._deleted_keys if not self._pinned(key)}
@@ -70,14 +70,14 @@ class WriteTransaction:
                 self._remove(key)
 
     def reserve(self, blocks: Sequence[Block], heads: Sequence[tuple[bytes, bytes]]) -> tuple[set[bytes], Reserved]:
-        """Book room for those of ``blocks`` that the folder lacks: what it holds already, and what is to be written."""
+        """Reserve space for the ``blocks`` that the folder lacks; return the keys it holds, and what to write."""
         held: set[bytes] = set()
         reserved: Reserved = []
         encoded = [blockfile.encode(block) for block in blocks]
         index, me = self._folder.index, self._folder.owner.name
         reserved_bytes = 0
         with index.write():
-            self.tidy()
+            self.apply_pending()
             for head, root in heads:
                 index.head(head, root)
             today = index.written_on(_day())
@@ -91,7 +91,7 @@ class WriteTransaction:
                 if self._write_cap is not None and today + reserved_bytes + size > self._write_cap:
                     self._counts["capped"] += 1
                     break  # a child without its parent would never be found
-                if not self._evictor.make_room(reserved_bytes + size, keep):
+                if not self._evictor.make_space(reserved_bytes + size, keep):
                     self._counts["refused"] += 1
                     break
                 reserved_bytes += size
@@ -101,17 +101,17 @@ class WriteTransaction:
         return held, reserved
 
     def _there(self, key: bytes, owner: str | None, held: set[bytes]) -> bool:
-        """Whether the folder has the block, which is then added to ``held``, or its owner is alive and writes it."""
+        """Tell whether the folder has the block, which is then added to ``held``, or a living owner writes it."""
         if owner is None:
             held.add(key)
         elif owner == self._folder.owner.name or not owners.alive(self._folder.owners, owner):
-            # A write that was killed, or one of this process whose acknowledgement failed.
+            # A writer that was killed, or a commit of this process that failed.
             self._folder.drop_unfinished(key, owner)
             return False
         return True
 
     def write(self, key: bytes, parts: list[blockfile.Buffer]) -> str:
-        """Write one file, aside and then into its place; its path."""
+        """Write one file under another name, rename it into its place and return its path."""
         path = self._folder.file(key)
         aside = f"{self._folder.tmp}/{self._folder.owner.name}-{key.hex()[:16]}"
         try:
@@ -132,7 +132,7 @@ class WriteTransaction:
         return path
 
     def commit(self, written: set[bytes], reserved: Reserved) -> None:
-        """From now on the blocks that are written are found; the room of the others is given back."""
+        """Make the blocks that were written visible to lookups; release the reservations of the others."""
         index, total = self._folder.index, 0
         with index.write():
             index.commit(written)
@@ -158,7 +158,7 @@ class WriteTransaction:
             self._remove(row[0])
 
     def _remove(self, key: bytes) -> None:
-        self._folder.path(key).unlink(missing_ok=True)  # before the row goes, so that nobody's new file can be meant
+        self._folder.path(key).unlink(missing_ok=True)  # before the row, so that it cannot be another writer's new file
         self._folder.index.forget(key, None)
         self._evictor.gone(key)
 

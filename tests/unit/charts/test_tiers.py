@@ -1,4 +1,4 @@
-"""KV by tier: bytes over time and after each request, and where the blocks rest."""
+"""KV by tier: bytes over time and after each request, and the tier of every block."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from kvlab.results import row
 from tests.chart_kit import frame, marks, values
 
 
-def test_tiers_stand_over_time() -> None:
+def test_bytes_of_every_tier_are_drawn_over_time() -> None:
     tokens = pl.DataFrame({"policy": ["tiered"], "request": [0], "t": [0.5], "kv_bytes": [4_000_000]})
     finished = pl.DataFrame({"policy": ["tiered"], "request": [0], "t": [1.0]})
     submitted = finished.with_columns(
@@ -46,15 +46,15 @@ def blocks() -> pl.DataFrame:
     tiers = {1: {"a": "rrr"}, 2: {"a": "ssg", "b": "rr"}}
     names = {"r": "ram", "s": "ssd", "g": "gone"}
     found = [
-        (step, who, i, names[tier])
+        (step, name, i, names[tier])
         for step, rows in tiers.items()
-        for who, row in rows.items()
+        for name, row in rows.items()
         for i, tier in enumerate(row)
     ]
     return pl.DataFrame(found, schema=["step", "conversation", "block", "tier"], orient="row")
 
 
-def test_blocks_of_one_tier_are_one_piece() -> None:
+def test_neighbouring_blocks_of_one_tier_are_drawn_as_one_piece() -> None:
     spec = charts.block_map(blocks()).to_dict()
     pieces = [(p["conversation"], p["tier"], p["start"], p["stop"]) for p in next(iter(spec["datasets"].values()))]
     assert pieces == [("a", "ssd", 0, 2), ("a", "gone", 2, 3), ("b", "ram", 0, 2)]
@@ -65,7 +65,7 @@ def test_blocks_of_one_tier_are_one_piece() -> None:
         charts.block_map(blocks(), step=7)
 
 
-def test_bytes_by_tier_are_marked() -> None:
+def test_bytes_at_rest_are_drawn_with_a_mark_at_the_step() -> None:
     steps = pl.DataFrame({"step": [1, 2], "ram": [2_000_000, 1_000_000], "ssd": [0, 3_000_000]})
     spec = charts.bytes_at_rest(steps, step=2).to_dict()
     line, rule = spec["layer"]

@@ -12,6 +12,7 @@ import pytest
 from kvlab.store import Store
 from kvlab.store import keys as k
 from kvlab.store.blocks import Child
+from kvlab.store.read_buffers import ArraySpec
 from kvlab.store.ssd import blockfile
 from tests.store_kit import BLOCK, NS, opened, payloads, put, rows
 
@@ -19,7 +20,7 @@ TOKENS = [int(token) for token in np.random.default_rng(0).integers(0, 1000, 6 *
 
 
 class Live:
-    """A sink with room for ``TOKENS``; notes what was handed over instead of being read into it."""
+    """A sink with memory for ``TOKENS``; notes what was handed over instead of being read into it."""
 
     def __init__(self, like: Mapping[str, np.ndarray]) -> None:
         self.arrays = {
@@ -33,12 +34,12 @@ class Live:
         for name, array in payload.items():
             self.arrays[name][:, at : at + array.shape[1]] = array
 
-    def targets(self, arrays: Sequence[blockfile.Stored], at: int) -> list[memoryview]:
+    def targets(self, arrays: Sequence[ArraySpec], at: int) -> list[memoryview]:
         end = at + arrays[0].shape[1]
         return [head[at:end].reshape(-1).view(np.uint8).data for one in arrays for head in self.arrays[one.name]]
 
 
-def landed(store: Store) -> tuple[Live, int, str]:
+def read_directly(store: Store) -> tuple[Live, int, str]:
     """Where a restore of ``TOKENS`` went, the tokens it made up, and why they are not all."""
     live = Live(payloads(TOKENS)[0])
     match = store.read_into(store.match(NS, TOKENS), live)
@@ -60,30 +61,30 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_whole_blocks_land_and_those_of_one_form_in_one_call(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_whole_blocks_are_read_in_place_with_one_call_each(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[str] = []
     for name in ("pread", "preadv"):
         real = getattr(os, name)
         monkeypatch.setattr(blockfile.os, name, lambda *a, real=real, name=name: (calls.append(name), real(*a))[1])
     with opened(folder) as store:
-        live, tokens, miss = landed(store)
+        live, tokens, miss = read_directly(store)
     assert (tokens, miss, live.taken) == (len(TOKENS), "", [])
     assert calls.count("pread") <= 2  # the first block, and the shorter tail
 
 
-def test_a_block_of_another_form_lands_too(tmp_path: Path) -> None:
+def test_block_of_another_layout_is_read_in_place_too(tmp_path: Path) -> None:
     with opened(tmp_path) as store:
         store.put(NS, TOKENS[: 3 * BLOCK], 0, payloads(TOKENS[: 3 * BLOCK]), seconds=0.25)
         longer = 1e-9 + np.pi * 1e-200  # with a header that is
         store.put(NS, TOKENS, 3 * BLOCK, payloads(TOKENS, 3 * BLOCK), seconds=longer)
     with opened(tmp_path) as store:
-        live, tokens, miss = landed(store)
+        live, tokens, miss = read_directly(store)
     assert (tokens, miss, live.taken) == (len(TOKENS), "", [])
 
 
 @pytest.mark.parametrize("harm", ["flip", "header", "grow", "shrink", "swap"])
 @pytest.mark.parametrize("which", [0, 3])
-def test_a_bad_block_is_noticed_wherever_it_lands(folder: Path, harm: str, which: int) -> None:
+def test_bad_block_is_detected_wherever_it_is_read(folder: Path, harm: str, which: int) -> None:
     path = files(folder)[which]
     data = bytearray(path.read_bytes())
     if harm == "flip":
@@ -98,11 +99,11 @@ def test_a_bad_block_is_noticed_wherever_it_lands(folder: Path, harm: str, which
         data = bytearray(files(folder)[which + 1].read_bytes())
     path.write_bytes(data)
     with opened(folder) as store:
-        assert landed(store)[1:] == (which * BLOCK, "corrupt")
+        assert read_directly(store)[1:] == (which * BLOCK, "corrupt")
         assert store.stats()["corrupt"] == 1
 
 
-def test_an_index_that_names_another_whole_block_is_noticed(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_block_that_the_index_names_wrongly_is_detected(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with opened(folder) as store:
         other = k.chain_all(NS.root(), np.array(TOKENS, "<i4"), BLOCK)[4]
         asked = [*TOKENS[: 2 * BLOCK], *[7] * BLOCK]
