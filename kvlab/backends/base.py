@@ -106,6 +106,8 @@ class Backend(ABC):
     compared, and not kernels."""
     evicts_alone: ClassVar[bool] = False
     """Whether sequences that evict attend each on its own, and not beside others in a bucket."""
+    copies_aside: ClassVar[bool] = True
+    """Whether KV is copied into the store on a thread of its own: CPUs that compute have no core to spare for it."""
     prefill_step: ClassVar[int] = 2048
     """Prompt tokens computed at a time where a prompt is alone, unless the decoder is told otherwise."""
     composes_batches: ClassVar[bool] = False

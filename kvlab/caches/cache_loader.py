@@ -23,7 +23,6 @@ from kvlab.caches.serialize import (
     leaves,
     name_parts,
     unflatten,
-    view,
 )
 
 SPARE_TOKENS = 16
@@ -131,7 +130,7 @@ class CacheLoader:
             for name, array in payload.items()
         }
         mx.eval(self._arrays)
-        self._views = {name: view(array)[0] for name, array in self._arrays.items()}
+        self._views = {name: np.asarray(array)[0] for name, array in self._arrays.items()}
 
 
 def _rows_by_leaf(arrays: Mapping[str, mx.array]) -> dict[str, dict[str, mx.array]]:

@@ -98,14 +98,27 @@ def token_rows(caches: Sequence[Any], *, prompt: bool = False) -> dict[str, mx.a
     return out
 
 
-def to_blocks(rows: Mapping[str, mx.array], start: int, end: int, block: int) -> list[Payload]:
+def as_bits(arrays: Mapping[str, mx.array]) -> dict[str, mx.array]:
+    """Name arrays by their dtype, too, and give bfloat16, which NumPy lacks, as its bits in uint16.
+
+    The arrays that are returned do not change when the caches go on.
+    """
+    return {
+        f"{name}:{_NAMES[array.dtype]}": array.view(mx.uint16) if array.dtype == mx.bfloat16 else array[...]
+        for name, array in arrays.items()
+    }
+
+
+def to_blocks(rows: Mapping[str, np.ndarray], start: int, end: int, block: int) -> list[Payload]:
     """Cut rows ``start`` to ``end`` into blocks of ``block`` tokens, arrays ``[n_kv_heads, tokens, width]``.
 
     The last block may be shorter. Every array is a copy of its own, so that a block that leaves memory frees its
     bytes. A model without cuttable leaves gets blocks of no bytes, which say that these tokens were seen.
+
+    Args:
+        rows: the memory of what :func:`as_bits` returns, ``[1, n_kv_heads, length, width]``.
     """
-    wide = {f"{name}:{_NAMES[array.dtype]}": view(array)[0] for name, array in rows.items()}
-    wide = wide or {"none:seen:uint8": np.zeros((1, end, 0), np.uint8)}
+    wide = {name: array[0] for name, array in rows.items()} or {"none:seen:uint8": np.zeros((1, end, 0), np.uint8)}
     return [
         {name: array[:, at : min(at + block, end)].copy() for name, array in wide.items()}
         for at in range(start, end, block)
@@ -115,22 +128,37 @@ def to_blocks(rows: Mapping[str, mx.array], start: int, end: int, block: int) ->
 # -- whole state ------------------------------------------------------------------------------------------------------
 
 
+def checkpoint_state(caches: Sequence[Any]) -> tuple[dict[str, mx.array], dict[str, np.ndarray]]:
+    """Return the state of all stateful leaves: arrays by ``<leaf>:<path>``, and what else there is.
+
+    The names of the latter end with their kind, ``number`` or ``none``.
+    """
+    arrays: dict[str, mx.array] = {}
+    others: dict[str, np.ndarray] = {}
+    for name, cache in leaves(caches):
+        if not is_cuttable(cache):
+            for path, value in flatten(_needed(cache)):
+                if value is None:
+                    others[f"{name}:{path}:{NONE}"] = np.zeros(0, np.uint8)
+                elif isinstance(value, mx.array):
+                    arrays[f"{name}:{path}"] = value
+                else:
+                    others[f"{name}:{path}:{NUMBER}"] = np.array(value)
+    return arrays, others
+
+
 def to_checkpoint(caches: Sequence[Any]) -> Payload:
     """Return the state of all stateful leaves, without rows that no later token can see.
 
     Names are ``<leaf>:<path>:<kind>``: the dtype of an array, ``number``, or ``none``.
     """
-    out: dict[str, np.ndarray] = {}
-    for name, cache in leaves(caches):
-        if not is_cuttable(cache):
-            for path, value in flatten(_needed(cache)):
-                if value is None:
-                    out[f"{name}:{path}:{NONE}"] = np.zeros(0, np.uint8)
-                elif isinstance(value, mx.array):
-                    out[f"{name}:{path}:{_NAMES[value.dtype]}"] = as_numpy(value)
-                else:
-                    out[f"{name}:{path}:{NUMBER}"] = np.array(value)
-    return out
+    arrays, others = checkpoint_state(caches)
+    return others | {name: copied(np.asarray(array)) for name, array in as_bits(arrays).items()}
+
+
+def copied(array: np.ndarray) -> np.ndarray:
+    """Return a contiguous copy."""
+    return np.array(array, order="C", copy=True)
 
 
 def _needed(cache: Any) -> Any:
@@ -164,16 +192,6 @@ def unflatten(like: Any, values: Mapping[str, Any], path: str = "") -> Any:
 
 
 # -- arrays -----------------------------------------------------------------------------------------------------------
-
-
-def view(array: mx.array) -> np.ndarray:
-    """Return the array's own memory; bfloat16, which NumPy lacks, as its bits in uint16."""
-    return np.asarray(array.view(mx.uint16) if array.dtype == mx.bfloat16 else array)
-
-
-def as_numpy(array: mx.array) -> np.ndarray:
-    """Return a contiguous copy of :func:`view`."""
-    return np.array(view(array), order="C", copy=True)
 
 
 def name_parts(name: str) -> tuple[str, str, str]:

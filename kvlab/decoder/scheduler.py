@@ -52,8 +52,10 @@ class Scheduler:
         self._backend: Backend = current()
         self._prefill_step = config.prefill_step or self._backend.prefill_step
         self.reuse: PrefixCache | None = make_prefix_cache(loaded, policy, store)
-        if self.reuse is not None and self.reuse.store is not None:
-            self.reuse.store.on_event = emitter.store
+        if self.reuse is not None:
+            self.reuse.on_stored = lambda request, *fields: emitter.emit(events.Stored, request, *fields)
+            if self.reuse.store is not None:
+                self.reuse.store.on_event = emitter.store
         # Sharing needs rows that stay as they are, and a hook in every layer.
         keeps_all = policy.retention.is_lossless and (self.reuse is not None or policy.lossless)
         owns = self.reuse is not None or self._backend.owns_attention
@@ -122,6 +124,8 @@ class Scheduler:
         for request in [*self._waiting, *self._active.values()]:
             self._cancel(request)
         self._yield_processors()
+        if self.reuse:
+            self.reuse.close()
         self._generator.close()
 
     def _read_inbox(self) -> bool:
@@ -151,6 +155,7 @@ class Scheduler:
         self._threads.give_back()
         if self.reuse:
             self.reuse.set_busy(False)
+            self.reuse.settle()
 
     def _admit(self) -> None:
         for request in self._waiting:
@@ -189,7 +194,7 @@ class Scheduler:
         """Take a running job out, keep its KV at rest, and queue it again."""
         [(caches, tokens)] = self._generator.remove([request.uid], return_prompt_caches=True).values()
         if self.reuse:
-            self._stored(request, self.reuse.keep, caches, tokens)
+            self.reuse.keep(request, caches, tokens)
         self._let_go(request)
         self._emitter.emit(events.Paused, request, len(request.tokens), self.live_bytes)
         self._waiting.put(request)
@@ -233,6 +238,8 @@ class Scheduler:
         prefill.until = self._prefill_budget.until(started, decoding)
         prompts, tokens = self._generator.next()
         now = time.perf_counter()
+        if self.reuse:
+            self.reuse.step()
         for prompt in prompts:
             self._take_prompt(prompt)
         self._prefill_budget.saw(now - started, prefill.done, len(tokens))
@@ -249,7 +256,7 @@ class Scheduler:
         if prompt.end_of_prompt:
             self._hand_out_first(request)
         elif prompt.end_of_segment and self.reuse and self.reuse.wants_checkpoints:
-            self._stored(request, self.reuse.keep_checkpoint, *self._generator.extract_cache([prompt.uid])[prompt.uid])
+            self.reuse.keep_checkpoint(request, *self._generator.extract_cache([prompt.uid])[prompt.uid])
 
     def _take_token(self, response: Any, now: float, share: int) -> None:
         """A decoded token, as mlx-lm reports it."""
@@ -262,7 +269,7 @@ class Scheduler:
         self._emitter.token(request, kv_bytes)
         self._hand_out(request, response.token)
         if self.reuse and any(layer.retention.prompt_rows is not None for layer in request.layers):
-            self._stored(request, self.reuse.keep_prompt, request.caches)
+            self.reuse.keep_prompt(request, request.caches)
         if response.finish_reason is not None:
             for layer in request.layers:
                 layer.retention.check_all_scores()
@@ -298,15 +305,22 @@ class Scheduler:
         self._emitter.evictions(request, all_of_them=True)
         completion = request.completion(reason, kv_bytes, self._loaded.eos)
         if self.reuse and caches:
-            self._stored(request, self.reuse.keep, caches, tokens)
+            self.reuse.keep(request, caches, tokens)
         if self._prefixes and self._config.retain and caches and reason != "cancelled":
             self._retire(request)
             self._prefixes.retain(request, tokens, room=0 if self.budget else RESERVE)
             self._release(self._config.retain)
         else:
             self._let_go(request)
-        self._emitter.emit(events.Finished, request, reason, len(completion.tokens), kv_bytes)
-        request.stream.finish(completion)
+
+        def finish() -> None:
+            self._emitter.emit(events.Finished, request, reason, len(completion.tokens), kv_bytes)
+            request.stream.finish(completion)
+
+        if self.reuse:
+            self.reuse.after_kept(finish)
+        else:
+            finish()
 
     def _let_go(self, request: Request) -> None:
         """The job runs no longer: nothing of it stays live."""
@@ -345,9 +359,3 @@ class Scheduler:
 
     def _kv_bytes(self, request: Request, share: int) -> int:
         return sum(layer.nbytes + layer.shared_nbytes for layer in request.layers) if request.layers else share
-
-    def _stored(self, request: Request, keep: Any, *what: Any) -> None:
-        started = time.perf_counter()
-        blocks, size = keep(request, *what)
-        if blocks:
-            self._emitter.emit(events.Stored, request, blocks, size, time.perf_counter() - started)

@@ -62,12 +62,18 @@ def fill(caches, blocks, checkpoint):
     loader.finish(at, checkpoint)
 
 
+def to_blocks(rows, start, end, block):
+    """Blocks of rows that are computed here and now."""
+    memory = {name: np.asarray(array) for name, array in serialize.as_bits(rows).items()}
+    return serialize.to_blocks(memory, start, end, block)
+
+
 @pytest.mark.parametrize("dtype", [mx.float32, mx.float16, mx.bfloat16])
 @pytest.mark.parametrize("kind", list(make()))
 def test_restored_cache_equals_the_first_one_now_and_later(kind, dtype):
     first, second = make()[kind], make()[kind]
     feed(first, dtype)
-    blocks = serialize.to_blocks(serialize.token_rows([first]), 0, TOKENS, BLOCK)
+    blocks = to_blocks(serialize.token_rows([first]), 0, TOKENS, BLOCK)
     assert [next(iter(block.values())).shape[1] for block in blocks] == [16, 16, 16, 16, 13]
     fill([second], blocks, serialize.to_checkpoint([first]))
     for _ in range(3):
@@ -97,7 +103,7 @@ def seen(cache) -> list[mx.array]:
 def test_cache_without_rows_gives_blocks_without_bytes():
     cache = ArraysCache(size=2)
     feed(cache, mx.float32)
-    blocks = serialize.to_blocks(serialize.token_rows([cache]), 32, TOKENS, BLOCK)
+    blocks = to_blocks(serialize.token_rows([cache]), 32, TOKENS, BLOCK)
     assert [(block["none:seen:uint8"].shape, block["none:seen:uint8"].nbytes) for block in blocks] == [
         ((1, 16, 0), 0), ((1, 16, 0), 0), ((1, 13, 0), 0),
     ]  # fmt: skip
@@ -113,7 +119,7 @@ def test_checkpoint_of_a_window_holds_its_rows_only():
 def test_every_block_owns_its_memory():
     cache = KVCache()
     feed(cache, mx.float32)
-    for block in serialize.to_blocks(serialize.token_rows([cache]), 0, TOKENS, BLOCK):
+    for block in to_blocks(serialize.token_rows([cache]), 0, TOKENS, BLOCK):
         assert all(array.flags.owndata and array.flags.c_contiguous for array in block.values())
 
 
@@ -122,7 +128,7 @@ def test_loader_refuses_payloads_of_other_caches_and_fills_nothing(spoil):
     first = [KVCache(), ArraysCache(size=2)]
     for cache in first:
         feed(cache, mx.float32)
-    blocks = serialize.to_blocks(serialize.token_rows(first), 0, TOKENS, BLOCK)
+    blocks = to_blocks(serialize.token_rows(first), 0, TOKENS, BLOCK)
     checkpoint = dict(serialize.to_checkpoint(first))
     if spoil == "rows":
         blocks = [{"7:k:float32": block["0:k:float32"]} for block in blocks]
@@ -191,7 +197,7 @@ def restored(store: Store, caches: Sequence[Any]) -> tuple[list[Any], Mapping[st
 @pytest.mark.parametrize("kind", list(CACHES))
 def test_store_gives_back_every_array_with_its_own_dtype(tmp_path: Path, kind: str) -> None:
     caches = CACHES[kind]()
-    blocks = serialize.to_blocks(serialize.token_rows(caches), 0, TOKENS, BLOCK)
+    blocks = to_blocks(serialize.token_rows(caches), 0, TOKENS, BLOCK)
     with opened(tmp_path, block=BLOCK) as store:
         store.put(NS, PROMPT, 0, blocks)
         if serialize.has_state(caches):
@@ -207,4 +213,5 @@ def test_store_gives_back_every_array_with_its_own_dtype(tmp_path: Path, kind: s
 
 
 def bits(array: mx.array) -> bytes:
-    return serialize.as_numpy(array).tobytes()
+    [bits] = serialize.as_bits({"0:k": array}).values()
+    return np.array(bits).tobytes()

@@ -6,7 +6,7 @@ import functools
 import importlib
 import pkgutil
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -16,8 +16,8 @@ from kvlab.models import LoadedModel
 from kvlab.policies import Module, NoReuse, Policy
 from kvlab.store import Store
 
-Stored = tuple[int, int]
-"""Blocks and bytes that were added to the store."""
+Heard = Callable[[Request, int, int, float], None]
+"""Hears of a request's KV that was stored: blocks, bytes, and the seconds that took."""
 
 
 class PrefixCache(ABC):
@@ -35,6 +35,7 @@ class PrefixCache(ABC):
 
     def __init__(self, loaded: LoadedModel, policy: Policy, store: Store | None) -> None:
         self.loaded, self.policy, self.store = loaded, policy, store
+        self.on_stored: Heard = lambda *_: None
 
     @abstractmethod
     def limit(self, request: Request) -> int:
@@ -52,16 +53,28 @@ class PrefixCache(ABC):
         """Give the tokens still to compute, cut where :meth:`keep_checkpoint` is wanted."""
 
     @abstractmethod
-    def keep(self, request: Request, caches: Sequence[Any], tokens: Sequence[int]) -> Stored:
-        """Keep what the request has computed of ``tokens``, generated ones included."""
+    def keep(self, request: Request, caches: Sequence[Any], tokens: Sequence[int]) -> None:
+        """Keep what the request has computed of ``tokens``, generated ones included; maybe a little later."""
 
-    def keep_checkpoint(self, request: Request, caches: Sequence[Any], tokens: Sequence[int]) -> Stored:
+    def keep_checkpoint(self, request: Request, caches: Sequence[Any], tokens: Sequence[int]) -> None:  # noqa: B027
         """Keep everything at exactly ``tokens``, in the middle of a prompt."""
-        return 0, 0
 
-    def keep_prompt(self, request: Request, caches: Sequence[Any]) -> Stored:
+    def keep_prompt(self, request: Request, caches: Sequence[Any]) -> None:  # noqa: B027 - may be left
         """Keep the complete prompt rows that a scorer set aside before it evicted."""
-        return 0, 0
+
+    def after_kept(self, callback: Callable[[], None]) -> None:
+        """Call ``callback`` once all that was given to be kept so far can be found by other requests."""
+        callback()
+
+    def step(self) -> None:  # noqa: B027 - may be left
+        """A decode step is through."""
+
+    def settle(self) -> None:  # noqa: B027 - may be left
+        """Wait until all that was given to be kept is."""
+
+    def close(self) -> None:
+        """Keep what is left, and end."""
+        self.settle()
 
     def set_busy(self, is_busy: bool) -> None:  # noqa: B027 - may be left
         """Say whether sequences are computed now: work in the background then takes little of the processor."""

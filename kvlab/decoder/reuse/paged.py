@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, ClassVar
 
 import mlx.core as mx
+import numpy as np
 
+from kvlab.backends import current
 from kvlab.caches import make_caches, serialize
 from kvlab.caches.cache_loader import CacheLoader
 from kvlab.decoder.prefill.segments import checkpoint_segments
 from kvlab.decoder.request import Request
-from kvlab.decoder.reuse.base import PrefixCache, Stored
+from kvlab.decoder.reuse.base import PrefixCache
+from kvlab.decoder.reuse.deposits import Deposits
 from kvlab.errors import PolicyError
 from kvlab.models import LoadedModel
 from kvlab.policies import Module, Paged, Policy, Scorer
@@ -38,6 +41,7 @@ class PagedPrefixCache(PrefixCache):
                 f"'{policy}' has no store to find blocks in: give the decoder one, or tiers to the policy"
             )
         self._store = store
+        self._deposits = Deposits(aside=current().copies_aside)
         self._block = policy.reuse.block
         self._every = policy.reuse.checkpoint
         self.wants_checkpoints = serialize.has_state(make_caches(loaded.model, policy))
@@ -59,6 +63,7 @@ class PagedPrefixCache(PrefixCache):
 
         ``live`` tokens are there already, shared with another sequence. Returns the bytes restored.
         """
+        self._deposits.settle()  # what has ended meanwhile can be found
         started = time.perf_counter()
         limit = self.limit(request)
         match = self._match(request, limit)
@@ -115,42 +120,82 @@ class PagedPrefixCache(PrefixCache):
             return [context[request.cached :]]
         return checkpoint_segments(context, request.cached, self.loaded.eos, self._every)
 
-    def keep_checkpoint(self, request: Request, caches: Sequence[Any], tokens: Sequence[int]) -> Stored:
-        """Store everything at exactly ``tokens``, in the middle of a prompt; blocks and bytes written."""
-        blocks, size = self._put(request, tokens, serialize.token_rows(caches))
-        put = self._store.put_checkpoint(self._namespace(request), tokens, serialize.to_checkpoint(caches))
-        return blocks + put.blocks, size + put.bytes
+    def keep_checkpoint(self, request: Request, caches: Sequence[Any], tokens: Sequence[int]) -> None:
+        self._deposit(request, caches, tokens, serialize.token_rows(caches), checkpoint=True)
 
-    def keep_prompt(self, request: Request, caches: Sequence[Any]) -> Stored:
-        """Store the complete prompt rows that scorers set aside before they evicted; blocks and bytes written."""
+    def keep_prompt(self, request: Request, caches: Sequence[Any]) -> None:
         rows = serialize.token_rows(caches, prompt=True)
         for layer in serialize.own_layers(caches):
             layer.retention.prompt_rows = None
-        return self._put(request, request.prompt, rows)
+        self._deposit(request, caches, request.prompt, rows)
 
-    def keep(self, request: Request, caches: Sequence[Any], tokens: Sequence[int]) -> Stored:
-        """Store what the job has computed of ``tokens``, generated ones included; blocks and bytes written."""
+    def keep(self, request: Request, caches: Sequence[Any], tokens: Sequence[int]) -> None:
         own = serialize.own_layers(caches)
         if any(layer.retention.prompt_rows is not None for layer in own):
-            return self.keep_prompt(request, caches)
-        if any(layer.retention.is_compressed for layer in own):
+            self.keep_prompt(request, caches)
+        elif not any(layer.retention.is_compressed for layer in own):
             # Rows computed under eviction are not what another request would compute.
-            return 0, 0
-        blocks, size = self._put(request, tokens, serialize.token_rows(caches))
-        if self.wants_checkpoints and len(tokens) > request.cached:
-            put = self._store.put_checkpoint(self._namespace(request), tokens, serialize.to_checkpoint(caches))
-            blocks, size = blocks + put.blocks, size + put.bytes
-        return blocks, size
+            checkpoint = self.wants_checkpoints and len(tokens) > request.cached
+            self._deposit(request, caches, tokens, serialize.token_rows(caches), checkpoint=checkpoint)
 
-    def _put(self, request: Request, tokens: Sequence[int], rows: dict[str, mx.array]) -> Stored:
-        if len(tokens) <= request.stored:
-            return 0, 0
-        request.stored = len(tokens)
-        # Asked anew each time: since the match, blocks may have left, and other requests may have stored theirs.
-        start = self._store.stored(self._namespace(request), tokens)
-        blocks = serialize.to_blocks(rows, start, len(tokens), self._block)
-        put = self._store.put(self._namespace(request), tokens, start, blocks)
-        return put.blocks, put.bytes
+    def after_kept(self, callback: Callable[[], None]) -> None:
+        self._deposits.then(callback)
+
+    def step(self) -> None:
+        self._deposits.step()
+
+    def settle(self) -> None:
+        self._deposits.settle()
+
+    def close(self) -> None:
+        self._deposits.close()
+
+    def _deposit(
+        self,
+        request: Request,
+        caches: Sequence[Any],
+        tokens: Sequence[int],
+        rows: Mapping[str, mx.array],
+        *,
+        checkpoint: bool = False,
+    ) -> None:
+        """Put ``rows`` of ``tokens`` into the store, and the state of all other layers at exactly ``tokens``."""
+        known, context = self._namespace(request), list(tokens)
+        bits = serialize.as_bits(rows) if len(context) > request.stored else None
+        request.stored = max(request.stored, len(context))
+        arrays, others = serialize.checkpoint_state(caches) if checkpoint else ({}, {})
+        state = serialize.as_bits(arrays)
+        if bits is None and not checkpoint:
+            return
+
+        def prepare() -> Callable[[], None]:
+            memory = None if bits is None else {name: np.asarray(array) for name, array in bits.items()}
+            states = {name: np.asarray(array) for name, array in state.items()}
+            return lambda: self._put(request, known, context, memory, others | states if checkpoint else None)
+
+        self._deposits.add([*(bits or {}).values(), *state.values()], prepare)
+
+    def _put(
+        self,
+        request: Request,
+        known: Namespace,
+        tokens: Sequence[int],
+        rows: Mapping[str, np.ndarray] | None,
+        state: Mapping[str, np.ndarray] | None,
+    ) -> None:
+        """Copy and store; touches the memory of computed arrays only, so that any thread may do it."""
+        started, blocks, size = time.perf_counter(), 0, 0
+        if rows is not None:
+            # Asked anew each time: since the match, blocks may have left, and other requests may have stored theirs.
+            start = self._store.stored(known, tokens)
+            put = self._store.put(known, tokens, start, serialize.to_blocks(rows, start, len(tokens), self._block))
+            blocks, size = put.blocks, put.bytes
+        if state is not None:
+            copies = {name: serialize.copied(array) for name, array in state.items()}
+            put = self._store.put_checkpoint(known, tokens, copies)
+            blocks, size = blocks + put.blocks, size + put.bytes
+        if blocks:
+            self.on_stored(request, blocks, size, time.perf_counter() - started)
 
     def _namespace(self, request: Request) -> Namespace:
         return Namespace(
