@@ -1,7 +1,8 @@
 """Benchmarks: each module measures one thing side by side, alternating, in one process.
 
-A module has ``run(*, model, seed) -> list[dict]``: tidy rows, ``ratio`` rows (with ``of`` and ``to``) among them. Its
-name is what ``kvlab bench NAME`` takes, and its docstring's first line what ``kvlab bench --help`` says.
+A module has ``run(*, model, seed, seconds, clock) -> list[dict]``: tidy rows, ``ratio`` rows (with ``of`` and ``to``)
+among them, and a ``skipped`` row for whatever it left out to end within ``seconds``, the model's context and memory
+(:mod:`kvlab.bench.session`, which also shows the progress). Its name is what ``kvlab bench NAME`` takes.
 """
 
 from __future__ import annotations
@@ -14,11 +15,13 @@ from typing import Any
 from kvlab.errors import RunError
 
 Rows = list[dict[str, Any]]
+HELPERS = ("models", "request_times", "session", "speed")
+"""Modules here that are no benchmarks."""
 
 
 def names() -> list[str]:
     """The benchmarks there are."""
-    return sorted(module.name for module in pkgutil.iter_modules(__path__) if module.name != "models")
+    return sorted(module.name for module in pkgutil.iter_modules(__path__) if module.name not in HELPERS)
 
 
 def get(name: str) -> Callable[..., Rows]:

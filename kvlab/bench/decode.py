@@ -12,13 +12,14 @@ import mlx.core as mx
 import numpy as np
 from mlx_lm.generate import BatchGenerator
 from mlx_lm.models.cache import make_prompt_cache
-from tqdm.auto import tqdm
 
+from kvlab.backends import device
 from kvlab.bench.models import random_qwen3
-from kvlab.bench.overhead import no_end
+from kvlab.bench.request_times import TokenTimes, no_end, random_prompt
+from kvlab.bench.session import SECONDS, Clock, Session
+from kvlab.bench.speed import ModelSpeed, measure_speed
 from kvlab.decoder import Decoder
 from kvlab.models import LoadedModel, load
-from kvlab.recording import events
 
 SHARED = 2048
 PRIVATE = 512
@@ -27,6 +28,11 @@ OWN = 16
 """Tokens of its own behind a shared prefix."""
 CASES = (("shared", 1), ("shared", 8), ("shared", 64), ("private", 8), ("ragged", 8))
 PREFILL_STEP = 512
+LEAST_PROMPT, LEAST_TOKENS = 16, 8
+PREFILL_SHARE = 0.4
+"""Part of a case's seconds that goes into computing its prompts, for both sides."""
+MEMORY_SHARE = 0.3
+"""Part of the available memory that mlx-lm's batch may take."""
 RESULT = dict[str, Any]
 
 
@@ -43,47 +49,102 @@ def run(
     *,
     model: str | None = None,
     seed: int = 0,
+    seconds: float = SECONDS,
     cases: Sequence[tuple[str, int]] = CASES,
     tokens: int = 48,
     rounds: int = 3,
+    clock: Clock = time.perf_counter,
 ) -> list[RESULT]:
     """Rows per model (the bundled one or ``model``, and a random-weight Qwen3 of 10M parameters), workload and ``n``.
 
     ``tokens_per_s`` and ``kv_bytes_live`` of ``paged`` and of mlx-lm, the median ``ratio`` of alternating rounds, the
-    ratio of bytes to those of the unique tokens, and ``exact``: the share of sequences with equal tokens.
+    ratio of bytes to those of the unique tokens, and ``exact``: the share of sequences with equal tokens. Prompts,
+    answers and rounds are as long and as many as ``seconds``, the model's context and memory allow.
     """
     rows: list[RESULT] = []
-    loadeds = [load(model), random_qwen3(seed=seed)]
-    with tqdm(total=len(loadeds) * len(cases) * (rounds + 1), desc="bench decode", unit="round") as bar:
-        for loaded in loadeds:
-            for workload, n in cases:
-                bar.set_postfix_str(f"{loaded.name} {workload} n={n}")
-                rows += _case(loaded, workload, n, tokens, rounds, seed, bar)
-    return rows
+    with Session("decode", seconds, clock=clock) as session:
+        for loaded, seconds_of_model in session.parts([load(model), random_qwen3(seed=seed)]):
+            speed = measure_speed(loaded, clock)
+            for (workload, n), share in session.parts(cases, seconds_of_model):
+                case = Case(loaded, speed, workload, n, tokens, seed)
+                if rows and session.is_over:
+                    session.skip(case.about, 1, "cases", "time")
+                else:
+                    rows += _measure(session, case, rounds, share)
+        return rows + session.skipped
 
 
-def _case(loaded: LoadedModel, workload: str, n: int, tokens: int, rounds: int, seed: int, bar: Any) -> list[RESULT]:
-    prompts = _prompts(loaded, workload, n, seed)
+@dataclass(frozen=True)
+class Case:
+    """What is measured: ``n`` sequences of a workload, which answer in ``tokens`` each."""
+
+    loaded: LoadedModel
+    speed: ModelSpeed
+    workload: str
+    n: int
+    tokens: int
+    seed: int
+
+    @property
+    def about(self) -> dict[str, Any]:
+        return {"workload": self.workload, "n": self.n, "model": self.loaded.name}
+
+    @property
+    def lengths(self) -> list[int]:
+        """Tokens of each prompt, a shared prefix left out, as they are wanted."""
+        if self.workload == "shared":
+            return [SHARED]
+        kinds = RAGGED if self.workload == "ragged" else (PRIVATE,)
+        return [kinds[i % len(kinds)] for i in range(self.n)]
+
+    def fitted(self, session: Session, seconds: float) -> list[int]:
+        """The same, as long as ``seconds`` for both sides, memory and the model's context allow."""
+        wanted, about = self.lengths, self.about
+        longest = (self.loaded.context_length or max(wanted) + OWN + self.tokens) - OWN - self.tokens
+        cut = [min(length, longest) for length in wanted]
+        session.cut(sum(wanted), sum(cut), "prompt tokens", "context", about)
+        # mlx-lm holds a batch as wide as its longest sequence, and twice that while it is put together.
+        batch = 2 * self.n * (max(cut) + OWN + self.tokens) * self.speed.kv_bytes
+        memory = min(1.0, MEMORY_SHARE * device.available_bytes() / batch)
+        affordable = min(1.0, PREFILL_SHARE * seconds / (2 * sum(cut) * self.speed.prompt_token_s))
+        share = min(memory, affordable)
+        fitted = [max(min(length, LEAST_PROMPT), int(length * share)) for length in cut]
+        session.cut(sum(cut), sum(fitted), "prompt tokens", "memory" if memory < affordable else "time", about)
+        return fitted
+
+
+def _measure(session: Session, case: Case, rounds: int, seconds: float) -> list[RESULT]:
+    started = session.clock()
+    loaded, n, about = case.loaded, case.n, case.about
+    lengths = case.fitted(session, seconds)
+    prompts = _prompts(case, lengths)
+    trunk = lengths[0] if case.workload == "shared" else 0
     runs: dict[str, list[DecodeMeasurement]] = {"paged": [], "mlx-lm": []}
+    count = min(case.tokens, LEAST_TOKENS)
     with Decoder(
         loaded, "paged", max_concurrency=max(n, 8), prefill_step=PREFILL_STEP, recorder=(sink := TokenTimes()), retain=0
     ) as ours:
         # The store then knows the prompts, and mlx-lm gets their KV as well: only decoding is compared.
-        ready = [_computed(loaded, prompt[:-1]) for prompt in _distinct(prompts, workload)]
-        for round_ in range(rounds + 1):
-            for name in sorted(runs, reverse=bool(round_ % 2)):
-                measured = (
-                    _ours(ours, sink, prompts, tokens)
-                    if name == "paged"
-                    else _theirs(loaded, prompts, ready, workload, tokens)
-                )
-                if round_:  # the first round warms up
-                    runs[name].append(measured)
-            bar.update()
-    per_token = ready[0][0].keys[..., :1, :].nbytes * 2 * loaded.n_layers
-    shared = SHARED if workload == "shared" else 0
-    unique = per_token * (shared + sum(len(prompt) - shared + tokens for prompt in prompts))
-    about = {"workload": workload, "n": n, "model": loaded.name}
+        session.show(f"{case.workload} n={n} of {loaded.name}: prompts")
+        ready = [_computed(loaded, prompt) for prompt in ([prompts[0][:trunk]] if trunk else [p[:-1] for p in prompts])]
+        ways = {
+            "paged": lambda count: _ours(ours, sink, prompts, count),
+            "mlx-lm": lambda count: _theirs(loaded, prompts, ready, count),
+        }
+        for number in session.rounds(rounds, seconds - (session.clock() - started), about):
+            before = session.clock()
+            measured = {name: ways[name](count) for name in sorted(ways, reverse=bool(number % 2))}
+            if number:
+                for name, one in measured.items():
+                    runs[name].append(one)
+                continue
+            step_s = sum(n / one.rate for one in measured.values())
+            left = (seconds - (session.clock() - started)) / rounds
+            # The first round has computed the prompts under paged; the others only begin with them.
+            left -= max(0.0, min(left / 2, session.clock() - before - count * step_s))
+            count = session.fit(case.tokens, left, step_s, least=count, about=about, unit="answer tokens")
+    per_token = sum(cache.nbytes / cache.keys.shape[2] for cache in ready[0])
+    unique = per_token * (trunk + sum(len(prompt) - trunk + count for prompt in prompts))
     rows: list[RESULT] = []
     for name, several in runs.items():
         who = {**about, "policy": name}
@@ -103,19 +164,8 @@ def _case(loaded: LoadedModel, workload: str, n: int, tokens: int, rounds: int, 
     ]
 
 
-class TokenTimes:
-    """Keeps when tokens came, by request."""
-
-    def __init__(self) -> None:
-        self.times: dict[int, list[float]] = {}
-
-    def emit(self, event: events.Event) -> None:
-        if isinstance(event, events.FirstToken | events.Token):
-            self.times.setdefault(event.request, []).append(event.t)
-
-
 def _ours(decoder: Decoder, sink: TokenTimes, prompts: list[list[int]], tokens: int) -> DecodeMeasurement:
-    sink.times.clear()
+    sink.by_request.clear()
     processors = [no_end(decoder.loaded)]
     streams = [decoder.submit(prompt, max_tokens=tokens, logits_processors=processors) for prompt in prompts]
     most = 0
@@ -123,19 +173,18 @@ def _ours(decoder: Decoder, sink: TokenTimes, prompts: list[list[int]], tokens: 
         most = max(most, decoder.live_bytes())
         time.sleep(0.02)
     answers = [list(stream.result().tokens) for stream in streams]
-    return DecodeMeasurement(_rate(list(sink.times.values())), most, answers)
+    return DecodeMeasurement(_rate(list(sink.by_request.values())), most, answers)
 
 
-def _theirs(
-    loaded: LoadedModel, prompts: list[list[int]], ready: list[Any], workload: str, tokens: int
-) -> DecodeMeasurement:
+def _theirs(loaded: LoadedModel, prompts: list[list[int]], ready: list[Any], tokens: int) -> DecodeMeasurement:
+    """mlx-lm's generator on caches that hold the prompts' beginnings: one for all, or one each."""
     generator = BatchGenerator(
         loaded.model,
         completion_batch_size=max(len(prompts), 8),
         prefill_batch_size=8,
         prefill_step_size=PREFILL_STEP,
     )
-    caches = [_copy(ready[0] if workload == "shared" else ready[i]) for i in range(len(prompts))]
+    caches = [_copy(ready[0] if len(ready) == 1 else ready[i]) for i in range(len(prompts))]
     held = [cache[0].offset for cache in caches]
     uids = generator.insert(
         [prompt[have:] for prompt, have in zip(prompts, held, strict=True)],
@@ -166,22 +215,12 @@ def _rate(times: list[list[float]]) -> float:
     return sum(start < t <= end for seen in times for t in seen) / (end - start)
 
 
-def _prompts(loaded: LoadedModel, workload: str, n: int, seed: int) -> list[list[int]]:
-    rng = np.random.default_rng(seed)
-    vocabulary = min(1000, loaded.vocab_size)
-
-    def draw(count: int) -> list[int]:
-        return rng.integers(3, vocabulary, count).tolist()
-
-    if workload == "shared":
-        trunk = draw(SHARED)
-        return [trunk + draw(OWN) for _ in range(n)]
-    lengths = RAGGED if workload == "ragged" else (PRIVATE,)
-    return [draw(lengths[i % len(lengths)]) for i in range(n)]
-
-
-def _distinct(prompts: list[list[int]], workload: str) -> list[list[int]]:
-    return [prompts[0][: SHARED + 1]] if workload == "shared" else prompts
+def _prompts(case: Case, lengths: list[int]) -> list[list[int]]:
+    rng = np.random.default_rng(case.seed)
+    if case.workload == "shared":
+        trunk = random_prompt(case.loaded, rng, lengths[0])
+        return [trunk + random_prompt(case.loaded, rng, OWN) for _ in range(case.n)]
+    return [random_prompt(case.loaded, rng, length) for length in lengths]
 
 
 def _computed(loaded: LoadedModel, tokens: list[int]) -> list[Any]:

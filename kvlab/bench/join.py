@@ -9,6 +9,7 @@ from typing import Any
 import mlx.core as mx
 from mlx_lm.models.cache import BatchKVCache, KVCache
 
+from kvlab.bench.session import SECONDS, Clock, Session
 from kvlab.caches import LayerCache
 from kvlab.policies import Policy
 
@@ -19,28 +20,43 @@ OWN = 256
 SIZES = (4, 64)
 
 
-def run(*, model: str | None = None, seed: int = 0, rounds: int = 15) -> list[dict[str, Any]]:
+def run(
+    *,
+    model: str | None = None,
+    seed: int = 0,
+    seconds: float = SECONDS,
+    rounds: int = 15,
+    clock: Clock = time.perf_counter,
+) -> list[dict[str, Any]]:
     """Rows per library: ``join_ms`` into, and ``leave_ms`` out of, batches of 4 and 64 sequences of 256 tokens in six
     layers, medians; and the ``ratio`` of the larger batch to the smaller. ``model`` is not used.
     """
     mx.random.seed(seed)
     rows: list[dict[str, Any]] = []
-    for library, one, many in (("kvlab", _ours, _our_batch), ("mlx-lm", _theirs, _their_batch)):
-        times: dict[tuple[str, int], list[float]] = {}
-        for _ in range(rounds):
-            for size in SIZES:
-                batches = [many([one() for _ in range(size)]) for _ in range(LAYERS)]
-                _step(batches, size)
-                joining = [many([one()]) for _ in range(LAYERS)]
-                times.setdefault(("join_ms", size), []).append(_join(batches, joining, size))
-                times.setdefault(("leave_ms", size), []).append(_leave(batches, size))
-        for (metric, size), values in times.items():
-            about = {"policy": library, "workload": "join", "n": size}
-            rows.append({**about, "metric": metric, "value": statistics.median(values), "unit": "ms"})
-        for metric in ("join_ms", "leave_ms"):
-            small, large = (statistics.median(times[metric, size]) for size in SIZES)
-            ratio = {"metric": "ratio", "value": large / small, "unit": "x", "of": f"{metric} at {SIZES[1]}"}
-            rows.append({"policy": library, "workload": "join", **ratio, "to": f"at {SIZES[0]}"})
+    libraries = (("kvlab", _ours, _our_batch), ("mlx-lm", _theirs, _their_batch))
+    with Session("join", seconds, clock=clock) as session:
+        for (library, one, many), share in session.parts(libraries):
+            times: dict[tuple[str, int], list[float]] = {}
+            for _ in session.rounds(rounds, share, {"policy": library, "workload": "join"}, warm_up=False):
+                for size in SIZES:
+                    batches = [many([one() for _ in range(size)]) for _ in range(LAYERS)]
+                    _step(batches, size)
+                    joining = [many([one()]) for _ in range(LAYERS)]
+                    times.setdefault(("join_ms", size), []).append(_join(batches, joining, size))
+                    times.setdefault(("leave_ms", size), []).append(_leave(batches, size))
+            rows += _rows_of(library, times)
+        return rows + session.skipped
+
+
+def _rows_of(library: str, times: dict[tuple[str, int], list[float]]) -> list[dict[str, Any]]:
+    rows: list[dict[str, Any]] = []
+    for (metric, size), values in times.items():
+        about = {"policy": library, "workload": "join", "n": size}
+        rows.append({**about, "metric": metric, "value": statistics.median(values), "unit": "ms"})
+    for metric in ("join_ms", "leave_ms"):
+        small, large = (statistics.median(times[metric, size]) for size in SIZES)
+        ratio = {"metric": "ratio", "value": large / small, "unit": "x", "of": f"{metric} at {SIZES[1]}"}
+        rows.append({"policy": library, "workload": "join", **ratio, "to": f"at {SIZES[0]}"})
     return rows
 
 

@@ -15,7 +15,9 @@ import mlx.core as mx
 import numpy as np
 
 from kvlab.bench.models import random_qwen3
-from kvlab.bench.overhead import no_end
+from kvlab.bench.request_times import no_end, random_prompt
+from kvlab.bench.session import SECONDS, Clock, Session
+from kvlab.bench.speed import measure_speed
 from kvlab.decoder import Completion, Decoder
 from kvlab.errors import RunError
 from kvlab.models import LoadedModel, load
@@ -25,6 +27,10 @@ from kvlab.store import Namespace, Store
 
 PREFIX = 8000
 PROMPT = 3900
+LEAST = 128
+"""Shortest prompt, however slow the model is."""
+PREFILL_GROWTH = 2
+"""How much longer a prompt takes than its first tokens' rate says: attention to all that came before."""
 DECODING = 4
 """Sequences that decode while blocks are written behind them."""
 
@@ -43,10 +49,12 @@ def run(
     *,
     model: str | None = None,
     seed: int = 0,
+    seconds: float = SECONDS,
     rounds: int = 7,
     prefix: int = PREFIX,
     prompt: int = PROMPT,
     tokens: int = 96,
+    clock: Clock = time.perf_counter,
 ) -> list[dict[str, Any]]:
     """Rows of three comparisons, each alternating its two sides; values are medians over ``rounds``.
 
@@ -56,15 +64,42 @@ def run(
     ``restart``: ``ttft_ms`` of a prompt cold, and by a new decoder on the folder that the first has closed.
     ``write-behind``: ``tokens_per_s`` while the store gets as much to write as FED says, and while it rests;
     ``written_bytes_per_s`` is what it wrote meanwhile.
-    The first and last use a random-weight Qwen3 of 10M parameters; the second that and ``model``.
+    All use a random-weight Qwen3 of 10M parameters, and the first two ``model`` as well; of these the bundled one is
+    too small to restore more slowly than anything. Prompts are as long, and rounds as many, as ``seconds`` and the
+    model's context allow.
     """
-    random = random_qwen3(seed=seed)
-    with tempfile.TemporaryDirectory(prefix="kvlab-bench-") as name:
-        folder = Path(name)
-        rows = _restore(random, folder / "restore", prefix, rounds, seed)
-        for place, loaded in (("restart", random), ("restart-model", load(model))):
-            rows += _restart(loaded, folder / place, prompt, max(1, rounds // 2), seed)
-        return rows + _write_behind(random, folder / "busy", rounds, seed, tokens)
+    random, given = random_qwen3(seed=seed), load(model)
+    restored = [random] if model is None else [random, given]
+    cases = [("restore", one) for one in restored] + [("restart", random), ("restart", given), ("write-behind", random)]
+    rows: list[dict[str, Any]] = []
+    with (
+        tempfile.TemporaryDirectory(prefix="kvlab-bench-") as name,
+        Session("restore", seconds, clock=clock) as session,
+    ):
+        for place, ((workload, loaded), share) in enumerate(session.parts(cases)):
+            about = {"policy": "tiered", "workload": workload, "model": loaded.name}
+            folder = Path(name) / str(place)
+            folder.mkdir()
+            if rows and session.is_over:
+                session.skip(about, 1, "cases", "time")
+            elif workload == "restore":
+                rows += _restore(session, loaded, folder, about, prefix, rounds, seed, share)
+            elif workload == "restart":
+                rows += _restart(session, loaded, folder, about, prompt, max(1, rounds // 2), seed, share)
+            else:
+                rows += _write_behind(session, loaded, folder, about, rounds, seed, tokens, share)
+        return rows + session.skipped
+
+
+def _length(
+    session: Session, loaded: LoadedModel, about: dict[str, Any], wanted: int, seconds: float, prefills: int
+) -> int:
+    """Prompt tokens that may be prefilled so many times, and that leave room for an answer."""
+    speed = measure_speed(loaded, session.clock)
+    context = (loaded.context_length or wanted + 2) - 2
+    length = session.cut(wanted, context, "prompt tokens", "context", about)
+    each_s = PREFILL_GROWTH * prefills * speed.prompt_token_s
+    return session.fit(length, seconds, each_s, least=LEAST, about=about, unit="prompt tokens")
 
 
 def policy(folder: Path) -> str:
@@ -72,7 +107,7 @@ def policy(folder: Path) -> str:
 
 
 def _tokens(loaded: LoadedModel, count: int, seed: int) -> list[int]:
-    return np.random.default_rng(seed).integers(3, min(1000, loaded.vocab_size), count).tolist()
+    return random_prompt(loaded, np.random.default_rng(seed), count)
 
 
 def _ratio(about: dict[str, Any], value: float, of: str, to: str) -> dict[str, Any]:
@@ -93,8 +128,20 @@ class RestoredBytes:
             self.bytes += event.bytes
 
 
-def _restore(loaded: LoadedModel, folder: Path, prefix: int, rounds: int, seed: int) -> list[dict[str, Any]]:
+def _restore(
+    session: Session,
+    loaded: LoadedModel,
+    folder: Path,
+    about: dict[str, Any],
+    prefix: int,
+    rounds: int,
+    seed: int,
+    seconds: float,
+) -> list[dict[str, Any]]:
+    started = session.clock()
+    prefix = _length(session, loaded, about, prefix, seconds / 2, prefills=1)
     prompt = _tokens(loaded, prefix + 1, seed)
+    session.show(f"restore of {loaded.name}: prefill")
     with Decoder(loaded, policy(folder)) as decoder:
         decoder.generate(prompt, max_tokens=1)
     _, size = _first_token(loaded, folder, prompt)
@@ -104,15 +151,15 @@ def _restore(loaded: LoadedModel, folder: Path, prefix: int, rounds: int, seed: 
         "plain files, one an array": _plain_files(folder / "arrays", 2 * loaded.n_layers, size),
     }
     rates: dict[str, list[float]] = {"store": [], **{name: [] for name in plain}}
-    for round_ in range(rounds):
-        for side in sorted(rates, reverse=bool(round_ % 2)):
+    for number in session.rounds(rounds, seconds - (session.clock() - started), about, warm_up=False):
+        for side in sorted(rates, reverse=not number % 2):
             if side == "store":
                 completion, size = _first_token(loaded, folder, prompt)
                 seconds = (completion.lookup_ms + completion.restore_ms) / 1e3
             else:
                 seconds = _read(plain[side])
             rates[side].append(size / seconds)
-    about = {"policy": "tiered", "workload": "restore", "model": loaded.name, "tokens": prefix}
+    about = {**about, "tokens": prefix}
     unit = {"metric": "restore_bytes_per_s", "unit": "B/s"}
     rows = [{**about, **unit, "value": statistics.median(values), "library": name} for name, values in rates.items()]
     for name in plain:
@@ -148,17 +195,27 @@ def _read(paths: list[Path]) -> float:
 # -- against computing ------------------------------------------------------------------------------------------------
 
 
-def _restart(loaded: LoadedModel, folder: Path, prompt: int, rounds: int, seed: int) -> list[dict[str, Any]]:
+def _restart(
+    session: Session,
+    loaded: LoadedModel,
+    folder: Path,
+    about: dict[str, Any],
+    prompt: int,
+    rounds: int,
+    seed: int,
+    seconds: float,
+) -> list[dict[str, Any]]:
+    prompt = _length(session, loaded, about, prompt, seconds, prefills=rounds + 1)
     times: dict[str, list[float]] = {"cold": [], "restart": []}
-    for round_ in range(rounds + 1):
-        tokens = _tokens(loaded, prompt, seed + round_)
+    for number in session.rounds(rounds, seconds, about):
+        tokens = _tokens(loaded, prompt, seed + number)
         for phase in times:
             # Each in a folder of its own, deleted only at the end: ext4 is slow to make files where many just went.
-            with Decoder(loaded, policy(folder / str(round_))) as decoder:
+            with Decoder(loaded, policy(folder / str(number))) as decoder:
                 completion = decoder.generate(tokens, max_tokens=1)
-            if round_:  # the first round warms up
+            if number:
                 times[phase].append(completion.ttft_ms)
-    about = {"policy": "tiered", "workload": "restart", "model": loaded.name, "tokens": prompt}
+    about = {**about, "tokens": prompt}
     unit = {"metric": "ttft_ms", "unit": "ms"}
     rows = [{**about, **unit, "value": statistics.median(values), "phase": phase} for phase, values in times.items()]
     ratio = statistics.median(a / b for a, b in zip(times["restart"], times["cold"], strict=True))
@@ -168,13 +225,22 @@ def _restart(loaded: LoadedModel, folder: Path, prompt: int, rounds: int, seed: 
 # -- behind decoding --------------------------------------------------------------------------------------------------
 
 
-def _write_behind(loaded: LoadedModel, folder: Path, rounds: int, seed: int, tokens: int) -> list[dict[str, Any]]:
+def _write_behind(
+    session: Session,
+    loaded: LoadedModel,
+    folder: Path,
+    about: dict[str, Any],
+    rounds: int,
+    seed: int,
+    tokens: int,
+    seconds: float,
+) -> list[dict[str, Any]]:
     prompts = [_tokens(loaded, 256, seed + i) for i in range(DECODING)]
     rates: dict[str, list[float]] = {state: [] for state in FED}
     written: dict[str, list[float]] = {state: [] for state in FED}
     with Decoder(loaded, f"tiered:dir={folder}") as decoder, _feeder(decoder.store, seed) as feed:
-        for round_ in range(rounds + 1):
-            for state in sorted(rates, reverse=bool(round_ % 2)):
+        for number in session.rounds(rounds, seconds, about):
+            for state in sorted(rates, reverse=bool(number % 2)):
                 before, start = feed.store.stats()["bytes_written"], time.perf_counter()
                 feed.rate = FED[state]
                 streams = [decoder.submit(p, max_tokens=tokens, logits_processors=[no_end(loaded)]) for p in prompts]
@@ -182,10 +248,10 @@ def _write_behind(loaded: LoadedModel, folder: Path, rounds: int, seed: int, tok
                 wrote = (feed.store.stats()["bytes_written"] - before) / (time.perf_counter() - start)
                 feed.rate = 0
                 feed.store.flush()
-                if round_:  # the first round warms up
+                if number:
                     rates[state].append(rate)
                     written[state].append(wrote)
-    about = {"policy": "tiered", "workload": "write-behind", "model": loaded.name, "n": DECODING}
+    about = {**about, "n": DECODING}
     unit = {"metric": "tokens_per_s", "unit": "tokens/s"}
     rows = [{**about, **unit, "value": statistics.median(values), "store": state} for state, values in rates.items()]
     rest = rates.pop("at rest")

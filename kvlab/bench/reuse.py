@@ -13,8 +13,10 @@ import mlx.core as mx
 from mlx_lm.generate import BatchGenerator
 from mlx_lm.models.cache import make_prompt_cache
 
+from kvlab.bench.session import SECONDS, Clock, Session
 from kvlab.caches import own_caches
 from kvlab.decoder import Decoder
+from kvlab.errors import RunError
 from kvlab.models import LoadedModel, load
 from kvlab.policies import Policy
 from kvlab.workloads import load_workload
@@ -23,12 +25,20 @@ TURNS = 15
 POLICY = "tiered"
 
 
-def run(*, model: str | None = None, seed: int = 0, conversations: int = 15) -> list[dict[str, Any]]:
+def run(
+    *,
+    model: str | None = None,
+    seed: int = 0,
+    seconds: float = SECONDS,
+    conversations: int = 15,
+    clock: Clock = time.perf_counter,
+) -> list[dict[str, Any]]:
     """Rows of the last turn of ``agent`` conversations: ``ttft_ms`` under ``tiered`` and on a live sequence, medians;
     the median ``ratio`` conversation by conversation; and ``cached_tokens`` short of the earlier prompt, at worst.
 
     The live sequence is measured twice: ``never released`` in the same BatchGenerator on a thread of its own, so that
     the ratio shows what finding and restoring KV adds; ``bare loop`` with mlx-lm's cache and model and nothing else.
+    Turns that the model's context does not hold are left out, and conversations where ``seconds`` do not suffice.
     """
     loaded = load(model)
     ways: dict[str, Callable[[LoadedModel, list[int], int], float]] = {
@@ -36,30 +46,51 @@ def run(*, model: str | None = None, seed: int = 0, conversations: int = 15) -> 
         "bare loop": _in_bare_loop,
     }
     times: dict[str, list[float]] = {name: [] for name in (POLICY, *ways)}
-    short = 0
+    short, turns = 0, TURNS
+    about: dict[str, Any] = {"workload": "agent", "model": loaded.name}
     folder = tempfile.TemporaryDirectory(prefix="kvlab-bench-")
-    with folder as name, Decoder(loaded, f"{POLICY}:dir={name}") as decoder:
-        for one in range(conversations + 1):
-            requests = load_workload("agent", turns=TURNS, seed=seed + one).requests()
+    with (
+        folder as name,
+        Session("reuse", seconds, clock=clock) as session,
+        Decoder(loaded, f"{POLICY}:dir={name}") as decoder,
+    ):
+        for number in session.rounds(conversations, seconds, about):
+            served = _turns_that_fit(loaded, seed + number, turns)
+            turns = session.cut(turns, len(served), "turns", "context", about)
             before: list[int] = []
-            for request in requests:
-                prompt = loaded.render(list(request.messages), list(request.tools))
-                done = decoder.generate(prompt, max_tokens=request.max_tokens)
+            for prompt, max_tokens in served:
+                done = decoder.generate(prompt, max_tokens=max_tokens)
                 short = max(short, len(before) - done.cached_tokens)
                 before = prompt
-            live = {way: measure(loaded, prompt, done.cached_tokens) for way, measure in ways.items()}
-            if one:  # the first conversation warms up
+            live = {way: measure(loaded, before, done.cached_tokens) for way, measure in ways.items()}
+            if number:
                 times[POLICY].append(done.ttft_ms)
                 for way, value in live.items():
                     times[way].append(value)
-    about = {"workload": "agent", "turn": TURNS, "model": loaded.name, "metric": "ttft_ms", "unit": "ms"}
+    about |= {"turn": turns, "metric": "ttft_ms", "unit": "ms"}
     rows: list[dict[str, Any]] = [{**about, "policy": way, "value": statistics.median(ms)} for way, ms in times.items()]
     for way in ways:
         ratio = statistics.median(a / b for a, b in zip(times[POLICY], times[way], strict=True))
         named = {"metric": "ratio", "value": ratio, "unit": "x", "of": POLICY, "to": way}
         rows.append({**about, "policy": POLICY, **named})
     missing = {"metric": "uncached_of_earlier_prompt", "value": short, "unit": "tokens"}
-    return [*rows, {**about, "policy": POLICY, **missing}]
+    return [*rows, {**about, "policy": POLICY, **missing}, *session.skipped]
+
+
+def _turns_that_fit(loaded: LoadedModel, seed: int, most: int) -> list[tuple[list[int], int]]:
+    """Prompts of one conversation and the longest answer to each, as far as the model's context holds them.
+
+    Raises RunError where not even two fit.
+    """
+    served: list[tuple[list[int], int]] = []
+    for request in load_workload("agent", turns=TURNS, seed=seed).requests()[:most]:
+        prompt = loaded.render(list(request.messages), list(request.tools))
+        if loaded.context_length is not None and len(prompt) + request.max_tokens > loaded.context_length:
+            break
+        served.append((prompt, request.max_tokens))
+    if len(served) < 2:
+        raise RunError(f"the context of {loaded.name} ({loaded.context_length} tokens) is too short for a second turn")
+    return served
 
 
 def _in_generator(loaded: LoadedModel, prompt: list[int], have: int) -> float:

@@ -40,7 +40,7 @@ def examine(model: str | None = None, *, seconds: float = 0.5) -> list[dict[str,
         _row("blas_path", blas.path),
         _row("blas_threads", blas.threads, "threads"),
     ]
-    for found in gemm.run(sizes=(1024,), seconds=seconds):
+    for found in gemm.compare(1024, seconds=seconds):
         name = f"gemm_{found['library']}_gflops" if "library" in found else "gemm_ratio"
         more = {key: found[key] for key in ("of", "to") if key in found}
         rows.append(_row(name, found["value"], found["unit"], **more))

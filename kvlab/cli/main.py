@@ -161,14 +161,19 @@ def doctor(model: str | None, as_json: bool) -> None:
 @cli.command(epilog=f"NAME is one of: {', '.join(benchmarks.names())}")
 @click.argument("name", metavar="NAME")
 @model_option
+@click.option("--seconds", type=click.FloatRange(min=1), help="About how long it may take; else four minutes.")
 @seed_option
 @json_option
-def bench(name: str, model: str | None, seed: int, as_json: bool) -> None:
-    """Measure one operation beside its yardstick, such as MLX's matrix products beside NumPy's."""
+def bench(name: str, model: str | None, seconds: float | None, seed: int, as_json: bool) -> None:
+    """Measure one operation beside its yardstick, such as MLX's matrix products beside NumPy's.
+
+    Sizes follow the time there is; what was left out is said on stderr and in rows.
+    """
     run = benchmarks.get(name)
+    budget = {} if seconds is None else {"seconds": seconds}
 
     def measure() -> Document:
-        return _document(f"bench {name}", run(model=model, seed=seed), seed=seed)
+        return _document(f"bench {name}", run(model=model, seed=seed, **budget), seed=seed)
 
     def show(document: Document) -> None:
         rows = [

@@ -16,6 +16,8 @@ from kvlab.errors import ModelError
 from kvlab.models.evaluation import evaluate_arrays
 from kvlab.models.folders import BUNDLED, bundled_path
 
+CONTEXT = "max_position_embeddings"
+
 
 @dataclass(frozen=True, eq=False)
 class LoadedModel:
@@ -58,6 +60,14 @@ class LoadedModel:
         """Tokens that the model has an embedding for; a token id beyond it would read other memory."""
         tables = (module for module in self.model.modules() if isinstance(module, nn.Embedding | nn.QuantizedEmbedding))
         return max(table.weight.shape[0] for table in tables)
+
+    @functools.cached_property
+    def context_length(self) -> int | None:
+        """Tokens that the model's positions reach to, answer included; None where its config does not say."""
+        config = self.path / "config.json"
+        arguments = getattr(self.model, "args", None)
+        known = json.loads(config.read_text()) if config.is_file() else getattr(arguments, "__dict__", {})
+        return known.get(CONTEXT) or (known.get("text_config") or {}).get(CONTEXT)
 
     def encode(self, text: str) -> list[int]:
         """The token ids of ``text``, with no special token added."""

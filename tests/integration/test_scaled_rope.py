@@ -11,7 +11,7 @@ import pytest
 from mlx_lm.generate import generate_step
 from mlx_lm.utils import load_model
 
-from kvlab.bench.overhead import no_end
+from kvlab.bench.request_times import no_end
 from kvlab.decoder import Decoder
 from kvlab.models import LoadedModel, load
 from tests.architectures import write_recipe

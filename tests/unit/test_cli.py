@@ -173,7 +173,7 @@ def test_doctor_says_what_it_makes_of_a_models_weights(
     folder = quantize_folder(source, tmp_path / "q4", 64, 4)
     capsys.readouterr()  # mlx-lm's converter prints
     monkeypatch.setattr(device, "available_bytes", lambda: 1 << 40)
-    monkeypatch.setattr(gemm, "run", lambda **_: [])
+    monkeypatch.setattr(gemm, "compare", lambda *_, **__: [])
     monkeypatch.setattr(device, "computes_in_float32", lambda: True)
     monkeypatch.setattr(device, "is_slow_with_quantized_weights", lambda: True)
     assert main(["doctor", "--json", "--model", str(folder)]) == 0

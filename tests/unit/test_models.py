@@ -3,6 +3,7 @@
 import json
 import shutil
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import mlx.core as mx
@@ -33,6 +34,15 @@ def test_loaded_model_describes_itself(qwen3: LoadedModel) -> None:
     assert (qwen3.dtype, qwen3.n_layers, qwen3.eos) == ("float32", 2, frozenset({2}))
     assert qwen3.name == qwen3.path.name
     assert qwen3.decode(qwen3.encode("hello <|im_end|> world")) == "hello <|im_end|> world"
+
+
+def test_context_length_is_what_the_config_says(tmp_path: Path) -> None:
+    folder = random_model_folder("llama", tmp_path / "a", max_position_embeddings=512)
+    assert load(folder).context_length == 512
+    nested = {"text_config": {"max_position_embeddings": 77}}
+    (folder / "config.json").write_text(json.dumps(nested))
+    assert replace(load(), path=folder).context_length == 77
+    assert replace(load(), path=tmp_path).context_length == load().context_length, "without a file, the model's own"
 
 
 def test_half_precision_becomes_float32_on_the_cpu_only_when_not_asked(tmp_path: Path) -> None:
