@@ -33,8 +33,8 @@ question
 # layers and heads, the redder a token, the more of them have lost it.
 
 # %%
-watching = widgets.watch_evictions(prompts, model, policy="snapkv", budget=0.3)
-watching
+panel = widgets.watch_evictions(prompts, model, policy="snapkv", budget=0.3)
+panel
 
 # %% [markdown]
 # `snapkv` keeps what the last tokens of the prompt attended to, so which tokens go depends on the question, and every

@@ -115,7 +115,7 @@ class AccessMiddleware:
             self._count_response(scope, status)
 
     async def _body(self, request: Request, receive: Receive) -> bytes:
-        """The whole body. Raises ApiError 400, 408 or 413."""
+        """Read the whole body. Raises ApiError 400, 408 or 413."""
         limit = self._settings.max_body
         length = request.headers.get("content-length", "0")
         if not length.isdigit() or int(length) > limit:

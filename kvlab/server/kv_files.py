@@ -39,7 +39,7 @@ class SlotRequest(RequestBody):
 
 
 def router(service: Service) -> APIRouter:
-    """Routes over ``service``."""
+    """Make the routes over ``service``."""
     routes = APIRouter(prefix="/slots")
 
     @routes.get("")

@@ -20,7 +20,7 @@ PAGE_HEADERS = {
 
 
 def router(service: Service) -> APIRouter:
-    """Routes over ``service``."""
+    """Make the routes over ``service``."""
     routes = APIRouter()
 
     @routes.get("/health")
@@ -32,7 +32,7 @@ def router(service: Service) -> APIRouter:
 
     @routes.get("/metrics")
     async def metrics() -> Response:
-        """Prometheus metrics."""
+        """Return all metrics for Prometheus."""
         return Response(service.metrics.prometheus_text(), media_type="text/plain; version=0.0.4; charset=utf-8")
 
     @routes.get("/", response_class=HTMLResponse, include_in_schema=False)

@@ -41,7 +41,7 @@ def test_the_two_files_of_a_pair_agree(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_what_is_committed_shows_without_a_kernel_and_names_no_place(name: str) -> None:
+def test_committed_notebooks_show_without_a_kernel_and_name_no_place(name: str) -> None:
     made = nbformat.read(FOLDER / f"{name}.ipynb", as_version=4)
     nbformat.validate(made)
     outputs = [output for cell in made.cells if cell.cell_type == "code" for output in cell.outputs]

@@ -140,7 +140,7 @@ def test_an_agent_framework_does_a_task_of_fifteen_turns(bundled: Any, streaming
         assert min(cached(turn) for turn in turns[1:]) > 0.8
 
 
-def test_it_goes_on_after_the_server_was_killed(tmp_path: Path) -> None:
+def test_agent_continues_after_the_server_was_killed(tmp_path: Path) -> None:
     options = ("--policy", f"tiered:dir={tmp_path / 'store'},write=through")
     servers = [Served(*options, home=tmp_path)]
     port = int(servers[0].url.rpartition(":")[2])

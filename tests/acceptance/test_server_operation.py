@@ -209,7 +209,7 @@ def test_a_server_ends_well_and_keeps_what_it_computed(tmp_path):
         (["--live-memory", "lots"], "lots"),
     ],
 )
-def test_what_cannot_be_served_is_one_clear_line(options, words, capfd, monkeypatch):
+def test_impossible_servers_are_refused_in_one_line(options, words, capfd, monkeypatch):
     logger = logging.getLogger("kvlab.server")
     for name in ("handlers", "propagate", "level"):  # the command sets these for its whole process
         monkeypatch.setattr(logger, name, getattr(logger, name))
@@ -421,7 +421,7 @@ def test_a_crowd_gets_its_own_answers_and_leaves_nothing_behind(bundled, tmp_pat
 @pytest.mark.parametrize(
     ("phases", "examples"), [("coverage", 5), pytest.param("coverage,fuzzing,stateful", 40, marks=pytest.mark.soak)]
 )
-def test_nothing_that_its_own_description_allows_breaks_it(bundled, tmp_path, phases, examples):
+def test_requests_that_the_openapi_description_allows_never_break_the_server(bundled, tmp_path, phases, examples):
     with Local("paged", bundled, max_tokens=8, request_seconds=2, heartbeat=0.5) as server:
         options = ["--checks", "not_a_server_error", "--phases", phases, "--suppress-health-check", "all"]
         command = [sys.executable, "-m", "schemathesis.cli", "run", f"{server.url}/openapi.json", *options]

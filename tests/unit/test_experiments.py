@@ -167,7 +167,7 @@ def test_a_run_is_a_picklable_value(qwen3: LoadedModel) -> None:
         ({"policies": ["tiered"], "turns": 1, "restart": True}, "two turns or more"),
     ],
 )
-def test_what_cannot_be_asked(qwen3: LoadedModel, arguments: dict[str, Any], says: str) -> None:
+def test_impossible_comparisons_are_refused(qwen3: LoadedModel, arguments: dict[str, Any], says: str) -> None:
     with pytest.raises(ValueError, match=says):
         compare(**{"workload": "chat", "model": qwen3, "progress": False, **arguments})
 
@@ -201,7 +201,7 @@ def test_demo_runs_five_policies_and_says_what_next(
     ]  # fmt: skip
 
 
-def test_what_the_demo_says_to_try_next_can_be_tried() -> None:
+def test_commands_that_the_demo_suggests_can_be_run() -> None:
     for _, command in demo.NEXT:
         name, *arguments = shlex.split(command)[1:]
         assert name in cli.commands

@@ -33,7 +33,7 @@ def test_a_copy_is_made_and_renewed(source: Path, tmp_path: Path) -> None:
     assert (mine / "01_one.ipynb").read_text() == "01_one v2"
 
 
-def test_what_its_owner_changed_stays(source: Path, tmp_path: Path) -> None:
+def test_notebooks_that_their_owner_changed_stay(source: Path, tmp_path: Path) -> None:
     mine = tmp_path / "mine"
     lab.copy_notebooks(mine)
     (mine / "02_two.ipynb").write_text("my own")
@@ -59,7 +59,7 @@ def test_a_folder_that_cannot_be(source: Path, tmp_path: Path, capsys: pytest.Ca
     assert capsys.readouterr().err.count("\n") == 1
 
 
-def test_it_starts_jupyterlab_there(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_lab_command_starts_jupyterlab(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[list[str]] = []
 
     monkeypatch.setattr(lab.os, "execve", lambda program, command, environment: asked.append(command))

@@ -37,7 +37,7 @@ def test_all_charts_share_one_copy_of_the_scripts() -> None:
     assert len(page) < 2_000_000
 
 
-def test_nothing_is_fetched() -> None:
+def test_report_fetches_no_file() -> None:
     page = report_html(some_results(), title="t", lead="l")
     markup = re.sub(r"<script>.*?</script>", "", page, flags=re.DOTALL)
     assert "http" not in markup and "src=" not in markup and "@import" not in markup

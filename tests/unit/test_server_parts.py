@@ -262,7 +262,7 @@ def test_a_pause_changes_neither_draws_nor_log_probabilities():
     assert len(draw(False)[1]) == len(logits) - 1
 
 
-def test_the_way_out_is_short(bundled, grammars):
+def test_shortest_completion_is_short(bundled, grammars):
     closer = ShortestCompletion(grammars.tokenizer, bundled.vocab_size, bundled.eos)
     matcher = grammars.compile("%llguidance {}\nstart: json\njson: " + json_rule({"type": "object"}))
     for token in bundled.encode('{"a": [1, {"b": "some words and {braces'):
@@ -324,7 +324,7 @@ def test_other_families_write_calls_that_their_parsers_read(bundled, grammars, f
         assert isinstance(json.loads(call.arguments)["count"], int)
 
 
-def test_what_is_no_call_is_not_read_as_one(form):
+def test_text_that_is_no_call_is_not_parsed_as_one(form):
     for text in (
         "",
         "{",
@@ -375,7 +375,7 @@ def test_a_broken_prefix_is_traced_to_its_message(bundled):
         assert prompts.message_at(prompt, differs) == index
 
 
-def test_what_is_no_text_is_refused(bundled):
+def test_invalid_unicode_is_refused(bundled):
     with pytest.raises(ApiError, match="no text"):
         PromptCache(bundled).encode("\ud800")
 

@@ -284,7 +284,7 @@ def test_every_policy_has_a_line_that_serves_it(qwen3: LoadedModel) -> None:
     Policy.parse("paged|quantized:bits=4")
 
 
-def test_what_cannot_be_written_is_said(qwen3: LoadedModel, tmp_path: Path) -> None:
+def test_unwritable_folders_are_named(qwen3: LoadedModel, tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(KvlabError, match="choose another"):
         sweep(small(qwen3), tmp_path / "file" / "run", progress=False)

@@ -18,7 +18,7 @@ from kvlab.server.service import Service
 
 
 def router(service: Service) -> APIRouter:
-    """Routes over ``service``."""
+    """Make the routes over ``service``."""
     routes = APIRouter(prefix="/v1")
 
     @routes.post("/chat/completions")

@@ -47,7 +47,7 @@ def test_reuse_shows_as_restored_and_shared(bundled: LoadedModel, prompts: list[
     assert [token.state for token in third.states()].count(SHARED) > 100
 
 
-def test_nothing_to_watch() -> None:
+def test_watch_without_prompts_is_refused() -> None:
     with pytest.raises(RunError, match="no prompts to watch"):
         watch("full", [])
     with pytest.raises(RunError, match="no prompts to watch"):
