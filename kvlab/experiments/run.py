@@ -118,6 +118,7 @@ def compare(
         restarted |= outcome.restarted
     if restarted and REFERENCE not in asked:
         parts.append(harness.cold_ttft(uncached, restarted))
+    parts.append(harness.logit_distances([policy for policy in asked if policy.lossless]))
     return merged(parts)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,7 @@ import numpy as np
 from tqdm.auto import tqdm
 
 from kvlab import models
+from kvlab.decoder import logit_distance
 from kvlab.errors import RunError
 from kvlab.experiments.conversations import ServedTurn, Turn, serve_turns
 from kvlab.experiments.restart import serve_in_new_process
@@ -21,9 +22,14 @@ from kvlab.policies.ssd_folder import survives_restart, with_ssd_folder
 from kvlab.provenance import provenance
 from kvlab.recording.recorder import Recorder
 from kvlab.results import Results, Row, row
+from kvlab.results.rows import TOGETHER
 from kvlab.workloads import Workload, WorkloadRequest, load_workload
 
 REFERENCE = Policy.parse("full")
+DISTANCE_REQUESTS = 8
+"""The last requests, whose logits are compared in one batch where the model computes in 16 bits."""
+DISTANCE_PREFILL_STEP = 512
+"""Prompt tokens at a time meanwhile: chunks of other lengths give other last bits."""
 Key = tuple[str, int]
 ModelLike = str | Path | LoadedModel | None
 
@@ -124,6 +130,33 @@ class Runner:
         """Return the uncached TTFT of some prompts alone, as rows of `full`."""
         rows = [self._row(REFERENCE, key, "ttft_ms", uncached.served[key].ttft_ms, "cold") for key in sorted(keys)]
         return Results(rows, self.provenance())
+
+    def logit_distances(self, policies: Sequence[Policy]) -> Results:
+        """Measure how far logits lie from each request alone, where 16 bits let no batch be exact; else no rows.
+
+        Rows of `logit_distance`, each with `logit_bound`: the distance of mlx-lm's own batch of the same requests.
+        """
+        rows: list[Row] = []
+        if policies and logit_distance.needs_bound(self.model):
+            prompts = [turn.prompt for turn in self.turns[-DISTANCE_REQUESTS:]]
+            with tqdm(total=len(policies) + 2, desc="logits in 16 bits", disable=not self.progress) as bar:
+                alone = logit_distance.alone(self.model, prompts, DISTANCE_PREFILL_STEP)
+                bar.update()
+                batch = logit_distance.in_mlx_lm_batch(self.model, prompts, DISTANCE_PREFILL_STEP)
+                bound = logit_distance.distance(batch, alone)
+                bar.update()
+                for policy in policies:
+                    with tempfile.TemporaryDirectory(prefix="kvlab-store-", dir=self.folder) as store:
+                        there = with_ssd_folder(policy, Path(store))
+                        seen = logit_distance.under(self.model, there, prompts, DISTANCE_PREFILL_STEP)
+                    bar.update()
+                    values = {"logit_distance": logit_distance.distance(seen, alone), "logit_bound": bound}
+                    rows += [self._together(policy, metric, value) for metric, value in values.items()]
+        return Results(rows, self.provenance())
+
+    def _together(self, policy: Policy, metric: str, value: float) -> Row:
+        where = {"n": self.n, "model": self.model.name, "seed": self.seed, "kind": TOGETHER}
+        return row(str(policy), self.workload.name, metric, value, **where)
 
     def provenance(self) -> dict[str, Any]:
         facts = {"model_argument": self.model.argument} if self.model.argument else {}

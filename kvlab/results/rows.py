@@ -22,6 +22,8 @@ _UNITS: Mapping[str, str] = {
     "restore_bytes_per_s": "bytes/s",
     "accuracy": "fraction",
     "kl": "nats",
+    "logit_distance": "logits",
+    "logit_bound": "logits",
     "hit_ratio": "fraction",
     "exact": "bool",
     "ratio": "x",

@@ -33,8 +33,10 @@ def summarize(rows: pl.DataFrame) -> pl.DataFrame:
     """Return one row a policy, in the order of the rows; null where something was not measured.
 
     TTFT at the first, second and last turn and at the first turn after a restart (ms, mean over conversations), cached
-    and prompt tokens and live KV bytes at the last turn, tokens/s (median), accuracy (mean), exact (mean).
+    and prompt tokens and live KV bytes at the last turn, tokens/s (median), accuracy (mean), exact (mean); and in 16
+    bits the distance of logits from each request alone, with its bound.
     """
+    distances = rows.filter(pl.col("metric").is_in(["logit_distance", "logit_bound"]))
     rows = rows.filter(pl.col("kind").is_null() | (pl.col("kind") != TOGETHER))
     table = rows.select(pl.col("policy").unique(maintain_order=True))
     last = _last_turn(rows)
@@ -53,6 +55,8 @@ def summarize(rows: pl.DataFrame) -> pl.DataFrame:
         .agg(pl.col("value").median()),
         "accuracy": _mean(rows.filter(pl.col("metric") == "accuracy")),
         "exact": _mean(rows.filter(pl.col("metric") == "exact")),
+        "logit_distance": _mean(distances.filter(pl.col("metric") == "logit_distance")),
+        "logit_bound": _mean(distances.filter(pl.col("metric") == "logit_bound")),
     }
     for name, part in parts.items():
         table = table.join(part.rename({"value": name}), on="policy", how="left", maintain_order="left")
@@ -74,6 +78,7 @@ def columns(summary: pl.DataFrame) -> list[Column]:
         Column("tokens_per_s", "tokens/s", lambda value: f"{value:,.0f}"),
         Column("accuracy", "accuracy", lambda value: f"{value:.2f}"),
         Column("exact", "exact", lambda value: "yes" if value == 1 else f"{value:.0%}"),
+        Column("logit_distance", "logits off", lambda value: f"{value:.3f}", of="logit_bound"),
     )
     return [column for column in every if summary[column.name].null_count() < summary.height]
 
