@@ -1,5 +1,6 @@
 """What all tests share: a home of their own, no network, and small models."""
 
+import importlib.util
 import json
 import os
 import tempfile
@@ -19,12 +20,26 @@ if ON_MAC:  # processes that tests start get Metal's attention as this one does
 import pytest  # noqa: E402
 
 import kvlab  # noqa: E402, F401
+from kvlab import backends  # noqa: E402
 from kvlab.models import LoadedModel, bundled_path, load  # noqa: E402
 from tests.helpers import FLOAT32, FLOAT32_HEAD, FOUR_BITS, SIXTEEN_BITS, Weights, random_model  # noqa: E402
 from tests.metal import fused_attention  # noqa: E402
 
 if ON_MAC:
     fused_attention.install()
+
+
+X86_ONLY = ["test_fast_exp.py", "test_flash_attention.py", "test_resumable.py"]
+# Their module needs greenlet, which is installed where it is used.
+collect_ignore = [f"unit/{name}" for name in X86_ONLY] if importlib.util.find_spec("greenlet") is None else []
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Skip what only x86 CPUs use, where this process decides otherwise."""
+    backend = backends.current().name
+    for item in items:
+        if backend != "x86" and item.get_closest_marker("x86_only"):
+            item.add_marker(pytest.mark.skip(reason=f"only x86 CPUs use this, and decisions are those of {backend}"))
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -6,6 +6,8 @@ import pytest
 
 from kvlab.backends.x86.fast_exp import exp_composed
 
+pytestmark = pytest.mark.x86_only
+
 
 def test_the_composed_exponential_is_as_good_as_float32():
     x = np.linspace(-86, 0, 400_001).astype(np.float32)

@@ -1,7 +1,9 @@
 """What the project promises about itself: two set-up commands, pins, and checks that run what the README says."""
 
+import os
 import re
 import subprocess
+import sys
 import tomllib
 from pathlib import Path
 from typing import Any
@@ -36,6 +38,29 @@ def test_ci_runs_the_readmes_test_command_and_stops_at_a_failure(tmp_path: Path)
     assert "ruff" not in done.stdout
     (tmp_path / "README.md").write_text("nothing\n")
     assert subprocess.run(["bash", str(script)], capture_output=True, timeout=60).returncode != 0
+
+
+def test_ci_tests_the_decisions_of_a_mac_after_the_readmes_command_and_then_style_and_types(tmp_path: Path) -> None:
+    (tmp_path / ".ci").mkdir()
+    (tmp_path / "bin").mkdir()
+    script = tmp_path / ".ci" / "run"
+    script.write_text((ROOT / ".ci" / "run").read_text())
+    (tmp_path / "README.md").write_text("<!-- setup: test -->\n```sh\necho the README\n```\n")
+    # A stand-in for `python3 -m uv run ...` that says what it was asked, and with which backend.
+    uv = tmp_path / "bin" / "python3"
+    uv.write_text(f'#!/bin/sh\n[ "$1" = - ] && exec {sys.executable} -\nshift 3; echo "backend=$KVLAB_BACKEND $*"\n')
+    uv.chmod(0o755)
+    path = os.pathsep.join([str(tmp_path / "bin"), os.environ["PATH"]])
+    variables = {**os.environ, "PATH": path}
+    variables.pop("KVLAB_BACKEND", None)
+    done = subprocess.run(["bash", str(script)], capture_output=True, text=True, timeout=60, env=variables)
+    assert done.returncode == 0, done.stderr
+    said = [line for line in done.stdout.splitlines() if line and not line.startswith("$")]
+    assert said[0] == "the README"
+    mac, *others = said[1:]
+    assert mac.startswith("backend=mlx pytest tests/unit tests/integration tests/acceptance/test_decoder")
+    assert "tests/acceptance/test_server_clients.py" in mac
+    assert others == ["backend= ruff check", "backend= ruff format --check", "backend= mypy"]
 
 
 def test_fast_movers_are_pinned_and_mlx_is_one_version_everywhere(project: dict[str, Any]) -> None:

@@ -12,6 +12,8 @@ import pytest
 from kvlab.backends.x86 import blas_library, flash_attention, sgemm
 from kvlab.backends.x86.resumable import Resumable, evaluate, maybe_yield, wait_for
 
+pytestmark = pytest.mark.x86_only
+
 PAST = 0.0
 """A point in time from which on every chance to step aside is taken."""
 
