@@ -1,6 +1,8 @@
 """Every benchmark gives its ratios, on a real model's folder too, whatever time and context it has."""
 
+import json
 import math
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,7 +14,7 @@ from kvlab.bench import get, names
 from kvlab.bench.overhead import PROMPT
 from kvlab.bench.speed import measure_speed
 from kvlab.errors import RunError
-from kvlab.models import load
+from kvlab.models import bundled_path, load
 from tests.helpers import random_model_folder
 
 Rows = list[dict[str, Any]]
@@ -50,8 +52,12 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def roomy(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A model whose context holds the first turns of an agent's conversation, byte by byte."""
-    return random_model_folder("qwen3", tmp_path_factory.mktemp("roomy"), max_position_embeddings=7050)
+    """The bundled model with a context that holds the first turns of an agent's conversation only."""
+    folder = tmp_path_factory.mktemp("roomy") / "tiny"
+    shutil.copytree(bundled_path(), folder)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "max_position_embeddings": 1880}))
+    return folder
 
 
 @pytest.fixture(scope="module")
