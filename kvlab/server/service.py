@@ -40,14 +40,14 @@ class Service:
         request_id: str,
         tenant: str,
         path: str,
-    ) -> Session:
+    ) -> GenerationSession:
         """Load, render, check and submit. Raises ApiError; on success the session must be closed."""
         stack = AsyncExitStack()
         try:
             model = await stack.enter_async_context(self.pool.use(model_name))
             requests = await self.run_in_worker(_parse_and_compile, parse, model)
             stack.enter_context(self.limit.admit(sum(request.n for request in requests)))
-            session = Session(self, model, requests, stack, request_id, tenant, path)
+            session = GenerationSession(self, model, requests, stack, request_id, tenant, path)
             stack.push_async_callback(session.close)
             session.start()
         except BaseException:
@@ -65,7 +65,7 @@ class Service:
         self.worker.shutdown(wait=False, cancel_futures=True)
 
 
-class Session:
+class GenerationSession:
     """One admitted request. An async context manager: leaving it cancels what still runs."""
 
     def __init__(
@@ -99,7 +99,7 @@ class Session:
                 tags = {"request": self.request_id, "prompt": request.first_index}
                 self._choices.append(self.model.start_choice(index, request, self._tenant, tags))
 
-    async def __aenter__(self) -> Session:
+    async def __aenter__(self) -> GenerationSession:
         return self
 
     async def __aexit__(self, *_: object) -> None:

@@ -10,7 +10,7 @@ from kvlab.server.errors import ApiError
 from kvlab.server.generation.request import ChoiceEnd, TextDelta, ToolCallEvent
 from kvlab.server.http import sse
 from kvlab.server.logs import log
-from kvlab.server.service import Session, completion_details
+from kvlab.server.service import GenerationSession, completion_details
 
 STOP_REASONS = {"stop": "end_turn", "length": "max_tokens", "tool_calls": "tool_use"}
 
@@ -18,7 +18,7 @@ STOP_REASONS = {"stop": "end_turn", "length": "max_tokens", "tool_calls": "tool_
 class MessageResponse:
     """The answer to one request: whole, or as the events of a stream."""
 
-    def __init__(self, session: Session, *, details: bool) -> None:
+    def __init__(self, session: GenerationSession, *, details: bool) -> None:
         self._session, self._details = session, details
 
     async def whole(self) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from kvlab.server.generation.request import ChoiceEnd, TextDelta, ToolCallEvent
 from kvlab.server.generation.sampling import TokenLogprob
 from kvlab.server.http import sse
 from kvlab.server.logs import log
-from kvlab.server.service import Session, completion_details
+from kvlab.server.service import GenerationSession, completion_details
 
 PING = b": still here\n\n"
 
@@ -37,7 +37,7 @@ def finite(logprob: float) -> float:
 class ResponseShape:
     """Writes text, calls and ends in the form of one endpoint."""
 
-    def __init__(self, session: Session, *, details: bool) -> None:
+    def __init__(self, session: GenerationSession, *, details: bool) -> None:
         self._session, self._details = session, details
         self._head = {"id": session.request_id, "created": int(time.time()), "model": session.model.name}
 
@@ -161,7 +161,7 @@ class ChatResponse(ResponseShape):
 class CompletionResponse(ResponseShape):
     """/v1/completions."""
 
-    def __init__(self, session: Session, *, details: bool, echo: bool) -> None:
+    def __init__(self, session: GenerationSession, *, details: bool, echo: bool) -> None:
         super().__init__(session, details=details)
         self._echo = echo
         self._offset: dict[int, int] = {}
