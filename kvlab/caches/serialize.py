@@ -31,6 +31,8 @@ DTYPES: Mapping[str, mx.Dtype] = {
     )
 }  # fmt: skip
 """MLX dtypes by the name that a stored array carries."""
+STORED_AS: Mapping[mx.Dtype, mx.Dtype] = {mx.bfloat16: mx.uint16}
+"""The dtype whose bits stand for one that NumPy lacks."""
 _NAMES = {dtype: name for name, dtype in DTYPES.items()}
 
 
@@ -99,12 +101,12 @@ def token_rows(caches: Sequence[Any], *, prompt: bool = False) -> dict[str, mx.a
 
 
 def as_bits(arrays: Mapping[str, mx.array]) -> dict[str, mx.array]:
-    """Name arrays by their dtype, too, and give bfloat16, which NumPy lacks, as its bits in uint16.
+    """Name arrays by their dtype, too, and give those of a dtype that NumPy lacks as the bits of another one.
 
     The arrays that are returned do not change when the caches go on.
     """
     return {
-        f"{name}:{_NAMES[array.dtype]}": array.view(mx.uint16) if array.dtype == mx.bfloat16 else array[...]
+        f"{name}:{_NAMES[array.dtype]}": array.view(STORED_AS[array.dtype]) if array.dtype in STORED_AS else array[...]
         for name, array in arrays.items()
     }
 
@@ -214,8 +216,6 @@ def as_stored(array: mx.array, name: str) -> mx.array:
     """
     leaf, _, kind = name_parts(name)
     dtype = DTYPES.get(kind)
-    if dtype is not None and dtype == array.dtype:
-        return array
-    if dtype is not None and (dtype, array.dtype) == (mx.bfloat16, mx.uint16):
-        return array.view(mx.bfloat16)
+    if dtype is not None and array.dtype == STORED_AS.get(dtype, dtype):
+        return array.view(dtype) if dtype in STORED_AS else array
     raise PayloadError(f"layer {leaf} has an array {name!r} that holds {array.dtype}")
