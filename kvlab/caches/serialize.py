@@ -101,7 +101,7 @@ def token_rows(caches: Sequence[Any], *, prompt: bool = False) -> dict[str, mx.a
 
 
 def as_bits(arrays: Mapping[str, mx.array]) -> dict[str, mx.array]:
-    """Name arrays by their dtype, too, and give bfloat16, which NumPy lacks, as its bits in uint16.
+    """Name arrays by their dtype, too, and give those of a dtype that NumPy lacks as the bits of another one.
 
     The arrays that are returned do not change when the caches go on.
     """

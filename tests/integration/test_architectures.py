@@ -190,7 +190,7 @@ def test_state_of_another_version_is_computed_anew(labs, name, tmp_path, monkeyp
     """The cache classes of mlx-lm may change; what they left behind is then a miss, not an error."""
     lab = labs(name)
     with monkeypatch.context() as patch:
-        patch.setattr("kvlab.caches.serialize.to_checkpoint", lambda _: {"0:0:array": np.zeros(3, np.float32)})
+        patch.setattr("kvlab.caches.serialize.checkpoint_state", lambda _: ({"0:0": mx.zeros(3)}, {}))
         with Decoder(lab.loaded, policy(tmp_path, 16), prefill_step=STEP) as decoder:
             ask(decoder, [FIRST], 2)
     with Decoder(lab.loaded, policy(tmp_path, 16), prefill_step=STEP) as decoder:
