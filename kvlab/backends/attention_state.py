@@ -17,25 +17,25 @@ class AttentionState:
 
     Attributes:
         out: sums of values, weighted by ``exp(score - max_score)``, ``[batch, n_heads, v_head_dim]``.
-        max_score: the largest score, ``[batch, n_heads, 1]``; or, where ``sum_exp`` is None, the log-sum-exp of all.
-        sum_exp: sum of ``exp(score - max_score)``, ``[batch, n_heads, 1]``; None stands for 1: ``out`` is normalized.
+        max_score: the largest score, ``[batch, n_heads, 1]``.
+        sum_exp: sum of ``exp(score - max_score)``, ``[batch, n_heads, 1]``. It is kept beside the maximum: their
+            logarithm, rounded to float32, would cost some bits of every weight.
     """
 
     out: mx.array
     max_score: mx.array
-    sum_exp: mx.array | None
+    sum_exp: mx.array
 
     def take(self, index: mx.array) -> AttentionState:
         """Give the states of the sequences ``index``."""
-        sums = None if self.sum_exp is None else self.sum_exp[index]
-        return AttentionState(self.out[index], self.max_score[index], sums)
+        return AttentionState(self.out[index], self.max_score[index], self.sum_exp[index])
 
     def spread(self, index: mx.array) -> AttentionState:
         """Lay out for a batch: entry i is state ``index[i]`` of this one, or nothing where that is its length."""
         blank = AttentionState(
             mx.zeros((1, *self.out.shape[1:])),
             mx.full((1, *self.max_score.shape[1:]), -mx.inf),
-            None if self.sum_exp is None else mx.zeros((1, *self.sum_exp.shape[1:])),
+            mx.zeros((1, *self.sum_exp.shape[1:])),
         )
         return concatenate([self, blank]).take(index)
 
@@ -44,9 +44,17 @@ def concatenate(states: list[AttentionState]) -> AttentionState:
     """Put the states of several groups of sequences one behind the other."""
     if len(states) == 1:
         return states[0]
-    sums = [state.sum_exp for state in states if state.sum_exp is not None]
     return AttentionState(
         mx.concatenate([state.out for state in states]),
         mx.concatenate([state.max_score for state in states]),
-        mx.concatenate(sums) if sums else None,
+        mx.concatenate([state.sum_exp for state in states]),
     )
+
+
+def merged(
+    out: mx.array, max_score: mx.array, sum_exp: mx.array, out2: mx.array, max_score2: mx.array, sum_exp2: mx.array
+) -> tuple[mx.array, mx.array, mx.array]:
+    """Put together what the same queries got from different rows: the fields of two states, then those of one."""
+    top = mx.maximum(max_score, max_score2)
+    mine, theirs = mx.exp(max_score - top), mx.exp(max_score2 - top)
+    return out * mine + out2 * theirs, top, sum_exp * mine + sum_exp2 * theirs

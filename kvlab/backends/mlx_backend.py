@@ -9,14 +9,14 @@ from typing import ClassVar
 import mlx.core as mx
 import mlx.nn as nn
 
-from kvlab.backends.attention_state import AttentionState
+from kvlab.backends.attention_state import AttentionState, merged
 from kvlab.backends.base import Backend, BucketRule, ComputeThreads, KeyValueRows, ResumableWork, Segment
 
 MIN_READERS = 2
 """Sequences from which on a shared prefix is attended to together.
 
 One reader alone gets MLX's fused attention over prefix and own rows put one behind the other, which is 2 kernels where
-attention in parts is 15. Of two readers each would need a copy of the prefix at every step, and attention in parts
+attention in parts is 17. Of two readers each would need a copy of the prefix at every step, and attention in parts
 moves fewer bytes.
 """
 
@@ -50,15 +50,19 @@ class MlxBackend(Backend):
         scores = rows.scores(queries)
         if mask is not None:
             scores = mx.where(mask, scores, mx.finfo(mx.float32).min)
-        return AttentionState(rows.mix(mx.softmax(scores, axis=-1)), mx.logsumexp(scores, axis=-1, keepdims=True), None)
+        top = scores.max(axis=-1, keepdims=True)
+        weights = _weights(scores, top)
+        return AttentionState(rows.mix(weights), top, weights.sum(axis=-1, keepdims=True))
 
     def merge(self, one: AttentionState, other: AttentionState) -> AttentionState:
-        out, log_sum_exp = _merged(one.out, one.max_score, other.out, other.max_score)
-        return AttentionState(out, log_sum_exp, None)
+        fields = (one.out, one.max_score, one.sum_exp, other.out, other.max_score, other.sum_exp)
+        return AttentionState(*_merged(*fields))
 
     def finish(self, state: AttentionState, dtype: mx.Dtype, sinks: mx.array | None) -> mx.array:
-        out = state.out if sinks is None else _with_sinks(state.out, state.max_score, sinks[None, :, None])
-        return out.astype(dtype)[:, :, None]
+        total = state.sum_exp
+        if sinks is not None:
+            total = _with_sinks(state.max_score, total, sinks[None, :, None])
+        return (state.out / total).astype(dtype)[:, :, None]
 
     def shares_attention(self, readers: int) -> bool:
         return readers >= MIN_READERS
@@ -113,14 +117,14 @@ def _scaled(queries: mx.array, scale: float) -> mx.array:
     return queries.astype(mx.float32) * scale
 
 
-@mx.compile
-def _merged(out: mx.array, lse: mx.array, other: mx.array, other_lse: mx.array) -> tuple[mx.array, mx.array]:
-    top = mx.maximum(lse, other_lse)
-    mine, theirs = mx.exp(lse - top), mx.exp(other_lse - top)
-    total = mine + theirs
-    return (out * mine + other * theirs) / total, top + mx.log(total)
+_merged = mx.compile(merged)
 
 
 @mx.compile
-def _with_sinks(out: mx.array, lse: mx.array, sinks: mx.array) -> mx.array:
-    return out * mx.sigmoid(lse - sinks.astype(mx.float32))
+def _weights(scores: mx.array, top: mx.array) -> mx.array:
+    return mx.exp(scores - top)
+
+
+@mx.compile
+def _with_sinks(top: mx.array, total: mx.array, sinks: mx.array) -> mx.array:
+    return total + mx.exp(sinks.astype(mx.float32) - top)

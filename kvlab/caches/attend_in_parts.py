@@ -55,5 +55,4 @@ def private_attention(
 
 
 def _each(state: AttentionState, form: Callable[[mx.array], mx.array]) -> AttentionState:
-    sums = None if state.sum_exp is None else form(state.sum_exp)
-    return AttentionState(form(state.out), form(state.max_score), sums)
+    return AttentionState(form(state.out), form(state.max_score), form(state.sum_exp))

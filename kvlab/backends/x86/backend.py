@@ -10,7 +10,7 @@ import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 
-from kvlab.backends.attention_state import AttentionState
+from kvlab.backends.attention_state import AttentionState, merged
 from kvlab.backends.base import Backend, BucketRule, ComputeThreads, KeyValueRows, ResumableWork, Segment
 from kvlab.backends.mlx_backend import joined, over_all
 from kvlab.backends.x86 import sgemm
@@ -84,16 +84,11 @@ class X86Backend(Backend):
         return self._has_blas and keys.dtype == mx.float32 and rows * keys.shape[2] >= MIN_SCORES_FOR_FLASH
 
     def merge(self, one: AttentionState, other: AttentionState) -> AttentionState:
-        if one.sum_exp is None or other.sum_exp is None:
-            raise ValueError("a state of normalized sums was made by another backend")
-        top = mx.maximum(one.max_score, other.max_score)
-        mine, theirs = mx.exp(one.max_score - top), mx.exp(other.max_score - top)
-        return AttentionState(one.out * mine + other.out * theirs, top, one.sum_exp * mine + other.sum_exp * theirs)
+        fields = (one.out, one.max_score, one.sum_exp, other.out, other.max_score, other.sum_exp)
+        return AttentionState(*merged(*fields))
 
     def finish(self, state: AttentionState, dtype: mx.Dtype, sinks: mx.array | None) -> mx.array:
         total = state.sum_exp
-        if total is None:
-            raise ValueError("a state of normalized sums was made by another backend")
         if sinks is not None:
             total = total + mx.exp(sinks[None, :, None] - state.max_score)
         return (state.out / total).astype(dtype)[:, :, None]
