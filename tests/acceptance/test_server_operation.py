@@ -135,7 +135,15 @@ def test_a_client_that_leaves_is_cancelled_at_once(keyed):
     assert totals["generated_tokens_total"] - before < 20000
 
 
-def test_long_prefills_show_signs_of_life(keyed):
+def test_long_prefills_show_signs_of_life(keyed, monkeypatch):
+    """The prompt is held until the client has seen a sign: on no machine is it through before."""
+    seen, step = threading.Event(), Scheduler._step
+
+    def held_step(scheduler: Scheduler) -> None:
+        seen.wait(60)
+        step(scheduler)
+
+    monkeypatch.setattr(Scheduler, "_step", held_step)
     words = " ".join(str(i) for i in range(1000))
     lines = []
     with httpx.stream(
@@ -147,6 +155,8 @@ def test_long_prefills_show_signs_of_life(keyed):
     ) as response:
         for line in events(response):
             lines.append(line)
+            if line.startswith(":"):
+                seen.set()
     first = next(i for i, line in enumerate(lines) if line.startswith("data:"))
     assert any(line.startswith(":") for line in lines[:first])
     assert lines[-2] == "data: [DONE]"
