@@ -264,7 +264,7 @@ class TopScores(Retention):
         budget = self._scorer.rows(prompt, self.place.layer, self.place.n_layers)
         if budget < 1:
             raise PolicyError(f"{self._scorer} keeps {budget} rows of layer {self.place.layer}: it must be 1 or more")
-        if budget <= self._scorer.window and budget < prompt and not self.place.layer:
+        if budget <= self._scorer.window < prompt and not self.place.layer:
             warnings.warn(
                 f"{self._scorer} keeps {budget} rows of {prompt}, which its window of {self._scorer.window} fills: "
                 f"only the latest stay; write a larger budget or a smaller window",
