@@ -13,13 +13,14 @@ from kvlab.caches import check_model
 from kvlab.decoder.config import DecoderConfig
 from kvlab.decoder.event_emitter import EventEmitter, EventSink
 from kvlab.decoder.request import Processor, Request, Sampler, check_request
+from kvlab.decoder.reuse import nothing_at_rest
 from kvlab.decoder.scheduler import Scheduler
 from kvlab.decoder.stream import Completion, Stream
 from kvlab.errors import KvlabError
 from kvlab.models import LoadedModel
 from kvlab.policies import Policy
 from kvlab.recording import events
-from kvlab.store import Store
+from kvlab.store import Namespace, Store
 from kvlab.store.from_policy import open_store
 
 
@@ -120,6 +121,16 @@ class Decoder:
     def generate(self, prompt: Sequence[int], **options: Any) -> Completion:
         """:meth:`submit` and wait for the end."""
         return self.submit(prompt, **options).result()
+
+    def namespace(self, tenant: str = "") -> Namespace:
+        """Return the namespace in which the store keeps this decoder's blocks, for one tenant.
+
+        Raises:
+            PolicyError: the policy keeps nothing at rest.
+        """
+        if self._scheduler.reuse is None:
+            raise nothing_at_rest(self.policy)
+        return self._scheduler.reuse.namespace(tenant)
 
     @property
     def wants_checkpoints(self) -> bool:

@@ -6,16 +6,17 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import cast
 
 import polars as pl
 
 from kvlab import models
 from kvlab.decoder import Decoder
-from kvlab.errors import RunError
+from kvlab.errors import PolicyError, RunError
 from kvlab.models import LoadedModel
-from kvlab.policies import Module, Paged, Policy
+from kvlab.policies import Module, Policy
 from kvlab.policies.ssd_folder import with_ssd_folder
-from kvlab.store import Namespace
+from kvlab.store import Store
 from kvlab.tiers import tiers_at_rest
 from kvlab.workloads import Workload, load_workload
 
@@ -38,14 +39,15 @@ def resting(decoder: Decoder, prompt: Sequence[int]) -> list[str]:
 
     Raises RunError where the decoder's policy keeps nothing at rest.
     """
-    reuse, store = decoder.policy.reuse, decoder.store
-    if store is None or not isinstance(reuse, Paged):
-        raise RunError(f"policy '{decoder.policy}' keeps nothing at rest; use one with paged or tiered")
-    loaded = decoder.loaded
-    match = store.match(Namespace(loaded.fingerprint, decoder.policy.storage_key, loaded.dtype, reuse.block), prompt)
+    try:
+        space = decoder.namespace()
+    except PolicyError as error:
+        raise RunError(str(error)) from error
+    store = cast(Store, decoder.store)  # a policy with a namespace has one
+    match = store.match(space, prompt)
     store.release(match)
     tiers = [piece.tier for piece in match.pieces]
-    return tiers + [GONE] * (-(-len(prompt) // reuse.block) - len(tiers))
+    return tiers + [GONE] * (-(-len(prompt) // space.block) - len(tiers))
 
 
 def follow_blocks(

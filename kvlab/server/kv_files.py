@@ -20,7 +20,7 @@ from fastapi import APIRouter, Request
 from pydantic import Field
 
 from kvlab import paths
-from kvlab.policies import Paged
+from kvlab.errors import PolicyError
 from kvlab.server.errors import ApiError
 from kvlab.server.generation.served_model import ServedModel
 from kvlab.server.request_body import RequestBody
@@ -121,12 +121,11 @@ def restore(model: ServedModel, tenant: str, file: Path) -> dict[str, int]:
 
 
 def _store(model: ServedModel, tenant: str) -> tuple[Any, Namespace, bool]:
-    store, reuse = model.decoder.store, model.policy.reuse
-    if store is None or not isinstance(reuse, Paged):
-        raise ApiError(400, f"the policy {model.policy} keeps no KV: serve paged or tiered to save slots")
-    loaded = model.loaded
-    space = Namespace(loaded.fingerprint, model.policy.storage_key, loaded.dtype, reuse.block, tenant)
-    return store, space, model.decoder.wants_checkpoints
+    decoder = model.decoder
+    try:
+        return decoder.store, decoder.namespace(tenant), decoder.wants_checkpoints
+    except PolicyError as error:
+        raise ApiError(400, f"the policy {model.policy} keeps no KV: serve paged or tiered to save slots") from error
 
 
 def _namespace_fields(space: Namespace) -> list[Any]:

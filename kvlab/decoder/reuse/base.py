@@ -14,7 +14,7 @@ from kvlab.decoder.request import Request
 from kvlab.errors import PolicyError
 from kvlab.models import LoadedModel
 from kvlab.policies import Module, NoReuse, Policy
-from kvlab.store import Store
+from kvlab.store import Namespace, Store
 
 Heard = Callable[[Request, int, int, float], None]
 """Hears of a request's KV that was stored: blocks, bytes, and the seconds that took."""
@@ -36,6 +36,13 @@ class PrefixCache(ABC):
     def __init__(self, loaded: LoadedModel, policy: Policy, store: Store | None) -> None:
         self.loaded, self.policy, self.store = loaded, policy, store
         self.on_stored: Heard = lambda *_: None
+
+    def namespace(self, tenant: str = "") -> Namespace:
+        """Return the namespace of this model's and this policy's blocks in the store, for one tenant.
+
+        Raises PolicyError where this reuse keeps no blocks at rest.
+        """
+        raise nothing_at_rest(self.policy)
 
     @abstractmethod
     def limit(self, request: Request) -> int:
@@ -99,6 +106,11 @@ def make_prefix_cache(loaded: LoadedModel, policy: Policy, store: Store | None) 
             f"kvlab.decoder.reuse.PrefixCache with module = {type(reuse).__name__}, or write one of {names}"
         )
     return known[type(reuse)](loaded, policy, store)
+
+
+def nothing_at_rest(policy: Policy) -> PolicyError:
+    """Return the error for what only a policy with KV at rest can do."""
+    return PolicyError(f"policy '{policy}' keeps nothing at rest; use one with paged or tiered")
 
 
 @functools.cache

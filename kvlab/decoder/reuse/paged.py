@@ -46,6 +46,9 @@ class PagedPrefixCache(PrefixCache):
         self._every = policy.reuse.checkpoint
         self.wants_checkpoints = serialize.has_state(make_caches(loaded.model, policy))
 
+    def namespace(self, tenant: str = "") -> Namespace:
+        return Namespace(self.loaded.fingerprint, self.policy.storage_key, self.loaded.dtype, self._block, tenant)
+
     def set_busy(self, is_busy: bool) -> None:
         self._store.set_background_priority(is_busy)
 
@@ -94,7 +97,9 @@ class PagedPrefixCache(PrefixCache):
         return filler.nbytes(match.tokens) + state if match.tokens else 0
 
     def _match(self, request: Request, limit: int) -> Match:
-        return self._store.match(self._namespace(request), request.context[:limit], checkpoint=self.wants_checkpoints)
+        return self._store.match(
+            self.namespace(request.tenant), request.context[:limit], checkpoint=self.wants_checkpoints
+        )
 
     def _read(
         self, request: Request, limit: int, match: Match, filler: CacheLoader
@@ -160,7 +165,7 @@ class PagedPrefixCache(PrefixCache):
         checkpoint: bool = False,
     ) -> None:
         """Put ``rows`` of ``tokens`` into the store, and the state of all other layers at exactly ``tokens``."""
-        known, context = self._namespace(request), list(tokens)
+        space, context = self.namespace(request.tenant), list(tokens)
         bits = serialize.as_bits(rows) if len(context) > request.stored else None
         request.stored = max(request.stored, len(context))
         arrays, others = serialize.checkpoint_state(caches) if checkpoint else ({}, {})
@@ -171,14 +176,14 @@ class PagedPrefixCache(PrefixCache):
         def prepare() -> Callable[[], None]:
             memory = None if bits is None else {name: np.asarray(array) for name, array in bits.items()}
             states = {name: np.asarray(array) for name, array in state.items()}
-            return lambda: self._put(request, known, context, memory, others | states if checkpoint else None)
+            return lambda: self._put(request, space, context, memory, others | states if checkpoint else None)
 
         self._deposits.add([*(bits or {}).values(), *state.values()], prepare)
 
     def _put(
         self,
         request: Request,
-        known: Namespace,
+        space: Namespace,
         tokens: Sequence[int],
         rows: Mapping[str, np.ndarray] | None,
         state: Mapping[str, np.ndarray] | None,
@@ -187,20 +192,15 @@ class PagedPrefixCache(PrefixCache):
         started, blocks, size = time.perf_counter(), 0, 0
         if rows is not None:
             # Asked anew each time: since the match, blocks may have left, and other requests may have stored theirs.
-            start = self._store.stored(known, tokens)
-            put = self._store.put(known, tokens, start, serialize.to_blocks(rows, start, len(tokens), self._block))
+            start = self._store.stored(space, tokens)
+            put = self._store.put(space, tokens, start, serialize.to_blocks(rows, start, len(tokens), self._block))
             blocks, size = put.blocks, put.bytes
         if state is not None:
             copies = {name: serialize.copied(array) for name, array in state.items()}
-            put = self._store.put_checkpoint(known, tokens, copies)
+            put = self._store.put_checkpoint(space, tokens, copies)
             blocks, size = blocks + put.blocks, size + put.bytes
         if blocks:
             self.on_stored(request, blocks, size, time.perf_counter() - started)
-
-    def _namespace(self, request: Request) -> Namespace:
-        return Namespace(
-            self.loaded.fingerprint, self.policy.storage_key, self.loaded.dtype, self._block, request.tenant
-        )
 
 
 def nothing_of(match: Match, miss: str) -> Match:
