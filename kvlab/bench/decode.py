@@ -16,7 +16,7 @@ from mlx_lm.models.cache import make_prompt_cache
 from kvlab.backends import device
 from kvlab.bench.models import random_qwen3
 from kvlab.bench.request_times import TokenTimes, no_end, random_prompt
-from kvlab.bench.session import SECONDS, Clock, Session
+from kvlab.bench.session import SECONDS, BenchSession, Clock
 from kvlab.bench.speed import ModelSpeed, measure_speed
 from kvlab.decoder import Decoder
 from kvlab.models import LoadedModel, load
@@ -62,7 +62,7 @@ def run(
     answers and rounds are as long and as many as ``seconds``, the model's context and memory allow.
     """
     rows: list[RESULT] = []
-    with Session("decode", seconds, clock=clock) as session:
+    with BenchSession("decode", seconds, clock=clock) as session:
         for loaded, seconds_of_model in session.parts([load(model), random_qwen3(seed=seed)]):
             speed = measure_speed(loaded, clock)
             for (workload, n), share in session.parts(cases, seconds_of_model):
@@ -97,7 +97,7 @@ class Case:
         kinds = RAGGED if self.workload == "ragged" else (PRIVATE,)
         return [kinds[i % len(kinds)] for i in range(self.n)]
 
-    def fitted(self, session: Session, seconds: float) -> list[int]:
+    def fitted(self, session: BenchSession, seconds: float) -> list[int]:
         """The same, as long as ``seconds`` for both sides, memory and the model's context allow."""
         wanted, about = self.lengths, self.about
         longest = (self.loaded.context_length or max(wanted) + OWN + self.tokens) - OWN - self.tokens
@@ -113,7 +113,7 @@ class Case:
         return fitted
 
 
-def _measure(session: Session, case: Case, rounds: int, seconds: float) -> list[RESULT]:
+def _measure(session: BenchSession, case: Case, rounds: int, seconds: float) -> list[RESULT]:
     started = session.clock()
     loaded, n, about = case.loaded, case.n, case.about
     lengths = case.fitted(session, seconds)

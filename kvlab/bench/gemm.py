@@ -8,7 +8,7 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 
-from kvlab.bench.session import Clock, Session
+from kvlab.bench.session import BenchSession, Clock
 from kvlab.errors import RunError
 
 SIZES = (512, 1024, 2048)
@@ -27,7 +27,7 @@ def run(
     ``seconds`` are shared by the sizes; ``model`` is not used. Raises RunError when the two disagree about the product.
     """
     rows: list[dict] = []
-    with Session("gemm", seconds, clock=clock) as session:
+    with BenchSession("gemm", seconds, clock=clock) as session:
         for size in sizes:
             session.show(f"{size} x {size}")
             rows += compare(size, seed=seed, seconds=seconds / len(sizes), clock=clock)

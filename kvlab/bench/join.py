@@ -9,7 +9,7 @@ from typing import Any
 import mlx.core as mx
 from mlx_lm.models.cache import BatchKVCache, KVCache
 
-from kvlab.bench.session import SECONDS, Clock, Session
+from kvlab.bench.session import SECONDS, BenchSession, Clock
 from kvlab.caches import LayerCache
 from kvlab.policies import Policy
 
@@ -34,7 +34,7 @@ def run(
     mx.random.seed(seed)
     rows: list[dict[str, Any]] = []
     libraries = (("kvlab", _ours, _our_batch), ("mlx-lm", _theirs, _their_batch))
-    with Session("join", seconds, clock=clock) as session:
+    with BenchSession("join", seconds, clock=clock) as session:
         for (library, one, many), share in session.parts(libraries):
             times: dict[tuple[str, int], list[float]] = {}
             for _ in session.rounds(rounds, share, {"policy": library, "workload": "join"}, warm_up=False):

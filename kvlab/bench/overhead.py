@@ -12,7 +12,7 @@ import numpy as np
 from mlx_lm.generate import BatchGenerator
 
 from kvlab.bench.request_times import no_end, random_prompt
-from kvlab.bench.session import SECONDS, Clock, Session
+from kvlab.bench.session import SECONDS, BenchSession, Clock
 from kvlab.decoder import Decoder
 from kvlab.models import LoadedModel, load
 
@@ -42,14 +42,14 @@ def run(
     """
     loaded = load(model)
     rows: list[dict[str, Any]] = []
-    with Session("overhead", seconds, clock=clock) as session:
+    with BenchSession("overhead", seconds, clock=clock) as session:
         for n, share in session.parts(ns):
             rows += _case(session, loaded, n, tokens, rounds, seed, share)
         return rows + session.skipped
 
 
 def _case(
-    session: Session, loaded: LoadedModel, n: int, tokens: int, rounds: int, seed: int, seconds: float
+    session: BenchSession, loaded: LoadedModel, n: int, tokens: int, rounds: int, seed: int, seconds: float
 ) -> list[dict[str, Any]]:
     about = {"policy": "full", "workload": "overhead", "n": n, "model": loaded.name}
     room = loaded.context_length or PROMPT + tokens

@@ -11,7 +11,7 @@ import numpy as np
 
 from kvlab.bench.models import random_qwen3
 from kvlab.bench.request_times import TokenTimes, no_end, random_prompt
-from kvlab.bench.session import SECONDS, Clock, Session
+from kvlab.bench.session import SECONDS, BenchSession, Clock
 from kvlab.bench.speed import measure_speed
 from kvlab.decoder import Decoder
 from kvlab.models import LoadedModel, load
@@ -43,7 +43,7 @@ def run(
     model's context ask for it.
     """
     rows: list[dict[str, Any]] = []
-    with Session("pace", seconds, clock=clock) as session:
+    with BenchSession("pace", seconds, clock=clock) as session:
         for loaded, share in session.parts([load(model), random_qwen3(seed=seed)]):
             rows += _case(session, loaded, rounds, seed, share)
         return rows + session.skipped
@@ -58,7 +58,7 @@ class PaceSizes:
     answer: int
 
 
-def _case(session: Session, loaded: LoadedModel, rounds: int, seed: int, seconds: float) -> list[dict[str, Any]]:
+def _case(session: BenchSession, loaded: LoadedModel, rounds: int, seed: int, seconds: float) -> list[dict[str, Any]]:
     about = {"policy": "paged", "workload": "long prompt beside 8", "n": OTHERS + 1, "model": loaded.name}
     sizes = _sizes(session, loaded, rounds, seconds, about)
     measured = []
@@ -78,7 +78,7 @@ def _case(session: Session, loaded: LoadedModel, rounds: int, seed: int, seconds
     ]
 
 
-def _sizes(session: Session, loaded: LoadedModel, rounds: int, seconds: float, about: dict[str, Any]) -> PaceSizes:
+def _sizes(session: BenchSession, loaded: LoadedModel, rounds: int, seconds: float, about: dict[str, Any]) -> PaceSizes:
     """What fits into ``seconds``, and into the model's context."""
     speed, context = measure_speed(loaded, session.clock), loaded.context_length or 1 << 20
     long = session.cut(LONG, context - 1, "prompt tokens", "context", about)

@@ -16,7 +16,7 @@ import numpy as np
 
 from kvlab.bench.models import random_qwen3
 from kvlab.bench.request_times import no_end, random_prompt
-from kvlab.bench.session import SECONDS, Clock, Session
+from kvlab.bench.session import SECONDS, BenchSession, Clock
 from kvlab.bench.speed import measure_speed
 from kvlab.decoder import Completion, Decoder
 from kvlab.errors import RunError
@@ -74,7 +74,7 @@ def run(
     rows: list[dict[str, Any]] = []
     with (
         tempfile.TemporaryDirectory(prefix="kvlab-bench-") as name,
-        Session("restore", seconds, clock=clock) as session,
+        BenchSession("restore", seconds, clock=clock) as session,
     ):
         for place, ((workload, loaded), share) in enumerate(session.parts(cases)):
             about = {"policy": "tiered", "workload": workload, "model": loaded.name}
@@ -92,7 +92,7 @@ def run(
 
 
 def _length(
-    session: Session, loaded: LoadedModel, about: dict[str, Any], wanted: int, seconds: float, prefills: int
+    session: BenchSession, loaded: LoadedModel, about: dict[str, Any], wanted: int, seconds: float, prefills: int
 ) -> int:
     """Prompt tokens that may be prefilled so many times, and that leave room for an answer."""
     speed = measure_speed(loaded, session.clock)
@@ -129,7 +129,7 @@ class RestoredBytes:
 
 
 def _restore(
-    session: Session,
+    session: BenchSession,
     loaded: LoadedModel,
     folder: Path,
     about: dict[str, Any],
@@ -196,7 +196,7 @@ def _read(paths: list[Path]) -> float:
 
 
 def _restart(
-    session: Session,
+    session: BenchSession,
     loaded: LoadedModel,
     folder: Path,
     about: dict[str, Any],
@@ -226,7 +226,7 @@ def _restart(
 
 
 def _write_behind(
-    session: Session,
+    session: BenchSession,
     loaded: LoadedModel,
     folder: Path,
     about: dict[str, Any],

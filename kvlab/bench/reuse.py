@@ -13,7 +13,7 @@ import mlx.core as mx
 from mlx_lm.generate import BatchGenerator
 from mlx_lm.models.cache import make_prompt_cache
 
-from kvlab.bench.session import SECONDS, Clock, Session
+from kvlab.bench.session import SECONDS, BenchSession, Clock
 from kvlab.caches import own_caches
 from kvlab.decoder import Decoder
 from kvlab.errors import RunError
@@ -51,7 +51,7 @@ def run(
     folder = tempfile.TemporaryDirectory(prefix="kvlab-bench-")
     with (
         folder as name,
-        Session("reuse", seconds, clock=clock) as session,
+        BenchSession("reuse", seconds, clock=clock) as session,
         Decoder(loaded, f"{POLICY}:dir={name}") as decoder,
     ):
         for number in session.rounds(conversations, seconds, about):

@@ -17,7 +17,7 @@ Clock = Callable[[], float]
 T = TypeVar("T")
 
 
-class Session:
+class BenchSession:
     """One run of a benchmark within a time budget. Use it as a context manager; the bar on stderr counts seconds.
 
     Args:
@@ -36,7 +36,7 @@ class Session:
         total = None if math.isinf(seconds) else round(seconds)
         self._bar = tqdm(total=total, desc=f"bench {name}", unit="s", leave=False)
 
-    def __enter__(self) -> Session:
+    def __enter__(self) -> BenchSession:
         return self
 
     def __exit__(self, *_: object) -> None:
