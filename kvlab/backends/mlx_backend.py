@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from functools import partial
+import functools
+from collections.abc import Callable, Iterator, Sequence
 from typing import ClassVar
 
 import mlx.core as mx
@@ -16,7 +16,7 @@ MIN_READERS = 2
 """Sequences from which on a shared prefix is attended to together.
 
 One reader alone gets MLX's fused attention over prefix and own rows put one behind the other, which is 2 kernels where
-attention in parts is 17. Of two readers each would need a copy of the prefix at every step, and attention in parts
+attention in parts is 16. Of two readers each would need a copy of the prefix at every step, and attention in parts
 moves fewer bytes.
 """
 
@@ -62,7 +62,7 @@ class MlxBackend(Backend):
         total = state.sum_exp
         if sinks is not None:
             total = _with_sinks(state.max_score, total, sinks[None, :, None])
-        return (state.out / total).astype(dtype)[:, :, None]
+        return _quotient(dtype)(state.out, total)[:, :, None]
 
     def shares_attention(self, readers: int) -> bool:
         return readers >= MIN_READERS
@@ -112,12 +112,18 @@ def over_all(mask: mx.array | str | None, length: int, count: int) -> mx.array |
     return mx.pad(mask, [(0, 0)] * (mask.ndim - 1) + [(length - mask.shape[-1], 0)], constant_values=True)
 
 
-@partial(mx.compile, shapeless=True)
+@functools.partial(mx.compile, shapeless=True)
 def _scaled(queries: mx.array, scale: float) -> mx.array:
     return queries.astype(mx.float32) * scale
 
 
 _merged = mx.compile(merged)
+
+
+@functools.cache
+def _quotient(dtype: mx.Dtype) -> Callable[[mx.array, mx.array], mx.array]:
+    """One kernel that divides in float32 and rounds once, to ``dtype``."""
+    return mx.compile(lambda out, total: (out / total).astype(dtype))
 
 
 @mx.compile

@@ -19,8 +19,10 @@ class BatchLayerCache:
         self._waiting: list[int] | None = None
 
     @property
-    def offset(self) -> mx.array:
-        """True positions of the next tokens, int32 ``[batch]``."""
+    def offset(self) -> mx.array | int:
+        """True positions of the next tokens, int32 ``[batch]``; a number where there is one sequence."""
+        if len(self.sequences) == 1:
+            return int(self.sequences[0].offset)
         return mx.array([sequence.offset for sequence in self.sequences])
 
     def prepare(self, *, lengths: list[int], right_padding: list[int]) -> None:
@@ -33,6 +35,8 @@ class BatchLayerCache:
 
     def update_and_fetch(self, keys: mx.array, values: mx.array) -> tuple[mx.array, mx.array]:
         """Give each sequence its real rows of ``[batch, n_kv_heads, n, head_dim]``."""
+        if self._is_lone:
+            return self.sequences[0].update_and_fetch(keys, values)  # type: ignore[no-any-return]
         for i, (sequence, real) in enumerate(zip(self.sequences, self._real(keys.shape[2]), strict=True)):
             if real:
                 sequence.update_and_fetch(keys[i : i + 1, :, :real], values[i : i + 1, :, :real])
@@ -40,6 +44,8 @@ class BatchLayerCache:
 
     def attend(self, queries: mx.array, *, scale: float, mask: Any = None, sinks: mx.array | None = None) -> mx.array:
         """Attention ``[batch, n_heads, n, v_head_dim]``; rows of padding are zeros."""
+        if self._is_lone:
+            return self.sequences[0].attend(queries, scale=scale, mask=mask, sinks=sinks)  # type: ignore[no-any-return]
         reals = self.claim(queries.shape[2])
         outs: list[mx.array | None] = [
             sequence.attend(queries[i : i + 1, :, :real], scale=scale, mask=mask, sinks=sinks) if real else None
@@ -47,6 +53,11 @@ class BatchLayerCache:
         ]
         width = next((out.shape[-1] for out in outs if out is not None), queries.shape[-1])
         return mx.concatenate([self._padded(out, queries, width) for out in outs])
+
+    @property
+    def _is_lone(self) -> bool:
+        """One sequence without padding: it is served without slices, lists and copies, which cost every layer."""
+        return self._waiting is None and len(self.sequences) == 1
 
     def pass_over(self, count: int) -> None:
         """The next ``count`` tokens are in, and what they attend to is not asked for."""

@@ -68,9 +68,10 @@ class CascadeBatch(BatchLayerCache):
     def update_and_fetch(self, keys: mx.array, values: mx.array) -> tuple[mx.array, mx.array]:
         """Give each sequence its real rows of ``[batch, n_kv_heads, n, head_dim]``."""
         if not self._together(keys.shape[2]):
-            for sequence in self.sequences:
-                sequence.take_out()
-            self._forget_layout()
+            if self._buckets or self._laid_out or not self._is_lone:
+                for sequence in self.sequences:
+                    sequence.take_out()
+                self._forget_layout()
             return super().update_and_fetch(keys, values)
         new = self.sequences[0].codec.encode(keys, values)
         self._lay_out(new)
