@@ -142,7 +142,8 @@ SMALL: dict[str, Any] = {
     "vocab_size": 261,
 }
 EQUAL, CLOSE, RAGGED = (100, 100, 100, 100), (100, 103, 107, 115), (40, 130, 270, 520)
-SHARED = 128
+SHARED, SHORT = 640, 128
+"""Tokens of a prefix whose readers attend to it together, and of one of which they only share the memory."""
 
 
 def small_model(architecture: str = "qwen3", dtype: mx.Dtype = mx.bfloat16) -> ModelFactory:
@@ -174,23 +175,23 @@ def under(policy: str, *lengths: int) -> CachesFactory:
     return _merged(make, lengths)
 
 
-def sharing(policy: str, *lengths: int) -> CachesFactory:
-    """The same of prompts whose first SHARED tokens are held once for all of them."""
+def sharing(policy: str, shared: int, *lengths: int) -> CachesFactory:
+    """The same of prompts whose first ``shared`` tokens are held once for all; ``lengths`` are what follows."""
     from kvlab.caches import own_caches
     from kvlab.policies import Policy
 
     def build(model: nn.Module) -> list[Any]:
         parsed = Policy.parse(policy)
         donor = own_caches(model, parsed)
-        _prefill(model, donor, SHARED)
-        prefixes = [cache.give(SHARED) for cache in donor]
+        _prefill(model, donor, shared)
+        prefixes = [cache.give(shared) for cache in donor]
         sequences = []
         for length in lengths:
-            caches = own_caches(model, parsed, prompt_tokens=length)
+            caches = own_caches(model, parsed, prompt_tokens=shared + length)
             for cache, prefix in zip(caches, prefixes, strict=True):
                 cache.begin_with((prefix,))
                 prefix.users += 1
-            _prefill(model, caches, length - SHARED)
+            _prefill(model, caches, length)
             sequences.append(caches)
         return [type(layer[0]).merge(list(layer)) for layer in zip(*sequences, strict=True)]
 
@@ -219,9 +220,10 @@ LAYOUTS: dict[str, tuple[Callable[[], CachesFactory], int]] = {
     "private, equal lengths": (lambda: under("full", *EQUAL), 4),
     "private, one bucket": (lambda: under("full", *CLOSE), 4),
     "ragged": (lambda: under("full", *RAGGED), 4),
-    "shared prefix, alone": (lambda: sharing("full", SHARED + 32), 1),
-    "shared prefix, four": (lambda: sharing("full", *(SHARED + length - 70 for length in CLOSE)), 4),
-    "shared prefix, four, ragged": (lambda: sharing("full", *(SHARED + length for length in RAGGED)), 4),
+    "shared prefix, alone": (lambda: sharing("full", SHORT, 32), 1),
+    "shared prefix, four": (lambda: sharing("full", SHARED, *(length - 70 for length in CLOSE)), 4),
+    "short shared prefix, four": (lambda: sharing("full", SHORT, *(length - 70 for length in CLOSE)), 4),
+    "shared prefix, four, ragged": (lambda: sharing("full", SHARED, *RAGGED), 4),
     "quantized, alone": (lambda: under("quantized:bits=4", 100), 1),
     "quantized": (lambda: under("quantized:bits=4", *CLOSE), 4),
     "snapkv, alone": (lambda: under("snapkv:budget=64", 100), 1),

@@ -165,8 +165,8 @@ class Backend(ABC):
         return False
 
     @abstractmethod
-    def shares_attention(self, readers: int) -> bool:
-        """Whether ``readers`` sequences of a batch that begin with the same rows attend to them together.
+    def shares_attention(self, readers: int, rows: int) -> bool:
+        """Whether ``readers`` sequences of a batch that begin with the same ``rows`` rows attend to them together.
 
         Where not, they share the memory only.
         """

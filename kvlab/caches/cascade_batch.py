@@ -98,7 +98,7 @@ class CascadeBatch(BatchLayerCache):
 
     def _attend_together(self, queries: mx.array, scale: float, sinks: mx.array | None) -> mx.array:
         backend: Backend = self.sequences[0].backend
-        if not self._groups and not backend.composes_batches:
+        if not backend.composes_batches and self._is_fused(backend):
             return self._attend_apart(backend, queries, scale, sinks)
         scaled = backend.scaled_queries(queries, scale)
         ordered = scaled if self._order is None else scaled[self._order]
@@ -116,14 +116,24 @@ class CascadeBatch(BatchLayerCache):
             whole = backend.merge(whole, part if spread is None else part.spread(spread))
         return backend.finish(whole, queries.dtype, sinks)
 
+    def _is_fused(self, backend: Backend) -> bool:
+        """Whether each bucket attends by one fused operation, to the prefixes that all sequences share, too."""
+        if not self._groups:
+            return True
+        prefixes = [prefix for prefix, members, _ in self._groups if members is None]
+        if len(prefixes) < len(self._groups) or not self.sequences[0].codec.is_exact:
+            return False
+        return not backend.shares_attention(len(self.sequences), sum(prefix.length for prefix in prefixes))
+
     def _attend_apart(self, backend: Backend, queries: mx.array, scale: float, sinks: mx.array | None) -> mx.array:
-        """Attend where no prefix is shared: bucket by bucket, each by one fused operation."""
+        """Attend bucket by bucket, each by one fused operation over the prefixes of all and its own rows."""
         ordered = queries if self._order is None else queries[self._order]
+        prefixes = [prefix.arrays for prefix, _, _ in self._groups]
         outs, at = [], 0
         for bucket in self._buckets:
             count = len(bucket.lengths)
             some = ordered[at : at + count] if count < len(queries) else ordered
-            outs.append(bucket.attend(backend, some, scale, sinks))
+            outs.append(bucket.attend(backend, some, scale, sinks, prefixes))
             at += count
         whole = outs[0] if len(outs) == 1 else mx.concatenate(outs)
         return whole if self._back is None else whole[self._back]

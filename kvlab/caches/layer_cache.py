@@ -273,7 +273,8 @@ class LayerCache:
         return self.rows.attend(self.backend, queries, prefixes, scale, mask, sinks)
 
     def _in_parts(self, heads: int) -> bool:
-        shares = bool(self.prefixes) and self.backend.shares_attention(readers=1)
+        rows = sum(prefix.length for prefix in self.prefixes)
+        shares = bool(rows) and self.backend.shares_attention(1, rows)
         return shares or self.backend.composes(heads * self.rows.length)
 
     # -- what is kept -----------------------------------------------------------------------------------------------

@@ -8,7 +8,7 @@ any size, and only similar lengths, so that live bytes follow real tokens; the b
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import mlx.core as mx
 import numpy as np
@@ -17,7 +17,7 @@ from kvlab.backends import Backend
 from kvlab.backends.attention_state import AttentionState
 from kvlab.backends.base import BucketRule
 from kvlab.caches.attend_in_parts import private_attention
-from kvlab.caches.codecs import Codec
+from kvlab.caches.codecs import Arrays, Codec
 from kvlab.caches.kv_buffer import KVBuffer
 
 
@@ -132,9 +132,24 @@ class LengthBucket:
         self.cursor += 1
         self.lengths = [length + 1 for length in self.lengths]
 
-    def attend(self, backend: Backend, queries: mx.array, scale: float, sinks: mx.array | None) -> mx.array:
-        """Compute the attention of the newest queries ``[slots, n_heads, 1, head_dim]`` over their own rows."""
-        return self.codec.attend(backend, queries, [self._seen_rows()], scale, self._seen_mask(), sinks)
+    def attend(
+        self,
+        backend: Backend,
+        queries: mx.array,
+        scale: float,
+        sinks: mx.array | None,
+        prefixes: Sequence[Arrays] = (),
+    ) -> mx.array:
+        """Compute the attention of the newest queries ``[slots, n_heads, 1, head_dim]`` over prefixes and own rows.
+
+        ``prefixes`` are arrays ``[1, n_kv_heads, length, width]``, which all sequences begin with.
+        """
+        slots = len(self.lengths)
+        before = [
+            {name: mx.broadcast_to(array, (slots, *array.shape[1:])) for name, array in prefix.items()}
+            for prefix in prefixes
+        ]
+        return self.codec.attend(backend, queries, [*before, self._seen_rows()], scale, self._seen_mask(), sinks)
 
     def attend_in_parts(self, backend: Backend, queries: mx.array) -> AttentionState:
         """Compute what the newest queries, scaled, ``[slots, n_heads, 1, head_dim]``, get from their own rows."""

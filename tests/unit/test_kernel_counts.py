@@ -11,6 +11,7 @@ LIMITS = {
     "private, one bucket": 21,
     "ragged": 26,
     "shared prefix, alone": 22,
+    "short shared prefix, four": 24,
     "shared prefix, four": 40,
     "shared prefix, four, ragged": 52,
     "quantized, alone": 28,

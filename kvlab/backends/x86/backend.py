@@ -96,7 +96,7 @@ class X86Backend(Backend):
     def composes(self, scores: int) -> bool:
         return scores >= MIN_SCORES_TO_COMPOSE
 
-    def shares_attention(self, readers: int) -> bool:
+    def shares_attention(self, readers: int, rows: int) -> bool:
         return True
 
     def resumable(self, steps: Iterator[None], wait_s: float) -> ResumableWork:
