@@ -1,4 +1,4 @@
-"""The device under MLX: which attention, exponentials and threads are the quickest on it.
+"""The device under MLX: which attention, exponentials and threads are the fastest on it.
 
 Nothing here imports MLX before it is asked for: an optimised BLAS must be loaded first.
 """

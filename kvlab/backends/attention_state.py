@@ -1,6 +1,6 @@
-"""``AttentionState``: what queries got from some rows, in a form that can be merged with what they got from others.
+"""``AttentionState``: attention of queries over some rows, which can be merged with that over other rows.
 
-Attention over rows ``A + B`` is exact when each part carries its output, its largest score and its sum of exponentials
+Attention over rows ``A + B`` is exact when each part has its output, its largest score and its sum of exponentials
 (log-sum-exp merging): the recurrence of online softmax (Milakov and Gimelshein 2018).
 """
 
@@ -13,7 +13,7 @@ import mlx.core as mx
 
 @dataclass(frozen=True)
 class AttentionState:
-    """What single queries got from some rows, all in float32.
+    """The attention of single queries over some rows, before normalization, in float32.
 
     Attributes:
         out: sums of values, weighted by ``exp(score - max_score)``, ``[batch, n_heads, v_head_dim]``.
@@ -27,11 +27,11 @@ class AttentionState:
     sum_exp: mx.array
 
     def take(self, index: mx.array) -> AttentionState:
-        """Give the states of the sequences ``index``."""
+        """Return the states of the sequences ``index``."""
         return AttentionState(self.out[index], self.max_score[index], self.sum_exp[index])
 
     def spread(self, index: mx.array) -> AttentionState:
-        """Lay out for a batch: entry i is state ``index[i]`` of this one, or nothing where that is its length."""
+        """Return the states for a batch: entry i is state ``index[i]``, or an empty one where that is the length."""
         blank = AttentionState(
             mx.zeros((1, *self.out.shape[1:])),
             mx.full((1, *self.max_score.shape[1:]), -mx.inf),
@@ -41,7 +41,7 @@ class AttentionState:
 
 
 def concatenate(states: list[AttentionState]) -> AttentionState:
-    """Put the states of several groups of sequences one behind the other."""
+    """Concatenate the states of several groups of sequences."""
     if len(states) == 1:
         return states[0]
     return AttentionState(
@@ -54,7 +54,7 @@ def concatenate(states: list[AttentionState]) -> AttentionState:
 def merged(
     out: mx.array, max_score: mx.array, sum_exp: mx.array, out2: mx.array, max_score2: mx.array, sum_exp2: mx.array
 ) -> tuple[mx.array, mx.array, mx.array]:
-    """Put together what the same queries got from different rows: the fields of two states, then those of one."""
+    """Merge two states of the same queries over different rows: takes the fields of both, returns those of one."""
     top = mx.maximum(max_score, max_score2)
     mine, theirs = mx.exp(max_score - top), mx.exp(max_score2 - top)
     return out * mine + out2 * theirs, top, sum_exp * mine + sum_exp2 * theirs

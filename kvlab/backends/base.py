@@ -1,4 +1,4 @@
-"""What a backend is: every decision that depends on the device, in one object that caches and scheduler are handed."""
+"""``Backend``: the decisions that depend on the device, in one object that caches and the scheduler receive."""
 
 from __future__ import annotations
 
@@ -29,40 +29,40 @@ class KeyValueRows(Protocol):
 
     @property
     def plain(self) -> Segment | None:
-        """Keys and values where they are stored as the model computes them; None where a codec changed them."""
+        """Keys and values as the model computes them; None where a codec changes them."""
         ...
 
 
 class ResumableWork(Protocol):
-    """Work that can be left and gone on with, on one thread, because MLX must stay on one.
+    """Work that can be interrupted and resumed, on one thread, because MLX must stay on one.
 
     Attributes:
-        wait_s: seconds that it is expected to wait for the device.
+        wait_s: seconds that the work is expected to wait for the device.
     """
 
     wait_s: float
 
-    def go_on(self, until: float) -> None:
-        """Go on to the next step, or, where the work can be left within one, to the time ``until``.
+    def resume(self, until: float) -> None:
+        """Run to the end of the next step, or, where the work can be interrupted within one, to the time ``until``.
 
-        ``until`` is a time of ``time.perf_counter``; infinity: exactly one step. Raises what the work raises.
+        ``until`` is a time of ``time.perf_counter``; infinity: exactly one step. Raises the errors of the work.
         """
         ...
 
     def stop(self) -> None:
-        """Leave the work for good."""
+        """End the work before it is done."""
         ...
 
 
 class ComputeThreads(Protocol):
     """The number of threads that the device's products run on; one number for the whole process."""
 
-    def suit(self, rows: int, *, beside: bool = False) -> None:
-        """Choose for a forward pass of ``rows`` rows, which runs alone or ``beside`` another."""
+    def choose(self, rows: int, *, beside: bool = False) -> None:
+        """Set the number for a forward pass of ``rows`` rows, which runs alone or ``beside`` another."""
         ...
 
-    def give_back(self) -> None:
-        """Set the number back: others in this process compute meanwhile."""
+    def restore(self) -> None:
+        """Reset the number to its first value, for other work in this process."""
         ...
 
 
@@ -86,32 +86,34 @@ class BucketRule:
     growth_most: int = 64
 
     def growth(self, columns: int) -> int:
-        """Columns of storage ahead of ``columns`` used ones."""
+        """Return the columns to allocate ahead of ``columns`` used ones."""
         return max(self.growth_least, min(self.growth_most, columns // 16))
 
     def fit_together(self, shortest: int, longest: int) -> bool:
-        """Whether sequences of these lengths, in rows, may share a bucket."""
+        """Return whether sequences of these lengths, in rows, may share a bucket."""
         return longest - shortest < max(self.spread_rows, self.spread_share * longest)
 
 
 class Backend(ABC):
-    """Computes attention and schedules work as suits one kind of device."""
+    """Computes attention and schedules work for one kind of device."""
 
     name: ClassVar[str]
+    """Name of the backend, a value of ``KVLAB_BACKEND``."""
     buckets: ClassVar[BucketRule]
+    """Which sequences of a decoding batch share one array."""
     is_preemptible: ClassVar[bool] = False
-    """Whether prefill can be left within a layer, so that time decides and not the size of chunks."""
+    """Whether prefill can be interrupted within a layer, so that time limits a round, not the size of chunks."""
     owns_attention: ClassVar[bool] = False
-    """Whether kvlab's own attention is the quicker one: then every lossless policy gets it, so that policies are
-    compared, and not kernels."""
+    """Whether kvlab's own attention is faster than MLX's: then every lossless policy uses it, so that a comparison is
+    one of policies, not of kernels."""
     evicts_alone: ClassVar[bool] = False
-    """Whether sequences that evict attend each on its own, and not beside others in a bucket."""
+    """Whether sequences that evict attend one by one, and not beside others in a bucket."""
     copies_aside: ClassVar[bool] = True
-    """Whether KV is copied into the store on a thread of its own: CPUs that compute have no core to spare for it."""
+    """Whether KV is copied into the store on another thread. Where MLX computes on CPUs, no core is free for it."""
     prefill_step: ClassVar[int] = 2048
     """Prompt tokens computed at a time where a prompt is alone, unless the decoder is told otherwise."""
     composes_batches: ClassVar[bool] = False
-    """Whether a batch that shares nothing is quicker by :meth:`partial_attention` than by :meth:`attention`."""
+    """Whether :meth:`partial_attention` is faster than :meth:`attention` for a batch without shared prefixes."""
 
     # -- attention --------------------------------------------------------------------------------------------------
 
@@ -140,11 +142,11 @@ class Backend(ABC):
 
     @abstractmethod
     def partial_attention(self, queries: mx.array, rows: KeyValueRows, mask: mx.array | None) -> AttentionState:
-        """Compute what single queries get from some of their rows, scores and sums in float32.
+        """Compute the attention state of single queries over some of their rows, scores and sums in float32.
 
         Args:
-            queries: scaled, float32 ``[batch, n_kv_heads, n, head_dim]``; n are the query heads of a KV head, or those
-                of all sequences that share the rows.
+            queries: scaled, float32 ``[batch, n_kv_heads, n, head_dim]``; n counts the query heads of a KV head, or
+                those of all sequences that share the rows.
             mask: bool ``[batch, 1, 1, length]``: which rows are real; None for all.
 
         Returns:
@@ -153,7 +155,7 @@ class Backend(ABC):
 
     @abstractmethod
     def merge(self, one: AttentionState, other: AttentionState) -> AttentionState:
-        """Put together what the same queries got from different rows."""
+        """Merge the states of the same queries over different rows."""
 
     @abstractmethod
     def finish(self, state: AttentionState, dtype: mx.Dtype, sinks: mx.array | None) -> mx.array:
@@ -161,29 +163,37 @@ class Backend(ABC):
         denominator."""
 
     def composes(self, scores: int) -> bool:
-        """Whether one sequence's single query with so many ``scores`` is quicker by :meth:`partial_attention`."""
+        """Return whether :meth:`partial_attention` is faster for one sequence's single query with this many scores.
+
+        Args:
+            scores: query heads times rows.
+        """
         return False
 
     @abstractmethod
     def shares_attention(self, readers: int, rows: int) -> bool:
-        """Whether ``readers`` sequences of a batch that begin with the same ``rows`` rows attend to them together.
+        """Return whether ``readers`` sequences of a batch that begin with the same ``rows`` rows attend to them together.
 
-        Where not, they share the memory only.
+        Where not, they share memory only.
         """
 
     # -- scheduling -------------------------------------------------------------------------------------------------
 
     @abstractmethod
     def resumable(self, steps: Iterator[None], wait_s: float) -> ResumableWork:
-        """Make work of ``steps`` that can be left between two of them."""
+        """Make work of ``steps`` that can be interrupted between two of them.
+
+        Args:
+            wait_s: seconds that it is expected to wait for the device.
+        """
 
     @abstractmethod
     def threads(self, model: nn.Module) -> ComputeThreads:
-        """Make the control of the threads that ``model`` is computed on."""
+        """Make the control of the number of threads that ``model`` is computed on."""
 
     def prefill_stream(self, decode_stream: Any) -> Any:
-        """Choose the stream for prompts and all else that is not decoding, which goes on on ``decode_stream``.
+        """Return the stream for prompts and all other work except decoding, which uses ``decode_stream``.
 
-        Called on the decoder's thread. One stream for both waits for nothing across queues.
+        Called on the decoder's thread. With one stream for both, no work waits for another queue.
         """
         return decode_stream

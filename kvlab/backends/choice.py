@@ -1,4 +1,4 @@
-"""Which backend this process uses: chosen once."""
+"""Choose the backend of this process, once."""
 
 from __future__ import annotations
 
@@ -10,18 +10,22 @@ from kvlab.backends.base import Backend
 from kvlab.backends.device import is_cpu
 from kvlab.errors import KvlabError
 
-NAMES = ("mlx", "x86")
+BACKEND_NAMES = ("mlx", "x86")
+"""Values of ``KVLAB_BACKEND``."""
 
 
 @functools.cache
 def current() -> Backend:
-    """The backend of MLX's default device: ``x86`` on x86 CPUs, else ``mlx``.
+    """Return the backend of MLX's default device: ``x86`` on x86 CPUs, else ``mlx``.
 
-    ``KVLAB_BACKEND=mlx`` forces what Metal takes. Raises KvlabError for another name.
+    ``KVLAB_BACKEND=mlx`` forces the backend that Metal uses. Raises KvlabError for an unknown name, and for ``x86`` on
+    another device.
     """
     asked = os.environ.get("KVLAB_BACKEND", "")
-    if asked and asked not in NAMES:
-        raise KvlabError(f"KVLAB_BACKEND={asked} is no backend; write one of {', '.join(NAMES)}, or leave it unset")
+    if asked and asked not in BACKEND_NAMES:
+        raise KvlabError(
+            f"KVLAB_BACKEND={asked} is no backend; write one of {', '.join(BACKEND_NAMES)}, or leave it unset"
+        )
     # MLX's CPU build has vector exponentials on ARM only.
     is_x86_cpu = is_cpu() and platform.machine() in ("x86_64", "AMD64")
     if asked == "x86" and not is_x86_cpu:

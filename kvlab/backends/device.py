@@ -12,7 +12,7 @@ from pathlib import Path
 
 @dataclass(frozen=True)
 class DeviceMemory:
-    """Bytes. ``active``, ``peak`` and ``cache`` are MLX's allocator; ``device`` is what the device has in all."""
+    """Memory in bytes: ``active``, ``peak`` and ``cache`` of MLX's allocator, and the size of the ``device``."""
 
     active: int
     peak: int
@@ -21,29 +21,29 @@ class DeviceMemory:
 
 
 def is_cpu() -> bool:
-    """Whether MLX computes on the CPU by default."""
+    """Return whether MLX computes on the CPU by default."""
     import mlx.core as mx
 
     return mx.default_device().type == mx.DeviceType.cpu  # type: ignore[attr-defined]
 
 
 def computes_in_float32() -> bool:
-    """Whether half precision is computed in float32: on CPUs, products of half precision never reach BLAS."""
+    """Return whether half precision is computed in float32: on CPUs, BLAS has no products of half precision."""
     return is_cpu()
 
 
 def is_slow_with_quantized_weights() -> bool:
-    """Whether products with quantized weights are much slower than with plain ones, as MLX computes them on CPUs."""
+    """Return whether products with quantized weights are much slower than with plain ones, as in MLX on CPUs."""
     return is_cpu()
 
 
 def overlaps_with_host() -> bool:
-    """Whether a forward pass that was started early is computed while the host works on: on CPUs both share cores."""
+    """Return whether the device computes while the host goes on with other work: on CPUs both share cores."""
     return not is_cpu()
 
 
 def device_name() -> str:
-    """One line: ``gpu: Apple M3 Max`` or ``cpu: Intel(R) Xeon(R), 2 cores``."""
+    """Return one line: ``gpu: Apple M3 Max`` or ``cpu: Intel(R) Xeon(R), 2 cores``."""
     import mlx.core as mx
 
     name = str(mx.device_info().get("device_name", "")) or platform.processor() or platform.machine()
@@ -52,31 +52,31 @@ def device_name() -> str:
 
 
 def memory() -> DeviceMemory:
-    """MLX's allocator now, and the device's size (the machine's RAM on the CPU)."""
+    """Return the state of MLX's allocator, and the device's size (the machine's RAM on the CPU)."""
     import mlx.core as mx
 
     info = mx.device_info()
-    # Metal says memory_size, CUDA total_memory; the CPU says nothing.
+    # Metal gives memory_size, CUDA total_memory, and the CPU neither.
     device = info.get("memory_size") or info.get("total_memory") or ram_bytes()
     return DeviceMemory(mx.get_active_memory(), mx.get_peak_memory(), mx.get_cache_memory(), int(device))
 
 
 def limit_cache(size: int) -> int:
-    """Let MLX keep at most ``size`` bytes of freed buffers for reuse; the limit before is returned."""
+    """Let MLX keep at most ``size`` bytes of freed buffers for reuse; return the limit before."""
     import mlx.core as mx
 
     return mx.set_cache_limit(size)
 
 
 def ram_bytes() -> int:
-    """The machine's physical memory in bytes."""
+    """Return the machine's physical memory in bytes."""
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
 def available_bytes() -> int:
-    """Memory that this process may still take without swapping; a container's limit is respected.
+    """Return the bytes that this process may still allocate without swapping; a container's limit is respected.
 
-    Where the system does not say (macOS), half of what there is.
+    Where the system gives no figure (macOS), half of the physical memory.
     """
     free = ram_bytes() // 2
     with contextlib.suppress(OSError, ValueError, StopIteration):
@@ -92,7 +92,10 @@ def available_bytes() -> int:
 
 @functools.cache
 def physical_cores() -> int:
-    """Cores this process may use: hyperthreads count once, and CPU affinity and a container's quota are respected."""
+    """Return the number of cores that this process may use, by CPU affinity and a container's quota.
+
+    The hyperthreads of a core count once.
+    """
     if not hasattr(os, "sched_getaffinity"):
         return os.cpu_count() or 1
     allowed = os.sched_getaffinity(0)

@@ -1,4 +1,4 @@
-"""``MlxBackend``: what Metal and CUDA take, MLX's own kernels, as few of them a step as can be."""
+"""``MlxBackend``: for Metal and CUDA: MLX's own kernels, as few in a step as possible."""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ from kvlab.backends.attention_state import AttentionState, merged
 from kvlab.backends.base import Backend, BucketRule, ComputeThreads, KeyValueRows, ResumableWork, Segment
 
 MIN_SHARED_READS = 2048
-"""Rows times readers from which on a prefix that a batch shares is attended to together.
+"""Least product of rows and readers of a shared prefix for which a batch attends to it together.
 
-Attention in parts launches 19 kernels more a layer, some 75 microseconds at 4 each. Below this many rows it is quicker
-to put prefix and own rows one behind the other for MLX's fused attention, which moves the rows of every reader three
-times: of a model with 8 KV heads of 128, 2,048 rows are 8 MB, 60 microseconds at 400 GB/s. One reader alone always
-takes that way. Computed from these figures, not measured on Metal.
+Attention in parts launches 19 kernels more a layer: about 75 microseconds at 4 each. Below this product it is faster to
+concatenate the prefix and own rows for MLX's fused attention, which moves the rows of every reader three times: for 8
+KV heads of 128, 2,048 rows are 8 MB, 60 microseconds at 400 GB/s. A single reader always concatenates. Computed from
+these figures, not measured on Metal.
 """
 
 
 class MlxBackend(Backend):
-    """Fused attention wherever rows are not shared; scores, weights and sums in float32 where attention is in parts.
+    """Uses fused attention where no rows are shared; attention in parts computes scores and sums in float32.
 
-    The limit on buckets trades memory for kernels: at 3 to 5 microseconds a launch, each bucket more costs 6 kernels a
-    layer and step.
+    The limit on buckets trades memory for kernels: each further bucket costs 6 kernels a layer and step, at 3 to 5
+    microseconds a launch.
     """
 
     name: ClassVar[str] = "mlx"
@@ -76,13 +76,13 @@ class MlxBackend(Backend):
 
 
 class StepByStep:
-    """Work that is left between two steps only. Implements ``ResumableWork``."""
+    """Work that is interrupted between two steps only. Implements ``ResumableWork``."""
 
     def __init__(self, steps: Iterator[None]) -> None:
         self._steps = steps
         self.wait_s = 0.0
 
-    def go_on(self, until: float) -> None:
+    def resume(self, until: float) -> None:
         next(self._steps, None)
 
     def stop(self) -> None:
@@ -92,15 +92,15 @@ class StepByStep:
 
 
 class NoThreads:
-    """The device schedules its own threads. Implements ``ComputeThreads``."""
+    """Does nothing, because the device schedules its own threads. Implements ``ComputeThreads``."""
 
-    def suit(self, rows: int, *, beside: bool = False) -> None: ...
+    def choose(self, rows: int, *, beside: bool = False) -> None: ...
 
-    def give_back(self) -> None: ...
+    def restore(self) -> None: ...
 
 
 def joined(segments: Sequence[Segment]) -> Segment:
-    """Put segments one behind the other."""
+    """Concatenate segments along their rows."""
     if len(segments) == 1:
         return segments[0]
     return mx.concatenate([keys for keys, _ in segments], axis=2), mx.concatenate([v for _, v in segments], axis=2)

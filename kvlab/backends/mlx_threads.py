@@ -1,8 +1,8 @@
-"""Threads that compute with MLX, and their real end.
+"""End threads that compute with MLX safely.
 
 MLX keeps compiled functions and more in thread-local storage, whose destructors take Python's lock. They run after
-Python has called the thread ended, and where the interpreter ends meanwhile they abort the process ("terminate called
-without an active exception"). So whoever ends such a thread waits until the operating system has seen it off.
+Python reports the thread's end. If the interpreter ends before they have run, they abort the process ("terminate called
+without an active exception"). So :func:`join` waits until the operating system has ended the thread.
 """
 
 from __future__ import annotations
@@ -18,8 +18,12 @@ from typing import TypeVar
 
 T = TypeVar("T")
 
-PATIENCE_S = 5.0
-"""Longest wait for destructors, which take microseconds."""
+MAX_DESTRUCTOR_WAIT_S = 5.0
+"""Longest wait for thread-local destructors, which take microseconds."""
+POLL_S = 0.001
+"""Seconds between two looks at the list of threads."""
+MACOS_WAIT_S = 0.02
+"""Seconds to wait where the system does not list single threads."""
 
 
 def join(thread: threading.Thread) -> None:
@@ -30,15 +34,15 @@ def join(thread: threading.Thread) -> None:
         return
     tasks = Path("/proc/self/task")
     if not tasks.is_dir() or native is None:
-        time.sleep(0.02)  # macOS says nothing of single threads: give it the lock for a while
+        time.sleep(MACOS_WAIT_S)  # meanwhile the destructors can take Python's lock
         return
-    patience = time.monotonic() + PATIENCE_S
-    while (tasks / str(native)).exists() and time.monotonic() < patience:
-        time.sleep(0.001)
+    deadline = time.monotonic() + MAX_DESTRUCTOR_WAIT_S
+    while (tasks / str(native)).exists() and time.monotonic() < deadline:
+        time.sleep(POLL_S)
 
 
 async def apart(function: Callable[..., T], *arguments: object) -> T:
-    """Call ``function``, which computes with MLX, on a thread of its own, and see that thread off."""
+    """Call ``function``, which computes with MLX, on a thread of its own, and join that thread; return its result."""
     done: Future[T] = Future()
 
     def run() -> None:

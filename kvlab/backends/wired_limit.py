@@ -9,10 +9,9 @@ import mlx.core as mx
 
 
 class WiredLimit:
-    """Counts the generators that want memory wired; the limit of before comes back when the last one has closed.
+    """Counts the generators that raised the limit, and resets it when the last one has closed.
 
-    mlx-lm's generators each raise the limit and each set it back when they close: closing one model would take the
-    limit from all others.
+    Each of mlx-lm's generators raises the limit and resets it when it closes, also while others still need it.
     """
 
     def __init__(self, set_limit: Callable[[int], object] = mx.set_wired_limit) -> None:
@@ -22,14 +21,14 @@ class WiredLimit:
         self._before = 0
 
     def hold(self, before: int) -> None:
-        """A generator has raised the limit, which was ``before``."""
+        """Count a generator that has raised the limit, which was ``before`` bytes."""
         with self._lock:
             if not self._holders:
                 self._before = before
             self._holders += 1
 
     def release(self) -> None:
-        """A generator that held the limit has closed."""
+        """Count a generator that has closed; the last one resets the limit."""
         with self._lock:
             self._holders -= 1
             if not self._holders:
@@ -37,3 +36,4 @@ class WiredLimit:
 
 
 WIRED_LIMIT = WiredLimit()
+"""That of this process."""

@@ -12,7 +12,7 @@ from kvlab.backends.x86.backend import X86Backend
 
 pytestmark = [
     pytest.mark.x86_only,
-    pytest.mark.skipif(not sgemm.is_here(), reason="kvlab loads a BLAS of its own on Linux only"),
+    pytest.mark.skipif(not sgemm.is_available(), reason="kvlab loads a BLAS of its own on Linux only"),
 ]
 
 HEADS, KV_HEADS, DIM, VALUES = 6, 2, 32, 24

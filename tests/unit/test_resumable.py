@@ -28,24 +28,24 @@ def test_it_gets_one_step_further_each_time_and_is_through_at_last():
 
     run = Resumable(count)
     for wanted in ([0], [0, 1], [0, 1, 2]):
-        run.go_on(PAST)
+        run.resume(PAST)
         assert seen == wanted and not run.dead
-    run.go_on(PAST)
+    run.resume(PAST)
     assert run.dead
 
 
 def test_with_time_left_it_runs_to_the_end_on_the_same_thread():
     seen: list[threading.Thread] = []
     run = Resumable(lambda: (maybe_yield(), seen.append(threading.current_thread())))
-    run.go_on(time.perf_counter() + 60)
+    run.resume(time.perf_counter() + 60)
     assert run.dead and seen == [threading.current_thread()]
 
 
 def test_it_steps_aside_always_where_it_says_so():
     run = Resumable(lambda: maybe_yield(always=True))
-    run.go_on(math.inf)
+    run.resume(math.inf)
     assert not run.dead
-    run.go_on(math.inf)
+    run.resume(math.inf)
     assert run.dead
 
 
@@ -63,9 +63,9 @@ def test_what_it_raises_reaches_whoever_has_it_go_on():
         raise FloatingPointError
 
     run = Resumable(fails)
-    run.go_on(PAST)
+    run.resume(PAST)
     with pytest.raises(FloatingPointError):
-        run.go_on(PAST)
+        run.resume(PAST)
     assert run.dead
 
 
@@ -81,7 +81,7 @@ def test_left_for_good_it_ends_what_it_must_end():
                 wait_for(helper)
 
         run = Resumable(computes)
-        run.go_on(PAST)
+        run.resume(PAST)
         threading.Timer(0.05, ended.set).start()
         run.stop()
     assert run.dead and helper.done()
@@ -93,22 +93,22 @@ def test_it_waits_for_others_only_as_long_as_it_has_time():
     with ThreadPoolExecutor(1) as pool:
         helper = pool.submit(ended.wait, 30)
         run = Resumable(lambda: wait_for(helper))
-        run.go_on(time.perf_counter() + 0.01)
+        run.resume(time.perf_counter() + 0.01)
         assert not run.dead
         ended.set()
-        run.go_on(math.inf)
+        run.resume(math.inf)
     assert run.dead
 
 
 def test_it_does_not_begin_to_wait_for_the_device_when_it_expects_to_be_late():
     run = Resumable(lambda: evaluate(mx.ones(4) + 1), wait_s=60.0)
-    run.go_on(time.perf_counter() + 1)
+    run.resume(time.perf_counter() + 1)
     assert not run.dead and run.wait_s < 60
-    run.go_on(PAST)
+    run.resume(PAST)
     assert run.dead
 
 
-@pytest.mark.skipif(not sgemm.is_here(), reason="kvlab loads a BLAS of its own on Linux only")
+@pytest.mark.skipif(not sgemm.is_available(), reason="kvlab loads a BLAS of its own on Linux only")
 @pytest.mark.parametrize("leave", [False, True])
 def test_attention_is_the_same_however_often_it_stepped_aside(monkeypatch, leave):
     monkeypatch.setattr(flash_attention, "KEYS", 16)
@@ -121,7 +121,7 @@ def test_attention_is_the_same_however_often_it_stepped_aside(monkeypatch, leave
     before, got, asides = blas_library.threads_in_use(), [], 0
     run = Resumable(lambda: got.append(flash_attention.flash_attention(queries, [rows], "causal")))
     while not run.dead:
-        run.go_on(PAST)
+        run.resume(PAST)
         asides += 1
         np.testing.assert_array_equal(
             flash_attention.flash_attention(queries, [rows], "causal").out, wanted.out
@@ -132,14 +132,14 @@ def test_attention_is_the_same_however_often_it_stepped_aside(monkeypatch, leave
     assert leave or np.array_equal(got[0].out, wanted.out) and np.array_equal(got[0].sum_exp, wanted.sum_exp)
 
 
-@pytest.mark.skipif(not sgemm.is_here(), reason="kvlab loads a BLAS of its own on Linux only")
+@pytest.mark.skipif(not sgemm.is_available(), reason="kvlab loads a BLAS of its own on Linux only")
 def test_a_number_of_threads_that_is_asked_for_meanwhile_counts_afterwards():
     before = blas_library.threads_in_use()
     try:
         with sgemm.SINGLE_THREADED:
-            sgemm.SINGLE_THREADED.then(2)
+            sgemm.SINGLE_THREADED.set_threads(2)
             assert blas_library.threads_in_use() == 1
         assert blas_library.threads_in_use() == 2
     finally:
-        sgemm.SINGLE_THREADED.then(before)
+        sgemm.SINGLE_THREADED.set_threads(before)
     assert blas_library.threads_in_use() == before

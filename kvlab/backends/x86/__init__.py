@@ -1,1 +1,1 @@
-"""What only helps x86 CPUs: an optimised BLAS, attention by BLAS and NumPy, work that can be left off."""
+"""Code that only x86 CPUs need: an optimised BLAS, attention by BLAS and NumPy, and interruptible work."""

@@ -1,4 +1,4 @@
-"""``X86Backend``: x86 CPUs, where MLX's exponentials take one number at a time and BLAS is the quickest product."""
+"""``X86Backend``: for x86 CPUs, where MLX computes exponentials one by one and BLAS has the fastest products."""
 
 from __future__ import annotations
 
@@ -20,14 +20,15 @@ from kvlab.backends.x86.flash_attention import flash_attention
 from kvlab.backends.x86.resumable import Resumable, maybe_yield
 
 MIN_SCORES_TO_COMPOSE = 6000
-"""Scores of one query from which on attention in parts is quicker than MLX's (tuned with ``kvlab bench decode``)."""
+"""Fewest scores of one query for which attention in parts is faster than MLX's; tuned with ``kvlab bench decode``."""
 
 MIN_SCORES_FOR_FLASH = 1 << 17
-"""Scores of single queries from which on computing them at once, on all cores, makes up for waiting for them."""
+"""Fewest scores of single queries that are computed at once, on all cores, although the thread waits for the result.
+Check a change with ``kvlab bench decode``."""
 
 
 class X86Backend(Backend):
-    """Attention of several queries by BLAS and NumPy, that of single ones by composed exponentials."""
+    """Computes attention of several queries by BLAS and NumPy, and that of single ones by composed exponentials."""
 
     name: ClassVar[str] = "x86"
     buckets: ClassVar[BucketRule] = BucketRule(slots=16)
@@ -38,7 +39,7 @@ class X86Backend(Backend):
     prefill_step: ClassVar[int] = 512
 
     def __init__(self) -> None:
-        self._has_blas = sgemm.is_here()
+        self._has_blas = sgemm.is_available()
         self.is_preemptible = self._has_blas  # type: ignore[misc]
 
     def attention(
@@ -111,5 +112,5 @@ class X86Backend(Backend):
         return BlasThreads(model)
 
     def prefill_stream(self, decode_stream: Any) -> Any:
-        """A stream of its own: products of prompts run on a core of their own."""
+        """Return a stream of its own, so that products of prompts run on another core than decoding."""
         return mx.default_stream(mx.default_device())

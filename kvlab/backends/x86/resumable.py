@@ -30,7 +30,7 @@ class Resumable(greenlet):
         self.until = math.inf
         self.wait_s = wait_s
 
-    def go_on(self, until: float) -> None:
+    def resume(self, until: float) -> None:
         """Run to the end, or to the first chance from ``until`` on (``time.perf_counter``). Raises what it raises."""
         self.until = until
         self.switch()

@@ -1,4 +1,4 @@
-"""The BLAS under MLX's CPU build, called directly on NumPy arrays, from as many threads as there are cores."""
+"""Products of NumPy arrays by the BLAS that MLX's CPU build uses, on several threads at once."""
 
 from __future__ import annotations
 
@@ -12,18 +12,20 @@ import numpy as np
 
 from kvlab.backends.x86.blas_library import prepare, threads_in_use, use_threads
 
-ROW_MAJOR, PLAIN, TRANSPOSED = 101, 111, 112  # of CBLAS
+ROW_MAJOR, PLAIN, TRANSPOSED = 101, 111, 112
+"""Constants of CBLAS."""
 
 
-def is_here() -> bool:
-    """Whether kvlab loaded a BLAS that can be called."""
+def is_available() -> bool:
+    """Return whether kvlab loaded a BLAS that can be called."""
     return _sgemm() is not None
 
 
 def product(a: np.ndarray, b: np.ndarray, out: np.ndarray, *, transpose: bool = False, add: bool = False) -> None:
-    """``out = a @ b``, or ``a @ b.T`` with ``transpose``; ``add``: onto what is there. Other threads run meanwhile.
+    """Compute ``out = a @ b``, or ``a @ b.T`` with ``transpose``; ``add`` adds to ``out``. Releases Python's lock.
 
-    All are float32 ``[rows, columns]`` whose rows lie in one piece, at equal distances.
+    All arrays are float32 ``[rows, columns]``, with contiguous rows at equal distances. Raises RuntimeError where kvlab
+    loaded no BLAS.
     """
     sgemm = _sgemm()
     if sgemm is None:
@@ -36,17 +38,18 @@ def product(a: np.ndarray, b: np.ndarray, out: np.ndarray, *, transpose: bool = 
 
 
 class SingleThreadedBlas:
-    """Within it, products use the core that asks for them, so that several may ask at once.
+    """A context in which each product uses the core of its caller, so that several threads can compute at once.
 
-    The number of threads is one for the whole process: whoever leaves last sets it back, or to what :meth:`then` said.
+    The number of BLAS threads is one for the whole process: the last thread to leave resets it, or sets the number that
+    :meth:`set_threads` was given.
     """
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._inside = self._before = 0
 
-    def then(self, count: int) -> None:
-        """Compute on ``count`` cores: from now on, or once nobody is within."""
+    def set_threads(self, count: int) -> None:
+        """Set the number of BLAS threads: now, or once no thread is in the context."""
         with self._lock:
             if self._inside:
                 self._before = count
@@ -70,11 +73,12 @@ class SingleThreadedBlas:
 
 
 SINGLE_THREADED = SingleThreadedBlas()
+"""That of this process."""
 
 
 @functools.cache
 def _sgemm() -> Any:
-    # By its name, which MLX is bound to as well: the file may be gone by now.
+    # By its name, to which MLX is bound as well: the library's file may have been deleted.
     sgemm = getattr(ctypes.CDLL(None), "cblas_sgemm", None) if prepare().threads else None
     if sgemm is not None:
         size, number, address = ctypes.c_int, ctypes.c_float, ctypes.c_void_p
