@@ -182,9 +182,9 @@ def sharing(policy: str, shared: int, *lengths: int) -> CachesFactory:
 
     def build(model: nn.Module) -> list[Any]:
         parsed = Policy.parse(policy)
-        donor = own_caches(model, parsed)
-        _prefill(model, donor, shared)
-        prefixes = [cache.give(shared) for cache in donor]
+        source = own_caches(model, parsed)
+        _prefill(model, source, shared)
+        prefixes = [cache.share_first(shared) for cache in source]
         sequences = []
         for length in lengths:
             caches = own_caches(model, parsed, prompt_tokens=shared + length)

@@ -56,13 +56,13 @@ class BatchLayerCache:
 
     @property
     def _is_lone(self) -> bool:
-        """One sequence without padding: it is served without slices, lists and copies, which cost every layer."""
+        """Whether there is one sequence without padding, which needs no slices, lists and copies in every layer."""
         return self._waiting is None and len(self.sequences) == 1
 
-    def pass_over(self, count: int) -> None:
-        """The next ``count`` tokens are in, and what they attend to is not asked for."""
+    def skip_attention(self, count: int) -> None:
+        """Count ``count`` tokens as attended to: their rows are stored, and their attention output is not used."""
         for sequence, real in zip(self.sequences, self.claim(count), strict=True):
-            sequence.pass_over(real)
+            sequence.skip_attention(real)
 
     @staticmethod
     def _padded(out: mx.array | None, queries: mx.array, width: int) -> mx.array:

@@ -1,4 +1,4 @@
-"""Load stored KV into empty caches."""
+"""``CacheLoader``: loads stored KV into empty caches."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ from kvlab.caches.serialize import (
     Payload,
     PayloadError,
     as_stored,
+    cache_leaves,
     flatten,
     is_cuttable,
-    leaves,
     name_parts,
     unflatten,
 )
@@ -30,18 +30,18 @@ SPARE_TOKENS = 16
 
 
 class CacheLoader:
-    """Fills empty caches with stored rows, block by block as they are read; every row is copied once.
+    """Loads stored rows into empty caches, block by block as they are read; every row is copied once.
 
     Args:
         tokens: the most tokens that will be stored in the caches.
     """
 
     def __init__(self, caches: Sequence[Any], tokens: int) -> None:
-        self._leaves = list(leaves(caches))
+        self._leaves = list(cache_leaves(caches))
         self._capacity = math.ceil((tokens + SPARE_TOKENS) / GROWTH_ROWS) * GROWTH_ROWS
         self._arrays: dict[str, mx.array] = {}
         self._views: dict[str, np.ndarray] = {}
-        self._heads: list[memoryview] = []
+        self._head_views: list[memoryview] = []
         self._layout: Sequence[ArrayDescription] | None = None
         self._problem = ""
 
@@ -78,10 +78,10 @@ class CacheLoader:
                 return None
             self._layout = arrays
         end = at + arrays[0].shape[1]
-        return [head[at:end] for head in self._heads] if end <= self._capacity else None
+        return [head[at:end] for head in self._head_views] if end <= self._capacity else None
 
     def _fits(self, arrays: Sequence[ArrayDescription]) -> bool:
-        """Tell whether a block of this layout fits; note where its rows go."""
+        """Return whether a block of this layout fits, and note where its rows go."""
         if [array.name for array in arrays] != list(self._views):
             return False
         for array in arrays:
@@ -90,7 +90,7 @@ class CacheLoader:
             if found != (array.dtype, len(array.shape), heads, width):
                 return False
         # Rows of bytes: a slice of them is what a reader fills.
-        self._heads = [head.view(np.uint8).data for target in self._views.values() for head in target]
+        self._head_views = [head.view(np.uint8).data for target in self._views.values() for head in target]
         return True
 
     def nbytes(self, tokens: int) -> int:
@@ -106,7 +106,7 @@ class CacheLoader:
         if self._problem:
             raise PayloadError(self._problem)
         self._views.clear()
-        self._heads.clear()
+        self._head_views.clear()
         self._layout = None
         rows = _rows_by_leaf(self._arrays)
         filled = [
@@ -134,7 +134,7 @@ class CacheLoader:
 
 
 def _rows_by_leaf(arrays: Mapping[str, mx.array]) -> dict[str, dict[str, mx.array]]:
-    """Group arrays by leaf and then by their own name, each as its own dtype."""
+    """Group arrays by leaf and then by their own name, each in its own dtype."""
     rows: dict[str, dict[str, mx.array]] = {}
     for name, array in arrays.items():
         leaf, kind, _ = name_parts(name)
@@ -143,6 +143,7 @@ def _rows_by_leaf(arrays: Mapping[str, mx.array]) -> dict[str, dict[str, mx.arra
 
 
 def _rows_of(leaf: str, rows: Mapping[str, dict[str, mx.array]]) -> dict[str, mx.array]:
+    """Return the rows of one leaf. Raises PayloadError where keys or values are missing."""
     found = rows.get(leaf, {})
     if {kind[0] for kind in found} != {"k", "v"}:
         raise PayloadError(f"layer {leaf} is not in these blocks")
@@ -150,6 +151,7 @@ def _rows_of(leaf: str, rows: Mapping[str, dict[str, mx.array]]) -> dict[str, mx
 
 
 def _state_of(leaf: str, cache: Any, payload: Payload) -> Any:
+    """Return the state of one leaf, in the form that ``cache`` takes. Raises PayloadError where a part is missing."""
     values: dict[str, Any] = {}
     for name, array in payload.items():
         owner, path, kind = name_parts(name)

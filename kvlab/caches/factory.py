@@ -1,4 +1,4 @@
-"""From a policy and a model to layer caches."""
+"""Make the layer caches of a policy for a model, and check that they fit it."""
 
 from __future__ import annotations
 
@@ -20,15 +20,16 @@ from kvlab.caches.sequential import is_batchable, keep_apart
 from kvlab.errors import ModelError
 from kvlab.policies import Policy, Rotating
 
-NEAR = 0.05
-"""Largest difference between two ways to the same logits, as a part of the largest logit: above it, one is wrong."""
+MAX_LOGIT_DIFFERENCE = 0.05
+"""Largest difference between two computations of the same logits, as a share of the largest logit; above, one of them
+is wrong."""
 
 
 def check_model(model: nn.Module, policy: Policy) -> None:
     """Raise ModelError where ``policy`` cannot be used with ``model``.
 
     A policy that changes the KV cache is tried on three tokens: models that compute attention in ways of their own
-    (multi-head latent attention, layers that share keys) would answer wrongly or not at all.
+    (multi-head latent attention, layers that share keys) would give wrong answers or fail.
     """
     if policy.lossless:
         return
@@ -39,16 +40,16 @@ def check_model(model: nn.Module, policy: Policy) -> None:
         "outside mlx-lm's attention function (as multi-head latent attention does): use full, paged or tiered"
     )
     try:
-        want, got = _first_logits(model, make_prompt_cache(model)), _first_logits(model, own_caches(model, Policy()))
+        wanted, got = _first_logits(model, make_prompt_cache(model)), _first_logits(model, own_caches(model, Policy()))
     except (ModelError, ValueError, RuntimeError) as error:  # shapes that do not fit are ValueErrors of mlx
         raise ModelError(refusal) from error
-    if mx.any(mx.abs(want - got) > NEAR * mx.abs(want).max()).item():
+    if _differ(wanted, got):
         raise ModelError(refusal)
     _first_logits(model, own_caches(model, policy))
 
 
 def can_share(model: nn.Module) -> bool:
-    """True when every layer can be kvlab's own, so that live sequences can share prefixes: plain KV caches throughout.
+    """Return whether every layer is a plain KV cache, which a :class:`LayerCache` replaces: then sequences can share.
 
     Sliding windows and recurrent state differ from sequence to sequence behind a prefix, and a model that works on
     keys and values by itself (multi-head latent attention) never lets the cache attend.
@@ -120,27 +121,31 @@ def own_caches(
 
 
 def layerwise_model(model: nn.Module) -> LayerwiseModel:
-    """Cuts prefills of ``model`` layer by layer, if a trial shows that nothing but its layers matters to its caches.
+    """Make the layerwise form of ``model``, after a trial of three tokens; a model that fails it is not split.
 
-    The model is one for which :func:`can_share` is true.
+    ``model`` is one for which :func:`can_share` is true.
     """
-    want = _first_logits(model, own_caches(model, Policy()))
-    cut = LayerwiseModel(model)
+    wanted = _first_logits(model, own_caches(model, Policy()))
+    layerwise = LayerwiseModel(model)
     try:
-        got = _first_logits(model, own_caches(model, Policy()), cut)
-    except (ValueError, TypeError, AttributeError, RuntimeError):  # whatever its code makes of a stand-in for a layer
+        got = _first_logits(model, own_caches(model, Policy()), layerwise)
+    except (ValueError, TypeError, AttributeError, RuntimeError):  # what a model's code may raise for other layers
         return LayerwiseModel(model, whole=True)
-    return LayerwiseModel(model, whole=bool(mx.any(mx.abs(want - got) > NEAR * mx.abs(want).max()).item()))
+    return LayerwiseModel(model, whole=_differ(wanted, got))
 
 
-def _first_logits(model: nn.Module, caches: list[Any], cut: LayerwiseModel | None = None) -> mx.array:
-    """Logits after three tokens, computed as two (in stages, if given) and one: a prefill and a decode step."""
-    if cut is None:
+def _differ(wanted: mx.array, got: mx.array) -> bool:
+    return bool(mx.any(mx.abs(wanted - got) > MAX_LOGIT_DIFFERENCE * mx.abs(wanted).max()).item())
+
+
+def _first_logits(model: nn.Module, caches: list[Any], layerwise: LayerwiseModel | None = None) -> mx.array:
+    """Compute logits after three tokens: two in a prefill, layer by layer where that is given, and one in a step."""
+    if layerwise is None:
         model(mx.array([[0, 1]]), cache=caches)
     else:
-        x, left = cut.begin(mx.array([[0, 1]]), caches)
-        for stage in left:
-            x = stage(x)
+        x, calls = layerwise.begin(mx.array([[0, 1]]), caches)
+        for call in calls:
+            x = call(x)
     logits = model(mx.array([[2]]), cache=caches)[0, -1].astype(mx.float32)
     mx.eval(logits)
     return logits

@@ -1,4 +1,4 @@
-"""The last layer at a prompt's tokens: its keys and values stay, and what it puts out is read by nobody."""
+"""``KVOnlyCache``: for the last layer of a prefill, which fills the cache and whose attention output is not used."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import mlx.core as mx
 
 
 class KVOnlyCache:
-    """A layer cache that takes keys and values in, and of attention only tells the shape: it is never computed.
+    """Stores keys and values in a layer cache, and returns zeros in place of attention.
 
     Args:
         cache: a ``LayerCache`` that keeps all its rows, or a batch of them.
@@ -24,7 +24,7 @@ class KVOnlyCache:
         return self._cache.offset
 
     def make_mask(self, n: int, return_array: bool = False, window_size: int | None = None) -> Any:
-        """As the cache's, for models that ask the last layer's."""
+        """Return the cache's mask, for models that take it from the last layer."""
         return self._cache.make_mask(n, return_array, window_size)
 
     def update_and_fetch(self, keys: mx.array, values: mx.array) -> tuple[mx.array, mx.array]:
@@ -33,6 +33,6 @@ class KVOnlyCache:
         return self._cache.update_and_fetch(keys, values)
 
     def attend(self, queries: mx.array, *, scale: float, mask: Any = None, sinks: mx.array | None = None) -> mx.array:
-        """Zeros ``[batch, n_heads, n, v_head_dim]``."""
-        self._cache.pass_over(queries.shape[2])
+        """Return zeros ``[batch, n_heads, n, v_head_dim]``."""
+        self._cache.skip_attention(queries.shape[2])
         return mx.zeros((*queries.shape[:3], self._width), queries.dtype)

@@ -126,7 +126,7 @@ class LayerCache:
             if rows.length < self.length:
                 self._bucket.rewrite(self, rows.used(), rows.length)
 
-    def pass_over(self, count: int) -> None:
+    def skip_attention(self, count: int) -> None:
         """Stand in for :meth:`attend` where its result is not read, under a retention that keeps all rows."""
         self._unattended = False
 
@@ -213,11 +213,11 @@ class LayerCache:
 
     def begin_with(self, prefixes: tuple[SharedPrefix, ...]) -> None:
         """Start an empty sequence from rows that others hold."""
-        self.share(prefixes)
+        self.set_prefixes(prefixes)
         self.offset = sum(prefix.length for prefix in prefixes)
 
-    def share(self, prefixes: tuple[SharedPrefix, ...]) -> None:
-        """Hold the same rows in other pieces."""
+    def set_prefixes(self, prefixes: tuple[SharedPrefix, ...]) -> None:
+        """Replace the prefixes by others with the same rows, split differently."""
         self.prefixes = prefixes
         self.moved = True
 
@@ -227,7 +227,7 @@ class LayerCache:
         ``tokens`` reach beyond the prefixes of ``other``, which is empty afterwards.
         """
         other.take_out()
-        self.share(other.prefixes)
+        self.set_prefixes(other.prefixes)
         self.rows, self.offset = other.rows, tokens
         self.rows.cut(tokens - sum(prefix.length for prefix in self.prefixes))
         other.rows, other.prefixes, other.offset = other._new_rows(), (), 0
@@ -237,8 +237,8 @@ class LayerCache:
         self.take_out()
         self.rows.reserve(tokens)
 
-    def give(self, length: int) -> SharedPrefix:
-        """Turn the first ``length`` own rows into a prefix that others may share; it follows the present ones."""
+    def share_first(self, length: int) -> SharedPrefix:
+        """Turn the first ``length`` own rows into a prefix that others may share; it follows the present prefixes."""
         self.take_out()
         used = self.rows.used()
         prefix = SharedPrefix(self.codec, {name: array[:, :, :length] for name, array in used.items()})

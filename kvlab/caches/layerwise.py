@@ -1,7 +1,8 @@
-"""A model's forward pass over tokens of prompts, layer by layer, with whatever else between them.
+"""``LayerwiseModel``: runs the forward pass of a prefill layer by layer, so that other work can be done in between.
 
-Layered prefill (Lee et al. 2025, arXiv:2510.08055): beside decoding sequences a prompt gets a few layers a step, not a
-few tokens, so that its products stay large and rows of KV are read for many tokens at once.
+Layered prefill (Lee et al. 2025, arXiv:2510.08055): beside decoding sequences, each step computes a few layers for many
+tokens of a prompt, not all layers for a few tokens. Matrix products stay large, and rows of KV are read for many tokens
+at once.
 """
 
 from __future__ import annotations
@@ -15,33 +16,36 @@ import mlx.nn as nn
 
 from kvlab.caches.kv_only import KVOnlyCache
 
-Stage = Callable[[mx.array], mx.array]
-"""Takes ``[batch, n, width]`` through a layer."""
+LayerCall = Callable[[mx.array], mx.array]
+"""Computes one layer: from hidden states ``[batch, n, width]`` to those of the next layer."""
 
 
 class LayerwiseModel:
-    """Cuts forward passes of ``model``, whose caches hold the tokens afterwards, and whose logits nobody wants.
+    """Splits forward passes of ``model`` into calls of its layers. They fill the caches; logits are not computed.
 
     Args:
-        whole: do not cut.
+        whole: do not split: a pass is one call of the whole model.
 
     Attributes:
-        depth: stages a pass has: one a layer, or one in all where the model works on what is between its layers.
+        depth: number of calls in a pass: one a layer, or 1 where the model changes hidden states between its layers.
     """
 
     def __init__(self, model: nn.Module, *, whole: bool = False) -> None:
         self._model = model
-        self._calls: list[tuple[mx.array, Stage]] = []
-        noted = [_Noted(layer, self._calls) for layer in model.layers]
-        self._twin = None if whole else _with_layers(model, noted)
+        self._calls: list[tuple[mx.array, LayerCall]] = []
+        recorded = [_RecordedLayer(layer, self._calls) for layer in model.layers]
+        self._twin = None if whole else _with_layers(model, recorded)
         self.depth = 1 if self._twin is None else len(model.layers)
 
-    def begin(self, tokens: mx.array, caches: Sequence[Any]) -> tuple[mx.array, list[Stage]]:
-        """What goes into the first stage, and the stages.
+    def begin(self, tokens: mx.array, caches: Sequence[Any]) -> tuple[mx.array, list[LayerCall]]:
+        """Return the input of the first layer ``[batch, n, width]`` (tokens where ``depth`` is 1), and the layer calls.
 
         Args:
             tokens: ``[batch, n]``.
             caches: one a layer, of a kind that :class:`kvlab.caches.kv_only.KVOnlyCache` takes.
+
+        Raises:
+            ValueError: the model changes hidden states between its layers, so that it cannot be split.
         """
         caches = [*caches[:-1], KVOnlyCache(caches[-1])]
         if self._twin is None:
@@ -50,17 +54,17 @@ class LayerwiseModel:
             self._twin(tokens, cache=caches)
             calls = list(self._calls)
         finally:
-            self._calls.clear()  # they hold the caches, which nobody may need for longer than the pass
+            self._calls.clear()  # calls hold the caches, which must not outlive the pass
         first = calls[0][0]
         if len(calls) != self.depth or any(x is not first for x, _ in calls):
-            raise ValueError("this model works on what is between its layers")
-        return first, [stage for _, stage in calls]
+            raise ValueError("this model changes hidden states between its layers")
+        return first, [call for _, call in calls]
 
 
-class _Noted:
-    """Stands for a layer: notes how it is called, and leaves its input as it is."""
+class _RecordedLayer:
+    """Takes the place of a layer: records how it is called, and returns its input unchanged."""
 
-    def __init__(self, layer: nn.Module, calls: list[tuple[mx.array, Stage]]) -> None:
+    def __init__(self, layer: nn.Module, calls: list[tuple[mx.array, LayerCall]]) -> None:
         self._layer = layer
         self._calls = calls
 
@@ -69,11 +73,11 @@ class _Noted:
         return x
 
     def __getattr__(self, name: str) -> Any:
-        return getattr(self._layer, name)  # models ask a layer for its kind, too
+        return getattr(self._layer, name)  # models read attributes of a layer, such as its kind
 
 
-def _with_layers(model: nn.Module, new: list[_Noted]) -> nn.Module | None:
-    """The same model, arrays and all, with other layers; None where its own are not found."""
+def _with_layers(model: nn.Module, new: list[_RecordedLayer]) -> nn.Module | None:
+    """Return a shallow copy of the model with other layers; None where its own are not found."""
     layers = model.layers
 
     def replaced(module: nn.Module) -> nn.Module | None:

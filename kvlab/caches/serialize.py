@@ -21,8 +21,8 @@ from mlx_lm.models.cache import CacheList, ChunkedKVCache, KVCache, RotatingKVCa
 from kvlab.caches.layer_cache import LayerCache
 
 Payload = Mapping[str, np.ndarray]
-NONE = "none"
-NUMBER = "number"
+NONE, NUMBER = "none", "number"
+"""Kinds of stored values that are no arrays."""
 DTYPES: Mapping[str, mx.Dtype] = {
     name: getattr(mx, f"{name}_" if name == "bool" else name)
     for name in (
@@ -37,7 +37,7 @@ _NAMES = {dtype: name for name, dtype in DTYPES.items()}
 
 
 class ArrayDescription(Protocol):
-    """An array that is about to be read."""
+    """Name, dtype, shape ``[n_kv_heads, tokens, width]`` and bytes of an array that is about to be read."""
 
     @property
     def name(self) -> str: ...
@@ -50,31 +50,31 @@ class ArrayDescription(Protocol):
 
 
 class PayloadError(Exception):
-    """What was stored does not fit these caches: another version of the cache classes wrote it."""
+    """Stored arrays do not fit these caches: another version of the cache classes wrote them."""
 
 
-def leaves(caches: Sequence[Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Names (``"3"``, ``"3.0"`` inside a CacheList) and caches, in order."""
+def cache_leaves(caches: Sequence[Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield the name (``"3"``, or ``"3.0"`` inside a CacheList) and the cache of every leaf, in order."""
     for i, cache in enumerate(caches):
         if isinstance(cache, CacheList):
-            yield from leaves(cache.caches, f"{prefix}{i}.")
+            yield from cache_leaves(cache.caches, f"{prefix}{i}.")
         else:
             yield f"{prefix}{i}", cache
 
 
 def is_cuttable(cache: Any) -> bool:
-    """True when the rows of ``cache`` belong to tokens one by one."""
+    """Return whether the rows of ``cache`` belong to tokens one by one."""
     return isinstance(cache, LayerCache) or type(cache) is KVCache
 
 
 def has_state(caches: Sequence[Any]) -> bool:
-    """True when a prefix of these caches is only exact at a checkpoint."""
-    return any(not is_cuttable(cache) for _, cache in leaves(caches))
+    """Return whether a prefix of these caches is exact only at a checkpoint."""
+    return any(not is_cuttable(cache) for _, cache in cache_leaves(caches))
 
 
 def own_layers(caches: Sequence[Any]) -> list[LayerCache]:
-    """The leaves that are kvlab's own."""
-    return [cache for _, cache in leaves(caches) if isinstance(cache, LayerCache)]
+    """Return the leaves that are kvlab's own."""
+    return [cache for _, cache in cache_leaves(caches) if isinstance(cache, LayerCache)]
 
 
 # -- token rows -------------------------------------------------------------------------------------------------------
@@ -83,10 +83,10 @@ def own_layers(caches: Sequence[Any]) -> list[LayerCache]:
 def token_rows(caches: Sequence[Any], *, prompt: bool = False) -> dict[str, mx.array]:
     """Return the rows ``[1, n_kv_heads, tokens, width]`` of all cuttable leaves, named ``<leaf>:<array>``.
 
-    ``prompt``: the rows that scorers set aside at the end of the prompt, before they evicted.
+    With ``prompt``, rows are those that scorers copied at the end of the prompt, before they evicted.
     """
     out: dict[str, mx.array] = {}
-    for name, cache in leaves(caches):
+    for name, cache in cache_leaves(caches):
         if isinstance(cache, LayerCache):
             held = (
                 cache.retention.prompt_rows.used()
@@ -101,7 +101,7 @@ def token_rows(caches: Sequence[Any], *, prompt: bool = False) -> dict[str, mx.a
 
 
 def as_bits(arrays: Mapping[str, mx.array]) -> dict[str, mx.array]:
-    """Name arrays by their dtype, too, and give those of a dtype that NumPy lacks as the bits of another one.
+    """Add the dtype to the names of arrays, and return those of a dtype that NumPy lacks as the bits of another one.
 
     The arrays that are returned do not change when the caches go on.
     """
@@ -131,13 +131,13 @@ def to_blocks(rows: Mapping[str, np.ndarray], start: int, end: int, block: int) 
 
 
 def checkpoint_state(caches: Sequence[Any]) -> tuple[dict[str, mx.array], dict[str, np.ndarray]]:
-    """Return the state of all stateful leaves: arrays by ``<leaf>:<path>``, and what else there is.
+    """Return the state of all stateful leaves: arrays by ``<leaf>:<path>``, and values of other kinds.
 
     The names of the latter end with their kind, ``number`` or ``none``.
     """
     arrays: dict[str, mx.array] = {}
     others: dict[str, np.ndarray] = {}
-    for name, cache in leaves(caches):
+    for name, cache in cache_leaves(caches):
         if not is_cuttable(cache):
             for path, value in flatten(_needed(cache)):
                 if value is None:
@@ -164,7 +164,7 @@ def copied(array: np.ndarray) -> np.ndarray:
 
 
 def _needed(cache: Any) -> Any:
-    """The state of a leaf, cut to the rows that later tokens can see."""
+    """Return the state of a leaf, cut to the rows that later tokens can see."""
     if isinstance(cache, RotatingKVCache) and cache.keys is not None and not cache.keep:
         # A batch holds up to a prefill step more than the window, and storage that is not used yet.
         rows = min(cache.offset, cache.max_size)
@@ -179,6 +179,7 @@ def _needed(cache: Any) -> Any:
 
 
 def flatten(state: Any, path: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield the path (``"0.1"``) and the value of everything in nested lists and tuples, in order."""
     if isinstance(state, list | tuple):
         for i, value in enumerate(state):
             yield from flatten(value, f"{path}.{i}" if path else str(i))
@@ -187,6 +188,7 @@ def flatten(state: Any, path: str = "") -> Iterator[tuple[str, Any]]:
 
 
 def unflatten(like: Any, values: Mapping[str, Any], path: str = "") -> Any:
+    """Return nested lists and tuples of the form of ``like``, with ``values`` by the paths of :func:`flatten`."""
     if isinstance(like, list | tuple):
         parts = [unflatten(value, values, f"{path}.{i}" if path else str(i)) for i, value in enumerate(like)]
         return parts if isinstance(like, list) else tuple(parts)

@@ -1,4 +1,4 @@
-"""Who starts next: the queue, room for one more, and who had better wait for a prefix that is being computed."""
+"""``Admission``: the queue of requests, and when each may start: memory, and prefixes that are being computed."""
 
 from __future__ import annotations
 
@@ -6,23 +6,23 @@ from collections import deque
 from collections.abc import Iterator, Mapping
 
 from kvlab.decoder.memory_budget import LiveMemoryBudget
-from kvlab.decoder.prefix_tree import WORTH, PrefixTree
+from kvlab.decoder.prefix_tree import MIN_SHARED_TOKENS, PrefixTree
 from kvlab.decoder.request import Request
 from kvlab.decoder.reuse import PrefixCache
 
 
 def _uncomputed(active: Mapping[int, Request]) -> int:
-    """Tokens that were admitted and have no storage yet."""
-    each = (
+    """Count tokens of admitted requests that have no storage yet."""
+    missing = (
         len(request.prompt) + len(request.tokens) - request.layers[0].room
         for request in active.values()
         if request.layers
     )
-    return sum(max(0, tokens) for tokens in each)
+    return sum(max(0, tokens) for tokens in missing)
 
 
 class Admission:
-    """The waiting jobs, by priority and then by age, and what decides when each may start. Decoder thread only."""
+    """Queues requests by priority and then by age, and decides when each may start. Decoder thread only."""
 
     def __init__(self, budget: LiveMemoryBudget | None, prefixes: PrefixTree | None, reuse: PrefixCache | None) -> None:
         self._budget, self._prefixes, self._reuse = budget, prefixes, reuse
@@ -35,34 +35,39 @@ class Admission:
         return len(self._waiting)
 
     def put(self, request: Request) -> None:
-        """Behind those of its priority or a higher one that came before it."""
+        """Queue a request behind all of a higher priority, and behind those of its own that were submitted earlier."""
         behind = (i for i, other in enumerate(self._waiting) if other.rank > request.rank)
         self._waiting.insert(next(behind, len(self._waiting)), request)
 
     def remove(self, request: Request) -> None:
+        """Take a request out of the queue. Raises ValueError where it is not in it."""
         self._waiting.remove(request)
 
     def has_room(self, request: Request, active: Mapping[int, Request], live_bytes: int) -> bool:
-        """True when the job fits beside the ``active`` ones, as far as live memory goes."""
+        """Return whether live memory has room for the request beside the ``active`` ones.
+
+        Args:
+            live_bytes: bytes of all live KV now.
+        """
         if self._budget is None:
             return True
         answer = request.max_tokens - len(request.tokens)
-        promised = sum(self._budget.whole(len(other.prompt), other.max_tokens) for other in active.values())
+        reserved = sum(self._budget.whole(len(other.prompt), other.max_tokens) for other in active.values())
         shared = 0
         if self._prefixes and self._reuse:
             source, common = self._prefixes.source(request, self._reuse.limit(request))
             shared = min(common, source.computed) if source else 0
-        tokens = len(request.context) - (shared if shared >= WORTH else 0)
+        tokens = len(request.context) - (shared if shared >= MIN_SHARED_TOKENS else 0)
         whole = self._budget.whole(len(request.context), answer)
-        return self._budget.has_room(live_bytes, promised, len(active), tokens + _uncomputed(active), whole)
+        return self._budget.has_room(live_bytes, reserved, len(active), tokens + _uncomputed(active), whole)
 
     def waits_for_prefix(self, request: Request, active: Mapping[int, Request]) -> bool:
-        """True while another job's prefill is about to compute a prefix that this one can then share."""
+        """Return whether another request's prefill will compute a prefix that this request can then share."""
         if self._prefixes is None or self._reuse is None:
             return False
         if request.waits_for_prefix_of is None:
             source, request.waits_for_tokens = self._prefixes.source(request, self._reuse.limit(request))
-            if source is None or request.waits_for_tokens < source.computed + WORTH:
+            if source is None or request.waits_for_tokens < source.computed + MIN_SHARED_TOKENS:
                 return False
             request.waits_for_prefix_of = source
         if (

@@ -1,4 +1,4 @@
-"""How a decoder runs, apart from its policy."""
+"""``DecoderConfig``: the settings of a decoder that are not part of its policy."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ class DecoderConfig:
         prefill_step: most prompt tokens computed at a time; beside decoding sequences it is less, by time. None is the
             backend's choice.
         live_memory: byte budget for live KV, such as ``"2GB"``; None is no limit. Requests wait for room; where the
-            policy keeps KV at rest, running ones are preempted and go on later, token for token.
-        retain: sequences that keep their live KV when they end, where the policy shares live KV: their next turn goes
-            on from it without a restore. They count as live, never make more than ``max_concurrency`` sequences with
-            the running ones, and are released when live memory is short.
+            policy keeps KV at rest, running ones are preempted and continue later with the same tokens.
+        retain: sequences that keep their live KV when they end, where the policy shares live KV: their next turn
+            continues from it without a restore. They count as live, are never more than ``max_concurrency`` together
+            with the running ones, and are released when live memory is short.
 
     Raises:
-        KvlabError: a number below its least.
+        KvlabError: a number below its minimum.
         PolicyError: a size that cannot be read.
     """
 

@@ -1,4 +1,4 @@
-"""The decoder: mlx-lm's BatchGenerator with a policy, a store and a recorder, on a thread of its own."""
+"""``Decoder``: mlx-lm's BatchGenerator with a policy, a store and a recorder, on a thread of its own."""
 
 from __future__ import annotations
 
@@ -33,9 +33,9 @@ class Decoder:
     Args:
         loaded: the model, see :func:`kvlab.models.load`.
         policy: a Policy or its spec string.
-        store: where KV rests; None opens what the policy's tiers describe, and closes it at the end.
+        store: KV at rest; None opens the one that the policy's tiers describe, and closes it at the end.
         recorder: gets every event; None costs nothing.
-        config: how it runs; None is the defaults. ``settings`` are fields of
+        config: its settings; None is the defaults. ``settings`` are fields of
             :class:`~kvlab.decoder.config.DecoderConfig` that replace those of ``config``: ``live_memory="2GB"``.
 
     Raises:
@@ -92,7 +92,8 @@ class Decoder:
             stop: token sequences that end the request besides the model's own end tokens.
             tags: labels for events and rows.
             tenant: salts the block keys, so that tenants never share KV at rest.
-            priority: requests of higher priority start first, and step aside last.
+            max_tokens: most tokens to generate.
+            priority: requests of higher priority start first, and are preempted last.
 
         Raises:
             KvlabError: an empty prompt, a token outside the vocabulary, ``max_tokens`` below 1, a request that can
@@ -119,7 +120,7 @@ class Decoder:
         return request.stream
 
     def generate(self, prompt: Sequence[int], **options: Any) -> Completion:
-        """:meth:`submit` and wait for the end."""
+        """Submit a request and wait for its end; ``options`` and errors are those of :meth:`submit`."""
         return self.submit(prompt, **options).result()
 
     def namespace(self, tenant: str = "") -> Namespace:
@@ -138,15 +139,15 @@ class Decoder:
         return self._scheduler.reuse is not None and self._scheduler.reuse.wants_checkpoints
 
     def live_bytes(self) -> int:
-        """Bytes of all live KV after the last step."""
+        """Return the bytes of all live KV after the last step."""
         return self._scheduler.live_bytes
 
     def retained_bytes(self) -> int:
-        """The part of them that only sequences hold which have ended."""
+        """Return the bytes of live KV that only retained sequences hold: those that have ended."""
         return self._scheduler.retained_bytes
 
     def close(self) -> None:
-        """Cancel what is running, keep what it computed, flush and close the store. Idempotent."""
+        """Cancel running requests, store the KV that they computed, flush and close the store. Idempotent."""
         if not self._closed:
             self._closed = True
             self._scheduler.inbox.put(None)

@@ -1,4 +1,4 @@
-"""A byte budget for live KV: who may start, who is refused, and when somebody must step aside."""
+"""``LiveMemoryBudget``: a byte budget for live KV: which requests may start, wait, are refused or preempted."""
 
 from __future__ import annotations
 
@@ -9,66 +9,70 @@ from typing import Any
 import mlx.core as mx
 
 from kvlab.caches import LayerCache
-from kvlab.caches.serialize import is_cuttable, leaves
+from kvlab.caches.serialize import cache_leaves, is_cuttable
 from kvlab.errors import KvlabError
 from kvlab.models import LoadedModel
 from kvlab.policies import Module, Rotating
 
-GROWTH = 80
-"""Rows that kvlab's storage of a sequence may run ahead of its tokens: it grows by steps, and in slabs."""
+SPARE_ROWS = 80
+"""Most unused rows in a sequence's storage: KV buffers grow by 64 rows at a time, and length buckets allocate ahead."""
 
 
 @dataclass(frozen=True)
 class SequenceCost:
-    """Live bytes of one sequence: ``per_token`` of rows, and ``fixed`` for state that does not grow.
+    """Live bytes of one sequence: ``per_token`` for rows, and ``fixed`` for state that does not grow.
 
-    ``growth`` is how many rows its storage may run ahead of its tokens.
+    ``spare_rows`` is the number of unused rows that its storage may hold.
     """
 
     per_token: int
     fixed: int
-    growth: int = GROWTH
+    spare_rows: int = SPARE_ROWS
 
     def of(self, tokens: int) -> int:
+        """Return the bytes of a sequence of ``tokens``."""
         return self.fixed + tokens * self.per_token
 
 
 def measure(loaded: LoadedModel, caches: Sequence[Any]) -> SequenceCost:
-    """What a sequence costs in these empty caches, found by computing two tokens."""
+    """Measure the cost of a sequence in these empty caches, by computing two tokens."""
     loaded.model(mx.array([[0, 1]]), cache=list(caches))
     mx.eval([cache.state for cache in caches])
     rows = fixed = 0
-    growth = GROWTH
-    for _, cache in leaves(caches):
+    spare_rows = SPARE_ROWS
+    for _, cache in cache_leaves(caches):
         if isinstance(cache, LayerCache):
             rows += sum(array.nbytes for array in cache.rows.used().values()) // 2
         elif is_cuttable(cache):
             rows += sum(array.nbytes for array in cache.keys_and_values()) // 2
-            growth = max(growth, cache.step)
+            spare_rows = max(spare_rows, cache.step)
         else:
             fixed += cache.nbytes
-    return SequenceCost(rows, fixed, growth)
+    return SequenceCost(rows, fixed, spare_rows)
 
 
 class LiveMemoryBudget:
-    """Admission by memory.
+    """Decides by memory which sequences may start.
 
-    With ``pauses``, sequences are admitted as long as what they need now fits, and the last to come steps aside when
-    growth threatens the budget. Without, the whole length of every sequence is set aside from the start.
+    With ``preempts``, a sequence starts when its present tokens fit, and running ones are preempted before growth
+    exceeds the budget. Without, memory is reserved for the whole length of every sequence from the start.
+
+    Args:
+        budget: bytes of live KV.
     """
 
-    def __init__(self, budget: int, cost: SequenceCost, retention: Module, *, pauses: bool) -> None:
+    def __init__(self, budget: int, cost: SequenceCost, retention: Module, *, preempts: bool) -> None:
         self.budget = budget
         self.cost = cost
-        self.pauses = pauses
+        self.preempts = preempts
         self._retention = retention
 
     def whole(self, prompt: int, answer: int) -> int:
-        """Bytes of a sequence at its longest."""
+        """Return the bytes of a sequence at its full length: ``prompt`` and ``answer`` tokens."""
         tokens = prompt + answer
         if isinstance(self._retention, Rotating):
             tokens = min(tokens, self._retention.sinks + 2 * self._retention.window)
-        return self.cost.of(tokens + self.cost.growth)
+        return self.cost.of(tokens + self.cost.spare_rows)
 
     def check(self, prompt: int, answer: int) -> None:
         """Raise KvlabError for a request that can never fit."""
@@ -78,21 +82,24 @@ class LiveMemoryBudget:
                 f"{self.budget}: shorten them, or allow more live memory"
             )
 
-    def has_room(self, live: int, promised: int, active: int, tokens: int, whole: int) -> bool:
-        """True when one more sequence may start.
+    def has_room(self, live: int, reserved: int, active: int, tokens: int, whole: int) -> bool:
+        """Return whether one more sequence may start.
 
         Args:
-            live: bytes of live KV now. promised: bytes that the ``active`` sequences have been promised in all.
-            tokens: tokens that the new one computes or restores itself. whole: its bytes at its longest.
+            live: bytes of live KV now.
+            reserved: bytes of the ``active`` sequences at their full length.
+            active: number of running sequences.
+            tokens: tokens that the new sequence computes or restores itself.
+            whole: bytes of the new sequence at its full length.
         """
-        if not self.pauses:
-            return promised + whole <= self.budget
-        return live + self.cost.of(tokens + self.cost.growth) + self.slack(active) <= self.budget
+        if not self.preempts:
+            return reserved + whole <= self.budget
+        return live + self.cost.of(tokens + self.cost.spare_rows) + self.slack(active) <= self.budget
 
     def is_tight(self, live: int, active: int) -> bool:
-        """True when the next steps of ``active`` sequences might exceed the budget."""
-        return self.pauses and live + self.slack(active) > self.budget
+        """Return whether the next steps of ``active`` sequences might exceed the budget."""
+        return self.preempts and live + self.slack(active) > self.budget
 
     def slack(self, active: int) -> int:
-        """Bytes that the storage of ``active`` sequences may jump by."""
-        return active * self.cost.growth * self.cost.per_token
+        """Return the bytes by which the storage of ``active`` sequences may grow in one step."""
+        return active * self.cost.spare_rows * self.cost.per_token

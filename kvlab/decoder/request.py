@@ -1,4 +1,4 @@
-"""The decoder's own notes on one request."""
+"""``Request``: the state of one request in the decoder."""
 
 from __future__ import annotations
 
@@ -21,7 +21,21 @@ Processor = Callable[[mx.array, mx.array], mx.array]
 
 @dataclass(eq=False)
 class Request:
-    """One request from its submission to its end. Times are ``time.perf_counter`` seconds."""
+    """One request from its submission to its end. Times are ``time.perf_counter`` seconds.
+
+    Attributes:
+        uid: its number in mlx-lm's generator while it runs.
+        caches: its layer caches while it has any; ``layers`` are those that are kvlab's own.
+        stored: leading tokens that were given to the store.
+        pushed: tokens that were handed to the stream.
+        cached: leading tokens that were reused, by tier in ``by_tier``; ``miss`` says why the next one was not.
+        tokens: generated tokens, and ``times`` when they came.
+        prefilled: prompt tokens that events have reported.
+        path: the nodes of the prefix tree that it reads.
+        evictions: those to report: tokens at that time, layer, and eviction.
+        waits_for_prefix_of: the request whose prefill computes ``waits_for_tokens`` tokens that both share.
+        context_array: the context, int32, for comparison.
+    """
 
     stream: Stream
     prompt: list[int]
@@ -57,33 +71,33 @@ class Request:
 
     @property
     def context(self) -> list[int]:
-        """The prompt and what was generated so far: what a job that was paused goes on from."""
+        """The prompt and the generated tokens: where a preempted request continues."""
         return self.prompt + self.tokens
 
     @property
     def rank(self) -> tuple[int, int]:
-        """Who goes first: the higher priority, then the earlier request."""
+        """Order of service: by higher priority, then by earlier submission."""
         return (-self.priority, self.number)
 
     @property
     def computed(self) -> int:
-        """Tokens in all its layers: a chunk of the prompt may be in the first ones only."""
+        """Number of tokens in all layers: a chunk of the prompt may be in the first layers only."""
         return self.layers[-1].offset
 
     @property
     def to_compute(self) -> int:
-        """Tokens of the context that are not in all layers."""
+        """Number of tokens of the context that are not in all layers."""
         return len(self.prompt) + len(self.tokens) - (self.computed if self.layers else self.cached)
 
     def begin(self) -> list[int]:
-        """Start, or go on after a pause; the tokens to compute or find."""
+        """Start, or continue after a preemption; return the tokens to compute or reuse."""
         self.cached = self.stored = self.prefilled = 0
         self.by_tier = {}
         self.context_array = np.array(self.context, np.int32)
         return self.context
 
     def note_start(self) -> None:
-        """Remember how the request was started; going on after a pause does not change its figures."""
+        """Note the figures of the first start; continuing after a preemption does not change them."""
         self._start = self._start or {
             "cached_tokens": self.cached,
             "cached_by_tier": dict(self.by_tier),
@@ -94,10 +108,11 @@ class Request:
 
     @property
     def number(self) -> int:
+        """Number of the request in its decoder."""
         return self.stream.request
 
     def completion(self, reason: str, kv_bytes: int, end_tokens: frozenset[int]) -> Completion:
-        """The figures of this job, which ended for ``reason``."""
+        """Return the figures of this request, which ended for ``reason``."""
         ended = reason == "stop" and self.tokens[-1] in end_tokens
         tokens = self.tokens[:-1] if ended else self.tokens
         gaps = [1e3 * (b - a) for a, b in zip(self.times, self.times[1:], strict=False)]
@@ -125,7 +140,7 @@ class Request:
 
 
 def check_request(loaded: LoadedModel, prompt: Sequence[int], max_tokens: int) -> None:
-    """Raise KvlabError for a prompt that no model, or not this one, can go on from."""
+    """Raise KvlabError for an empty prompt, no tokens to generate, or a token outside the vocabulary."""
     if len(prompt) == 0:
         raise KvlabError("the prompt has no tokens: send at least one")
     if max_tokens < 1:

@@ -1,4 +1,4 @@
-"""What the decoder's thread does: admit requests, step the batch, hand out tokens, keep what was computed."""
+"""``Scheduler``: the decoder's thread: admits requests, steps the batch, hands out tokens and stores KV."""
 
 from __future__ import annotations
 
@@ -29,15 +29,21 @@ from kvlab.policies import Paged, Policy
 from kvlab.recording import events
 from kvlab.store import Store
 
-RESERVE = 128
-"""Rows of room that a warm sequence gets for what its next turn brings, where live memory is not counted."""
+RETAINED_SPARE_ROWS = 128
+"""Rows of storage that a retained sequence gets for its next turn, where live memory has no budget."""
 
 
 class Scheduler:
-    """Serves what comes in at ``inbox``: a job, the number of a request to cancel, or None to end.
+    """Serves the messages of ``inbox``: a request, the number of a request to cancel, or None to end.
 
-    ``run`` and all that it calls belong to one thread; what has no underscore may be read from any. Arguments are those
-    of :class:`kvlab.decoder.Decoder`.
+    ``run`` and all that it calls belong to one thread; public attributes may be read from any. Arguments are those of
+    :class:`kvlab.decoder.Decoder`.
+
+    Attributes:
+        reuse: finds and stores KV at rest; None where the policy has no reuse.
+        budget: that of live memory; None where it has no limit.
+        live_bytes: bytes of all live KV after the last step.
+        retained_bytes: bytes of them that only sequences hold which have ended.
     """
 
     def __init__(
@@ -60,14 +66,14 @@ class Scheduler:
         keeps_all = policy.retention.is_lossless and (self.reuse is not None or policy.lossless)
         owns = self.reuse is not None or self._backend.owns_attention
         self._own = keeps_all and owns and can_share(loaded.model)
-        # Chunks begin at cuts: those that checkpoints need are made without them, too, or answers would differ.
-        self._is_cut = self.reuse is None and has_state(make_caches(loaded.model, policy))
-        self._stages = layerwise_model(loaded.model) if self._own else None
+        # Chunks begin at segment ends. Prompts are cut in the same places without a store, or answers would differ.
+        self._needs_segments = self.reuse is None and has_state(make_caches(loaded.model, policy))
+        self._layerwise = layerwise_model(loaded.model) if self._own else None
         self._prefixes = PrefixTree() if self._own and self.reuse is not None else None
         self.budget = self._make_budget(config.live_bytes)
-        depth = self._stages.depth if self._stages else 1
+        depth = self._layerwise.depth if self._layerwise else 1
         self._prefill_budget = PrefillBudget(
-            self._prefill_step, depth, preemptible=self._stages is not None and self._backend.is_preemptible
+            self._prefill_step, depth, preemptible=self._layerwise is not None and self._backend.is_preemptible
         )
         self.inbox: queue.SimpleQueue[Request | int | None] = queue.SimpleQueue()
         self._waiting = Admission(self.budget, self._prefixes, self.reuse)
@@ -80,11 +86,11 @@ class Scheduler:
         if live_memory is None:
             return None
         cost = measure(self._loaded, self._make_caches(2))
-        pauses = self.reuse is not None and self._policy.retention.is_lossless
-        return LiveMemoryBudget(live_memory, cost, self._policy.retention, pauses=pauses)
+        preempts = self.reuse is not None and self._policy.retention.is_lossless
+        return LiveMemoryBudget(live_memory, cost, self._policy.retention, preempts=preempts)
 
     def _make_caches(self, prompt_tokens: int, request: Request | None = None) -> list[Any]:
-        """Empty caches for one sequence, of ``request`` if there is one yet."""
+        """Make empty caches for one sequence; ``request``, if known, gives its tokens to scorers."""
         model, record = self._loaded.model, self._emitter.sink is not None
         token_ids = None if request is None else lambda: request.context
         if not self._own:
@@ -101,7 +107,7 @@ class Scheduler:
         return ChunkedBatchGenerator(
             model if self._own else batchable(model),
             self._backend,
-            self._stages,
+            self._layerwise,
             stop_tokens=[[token] for token in self._loaded.eos],
             completion_batch_size=self._config.max_concurrency,
             prefill_batch_size=self._config.prefill_batch,
@@ -109,7 +115,7 @@ class Scheduler:
         )
 
     def run(self) -> None:
-        """Serve until the inbox says to end. All work of MLX but decoding goes to one stream, the backend's choice."""
+        """Serve until the inbox says to end. All MLX work except decoding goes to the backend's prefill stream."""
         with mx.stream(self._backend.prefill_stream(self._generator.stream)):
             self._run()
 
@@ -119,20 +125,20 @@ class Scheduler:
                 self._admit()
                 if self._active:
                     self._step()
-            except Exception as error:  # noqa: BLE001 - whatever the model raised belongs to the requests it served
+            except Exception as error:  # noqa: BLE001 - any error of the model ends the requests it computed
                 self._fail_all(error)
         for request in [*self._waiting, *self._active.values()]:
             self._cancel(request)
-        self._yield_processors()
+        self._release_processors()
         if self.reuse:
             self.reuse.close()
         self._generator.close()
 
     def _read_inbox(self) -> bool:
-        """Take new jobs and cancellations; wait when there is nothing to do. False: time to close."""
+        """Take new requests and cancellations; wait when there are none to serve. False: time to close."""
         idle = not self._active and not self._waiting
         if idle:
-            self._yield_processors()
+            self._release_processors()
         while True:
             try:
                 message = self.inbox.get(block=idle)
@@ -151,8 +157,9 @@ class Scheduler:
             self.reuse.set_busy(True)
         return True
 
-    def _yield_processors(self) -> None:
-        self._threads.give_back()
+    def _release_processors(self) -> None:
+        """Before the thread waits, reset the number of BLAS threads, and let background work use the processors."""
+        self._threads.restore()
         if self.reuse:
             self.reuse.set_busy(False)
             self.reuse.settle()
@@ -168,34 +175,34 @@ class Scheduler:
             try:
                 self._insert(request)
                 self._release(self._config.max_concurrency - len(self._active))
-            except Exception as error:  # noqa: BLE001 - one request's trouble must not end the others
-                self._let_go(request)
+            except Exception as error:  # noqa: BLE001 - an error of one request must not end the others
+                self._drop(request)
                 request.stream.fail(error)
 
     def _make_room(self, request: Request) -> bool:
-        """True when the job may start, after warm sequences have left if need be."""
+        """Return whether the request may start, after releasing retained sequences if needed."""
         while not self._waiting.has_room(request, self._active, self.live_bytes):
             if not self._release_one():
                 return not self._active
         return True
 
     def _release(self, most: int) -> None:
-        """Let no more than ``most`` sequences stay warm."""
+        """Release retained sequences until at most ``most`` are left."""
         while self._prefixes and self._prefixes.retained > most:
             self._release_one()
 
     def _release_one(self) -> bool:
-        cooled = self._prefixes is not None and self._prefixes.release_one()
-        if cooled:
+        released = self._prefixes is not None and self._prefixes.release_one()
+        if released:
             self.live_bytes = self._measure()
-        return cooled
+        return released
 
     def _preempt(self, request: Request) -> None:
-        """Take a running job out, keep its KV at rest, and queue it again."""
+        """Preempt a running request: store its KV, and queue it again."""
         [(caches, tokens)] = self._generator.remove([request.uid], return_prompt_caches=True).values()
         if self.reuse:
             self.reuse.keep(request, caches, tokens)
-        self._let_go(request)
+        self._drop(request)
         self._emitter.emit(events.Paused, request, len(request.tokens), self.live_bytes)
         self._waiting.put(request)
 
@@ -204,7 +211,7 @@ class Scheduler:
         caches = self._make_caches(len(request.prompt), request)
         request.caches, request.layers = caches, own_layers(caches)
         segments = [context]
-        if self._is_cut:
+        if self._needs_segments:
             segments = checkpoint_segments(context, 0, self._loaded.eos, Paged().checkpoint)
         if self.reuse:
             live = self._prefixes.join(request, self.reuse.limit(request)) if self._prefixes else 0
@@ -233,7 +240,7 @@ class Scheduler:
         prefill = self._generator.prefill
         prefill.work, prefill.done = self._prefill_budget.work(decoding), 0
         chunks = (min(self._generator.prefill_step_size, request.to_compute) for request in self._active.values())
-        self._threads.suit(decoding or sum(chunks), beside=decoding > 0 and prefilling > 0)
+        self._threads.choose(decoding or sum(chunks), beside=decoding > 0 and prefilling > 0)
         started = time.perf_counter()
         prefill.until = self._prefill_budget.until(started, decoding)
         prompts, tokens = self._generator.next()
@@ -242,15 +249,15 @@ class Scheduler:
             self.reuse.step()
         for prompt in prompts:
             self._take_prompt(prompt)
-        self._prefill_budget.saw(now - started, prefill.done, len(tokens))
+        self._prefill_budget.observe(now - started, prefill.done, len(tokens))
         share = self.live_bytes // max(1, len(self._active))
         for token in tokens:
             self._take_token(token, now, share)
         self.live_bytes = self._measure()
-        self._relieve()
+        self._free_memory()
 
     def _take_prompt(self, prompt: Any) -> None:
-        """Progress of a prompt, as mlx-lm reports it."""
+        """Handle the progress of a prompt, as mlx-lm reports it."""
         request = self._active[prompt.uid]
         self._emitter.prefill(request, *prompt.progress)
         if prompt.end_of_prompt:
@@ -259,7 +266,7 @@ class Scheduler:
             self.reuse.keep_checkpoint(request, *self._generator.extract_cache([prompt.uid])[prompt.uid])
 
     def _take_token(self, response: Any, now: float, share: int) -> None:
-        """A decoded token, as mlx-lm reports it."""
+        """Handle a decoded token, as mlx-lm reports it; ``share`` is its KV in bytes where no layer cache counts it."""
         request = self._active[response.uid]
         request.tokens.append(response.token)
         if len(request.times) < len(request.tokens):
@@ -275,26 +282,26 @@ class Scheduler:
                 layer.retention.check_all_scores()
             self._finish(request, response.finish_reason, kv_bytes, response.prompt_cache, response.all_tokens)
 
-    def _relieve(self) -> None:
-        """While live memory is short, let warm sequences go, then pause running ones, the least urgent first."""
+    def _free_memory(self) -> None:
+        """While live memory is short, release retained sequences, then preempt running ones of the lowest rank."""
         while self.budget is not None and self.budget.is_tight(self.live_bytes, len(self._active)):
             if self._release_one():
                 continue
-            # A first token that went out early must be reported before its job may start over from its tokens.
-            settled = [request for request in self._active.values() if request.pushed <= len(request.tokens)]
-            if len(self._active) < 2 or not settled:
+            # A first token that was handed out early must be reported before its request can start from its tokens.
+            reported = [request for request in self._active.values() if request.pushed <= len(request.tokens)]
+            if len(self._active) < 2 or not reported:
                 return
-            self._preempt(max(settled, key=lambda request: request.rank))
+            self._preempt(max(reported, key=lambda request: request.rank))
             self.live_bytes = self._measure()
 
     def _hand_out_first(self, request: Request) -> None:
-        """The first token is sampled one round before mlx-lm reports it: the client gets it without that wait."""
+        """Hand out the first token when it is sampled, one round before mlx-lm reports it."""
         token = self._generator.first_token(request.uid)
         request.times.append(time.perf_counter())
         self._hand_out(request, token, early=True)
 
     def _hand_out(self, request: Request, token: int, *, early: bool = False) -> None:
-        """Push a token once; end tokens are never pushed."""
+        """Push a token to the stream, once; end tokens are not pushed."""
         place = len(request.tokens) + 1 if early else len(request.tokens)
         if place > request.pushed:
             request.pushed = place
@@ -302,16 +309,17 @@ class Scheduler:
                 request.stream.push(token)
 
     def _finish(self, request: Request, reason: str, kv_bytes: int, caches: Any, tokens: Any) -> None:
+        """End a request: store its KV, retain or drop its caches, and end its stream once the KV can be found."""
         self._emitter.evictions(request, all_of_them=True)
         completion = request.completion(reason, kv_bytes, self._loaded.eos)
         if self.reuse and caches:
             self.reuse.keep(request, caches, tokens)
         if self._prefixes and self._config.retain and caches and reason != "cancelled":
-            self._retire(request)
-            self._prefixes.retain(request, tokens, room=0 if self.budget else RESERVE)
+            self._deactivate(request)
+            self._prefixes.retain(request, tokens, room=0 if self.budget else RETAINED_SPARE_ROWS)
             self._release(self._config.retain)
         else:
-            self._let_go(request)
+            self._drop(request)
 
         def finish() -> None:
             self._emitter.emit(events.Finished, request, reason, len(completion.tokens), kv_bytes)
@@ -322,14 +330,14 @@ class Scheduler:
         else:
             finish()
 
-    def _let_go(self, request: Request) -> None:
-        """The job runs no longer: nothing of it stays live."""
-        self._retire(request)
+    def _drop(self, request: Request) -> None:
+        """Stop running a request, and free its live KV."""
+        self._deactivate(request)
         if self._prefixes:
-            self._prefixes.leave(request)
+            self._prefixes.remove(request)
         request.caches, request.layers = [], []
 
-    def _retire(self, request: Request) -> None:
+    def _deactivate(self, request: Request) -> None:
         if request.uid is not None:
             self._active.pop(request.uid, None)
         request.uid = None
@@ -346,14 +354,14 @@ class Scheduler:
 
     def _fail_all(self, error: Exception) -> None:
         for request in list(self._active.values()):
-            self._let_go(request)
+            self._drop(request)
             request.stream.fail(error)
         self._generator.close()
         self._generator = self._new_generator()
         self.live_bytes = self._measure()
 
     def _measure(self) -> int:
-        """Bytes of all live KV; shared prefixes count once."""
+        """Return the bytes of all live KV; shared prefixes count once."""
         self.retained_bytes = self._prefixes.retained_nbytes() if self._prefixes else 0
         return self._generator.prompt_cache_nbytes + (self._prefixes.nbytes() if self._prefixes else 0)
 

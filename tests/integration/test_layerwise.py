@@ -1,4 +1,4 @@
-"""A forward pass in stages is the forward pass, whatever happens between them."""
+"""A forward pass that is computed layer by layer fills the caches as a whole one does."""
 
 import gc
 import math
@@ -33,7 +33,7 @@ def prefill(model: nn.Module) -> ChunkedPrefill:
     caches = [own_caches(model, Policy()) for _ in PROMPTS]
     batch = ChunkedPrefill(model, [0, 1], caches, max_tokens=[1, 1], logits_processors=[[], []], samplers=[None, None])
     batch.backend = current()
-    batch.stages, batch.stream = layerwise_model(model), mx.default_stream(mx.default_device())
+    batch.layerwise, batch.stream = layerwise_model(model), mx.default_stream(mx.default_device())
     return batch
 
 
@@ -52,67 +52,67 @@ def same(caches: list[Any], wanted: list[Any]) -> None:
             np.testing.assert_allclose(np.array(one.all_rows()[name]), np.array(rows), rtol=1e-4, atol=1e-4)
 
 
-def go_on(prefill: ChunkedPrefill, *, work: int) -> int:
-    """Rounds until the chunk is through."""
+def rounds_to_finish(prefill: ChunkedPrefill, *, work: int) -> int:
+    """Compute the chunk, ``work`` at a time; the number of rounds that took."""
     prefill.work, rounds = work, 0
     while prefill.is_under_way:
-        prefill.go_on()
+        prefill.advance()
         rounds += 1
     return rounds
 
 
 @pytest.mark.parametrize("work", [1, 60, 10_000])
-def test_chunks_of_any_length_go_through_the_layers_together(prefill, model, work):
+def test_chunks_of_several_lengths_fill_caches_as_whole_passes_do(prefill, model, work):
     depth = len(model.layers)
     prefill.work = 0
     prefill.prompt([prompt[:50] for prompt in PROMPTS])
-    assert go_on(prefill, work=work) == (1 if work > 1000 else depth - 1)
+    assert rounds_to_finish(prefill, work=work) == (1 if work > 1000 else depth - 1)
     prefill.prompt([PROMPTS[0][50:90], PROMPTS[1][50:61]])
-    go_on(prefill, work=work)
+    rounds_to_finish(prefill, work=work)
     assert prefill.tokens == PROMPTS
     for i, prompt in enumerate(PROMPTS):
         same(prefill.extract_cache(i), whole(model, prompt[:50], prompt[50:]))
 
 
-def test_by_time_it_is_left_in_the_midst_of_a_layer(prefill, model, monkeypatch):
+def test_pass_interrupted_by_time_within_a_layer_fills_caches_as_whole_passes_do(prefill, model, monkeypatch):
     if current().is_preemptible:  # so that even these prompts have several blocks
         monkeypatch.setattr("kvlab.backends.x86.flash_attention.KEYS", 16)
     prefill.work, prefill.until = 0, -math.inf
     prefill.prompt([prompt[:50] for prompt in PROMPTS])
-    rounds = go_on(prefill, work=1)
+    rounds = rounds_to_finish(prefill, work=1)
     assert rounds >= len(model.layers) - 1 and (rounds > 2 * len(model.layers) or not current().is_preemptible)
     prefill.prompt([PROMPTS[0][50:90], PROMPTS[1][50:61]])
     same(prefill.extract_cache(0), whole(model, PROMPTS[0][:50]))
     assert prefill.is_under_way
-    go_on(prefill, work=1)
+    rounds_to_finish(prefill, work=1)
     for i, prompt in enumerate(PROMPTS):
         same(prefill.extract_cache(i), whole(model, prompt[:50], prompt[50:]))
 
 
-def test_a_sequence_leaves_between_two_layers_with_what_all_layers_have(prefill, model):
+def test_sequence_extracted_between_layers_has_the_same_tokens_in_all_layers(prefill, model):
     prefill.work = 0
     prefill.prompt([prompt[:50] for prompt in PROMPTS])
-    go_on(prefill, work=1)
+    rounds_to_finish(prefill, work=1)
     prefill.work = 1
     prefill.prompt([PROMPTS[0][50:90], PROMPTS[1][50:61]])
     left = prefill.extract_cache(0)
     same(left, whole(model, PROMPTS[0][:50]))
     assert prefill.tokens[0] == PROMPTS[0][:50]
     prefill.filter([1])
-    go_on(prefill, work=1)
+    rounds_to_finish(prefill, work=1)
     assert prefill.tokens == [PROMPTS[1]]
     same(left, whole(model, PROMPTS[0][:50]))
     same(prefill.extract_cache(0), whole(model, PROMPTS[1][:50], PROMPTS[1][50:]))
 
 
-def test_with_the_last_one_its_chunk_is_gone(prefill):
+def test_chunk_ends_when_its_last_sequence_is_removed(prefill):
     prefill.work = 1
     prefill.prompt(PROMPTS)
     prefill.filter([])
     assert not prefill.is_under_way and not prefill.uids
 
 
-def test_nothing_of_a_prompt_is_held_when_it_has_gone(prefill):
+def test_removed_prompt_leaves_no_cache_in_memory(prefill):
     prefill.work = None
     prefill.prompt(PROMPTS)
     held = [weakref.ref(layer) for layer in prefill.extract_cache(0)]
@@ -122,7 +122,7 @@ def test_nothing_of_a_prompt_is_held_when_it_has_gone(prefill):
 
 
 class Between(nn.Module):
-    """A model that works on what is between its layers."""
+    """A model that changes hidden states between its layers."""
 
     def __init__(self, model: nn.Module, work: Callable[[mx.array], mx.array]) -> None:
         super().__init__()
@@ -144,7 +144,7 @@ class Between(nn.Module):
         return self.model.embed_tokens.as_linear(self.model.norm(x))
 
 
-def test_a_model_that_works_between_its_layers_is_not_cut(llama: LoadedModel):
+def test_model_that_changes_hidden_states_between_layers_is_not_split(llama: LoadedModel):
     assert layerwise_model(Between(llama.model, lambda x: 2 * x)).depth == 1
     assert layerwise_model(Between(llama.model, lambda x: x)).depth == len(llama.model.layers)
     assert layerwise_model(llama.model).depth == len(llama.model.layers)

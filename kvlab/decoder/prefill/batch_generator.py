@@ -1,4 +1,4 @@
-"""Rounds of mlx-lm's BatchGenerator in which prompts get some layers further while others decode."""
+"""``ChunkedBatchGenerator``: mlx-lm's BatchGenerator, in which each round also computes some layers of prompts."""
 
 from __future__ import annotations
 
@@ -15,21 +15,25 @@ from kvlab.decoder.prefill.chunked import ChunkedPrefill
 Responses = tuple[list[Any], list[Any]]
 
 MAX_FREED_BYTES = 1 << 30
-"""Bytes of freed buffers that MLX keeps for arrays to come. mlx-lm gives all back after each chunk of prompt, and fresh
-pages then cost a short chunk more than its arithmetic; kept without a limit, buffers of lengths that will not come
-again fill the memory."""
+"""Bytes of freed buffers that MLX keeps for later arrays.
+
+mlx-lm frees all of them after each chunk of prompt; new pages then cost a short chunk more time than its arithmetic.
+Kept without a limit, buffers of sizes that are not used again would fill the memory.
+"""
 
 
 class ChunkedBatchGenerator(BatchGenerator):
-    """Prompts join, and turn to decoding, between two chunks; a chunk may take several rounds.
+    """Generates tokens while prompts are prefilled; a chunk may take several rounds.
+
+    Prompts join, and begin to decode, between two chunks.
 
     Args:
-        backend: decides on streams, and where a chunk can be left.
-        stages: see :class:`ChunkedPrefill`.
+        backend: chooses streams, and decides where a chunk can be interrupted.
+        layerwise: see :class:`ChunkedPrefill`.
         options: BatchGenerator's.
     """
 
-    def __init__(self, model: Any, backend: Backend, stages: LayerwiseModel | None, **options: Any) -> None:
+    def __init__(self, model: Any, backend: Backend, layerwise: LayerwiseModel | None, **options: Any) -> None:
         super().__init__(model, **options)
         before: int | None = self.__dict__.pop("_old_wired_limit")
         self._old_wired_limit = None  # mlx-lm would set it back under other generators
@@ -38,17 +42,20 @@ class ChunkedBatchGenerator(BatchGenerator):
             WIRED_LIMIT.hold(before)
         self._backend = backend
         self.prefill = ChunkedPrefill.empty(model, self.sampler, self.prefill_step_size)
-        self.prefill.backend, self.prefill.stages, self.prefill.stream = backend, stages, self.stream
+        self.prefill.backend, self.prefill.layerwise, self.prefill.stream = backend, layerwise, self.stream
         self._prompt_batch = self.prefill
         self._begun: list[Any] = []
 
     def first_token(self, uid: int | None) -> int:
-        """The token that a sequence just turned to decoding begins with: it is reported only a round later."""
+        """Return the first token of a sequence that has just begun to decode; mlx-lm reports it a round later."""
         batch = self._generation_batch
         return int(batch._next_tokens[batch.uids.index(uid)].item())
 
     def next(self) -> Responses:
-        """How far prompts got, said once they have, and what was generated."""
+        """Run a round; return the progress of prompts, and the generated tokens.
+
+        Progress is reported once a chunk has gone through all layers.
+        """
         self.prefill.stream = self._backend.prefill_stream(self.stream)
         responses = super().next()
         if mx.get_cache_memory() > MAX_FREED_BYTES:
@@ -56,7 +63,7 @@ class ChunkedBatchGenerator(BatchGenerator):
         return responses
 
     def close(self) -> None:
-        """As mlx-lm's; a chunk that is under way is left."""
+        """Close as mlx-lm does, and give up a chunk that is under way."""
         self.prefill.stop()
         if self._holds_wired_limit:
             self._holds_wired_limit = False
@@ -65,7 +72,7 @@ class ChunkedBatchGenerator(BatchGenerator):
         super().close()
 
     def _sort(self) -> None:
-        """Bring the decoding batch into the order in which its rows stand, so that no step has to gather them."""
+        """Sort the decoding batch into the order of its length buckets, so that steps need not gather rows."""
         batch = self._generation_batch
         order = getattr(batch.prompt_cache[0], "order", None) if len(batch) > 1 else None
         if order is not None:
@@ -73,16 +80,16 @@ class ChunkedBatchGenerator(BatchGenerator):
 
     def _next(self) -> Responses:
         self._sort()
-        turned: list[Any] = []
+        ended: list[Any] = []
         if self.prefill.is_under_way:
             generated = self._generation_batch.next() if len(self._generation_batch) else []
-            self.prefill.go_on()
+            self.prefill.advance()
         else:
             prompts, generated = super()._next()
-            turned = [one for one in prompts if one.end_of_prompt]
+            ended = [one for one in prompts if one.end_of_prompt]
             self._begun = [one for one in prompts if not one.end_of_prompt]
         if self.prefill.is_under_way:
-            return turned, generated
-        here = set(self.prefill.uids)
-        through, self._begun = [one for one in self._begun if one.uid in here], []
-        return turned + through, generated
+            return ended, generated
+        present = set(self.prefill.uids)
+        computed, self._begun = [one for one in self._begun if one.uid in present], []
+        return ended + computed, generated
