@@ -76,7 +76,7 @@ def test_chunks_of_several_lengths_fill_caches_as_whole_passes_do(prefill, model
 
 def test_pass_interrupted_by_time_within_a_layer_fills_caches_as_whole_passes_do(prefill, model, monkeypatch):
     if current().is_preemptible:  # so that even these prompts have several blocks
-        monkeypatch.setattr("kvlab.backends.x86.flash_attention.KEYS", 16)
+        monkeypatch.setattr("kvlab.backends.x86.flash_attention.BLOCK_KEYS", 16)
     prefill.work, prefill.until = 0, -math.inf
     prefill.prompt([prompt[:50] for prompt in PROMPTS])
     rounds = rounds_to_finish(prefill, work=1)

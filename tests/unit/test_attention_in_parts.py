@@ -55,7 +55,7 @@ def test_shared_and_private_attention_merge_into_attention_over_both(codec, with
 
 
 @pytest.mark.parametrize("backend", BACKENDS, ids=lambda backend: backend.name)
-def test_states_of_some_sequences_spread_over_a_batch(backend: Backend):
+def test_spread_states_are_empty_for_sequences_outside(backend: Backend):
     codec = RawCodec()
     queries = draw(1, 4, HEADS, 1, DIM)
     own = codec.encode(draw(2, 4, KV_HEADS, 6, DIM), draw(3, 4, KV_HEADS, 6, DIM))
@@ -90,7 +90,7 @@ actions = st.lists(st.one_of(joins, leaves, st.just(("append", 0))), max_size=60
 
 @settings(max_examples=40, deadline=None)
 @given(actions)
-def test_a_bucket_keeps_the_rows_of_each_sequence_through_joins_leaves_and_growth(steps):
+def test_bucket_keeps_rows_of_each_sequence_through_joins_leaves_and_growth(steps):
     bucket = LengthBucket(RawCodec(), BucketRule(slots=SLOTS))
     members: list[Member] = []
     counter = iter(range(1, 10_000))

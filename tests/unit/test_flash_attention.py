@@ -1,4 +1,4 @@
-"""Attention on a CPU's cores is attention."""
+"""Attention on several CPU cores equals exact attention."""
 
 import threading
 import time
@@ -23,7 +23,7 @@ def draw(seed: int, *shape: int) -> np.ndarray:
 
 
 def exact(queries: np.ndarray, runs, mask, sinks) -> np.ndarray:
-    """Attention in float64, by the book."""
+    """Compute attention in float64 by its definition."""
     keys, values = (np.concatenate(side, axis=2).astype(np.float64) for side in zip(*runs, strict=True))
     keys, values = (np.repeat(side, HEADS // KV_HEADS, axis=1) for side in (keys, values))
     scores = queries.astype(np.float64) @ keys.swapaxes(-1, -2) * 0.2
@@ -43,16 +43,16 @@ def exact(queries: np.ndarray, runs, mask, sinks) -> np.ndarray:
 @pytest.mark.parametrize("kind", ["causal", "given", "all"])
 @pytest.mark.parametrize("lengths", [(37,), (20, 64, 50)])
 @pytest.mark.parametrize(("keys", "rows"), [(8, 5), (1024, 256)])
-def test_it_is_attention(monkeypatch, keys, rows, lengths, kind, with_sinks):
-    monkeypatch.setattr(flash_attention, "KEYS", keys)
-    monkeypatch.setattr(flash_attention, "ROWS", rows)
-    monkeypatch.setattr(flash_attention, "FEW", 0)
+def test_blockwise_attention_equals_exact_attention(monkeypatch, keys, rows, lengths, kind, with_sinks):
+    monkeypatch.setattr(flash_attention, "BLOCK_KEYS", keys)
+    monkeypatch.setattr(flash_attention, "BLOCK_QUERY_ROWS", rows)
+    monkeypatch.setattr(flash_attention, "MAX_SCORES_ON_ONE_CORE", 0)
     count = 33
     queries = draw(1, 1, HEADS, count, DIM)
     runs = [(draw(i, 1, KV_HEADS, n, DIM), draw(9 + i, 1, KV_HEADS, n, VALUES)) for i, n in enumerate(lengths)]
     sinks = draw(3, HEADS) if with_sinks else None
     given = draw(4, count, lengths[-1]) > 0
-    given[:, 9:19] = False  # some see nothing of what is computed at a time
+    given[:, 9:19] = False  # some queries see no row of a block
     given[:, 20] = True
     mask = {"causal": "causal", "given": given, "all": None}[kind]
     out = X86Backend().attention(
@@ -66,7 +66,7 @@ def test_it_is_attention(monkeypatch, keys, rows, lengths, kind, with_sinks):
     np.testing.assert_allclose(np.array(out), exact(queries, runs, mask, sinks), rtol=2e-5, atol=2e-6)
 
 
-def test_several_may_compute_at_once_and_blas_gets_its_threads_back():
+def test_attention_on_several_threads_is_exact_and_resets_blas_threads():
     before = blas_library.threads_in_use()
     queries, keys, values = (mx.array(draw(i, KV_HEADS, 40, 3, DIM)) for i in range(3))
     rows = (keys.reshape(1, KV_HEADS, 120, DIM), values.reshape(1, KV_HEADS, 120, DIM))
@@ -87,7 +87,7 @@ def test_several_may_compute_at_once_and_blas_gets_its_threads_back():
     assert blas_library.threads_in_use() == before
 
 
-def test_what_goes_wrong_on_another_core_is_raised(monkeypatch):
+def test_error_on_another_core_is_raised(monkeypatch):
     here = threading.current_thread()
 
     def fails(*_: object) -> None:
@@ -95,7 +95,7 @@ def test_what_goes_wrong_on_another_core_is_raised(monkeypatch):
             raise FloatingPointError
         time.sleep(0.05)
 
-    monkeypatch.setattr(flash_attention, "FEW", 0)
+    monkeypatch.setattr(flash_attention, "MAX_SCORES_ON_ONE_CORE", 0)
     monkeypatch.setattr(flash_attention, "physical_cores", lambda: 2)
     monkeypatch.setattr(flash_attention, "_block", fails)
     before = blas_library.threads_in_use()
@@ -105,24 +105,25 @@ def test_what_goes_wrong_on_another_core_is_raised(monkeypatch):
     assert blas_library.threads_in_use() == before
 
 
-def test_a_mask_of_another_shape_is_refused():
+def test_mask_of_another_shape_is_refused():
     keys = mx.zeros((1, KV_HEADS, 8, DIM))
     with pytest.raises(ValueError, match="mask"):
         flash_attention.flash_attention(mx.zeros((KV_HEADS, 4, 3, DIM)), [(keys, keys)], np.ones((4, 99), bool))
 
 
 @pytest.mark.parametrize(("heads", "cores_here"), [(1, 2), (3, 2), (2, 2), (2, 8), (5, 1)])
-def test_cores_get_the_same_to_do(heads, cores_here):
+def test_blocks_divide_evenly_among_cores(heads, cores_here):
     cuts = flash_attention._cuts(700, 2, heads, cores_here)
     assert [start for start, _ in cuts] == [0, *(end for _, end in cuts[:-1])] and cuts[-1][1] == 700
     assert (
-        heads * len(cuts) % cores_here == 0 and max(end - start for start, end in cuts) * 2 <= flash_attention.ROWS + 2
+        heads * len(cuts) % cores_here == 0
+        and max(end - start for start, end in cuts) * 2 <= flash_attention.BLOCK_QUERY_ROWS + 2
     )
 
 
 @pytest.mark.parametrize("transpose", [False, True])
 @pytest.mark.parametrize("add", [False, True])
-def test_products_of_parts_of_arrays(transpose, add):
+def test_products_of_array_slices_equal_numpys(transpose, add):
     a, b, out = draw(1, 7, 20)[:, 3:15], draw(2, *((9, 16) if transpose else (12, 9))), draw(3, 7, 11)
     b = b[:, 2:14] if transpose else b
     into = out[:, 1:10]

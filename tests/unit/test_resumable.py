@@ -1,4 +1,4 @@
-"""Long computations step aside in time, go on where they were, and can be left for good."""
+"""Long computations are interrupted in time, resume where they were, and can be stopped."""
 
 import math
 import threading
@@ -15,10 +15,10 @@ from kvlab.backends.x86.resumable import Resumable, evaluate, maybe_yield, wait_
 pytestmark = pytest.mark.x86_only
 
 PAST = 0.0
-"""A point in time from which on every chance to step aside is taken."""
+"""A time that is over: the computation is interrupted at every chance."""
 
 
-def test_it_gets_one_step_further_each_time_and_is_through_at_last():
+def test_resumable_runs_one_step_a_call_when_its_time_is_over():
     seen: list[int] = []
 
     def count() -> None:
@@ -34,14 +34,14 @@ def test_it_gets_one_step_further_each_time_and_is_through_at_last():
     assert run.dead
 
 
-def test_with_time_left_it_runs_to_the_end_on_the_same_thread():
+def test_resumable_with_time_left_runs_to_its_end_on_the_same_thread():
     seen: list[threading.Thread] = []
     run = Resumable(lambda: (maybe_yield(), seen.append(threading.current_thread())))
     run.resume(time.perf_counter() + 60)
     assert run.dead and seen == [threading.current_thread()]
 
 
-def test_it_steps_aside_always_where_it_says_so():
+def test_yield_always_interrupts_even_with_time_left():
     run = Resumable(lambda: maybe_yield(always=True))
     run.resume(math.inf)
     assert not run.dead
@@ -49,7 +49,7 @@ def test_it_steps_aside_always_where_it_says_so():
     assert run.dead
 
 
-def test_elsewhere_nothing_steps_aside():
+def test_yield_does_nothing_outside_a_resumable():
     maybe_yield()
     maybe_yield(always=True)
     array = mx.ones(3) + 1
@@ -57,7 +57,7 @@ def test_elsewhere_nothing_steps_aside():
     assert array.tolist() == [2, 2, 2]
 
 
-def test_what_it_raises_reaches_whoever_has_it_go_on():
+def test_error_of_the_function_is_raised_by_resume():
     def fails() -> None:
         maybe_yield()
         raise FloatingPointError
@@ -69,7 +69,7 @@ def test_what_it_raises_reaches_whoever_has_it_go_on():
     assert run.dead
 
 
-def test_left_for_good_it_ends_what_it_must_end():
+def test_stopped_resumable_runs_its_finally_clauses_to_their_end():
     ended = threading.Event()
     with ThreadPoolExecutor(1) as pool:
         helper = pool.submit(ended.wait, 30)
@@ -88,7 +88,7 @@ def test_left_for_good_it_ends_what_it_must_end():
     run.stop()
 
 
-def test_it_waits_for_others_only_as_long_as_it_has_time():
+def test_waiting_for_a_future_ends_when_the_time_is_over():
     ended = threading.Event()
     with ThreadPoolExecutor(1) as pool:
         helper = pool.submit(ended.wait, 30)
@@ -100,7 +100,7 @@ def test_it_waits_for_others_only_as_long_as_it_has_time():
     assert run.dead
 
 
-def test_it_does_not_begin_to_wait_for_the_device_when_it_expects_to_be_late():
+def test_evaluation_is_postponed_when_it_is_expected_to_take_too_long():
     run = Resumable(lambda: evaluate(mx.ones(4) + 1), wait_s=60.0)
     run.resume(time.perf_counter() + 1)
     assert not run.dead and run.wait_s < 60
@@ -109,31 +109,31 @@ def test_it_does_not_begin_to_wait_for_the_device_when_it_expects_to_be_late():
 
 
 @pytest.mark.skipif(not sgemm.is_available(), reason="kvlab loads a BLAS of its own on Linux only")
-@pytest.mark.parametrize("leave", [False, True])
-def test_attention_is_the_same_however_often_it_stepped_aside(monkeypatch, leave):
-    monkeypatch.setattr(flash_attention, "KEYS", 16)
-    monkeypatch.setattr(flash_attention, "ROWS", 32)
-    monkeypatch.setattr(flash_attention, "FEW", 0)
+@pytest.mark.parametrize("stop", [False, True])
+def test_interrupted_attention_equals_attention_in_one_go(monkeypatch, stop):
+    monkeypatch.setattr(flash_attention, "BLOCK_KEYS", 16)
+    monkeypatch.setattr(flash_attention, "BLOCK_QUERY_ROWS", 32)
+    monkeypatch.setattr(flash_attention, "MAX_SCORES_ON_ONE_CORE", 0)
     rng = np.random.default_rng(0)
     queries = mx.array(rng.normal(size=(2, 300, 3, 8)).astype(np.float32))
     rows = tuple(mx.array(rng.normal(size=(1, 2, 400, 8)).astype(np.float32)) for _ in "kv")
     wanted = flash_attention.flash_attention(queries, [rows], "causal")
-    before, got, asides = blas_library.threads_in_use(), [], 0
+    before, got, interruptions = blas_library.threads_in_use(), [], 0
     run = Resumable(lambda: got.append(flash_attention.flash_attention(queries, [rows], "causal")))
     while not run.dead:
         run.resume(PAST)
-        asides += 1
+        interruptions += 1
         np.testing.assert_array_equal(
             flash_attention.flash_attention(queries, [rows], "causal").out, wanted.out
         )  # others meanwhile
-        if leave and asides == 3:
+        if stop and interruptions == 3:
             run.stop()
-    assert asides >= 3 and blas_library.threads_in_use() == before
-    assert leave or np.array_equal(got[0].out, wanted.out) and np.array_equal(got[0].sum_exp, wanted.sum_exp)
+    assert interruptions >= 3 and blas_library.threads_in_use() == before
+    assert stop or np.array_equal(got[0].out, wanted.out) and np.array_equal(got[0].sum_exp, wanted.sum_exp)
 
 
 @pytest.mark.skipif(not sgemm.is_available(), reason="kvlab loads a BLAS of its own on Linux only")
-def test_a_number_of_threads_that_is_asked_for_meanwhile_counts_afterwards():
+def test_number_of_threads_set_within_the_context_counts_after_it():
     before = blas_library.threads_in_use()
     try:
         with sgemm.SINGLE_THREADED:

@@ -1,6 +1,7 @@
-"""Attention of float32 on a CPU's cores, by BLAS and NumPy, whose exponentials use the vector units of x86.
+"""Attention in float32 on several CPU cores, by BLAS and NumPy, whose exponentials use the vector units of x86.
 
-Each core takes KV heads and blocks of queries whose scores stay in its cache, as in FlashAttention (Dao et al. 2022).
+Each core computes blocks of queries of one KV head, whose scores stay in its cache, as in FlashAttention (Dao et al.
+2022).
 """
 
 from __future__ import annotations
@@ -21,17 +22,18 @@ from kvlab.backends.x86.resumable import evaluate, maybe_yield, wait_for
 
 Segment = tuple[mx.array, mx.array]
 Mask = np.ndarray | str | None
-KEYS, ROWS = 1024, 256
-"""Keys and rows of queries at a time: their scores, 1 MB, stay in a core's own cache."""
-FEWEST = 32
-"""Rows of queries at a time, or small products would be slow."""
-FEW = 1 << 16
-"""Scores up to which other cores are not asked: that takes as long."""
+BLOCK_KEYS, BLOCK_QUERY_ROWS = 1024, 256
+"""Keys and rows of queries in a block. Their scores, 1 MB, stay in a core's own cache."""
+MIN_BLOCK_QUERY_ROWS = 32
+"""Fewest rows of queries in a block: products with fewer are slow."""
+MAX_SCORES_ON_ONE_CORE = 1 << 16
+"""Most scores that one core computes alone: starting work on another core takes as long. Check a change with ``kvlab
+bench decode`` and ``kvlab bench pace``."""
 
 
 @dataclass(frozen=True)
 class BlockwiseResult:
-    """What queries got from rows, float32 ``[n_kv_heads, n, group, ...]``.
+    """The attention of queries over rows, before normalization, float32 ``[n_kv_heads, n, group, ...]``.
 
     Attributes:
         out: unnormalized sums of values.
@@ -44,30 +46,34 @@ class BlockwiseResult:
     sum_exp: np.ndarray
 
 
-def flash_attention(queries: mx.array, runs: Sequence[Segment], mask: Mask = None) -> BlockwiseResult:
-    """Compute what queries get from rows, at once. Raises ValueError for a mask of another shape.
+def flash_attention(queries: mx.array, segments: Sequence[Segment], mask: Mask = None) -> BlockwiseResult:
+    """Compute the attention of queries over rows, and return when it is done.
 
-    It steps aside between blocks (:mod:`kvlab.backends.x86.resumable`); the other cores go on meanwhile.
+    Within :class:`kvlab.backends.x86.resumable.Resumable` work, the calling thread can be interrupted between blocks;
+    the other cores continue.
 
     Args:
         queries: scaled, float32 ``[n_kv_heads, n, group, head_dim]``.
-        runs: keys and values, float32 ``[1, n_kv_heads, length, head_dim]``, one run behind the other.
-        mask: what of the last run is visible: ``"causal"`` (the queries' own rows are its last), bool ``[n, length]``,
+        segments: keys and values, float32 ``[1, n_kv_heads, length, head_dim]``, one segment behind the other.
+        mask: visible rows of the last segment: ``"causal"`` (the queries' own rows are its last), bool ``[n, length]``,
             or None for all of it.
+
+    Raises:
+        ValueError: a mask of another shape.
     """
-    if isinstance(mask, np.ndarray) and mask.shape != (queries.shape[1], runs[-1][0].shape[2]):
-        raise ValueError(f"the mask's shape {mask.shape} is not that of queries and keys of the last run")
-    evaluate(queries, runs)
+    if isinstance(mask, np.ndarray) and mask.shape != (queries.shape[1], segments[-1][0].shape[2]):
+        raise ValueError(f"the mask's shape {mask.shape} is not that of queries and keys of the last segment")
+    evaluate(queries, segments)
     scaled = np.ascontiguousarray(np.asarray(queries))
-    rows = [(_rows(keys), _rows(values)) for keys, values in runs]
+    rows = [(_rows(keys), _rows(values)) for keys, values in segments]
     kv_heads, count, group, _ = scaled.shape
     widths = (rows[0][1].shape[2], 1, 1)
     length = sum(keys.shape[1] for keys, _ in rows)
-    others = physical_cores() - 1 if scaled[..., 0].size * length > FEW else 0
+    others = physical_cores() - 1 if scaled[..., 0].size * length > MAX_SCORES_ON_ONE_CORE else 0
     done = BlockwiseResult(*(np.empty((kv_heads, count, group, width), np.float32) for width in widths))
     bounds = _cuts(count, group, kv_heads, 1 + others)
     blocks = [(head, *bound) for bound in bounds for head in range(kv_heads)]
-    left = iter(blocks)  # shared: whoever is through with a block takes the next
+    left = iter(blocks)  # shared by all cores: each takes the next block when it has finished one
 
     def work() -> None:
         for head, start, end in left:
@@ -88,44 +94,45 @@ def flash_attention(queries: mx.array, runs: Sequence[Segment], mask: Mask = Non
         try:
             work()
         finally:
-            for _ in left:  # whoever leaves early leaves nothing to do
+            for _ in left:  # after an error or an early end, the other cores take no more blocks
                 pass
             for helper in busy:
-                if not helper.cancel():  # one that never began, because another's work is before it
+                if not helper.cancel():  # cancels work that is still queued
                     wait_for(helper)
     return done
 
 
 def _cuts(count: int, group: int, kv_heads: int, cores: int) -> list[tuple[int, int]]:
-    """Where to cut ``count`` queries, of ``group`` rows each, so that all cores have the same to do."""
-    pieces = math.ceil(count * group / ROWS)
-    while kv_heads * pieces % cores and count * group >= FEWEST * (pieces + 1):
+    """Split ``count`` queries, of ``group`` rows each, so that all cores have the same work; return the bounds."""
+    pieces = math.ceil(count * group / BLOCK_QUERY_ROWS)
+    while kv_heads * pieces % cores and count * group >= MIN_BLOCK_QUERY_ROWS * (pieces + 1):
         pieces += 1
     return list(itertools.pairwise(count * i // pieces for i in range(pieces + 1)))
 
 
 def _block(
     queries: np.ndarray,
-    runs: Sequence[tuple[np.ndarray, np.ndarray]],
+    segments: Sequence[tuple[np.ndarray, np.ndarray]],
     seen: np.ndarray | None,
     out: np.ndarray,
     top: np.ndarray,
     total: np.ndarray,
 ) -> None:
-    """Fill in ``out``, ``top`` and ``total`` for rows of queries ``[rows, head_dim]`` of one KV head.
+    """Compute ``out``, ``top`` and ``total`` for rows of queries ``[rows, head_dim]`` of one KV head.
 
-    ``seen``, bool ``[n, columns]``, is about the last columns, for as many rows in turn as a KV head has query heads.
+    ``seen``, bool ``[n, columns]``, says which of the last columns are visible to a query, whose rows are as many as
+    a KV head has query heads.
     """
-    length = sum(len(keys) for keys, _ in runs)
+    length = sum(len(keys) for keys, _ in segments)
     column = 0 if seen is None else seen.shape[1] - length
-    room = np.empty(len(queries) * min(KEYS, length), np.float32)
-    top.fill(np.finfo(np.float32).min)  # not -inf, of which a row that sees none of the first keys would make nan
+    scratch = np.empty(len(queries) * min(BLOCK_KEYS, length), np.float32)
+    top.fill(np.finfo(np.float32).min)  # not -inf, which gives nan for a row that sees none of the first keys
     total.fill(0)
     out.fill(0)
-    for keys, values in runs:
-        for start in range(0, len(keys), KEYS):
-            some = keys[start : start + KEYS]
-            scores = room[: len(queries) * len(some)].reshape(len(queries), -1)
+    for keys, values in segments:
+        for start in range(0, len(keys), BLOCK_KEYS):
+            some = keys[start : start + BLOCK_KEYS]
+            scores = scratch[: len(queries) * len(some)].reshape(len(queries), -1)
             sgemm.product(queries, some, scores, transpose=True)
             if seen is not None:
                 _hide(scores, seen, column)
@@ -137,13 +144,16 @@ def _block(
             total *= shrink
             total += scores.sum(axis=1, keepdims=True)
             out *= shrink
-            sgemm.product(scores, values[start : start + KEYS], out, add=True)
+            sgemm.product(scores, values[start : start + BLOCK_KEYS], out, add=True)
             top[:] = best
             maybe_yield()
 
 
 def _hide(scores: np.ndarray, seen: np.ndarray, column: int) -> None:
-    """Give -inf to scores that ``seen`` says no to; they begin at its ``column``, or before it: below 0."""
+    """Set scores of rows that are not ``seen`` to -inf.
+
+    The first column of ``scores`` is ``column`` of ``seen``; a negative one is before it, and visible.
+    """
     skip, width = max(0, -column), scores.shape[1]
     if skip < width:
         hidden = scores.reshape(len(seen), -1, width)[..., skip:]
@@ -151,7 +161,7 @@ def _hide(scores: np.ndarray, seen: np.ndarray, column: int) -> None:
 
 
 def _rows(array: mx.array) -> np.ndarray:
-    """The memory of ``[1, n_kv_heads, length, width]``, of which the rows are in one piece each."""
+    """Return the memory of an array ``[1, n_kv_heads, length, width]``, with contiguous rows."""
     rows = np.asarray(array)[0]
     return rows if rows.strides[2] == rows.itemsize else np.ascontiguousarray(rows)
 

@@ -1,4 +1,4 @@
-"""Long computations that step aside for others: on the same thread, because MLX must stay on one."""
+"""``Resumable``: a long computation that can be interrupted for other work on the same thread, where MLX must stay."""
 
 from __future__ import annotations
 
@@ -11,18 +11,22 @@ from typing import Any
 import mlx.core as mx
 from greenlet import GreenletExit, greenlet
 
-EASED = 0.95
-"""What an expected wait becomes from one time to the next: others may have computed for it meanwhile."""
+WAIT_DECAY = 0.95
+"""Factor of the expected wait from one wait to the next, because the last one may have been an exception."""
 
 
 class Resumable(greenlet):
-    """Runs a function up to a point in time, and from there on when it is asked again.
+    """Runs a function up to a point in time, and resumes it in the next call.
 
-    The function gets on by itself: only where it calls one of this module's functions can it be left.
+    The function is interrupted only where it calls a function of this module.
 
     Args:
-        function: what to run.
-        wait_s: how long :func:`evaluate` is expected to wait; as an attribute, in the light of how long it did.
+        function: the computation.
+        wait_s: seconds that :func:`evaluate` is expected to wait.
+
+    Attributes:
+        wait_s: the same, after the waits so far.
+        until: time of ``time.perf_counter`` from which the function is interrupted.
     """
 
     def __init__(self, function: Callable[[], None], wait_s: float = 0.0) -> None:
@@ -31,35 +35,38 @@ class Resumable(greenlet):
         self.wait_s = wait_s
 
     def resume(self, until: float) -> None:
-        """Run to the end, or to the first chance from ``until`` on (``time.perf_counter``). Raises what it raises."""
+        """Run to the end, or to the first chance after ``until``, a time of ``time.perf_counter``.
+
+        Raises the function's errors.
+        """
         self.until = until
         self.switch()
 
-    def leave(self) -> None:
-        """Called within: go on in whoever began it."""
+    def interrupt(self) -> None:
+        """Continue in the caller of :meth:`resume`; called by the function itself."""
         if self.parent is not None:
             self.parent.switch()
 
     def stop(self) -> None:
-        """Leave the function for good; its ``finally`` clauses run, to their end."""
+        """End the function before it is done; its ``finally`` clauses run to their end."""
         self.until = math.inf
         self.throw(GreenletExit)
 
 
 def maybe_yield(*, always: bool = False) -> None:
-    """Within a :class:`Resumable` whose time is up, or ``always``: let others go on. Elsewhere nothing."""
+    """Interrupt a :class:`Resumable` whose time is over, or ``always``; do nothing in other code."""
     current = greenlet.getcurrent()
     if isinstance(current, Resumable) and (always or time.perf_counter() >= current.until):
-        current.leave()
+        current.interrupt()
 
 
 def evaluate(*arrays: Any) -> None:
-    """As ``mx.eval``, which cannot be left: a :class:`Resumable` that has no time to wait steps aside before."""
+    """Call ``mx.eval``, which cannot be interrupted: a :class:`Resumable` without time for it is interrupted before."""
     current = greenlet.getcurrent()
     if not isinstance(current, Resumable):
         mx.eval(*arrays)
         return
-    expected, current.wait_s = current.wait_s, current.wait_s * EASED
+    expected, current.wait_s = current.wait_s, current.wait_s * WAIT_DECAY
     started = time.perf_counter()
     if started + expected >= current.until:
         maybe_yield(always=True)
@@ -70,7 +77,7 @@ def evaluate(*arrays: Any) -> None:
 
 
 def wait_for(future: Future[None]) -> None:
-    """Wait until ``future`` is done, and raise what it raised; a :class:`Resumable` steps aside in time."""
+    """Wait until ``future`` is done, and raise its error; a :class:`Resumable` is interrupted when its time is over."""
     current = greenlet.getcurrent()
     while isinstance(current, Resumable) and not future.done():
         left = current.until - time.perf_counter()
