@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import statistics
 from typing import Any
 
 import mlx.nn as nn
@@ -21,7 +20,9 @@ class BlasThreads:
 
     def __init__(self, model: nn.Module) -> None:
         named: Any = tree_flatten(model.parameters())
-        self._multiplications_per_row = statistics.mean([array.size for _, array in named if array.ndim == 2] or [0])
+        sizes = [array.size for _, array in named if array.ndim == 2]
+        # Weighted by work: most of a small model's time may go into few large products, such as its head.
+        self._multiplications_per_row = sum(size * size for size in sizes) / max(1, sum(sizes))
         self._all = self._in_use = blas_library.prepare().threads
 
     def choose(self, rows: int, *, beside: bool = False) -> None:
