@@ -11,7 +11,7 @@ from typing import Any
 
 import kvlab
 from kvlab import models, paths
-from kvlab.backends import device
+from kvlab.backends import current, device
 from kvlab.backends.x86 import blas_library
 from kvlab.bench import gemm
 from kvlab.errors import ModelError
@@ -34,6 +34,7 @@ def examine(model: str | None = None, *, seconds: float = 0.5) -> list[dict[str,
     rows += [
         _row("platform", platform.platform()),
         _row("device", device.device_name()),
+        _row("backend", current().name),
         _row("device_memory", device.memory().device, "bytes"),
         _row("available_memory", device.available_bytes(), "bytes"),
         _row("blas", blas.name),

@@ -200,3 +200,24 @@ def test_cache_limit_is_returned_and_restored() -> None:
         assert device.limit_cache(before) == 1 << 20
     finally:
         device.limit_cache(before)
+
+
+def test_what_a_mac_takes_needs_no_greenlet_and_leaves_blas_its_threads() -> None:
+    code = (
+        "import sys, kvlab\n"
+        "from kvlab.backends import current\n"
+        "with kvlab.Decoder(kvlab.load(), 'paged') as decoder:\n"
+        "    decoder.generate([5, 6, 7] * 40, max_tokens=3)\n"
+        "x86 = [name for name in sys.modules if name.startswith('kvlab.backends.x86.')]\n"
+        "print(current().name, 'greenlet' in sys.modules, x86)"
+    )
+    environment = {**os.environ, "KVLAB_BACKEND": "mlx", "PYTHONPATH": ""}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, timeout=120)
+    assert done.stdout.strip() == "mlx False ['kvlab.backends.x86.blas_library']", done.stderr
+
+
+def test_an_unknown_backend_is_refused() -> None:
+    environment = {**os.environ, "KVLAB_BACKEND": "metal", "PYTHONPATH": ""}
+    code = "from kvlab.backends import current; current()"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, timeout=120)
+    assert "KVLAB_BACKEND=metal is no backend; write one of mlx, x86, or leave it unset" in done.stderr
