@@ -108,7 +108,7 @@ class Backend(ABC):
     one of policies, not of kernels."""
     evicts_alone: ClassVar[bool] = False
     """Whether sequences that evict attend one by one, and not beside others in a bucket."""
-    copies_aside: ClassVar[bool] = True
+    copies_in_background: ClassVar[bool] = True
     """Whether KV is copied into the store on another thread. Where MLX computes on CPUs, no core is free for it."""
     prefill_step: ClassVar[int] = 2048
     """Prompt tokens computed at a time where a prompt is alone, unless the decoder is told otherwise."""

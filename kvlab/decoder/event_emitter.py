@@ -1,4 +1,4 @@
-"""``EventEmitter``: from what the decoder does to events."""
+"""``EventEmitter``: emits the events of the decoder."""
 
 from __future__ import annotations
 
@@ -11,14 +11,16 @@ import numpy as np
 from kvlab.decoder.request import Request
 from kvlab.recording import events
 
-DELAY_TOKENS = 2
-"""Tokens after which an eviction's arrays have been computed: the decoder is one step ahead of what it reports."""
+EVICTION_DELAY_TOKENS = 2
+"""Tokens after which an eviction's arrays have been computed: the decoder is one step ahead of its reports."""
 
 
 class EventSink(Protocol):
-    """What hears of events: the recorder."""
+    """Receives events, as the recorder does."""
 
-    def emit(self, event: events.Event) -> None: ...
+    def emit(self, event: events.Event) -> None:
+        """Take one event; called on the thread of its cause."""
+        ...
 
 
 class EventEmitter:
@@ -28,18 +30,18 @@ class EventEmitter:
         self.sink = sink
 
     def emit(self, kind: type[events.Event], request: Request, *fields: Any) -> None:
-        """Emit one event of this request, now."""
+        """Emit one event of this request, with the present time."""
         if self.sink is not None:
             self.sink.emit(kind(request.number, time.perf_counter(), *fields))
 
     def prefill(self, request: Request, done: int, total: int) -> None:
-        """Tell how far the prompt has come; says nothing when it has not moved."""
+        """Report that ``done`` of ``total`` prompt tokens are computed; does nothing when there are no new ones."""
         if done > request.prefilled:
             self.emit(events.Prefilled, request, done - request.prefilled, done, total)
             request.prefilled = done
 
     def token(self, request: Request, kv_bytes: int) -> None:
-        """Tell of a token, and of what steps before it evicted."""
+        """Report the latest token, and evictions of earlier steps. ``kv_bytes`` are those of the request's live KV."""
         if self.sink is None:
             return
         step = len(request.tokens) - 1
@@ -50,29 +52,31 @@ class EventEmitter:
             self.emit(events.Token, request, request.tokens[-1], step, kv_bytes)
         self.evictions(request)
 
-    def evictions(self, request: Request, *, all_of_them: bool = False) -> None:
-        """Tell of rows that left some tokens ago, or of all: their positions have been computed by then.
+    def evictions(self, request: Request, *, include_latest: bool = False) -> None:
+        """Report rows that were evicted some tokens ago, whose positions have been computed, or all evicted rows.
 
-        Asked for at once they would be waited for, and the time that takes would count as the model's.
+        Reading positions at once would wait for the device, and that time would count as the model's.
         """
         if self.sink is None:
             return
         for layer in request.layers:
-            waiting = layer.retention.evictions
-            request.evictions += [(len(request.tokens), layer.place.layer, one) for one in waiting]
-            waiting.clear()
-        while request.evictions and (all_of_them or len(request.tokens) - request.evictions[0][0] >= DELAY_TOKENS):
+            new = layer.retention.evictions
+            request.evictions += [(len(request.tokens), layer.place.layer, one) for one in new]
+            new.clear()
+        while request.evictions and (
+            include_latest or len(request.tokens) - request.evictions[0][0] >= EVICTION_DELAY_TOKENS
+        ):
             _, layer_index, eviction = request.evictions.pop(0)
             at = max(0, eviction.offset - len(request.prompt))
             positions = np.array(eviction.positions[0])
             self.emit(events.Evicted, request, layer_index, at, positions, eviction.kept)
 
-    def store(self, kind: str, what: Mapping[str, Any]) -> None:
-        """Tell of what the store did on its own, for no request."""
+    def store(self, kind: str, amounts: Mapping[str, Any]) -> None:
+        """Report work of the store that belongs to no request: ``amounts`` are ``blocks`` and ``bytes``."""
         if self.sink is None:
             return
         now = time.perf_counter()
         if kind == "spilled":
-            self.sink.emit(events.Spilled(-1, now, what["blocks"], what["bytes"]))
+            self.sink.emit(events.Spilled(-1, now, amounts["blocks"], amounts["bytes"]))
         elif kind in ("evicted", "corrupt"):
-            self.sink.emit(events.Dropped(-1, now, what["blocks"], what["bytes"], kind))
+            self.sink.emit(events.Dropped(-1, now, amounts["blocks"], amounts["bytes"], kind))

@@ -1,8 +1,8 @@
-"""How far logits of a batch lie from those of each request alone: what ``lossless`` can promise in 16 bits.
+"""Measure the distance of a batch's logits from those of each request alone: the bound of ``lossless`` in 16 bits.
 
-In float32 a batch gives the tokens of each request alone. In 16 bits none does, mlx-lm's own neither, because sums of
-other shapes are rounded elsewhere. There the promise is that a policy's logits lie no farther from the request alone
-than those of mlx-lm's own batch.
+In float32 a batch gives the tokens of each request alone. In 16 bits no batch does, because sums of other shapes are
+rounded differently; this holds for mlx-lm's own batch too. There the promise is that a policy's logits lie no farther
+from the request alone than those of mlx-lm's own batch.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from kvlab.decoder.decoder import Decoder
 from kvlab.models import LoadedModel
 from kvlab.policies import Policy
 
-HALF_PRECISION = ("bfloat16", "float16")
-TOKENS = 8
+HALF_PRECISION_DTYPES = ("bfloat16", "float16")
+COMPARED_TOKENS = 8
 """Tokens of each answer whose logits are compared."""
 
 Logits = list[np.ndarray]
@@ -28,8 +28,8 @@ Prompts = Sequence[Sequence[int]]
 
 
 def needs_bound(loaded: LoadedModel) -> bool:
-    """Whether the model computes in a precision in which no batch is exact."""
-    return loaded.dtype in HALF_PRECISION
+    """Return whether the model computes in a precision in which no batch is exact."""
+    return loaded.dtype in HALF_PRECISION_DTYPES
 
 
 def alone(loaded: LoadedModel, prompts: Prompts, prefill_step: int) -> Logits:
@@ -43,15 +43,15 @@ def in_mlx_lm_batch(loaded: LoadedModel, prompts: Prompts, prefill_step: int) ->
 
 
 def under(loaded: LoadedModel, policy: Policy, prompts: Prompts, prefill_step: int) -> Logits:
-    """Compute the logits of all requests side by side under ``policy``, the second time that they are asked.
+    """Compute the logits of all requests side by side under ``policy``.
 
-    So they start from what the first ones left behind, live and at rest.
+    They are sent twice, and the second logits are returned: those start from live KV and KV at rest of the first.
     """
     with Decoder(loaded, policy, max_concurrency=len(prompts), prefill_step=prefill_step) as decoder:
         for _ in range(2):
             logs: list[list[np.ndarray]] = [[] for _ in prompts]
             streams = [
-                decoder.submit(prompt, max_tokens=TOKENS, logits_processors=[_keep(loaded, log)])
+                decoder.submit(prompt, max_tokens=COMPARED_TOKENS, logits_processors=[_keep(loaded, log)])
                 for prompt, log in zip(prompts, logs, strict=True)
             ]
             for stream in streams:
@@ -61,7 +61,7 @@ def under(loaded: LoadedModel, policy: Policy, prompts: Prompts, prefill_step: i
 
 
 def distance(seen: Logits, wanted: Logits) -> float:
-    """Return the mean absolute difference of logits, over the tokens of each request until its answers part."""
+    """Return the mean absolute difference of logits, over the tokens of each request until its answers differ."""
     parts: list[float] = []
     for some, others in zip(seen, wanted, strict=True):
         for one, other in zip(some, others, strict=True):
@@ -81,11 +81,11 @@ def _in_mlx_lm(loaded: LoadedModel, prompts: Prompts, prefill_step: int) -> Logi
     logs: list[list[np.ndarray]] = [[] for _ in prompts]
     generator.insert(
         [list(prompt) for prompt in prompts],
-        max_tokens=[TOKENS] * len(prompts),
+        max_tokens=[COMPARED_TOKENS] * len(prompts),
         caches=[make_prompt_cache(loaded.model) for _ in prompts],
         logits_processors=[[_keep(loaded, log)] for log in logs],
     )
-    while any(len(log) < TOKENS for log in logs):
+    while any(len(log) < COMPARED_TOKENS for log in logs):
         generator.next()
     generator.close()
     return [_stacked(log) for log in logs]
@@ -103,4 +103,4 @@ def _keep(loaded: LoadedModel, log: list[np.ndarray]) -> Callable[[mx.array, mx.
 
 
 def _stacked(log: Sequence[np.ndarray]) -> np.ndarray:
-    return np.stack(log[:TOKENS])  # the decoder may have been a step ahead at the end
+    return np.stack(log[:COMPARED_TOKENS])  # the decoder may have been a step ahead at the end

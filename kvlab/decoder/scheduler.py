@@ -310,7 +310,7 @@ class Scheduler:
 
     def _finish(self, request: Request, reason: str, kv_bytes: int, caches: Any, tokens: Any) -> None:
         """End a request: store its KV, retain or drop its caches, and end its stream once the KV can be found."""
-        self._emitter.evictions(request, all_of_them=True)
+        self._emitter.evictions(request, include_latest=True)
         completion = request.completion(reason, kv_bytes, self._loaded.eos)
         if self.reuse and caches:
             self.reuse.keep(request, caches, tokens)

@@ -1,4 +1,4 @@
-"""What the caller of the decoder holds: a stream of tokens and, at its end, a completion."""
+"""``Stream`` and ``Completion``: the tokens of a request as they come, and its figures at the end."""
 
 from __future__ import annotations
 
@@ -11,21 +11,24 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Completion:
-    """How a request went.
+    """The answer to a request, and its figures.
 
     Attributes:
+        request: its number in the decoder.
         tokens: generated token ids, without the end token.
         finish_reason: ``stop``, ``length`` or ``cancelled``.
         cached_tokens: prompt tokens that were not recomputed, by tier in ``cached_by_tier``.
+        prompt_tokens: tokens of the prompt.
         miss: why the others had to be computed (see the store), empty without a store.
-        queue_ms: the first part of the time to first token: waiting for a place.
-        lookup_ms: then, asking the store.
-        restore_ms: then, KV at rest becoming live.
-        prefill_ms: then, computing the rest of the prompt, up to the first token.
+        queue_ms: first part of the time to first token: waiting in the queue.
+        lookup_ms: second part: looking up blocks in the store.
+        restore_ms: third part: copying KV at rest into live caches.
+        prefill_ms: last part: computing the remaining prompt, up to the first token.
         ttft_ms: from the submission to the first token; 0 when none came.
         tpot_ms: mean time per later token.
         itl_ms: every gap between two tokens.
         kv_bytes_live: bytes of the live KV arrays that this sequence held at its end.
+        tags: those of the request.
     """
 
     request: int
@@ -47,7 +50,7 @@ class Completion:
 
 
 class Stream:
-    """Tokens of one request as they come. Iterate it, or wait for :meth:`result`; any thread may."""
+    """Yields the tokens of one request as they come. Any thread may iterate it, or wait for :meth:`result`."""
 
     def __init__(self, request: int, cancel: Callable[[int], None]) -> None:
         self.request = request
@@ -60,7 +63,7 @@ class Stream:
         self._lock = threading.Lock()
 
     def __iter__(self) -> Iterator[int]:
-        """Token ids as they come. Raises what ended the request, if that was an error."""
+        """Yield token ids as they come. Raises the error that ended the request, if one did."""
         while (token := self._tokens.get()) is not None:
             yield token
         self._tokens.put(None)
@@ -68,9 +71,9 @@ class Stream:
             raise self._error
 
     def listen(self, listener: Callable[[int | None], None]) -> None:
-        """Instead of iterating: have ``listener`` called with every token, and with None once the request is done.
+        """Have ``listener`` called with every token, and with None once the request is done, in place of iterating.
 
-        Tokens that came before are handed over at once; later calls are on the decoder's thread, so the listener must
+        Earlier tokens are handed over at once; later calls are on the decoder's thread, so the listener must
         neither block nor raise.
         """
         with self._lock:
@@ -84,13 +87,14 @@ class Stream:
 
     @property
     def done(self) -> bool:
+        """Whether the request has ended."""
         return self._done.is_set()
 
     def result(self, timeout: float | None = None) -> Completion:
-        """Wait for the end, ``timeout`` seconds at most.
+        """Wait for the end, ``timeout`` seconds at most; return the completion.
 
         Raises:
-            TimeoutError: not done in time. Otherwise whatever error ended the request.
+            TimeoutError: the request is still running. Any error that ended the request is raised as well.
         """
         if not self._done.wait(timeout):
             raise TimeoutError(f"request {self.request} is still running after {timeout} s")
@@ -104,21 +108,21 @@ class Stream:
 
     def push(self, token: int) -> None:
         """Hand over one token."""
-        self._emitter(token)
+        self._hand_over(token)
 
     def finish(self, completion: Completion) -> None:
-        """End the stream well."""
+        """End the stream with a completion."""
         self._completion = completion
         self._done.set()
-        self._emitter(None)
+        self._hand_over(None)
 
     def fail(self, error: BaseException) -> None:
         """End the stream with an error."""
         self._error = error
         self._done.set()
-        self._emitter(None)
+        self._hand_over(None)
 
-    def _emitter(self, token: int | None) -> None:
+    def _hand_over(self, token: int | None) -> None:
         with self._lock:
             if self._listener is not None:
                 self._listener(token)

@@ -1,4 +1,4 @@
-"""What a policy is: modules, slots, composition, the spec grammar and the registry."""
+"""Policies: modules, slots, composition, the spec grammar and the registry."""
 
 from kvlab.policies.codecs import Quantized, Raw
 from kvlab.policies.grammar import parse_module

@@ -1,4 +1,4 @@
-"""Codecs: how K and V are written."""
+"""Codec modules: how K and V are written."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from typing import ClassVar
 from kvlab.errors import PolicyError
 from kvlab.policies.slots import Module
 
-BITS = (2, 4, 8)
-GROUPS = (32, 64, 128)
+QUANTIZED_BITS = (2, 4, 8)
+QUANTIZED_GROUP_CHANNELS = (32, 64, 128)
 
 
 @dataclass(frozen=True)
@@ -28,6 +28,9 @@ class Quantized(Module):
     Args:
         bits: 8, 4 or 2.
         group: channels that share a scale and a bias: 32, 64 or 128, a divisor of the model's head_dim.
+
+    Raises:
+        PolicyError: other bits or groups.
     """
 
     name: ClassVar[str] = "quantized"
@@ -37,7 +40,7 @@ class Quantized(Module):
     group: int = 64
 
     def __post_init__(self) -> None:
-        if self.bits not in BITS:
+        if self.bits not in QUANTIZED_BITS:
             raise PolicyError(f"quantized: bits={self.bits} is not available; write bits=8, bits=4 or bits=2")
-        if self.group not in GROUPS:
+        if self.group not in QUANTIZED_GROUP_CHANNELS:
             raise PolicyError(f"quantized: group={self.group} is not available; write group=32, group=64 or group=128")

@@ -1,4 +1,4 @@
-"""Reads a module from its spec."""
+"""Read a module from its spec."""
 
 from __future__ import annotations
 
@@ -40,7 +40,11 @@ def parse_module(text: str) -> Module:
 
 
 def read_value(name: str, key: str, text: str, kind: Any) -> Any:
-    """Turn a parameter's text into its declared type: int, float, ``int | float``, str, or one of these or None."""
+    """Convert a parameter's text to its declared type: int, float, ``int | float``, str, or one of these or None.
+
+    Raises:
+        PolicyError: the text is of another type.
+    """
     options = typing.get_args(kind) or (kind,)
     if text.lower() == "none" and type(None) in options:
         return None

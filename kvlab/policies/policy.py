@@ -1,4 +1,4 @@
-"""Modules and policies: one choice, and four of them composed with ``|``, written as a spec and read back from it."""
+"""``Policy``: up to four modules composed with ``|``, written as a spec and read from one."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from kvlab.policies.slots import DEFAULTS, SLOTS, Module
 
 
 class Policy:
-    """An immutable value: what stays live, how it is written, how it is found again, where it rests.
+    """An immutable value: which tokens stay live, how KV is written, how it is found again, and where it is at rest.
 
     ``Policy(Paged(block=64), Quantized(bits=4))`` and ``Paged(block=64) | Quantized(bits=4)`` are equal. A slot that
     is not filled has its default: retention ``full``, codec ``raw``, reuse ``none``, no tiers. Tiers without a reuse
-    mean ``paged``; ``paged`` without tiers rests in ``ram``.
+    mean ``paged``; ``paged`` without tiers means ``ram``.
 
     Raises:
         PolicyError: two modules for one slot, or choices that cannot work together.
@@ -42,7 +42,11 @@ class Policy:
 
     @staticmethod
     def parse(text: str | Policy | Module) -> Policy:
-        """Read a spec such as ``paged:block=64|quantized:bits=4``. A Policy or a Module is returned as a Policy."""
+        """Read a spec such as ``paged:block=64|quantized:bits=4``; return a Policy, also for a Policy or a Module.
+
+        Raises:
+            PolicyError: the spec cannot be read, or its modules cannot work together.
+        """
         if isinstance(text, Policy):
             return text
         if isinstance(text, Module):
@@ -53,28 +57,32 @@ class Policy:
 
     @property
     def retention(self) -> Module:
+        """Which tokens of a live sequence stay."""
         return self._given.get("retention") or default("retention")
 
     @property
     def codec(self) -> Module:
+        """How K and V are written."""
         return self._given.get("codec") or default("codec")
 
     @property
     def reuse(self) -> Module:
+        """How a new request finds earlier KV."""
         return self._given.get("reuse") or (implied("paged") if "tiers" in self._given else default("reuse"))
 
     @property
     def tiers(self) -> Module | None:
+        """Where KV is at rest; None without reuse."""
         return self._given.get("tiers") or (None if self.reuse.name == "none" else implied("ram"))
 
     @property
     def lossless(self) -> bool:
-        """True when the policy must give the very tokens of a run with no cache."""
+        """Whether the policy must give the same tokens as a run without any cache."""
         return self.retention.is_lossless and self.codec.is_lossless
 
     @property
     def storage_key(self) -> str:
-        """The choices that change stored KV, for the block key; empty for exact KV."""
+        """Specs of the modules that change stored KV, for the block key; empty for exact KV."""
         return "|".join(filter(None, (self.retention.storage_key, self.codec.storage_key)))
 
     def __or__(self, other: Policy | Module) -> Policy:
@@ -115,11 +123,11 @@ class Policy:
 
 
 def default(slot: str) -> Module:
-    """What an empty slot means."""
+    """Return the module of an empty slot."""
     return implied(DEFAULTS[slot])
 
 
 @functools.cache
 def implied(name: str) -> Module:
-    """A module with its defaults. Policies are asked for theirs at every request, so it is read once."""
+    """Return a module with its defaults. It is read once, because policies need theirs at every request."""
     return parse_module(name)

@@ -1,4 +1,4 @@
-"""Retention without scores: everything, or a window."""
+"""Retention modules without scores: all tokens, or a window."""
 
 from __future__ import annotations
 

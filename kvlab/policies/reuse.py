@@ -1,4 +1,4 @@
-"""Reuse: how a new request finds earlier KV."""
+"""Reuse modules: how a new request finds earlier KV."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from kvlab.policies.slots import Module
 
 @dataclass(frozen=True)
 class NoReuse(Module):
-    """Every request starts from nothing."""
+    """Every request is computed from its first token."""
 
     name: ClassVar[str] = "none"
     slot: ClassVar[str] = "reuse"

@@ -12,22 +12,22 @@ if TYPE_CHECKING:
     from kvlab.policies.policy import Policy
 
 SLOTS = ("retention", "reuse", "codec", "tiers")
-
+"""The slots, in the order of specs and listings."""
 
 LOSSY_SLOTS = ("retention", "codec")
 """The slots whose modules can change what the model computes."""
 
 DEFAULTS = {"retention": "full", "reuse": "none", "codec": "raw"}
-"""What an empty slot means; no tiers by default."""
+"""Names of the modules of empty slots; there are no tiers by default."""
 
 
 @dataclass(frozen=True)
 class Module:
-    """One choice of a policy. A subclass names itself, its slot and its source, and checks its parameters.
+    """One choice of a policy. A subclass gives its name, its slot and its paper, and checks its parameters.
 
-    A concrete subclass sets ``name`` and is from then on known to :func:`registry` and to the spec grammar:
-    defining the class is all the registration there is. ``is_lossless`` says that a retention or codec leaves keys and
-    values, and which of them are seen, as they are; ``encodes_groups``, that a codec writes several rows together.
+    A concrete subclass sets ``name`` and is from then on known to :func:`registry` and to the spec grammar; no other
+    registration is needed. ``is_lossless`` says that a retention or codec changes neither keys and values nor which of
+    them are visible; ``encodes_groups``, that a codec encodes several rows together.
     """
 
     name: ClassVar[str] = ""
@@ -37,7 +37,7 @@ class Module:
     encodes_groups: ClassVar[bool] = False
 
     def __or__(self, other: Module | Policy) -> Policy:
-        from kvlab.policies.policy import Policy  # which is built from modules
+        from kvlab.policies.policy import Policy  # which imports this module
 
         return Policy(self) | other
 
@@ -55,7 +55,7 @@ class Module:
             )
 
     def spec(self) -> str:
-        """``name``, or ``name:key=value,...`` with the parameters that differ from their defaults."""
+        """Return ``name``, or ``name:key=value,...`` with the parameters that differ from their defaults."""
         pairs = [
             f"{field.name}={format_value(getattr(self, field.name))}"
             for field in dataclasses.fields(self)
@@ -68,22 +68,22 @@ class Module:
 
     @property
     def storage_key(self) -> str:
-        """What this module changes in the KV of a prompt: part of the block key, empty when it changes nothing.
+        """This module's part of the block key; empty where it does not change the KV of a prompt.
 
-        A lossy choice of retention or codec is keyed by its whole spec, so that its blocks are never handed to another.
+        For a lossy retention or codec it is the whole spec, so that another policy never gets its blocks.
         """
         changes = self.slot in LOSSY_SLOTS and not self.is_lossless
         return self.full_spec() if changes else ""
 
     def full_spec(self) -> str:
-        """``name:key=value,...`` with all parameters: what does not change when a default does."""
+        """Return ``name:key=value,...`` with all parameters, so that a later change of defaults does not change it."""
         pairs = [f"{field.name}={format_value(getattr(self, field.name))}" for field in dataclasses.fields(self)]
         return f"{self.name}:{','.join(pairs)}" if pairs else self.name
 
 
 @dataclass(frozen=True)
 class ModuleInfo:
-    """A row of ``kvlab policies``."""
+    """A row of ``kvlab policies``: a module, its defaults, its paper and the first line of its docstring."""
 
     name: str
     slot: str
@@ -93,8 +93,10 @@ class ModuleInfo:
 
 
 def known_modules() -> dict[str, type[Module]]:
-    """Every concrete module class that has been defined, by name; of two with one name the later counts, so that a
-    notebook cell which defines a policy can be run again."""
+    """Return all concrete module classes that are defined, by name.
+
+    The last definition of a name counts, so that a notebook cell which defines a module can be run again.
+    """
     found: dict[str, type[Module]] = {}
     pending: list[type[Module]] = list(Module.__subclasses__())
     while pending:
@@ -106,7 +108,7 @@ def known_modules() -> dict[str, type[Module]]:
 
 
 def registry() -> list[ModuleInfo]:
-    """The modules that exist, by slot and then in order of definition."""
+    """Return the known modules, by slot and then in order of definition."""
     infos = [
         ModuleInfo(
             name,
@@ -121,5 +123,5 @@ def registry() -> list[ModuleInfo]:
 
 
 def format_value(value: Any) -> str:
-    """A parameter as it stands in a spec; a whole float keeps its point, so that 1.0 is not read back as 1."""
+    """Return a parameter's text in a spec; a whole float keeps its point, so that 1.0 is not read as 1."""
     return "none" if value is None else repr(value) if isinstance(value, float) else str(value)

@@ -1,4 +1,4 @@
-"""Policies whose tiers lie in a folder: which ones they are, and the same policy over another folder."""
+"""Policies with tiers in a folder: whether they survive a restart, and the same policy with another folder."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from kvlab.policies.tiers import Tiers
 
 
 def survives_restart(policy: Policy) -> bool:
-    """Whether a later process finds the KV that this policy stored."""
+    """Return whether a later process finds the KV that this policy stored."""
     return isinstance(policy.tiers, Tiers) and policy.tiers.survives_restart
 
 

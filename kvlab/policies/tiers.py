@@ -1,4 +1,4 @@
-"""Tiers: where KV at rest lives, and what leaves a full tier."""
+"""Tiers modules: where KV at rest is, and the replacement policy of a full tier."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from kvlab.policies.slots import Module
 from kvlab.replacement_names import replacement_names
 from kvlab.tiers import RAM, SSD, TierInfo, declare, tiers
 
-WRITES = ("back", "through")
+WRITE_MODES = ("back", "through")
 
 
 @dataclass(frozen=True)
@@ -82,8 +82,8 @@ class Tiered(Tiers):
         ssd: byte budget of the folder.
         replace: replacement policy of both tiers, such as lru, s3fifo or cost.
         write: ``back`` (written behind the decode path) or ``through`` (on disk before the request ends).
-        admit: uses after which a block may be written, being computed the first; 2 spares the SSD what is never used
-            again.
+        admit: number of uses after which a block may be written; the computation is the first. With 2, blocks that are
+            never used again are not written to the SSD.
         daily: most bytes written to the folder on one day (UTC), by all processes together; None is no limit.
         dir: the folder; None is ``store`` under KVLAB_HOME.
     """
@@ -101,8 +101,8 @@ class Tiered(Tiers):
 
     def __post_init__(self) -> None:
         check_folder(self)
-        if self.write not in WRITES:
-            raise PolicyError(f"tiered: write={self.write} is unknown; write one of {', '.join(WRITES)}")
+        if self.write not in WRITE_MODES:
+            raise PolicyError(f"tiered: write={self.write} is unknown; write one of {', '.join(WRITE_MODES)}")
         if self.admit < 1:
             raise PolicyError(f"tiered: admit={self.admit} must be 1 or more uses, being computed the first")
         if self.daily is not None:
@@ -135,7 +135,7 @@ class Snapshot(Tiers):
 
 
 def check_folder(tiers: Tiered | Snapshot) -> None:
-    """Bring the sizes into their usual form; raise PolicyError for what cannot be."""
+    """Normalize the sizes of a module. Raises PolicyError for a size, a replacement policy or a folder name of no use."""
     for field in ("ram", "ssd"):
         object.__setattr__(tiers, field, format_bytes(parse_bytes(getattr(tiers, field))))
     check_replacement(tiers.name, tiers.replace)

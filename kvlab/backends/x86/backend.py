@@ -35,7 +35,7 @@ class X86Backend(Backend):
     owns_attention: ClassVar[bool] = True
     composes_batches: ClassVar[bool] = True
     evicts_alone: ClassVar[bool] = True
-    copies_aside: ClassVar[bool] = False
+    copies_in_background: ClassVar[bool] = False
     prefill_step: ClassVar[int] = 512
 
     def __init__(self) -> None:

@@ -1,25 +1,25 @@
-"""Where a prompt is cut, for models some of whose state cannot be cut at a token."""
+"""Cut prompts into segments at checkpoints, for models with layers whose state cannot be cut at a token."""
 
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 
 RECENT_BOUNDARIES = 4
-"""Message boundaries at the end of a prompt that always get a checkpoint: there conversations go on, or fork."""
+"""Last message boundaries of a prompt, which always get a checkpoint: conversations continue or fork there."""
 
 MIN_TOKENS_AFTER_CHECKPOINT = 32
-"""Tokens behind the last cut that are computed anew rather than given a checkpoint of their own."""
+"""Fewest tokens behind the last cut that get a checkpoint of their own; fewer are computed again."""
 
 
 def checkpoint_segments(context: Sequence[int], start: int, ends: Collection[int], every: int) -> list[list[int]]:
     """Cut the tokens from ``start`` on at message boundaries and every ``every`` tokens.
 
-    A message ends with one of the tokens ``ends``. Of many boundaries the first (behind the system prompt, where other
-    conversations fork) and the last few count. The prompt's end is a cut only where none is near: what follows the last
-    message, the opening of the answer, is computed anew sooner than stored.
+    A message ends with one of the tokens ``ends``. Of all boundaries, the first (behind the system prompt, where other
+    conversations fork) and the last few are cuts. The prompt's end is a cut only where no other is near, because the
+    opening of the answer, which follows the last message, is computed faster than stored.
 
-    Chunks begin at cuts, and in 16 bits another chunking gives other last bits: so a model with such state is cut in
-    the same places whether or not anything is kept there.
+    Chunks begin at cuts, and another chunking rounds differently in 16 bits. So the prompts of such a model are cut in
+    the same places whether or not checkpoints are stored.
     """
     end = len(context)
     boundaries = [i + 1 for i in range(start, end - 1) if context[i] in ends]

@@ -1,4 +1,4 @@
-"""What a reuse is: how the decoder finds earlier KV for a request, and keeps what the request computed."""
+"""``PrefixCache``: how the decoder finds earlier KV for a request, and keeps the KV that a request computes."""
 
 from __future__ import annotations
 
@@ -16,17 +16,18 @@ from kvlab.models import LoadedModel
 from kvlab.policies import Module, NoReuse, Policy
 from kvlab.store import Namespace, Store
 
-Heard = Callable[[Request, int, int, float], None]
-"""Hears of a request's KV that was stored: blocks, bytes, and the seconds that took."""
+OnStored = Callable[[Request, int, int, float], None]
+"""Called when KV of a request was stored, with its blocks, its bytes and the seconds that took."""
 
 
 class PrefixCache(ABC):
-    """Restores live caches for new requests, for one model and policy. Decoder thread only.
+    """Fills live caches of new requests with earlier KV, for one model and policy. Decoder thread only.
 
-    A concrete subclass sets ``module``, the policy module that asks for it, and is from then on known to the decoder.
+    A concrete subclass sets ``module``, the policy module that it carries out, and is from then on known to the
+    decoder.
 
     Args:
-        store: where the policy's tiers keep KV at rest; None where it has none.
+        store: KV at rest of the policy's tiers; None where it has none.
     """
 
     module: ClassVar[type[Module]]
@@ -35,7 +36,7 @@ class PrefixCache(ABC):
 
     def __init__(self, loaded: LoadedModel, policy: Policy, store: Store | None) -> None:
         self.loaded, self.policy, self.store = loaded, policy, store
-        self.on_stored: Heard = lambda *_: None
+        self.on_stored: OnStored = lambda *_: None
 
     def namespace(self, tenant: str = "") -> Namespace:
         """Return the namespace of this model's and this policy's blocks in the store, for one tenant.
@@ -46,49 +47,49 @@ class PrefixCache(ABC):
 
     @abstractmethod
     def limit(self, request: Request) -> int:
-        """Say how many tokens of the request's context may be reused; at least one is left to compute."""
+        """Return how many tokens of the request's context may be reused; at least one is left to compute."""
 
     @abstractmethod
     def restore(self, request: Request, caches: Sequence[Any], live: int = 0) -> int:
-        """Fill ``caches`` with the longest known prefix of the context, note the match on the request.
+        """Fill ``caches`` with the longest known prefix of the context, and note the match on the request.
 
-        ``live`` tokens are there already, shared with another sequence. Returns the bytes restored.
+        The first ``live`` tokens are in the caches already, shared with another sequence. Returns the restored bytes.
         """
 
     @abstractmethod
     def segments(self, request: Request) -> list[list[int]]:
-        """Give the tokens still to compute, cut where :meth:`keep_checkpoint` is wanted."""
+        """Return the tokens that are still to compute, cut where :meth:`keep_checkpoint` is to be called."""
 
     @abstractmethod
     def keep(self, request: Request, caches: Sequence[Any], tokens: Sequence[int]) -> None:
-        """Keep what the request has computed of ``tokens``, generated ones included; maybe a little later."""
+        """Keep the KV of ``tokens``, generated ones included; it may be stored a few steps later."""
 
     def keep_checkpoint(self, request: Request, caches: Sequence[Any], tokens: Sequence[int]) -> None:  # noqa: B027
-        """Keep everything at exactly ``tokens``, in the middle of a prompt."""
+        """Keep rows and the state of all other layers at exactly ``tokens``, within a prompt."""
 
     def keep_prompt(self, request: Request, caches: Sequence[Any]) -> None:  # noqa: B027 - may be left
-        """Keep the complete prompt rows that a scorer set aside before it evicted."""
+        """Keep the complete rows of the prompt, which a scorer copied before it evicted."""
 
     def after_kept(self, callback: Callable[[], None]) -> None:
-        """Call ``callback`` once all that was given to be kept so far can be found by other requests."""
+        """Call ``callback`` once other requests can find all KV that was given to be kept so far."""
         callback()
 
     def step(self) -> None:  # noqa: B027 - may be left
-        """A decode step is through."""
+        """Continue work that waits for decode steps; called after each."""
 
     def settle(self) -> None:  # noqa: B027 - may be left
-        """Wait until all that was given to be kept is."""
+        """Wait until all KV that was given to be kept is stored."""
 
     def close(self) -> None:
-        """Keep what is left, and end."""
+        """Store all KV that was given to be kept, and end."""
         self.settle()
 
     def set_busy(self, is_busy: bool) -> None:  # noqa: B027 - may be left
-        """Say whether sequences are computed now: work in the background then takes little of the processor."""
+        """Say whether sequences are computed now; then background work uses little of the processor."""
 
 
 def make_prefix_cache(loaded: LoadedModel, policy: Policy, store: Store | None) -> PrefixCache | None:
-    """Make what carries out the policy's reuse; None for ``none``. Raises PolicyError where nothing does."""
+    """Make the prefix cache of the policy's reuse; None for ``none``. Raises PolicyError for an unknown module."""
     reuse = policy.reuse
     if isinstance(reuse, NoReuse):
         return None

@@ -1,4 +1,4 @@
-"""KV at rest for the decoder: what a request starts from, and what it leaves behind."""
+"""``PagedPrefixCache``: restores hashed blocks from a store into live caches, and stores the KV of requests."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ from kvlab.models import LoadedModel
 from kvlab.policies import Module, Paged, Policy, Scorer
 from kvlab.store import Match, Namespace, Store
 
-RETRIES = 16
-"""Bad checkpoints in a row after which a request starts from nothing."""
+MAX_BAD_CHECKPOINTS = 16
+"""Bad checkpoints in a row after which a request is computed from its first token."""
 
 log = logging.getLogger("kvlab.decoder")
 
@@ -41,7 +41,7 @@ class PagedPrefixCache(PrefixCache):
                 f"'{policy}' has no store to find blocks in: give the decoder one, or tiers to the policy"
             )
         self._store = store
-        self._deposits = Deposits(aside=current().copies_aside)
+        self._deposits = Deposits(in_background=current().copies_in_background)
         self._block = policy.reuse.block
         self._every = policy.reuse.checkpoint
         self.wants_checkpoints = serialize.has_state(make_caches(loaded.model, policy))
@@ -53,20 +53,15 @@ class PagedPrefixCache(PrefixCache):
         self._store.set_background_priority(is_busy)
 
     def limit(self, request: Request) -> int:
-        """Say how many tokens may be reused.
+        """Return how many tokens of the request's context may be reused.
 
-        At least one is left, because its logits are wanted; scorers that look at the last queries get those tokens
-        computed anew.
+        The last one is always computed, for its logits; for scorers that read the last queries, so are those tokens.
         """
         window = self.policy.retention.window if isinstance(self.policy.retention, Scorer) else 0
         return max(0, len(request.context) - max(1, window))
 
     def restore(self, request: Request, caches: Sequence[Any], live: int = 0) -> int:
-        """Fill ``caches`` with the longest stored prefix of the request's context; note the match on it.
-
-        ``live`` tokens are there already, shared with another sequence. Returns the bytes restored.
-        """
-        self._deposits.settle()  # what has ended meanwhile can be found
+        self._deposits.settle()  # so that KV of requests that have just ended is found
         started = time.perf_counter()
         limit = self.limit(request)
         match = self._match(request, limit)
@@ -78,12 +73,12 @@ class PagedPrefixCache(PrefixCache):
             request.lookup_s = time.perf_counter() - started
             return 0
         looked_up = time.perf_counter()
-        filler = CacheLoader(caches, limit)
-        checkpoint, match = self._read(request, limit, match, filler)
+        loader = CacheLoader(caches, limit)
+        checkpoint, match = self._read(request, limit, match, loader)
         request.miss = match.miss
         if match.tokens:
             try:
-                filler.finish(match.tokens, checkpoint)
+                loader.finish(match.tokens, checkpoint)
             except serialize.PayloadError as error:
                 log.warning("kvlab: stored KV is not used: %s", error)
                 match, request.miss = nothing_of(match, "corrupt"), "corrupt"
@@ -94,7 +89,7 @@ class PagedPrefixCache(PrefixCache):
         request.lookup_s = looked_up - started
         request.restore_s = time.perf_counter() - looked_up
         state = sum(array.nbytes for array in (checkpoint or {}).values())
-        return filler.nbytes(match.tokens) + state if match.tokens else 0
+        return loader.nbytes(match.tokens) + state if match.tokens else 0
 
     def _match(self, request: Request, limit: int) -> Match:
         return self._store.match(
@@ -102,22 +97,22 @@ class PagedPrefixCache(PrefixCache):
         )
 
     def _read(
-        self, request: Request, limit: int, match: Match, filler: CacheLoader
+        self, request: Request, limit: int, match: Match, loader: CacheLoader
     ) -> tuple[serialize.Payload | None, Match]:
-        """Fill in a match, or the best that is left after bad blocks were set aside; its checkpoint, and itself."""
-        spoiled = ""
-        for _ in range(RETRIES):
-            match = self._store.read_into(match, filler)
+        """Load a match, or the best one that is left without bad blocks; return its checkpoint and the match."""
+        corrupt = ""
+        for _ in range(MAX_BAD_CHECKPOINTS):
+            match = self._store.read_into(match, loader)
             if not self.wants_checkpoints:
                 return None, match
             checkpoint = self._store.read_checkpoint(match)
             if checkpoint is not None or match.checkpoint is None:
-                miss = spoiled or match.miss
+                miss = corrupt or match.miss
                 return checkpoint, replace(match, miss=miss) if checkpoint is not None else nothing_of(match, miss)
-            spoiled = "corrupt"
+            corrupt = "corrupt"
             match = self._match(request, limit)
         self._store.release(match)
-        return None, nothing_of(match, spoiled)
+        return None, nothing_of(match, corrupt)
 
     def segments(self, request: Request) -> list[list[int]]:
         context = request.context
@@ -139,12 +134,12 @@ class PagedPrefixCache(PrefixCache):
         if any(layer.retention.prompt_rows is not None for layer in own):
             self.keep_prompt(request, caches)
         elif not any(layer.retention.is_compressed for layer in own):
-            # Rows computed under eviction are not what another request would compute.
+            # Rows that were computed after an eviction differ from those of another request.
             checkpoint = self.wants_checkpoints and len(tokens) > request.cached
             self._deposit(request, caches, tokens, serialize.token_rows(caches), checkpoint=checkpoint)
 
     def after_kept(self, callback: Callable[[], None]) -> None:
-        self._deposits.then(callback)
+        self._deposits.call_after(callback)
 
     def step(self) -> None:
         self._deposits.step()
@@ -188,10 +183,10 @@ class PagedPrefixCache(PrefixCache):
         rows: Mapping[str, np.ndarray] | None,
         state: Mapping[str, np.ndarray] | None,
     ) -> None:
-        """Copy and store; touches the memory of computed arrays only, so that any thread may do it."""
+        """Copy rows and state into the store. Any thread may: it only reads memory of computed arrays."""
         started, blocks, size = time.perf_counter(), 0, 0
         if rows is not None:
-            # Asked anew each time: since the match, blocks may have left, and other requests may have stored theirs.
+            # Looked up each time: since the match, blocks may have been evicted, or stored by other requests.
             start = self._store.stored(space, tokens)
             put = self._store.put(space, tokens, start, serialize.to_blocks(rows, start, len(tokens), self._block))
             blocks, size = put.blocks, put.bytes
@@ -204,12 +199,12 @@ class PagedPrefixCache(PrefixCache):
 
 
 def nothing_of(match: Match, miss: str) -> Match:
-    """The match without its tokens."""
+    """Return the match without its tokens."""
     return replace(match, tokens=0, pieces=(), by_tier={}, checkpoint=None, miss=miss)
 
 
 def beyond(by_tier: Mapping[str, int], live: int) -> dict[str, int]:
-    """Tokens by tier when the first ``live`` of them came from another live sequence."""
+    """Return the tokens by tier, where the first ``live`` of them came from another live sequence."""
     out = {"live": live} if live else {}
     for tier, tokens in by_tier.items():
         taken = min(tokens, live)

@@ -1,4 +1,4 @@
-"""Scorers: retention by a score per token and head. One file a method; the files of this folder are found here."""
+"""Scorers: retention by a score per token and head, one file for each method. This imports the files of the folder."""
 
 import importlib
 import pkgutil

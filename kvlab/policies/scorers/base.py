@@ -1,4 +1,4 @@
-"""Scorers: retention by a score per token and head. One method says which rows stay; the live cache does the rest."""
+"""``Scorer``: retention by a score per token and head. A scorer computes scores; the live cache evicts rows."""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ from kvlab.policies.slots import Module
 
 @dataclass(frozen=True)
 class ScoreContext:
-    """What a scorer may look at: one layer of one sequence (batch axis of 1), RoPE already applied.
+    """Inputs of a scorer: one layer of one sequence (batch axis of 1), after RoPE.
 
     Attributes:
         keys: ``[1, n_kv_heads, length, head_dim]``, dequantized where the codec is lossy.
         values: ``[1, n_kv_heads, length, v_head_dim]``.
         positions: true positions of the rows, int32 ``[1, n_kv_heads, length]``, ascending; -1 for rows that only fill
-            up a head which keeps fewer than others.
+            a head which keeps fewer rows than others.
         queries: the last queries, ``[1, n_heads, w, head_dim]`` with ``w <= Scorer.window``; None if it is 0.
         scale: the model's attention scale.
         layer: index of the layer among the model's layers, of ``n_layers``.
         offset: tokens of the sequence so far, evicted ones included.
         token_ids: tokens of the rows, int32 ``[1, n_kv_heads, length]``, where :attr:`Scorer.reads_token_ids` is set;
             -1 for the newest ones while decoding, which are not known on the host yet.
-        accumulated: what :meth:`Scorer.accumulate` has made so far, ``[1, n_kv_heads, length]``.
+        accumulated: latest result of :meth:`Scorer.accumulate`, ``[1, n_kv_heads, length]``.
     """
 
     keys: mx.array
@@ -44,7 +44,10 @@ class ScoreContext:
 
     @cached_property
     def attention(self) -> mx.array:
-        """Causal attention weights of the last queries, ``[1, n_heads, w, length]``. Computed when first asked for."""
+        """Causal attention weights of the last queries, ``[1, n_heads, w, length]``, computed at first use.
+
+        Raises PolicyError for a scorer without a window of queries.
+        """
         if self.queries is None:
             raise PolicyError("this scorer reads attention but keeps no queries: give its class a window above 0")
         _, heads, w, dim = self.queries.shape
@@ -88,7 +91,7 @@ class Scorer(Module):
 
     @property
     def window(self) -> int:
-        """How many of the last queries the context must hold; 0 when the score needs none."""
+        """Number of last queries that the score needs; 0 for none."""
         return 0
 
     @property
@@ -98,29 +101,28 @@ class Scorer(Module):
 
     @property
     def storage_key(self) -> str:
-        """Empty: the complete rows of the prompt are stored before any of them leave."""
+        """Empty, because the complete rows of the prompt are stored before the first eviction."""
         return ""
 
     def rows(self, prompt_tokens: int, layer: int, n_layers: int) -> int:
-        """Say how many rows a head may keep, on average, in ``layer`` of ``n_layers``, for a prompt of this length."""
+        """Return how many rows a head may keep, on average, in ``layer`` of ``n_layers``, for a prompt of this length."""
         share = isinstance(self.budget, float) and self.budget <= 1
         return max(1, round(self.budget * prompt_tokens) if share else int(self.budget))
 
     def targets(self, scores: mx.array, rows: int) -> int | Sequence[int]:
-        """Say how many rows each KV head keeps, ``rows`` being the average: one number, or one a head.
+        """Return how many rows each KV head keeps, one number for all or one for each; ``rows`` is their average.
 
-        ``scores`` are those of :meth:`score`. Heads that keep fewer are filled up in front, to one width.
+        ``scores`` are those of :meth:`score`. Heads that keep fewer rows are padded in front, to one width.
         """
         return rows
 
     def accumulate(self, accumulated: mx.array, context: ScoreContext) -> mx.array:
-        """Add what ``context.queries``, all queries of a chunk, say of the rows: ``[1, n_kv_heads, length]``.
+        """Add scores from ``context.queries``, all queries of a chunk, to ``accumulated``: ``[1, n_kv_heads, length]``.
 
-        ``accumulated`` is what the last call returned, with zeros for the rows that are new and without those that
-        have left.
+        ``accumulated`` is the result of the last call, with zeros for new rows and without evicted ones.
         """
         raise NotImplementedError
 
     def score(self, context: ScoreContext) -> mx.array:
-        """Scores ``[1, n_kv_heads, length]``; the highest stay. Must not change the context."""
+        """Return scores ``[1, n_kv_heads, length]``; rows with the highest stay. Must not change the context."""
         raise NotImplementedError

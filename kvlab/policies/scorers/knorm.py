@@ -1,4 +1,4 @@
-"""Keep the keys of smallest norm."""
+"""``KNorm``: keep the rows whose keys have the smallest norm."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from kvlab.policies.scorers.base import ScoreContext, Scorer
 
 @dataclass(frozen=True)
 class KNorm(Scorer):
-    """Keys of small L2 norm stay: they tend to draw the most attention. Needs no queries.
+    """Rows whose keys have a small L2 norm stay, because they tend to get the most attention. Needs no queries.
 
     Follows Devoto et al. 2024. Deviations: every layer is compressed (the paper leaves the first two alone in its
     language-modelling runs), and the norm is taken after RoPE, which leaves it unchanged.

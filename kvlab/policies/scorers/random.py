@@ -1,4 +1,4 @@
-"""Keep rows at random: the floor that every method must beat."""
+"""``Random``: keep rows at random, the baseline that every method must beat."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from kvlab.policies.scorers.base import ScoreContext, Scorer
 class Random(Scorer):
     """Rows stay at random, drawn anew per layer and head.
 
-    A row's draw depends on the seed, the layer, the head and its position only, so that a row that survived one
-    eviction does not face a new lottery at the next, and a batch draws what a single sequence draws.
+    The score of a row depends on the seed, the layer, the head and its position only, so that it is the same at each
+    eviction, and the same in a batch and alone.
 
     Args:
-        seed: another seed, another draw.
+        seed: another seed gives other scores.
     """
 
     name: ClassVar[str] = "random"
@@ -31,7 +31,7 @@ class Random(Scorer):
         head = mx.arange(heads, dtype=mx.uint32)[None, :, None]
         draw = mx.array((self.seed * 7919 + context.layer) & 0xFFFFFFFF, mx.uint32)
         x = x ^ (head * mx.array(0x85EBCA77, mx.uint32) + draw)
-        # The finalizer of MurmurHash3 turns a counter into bits that look random.
+        # The finalizer of MurmurHash3 makes pseudo-random bits of a counter.
         for shift, factor in ((16, 0x85EBCA6B), (13, 0xC2B2AE35)):
             x = (x ^ (x >> shift)) * mx.array(factor, mx.uint32)
         return (x ^ (x >> 16)).astype(mx.float32)

@@ -1,4 +1,4 @@
-"""Keep what the last queries look at."""
+"""``SnapKV``: keep the rows that the last queries attend to."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ class SnapKV(Scorer):
         return mx.concatenate([self._pool(votes), own], axis=-1)
 
     def _pool(self, votes: mx.array) -> mx.array:
-        """Stride-1 pooling along the last axis, padded to keep its length; the average counts the padding as zeros."""
+        """Pool along the last axis with stride 1, padded to keep its length; the average counts padding as zeros."""
         half = self.kernel // 2
         length = votes.shape[-1]
         padded = mx.pad(votes, [(0, 0), (0, 0), (half, half)])
