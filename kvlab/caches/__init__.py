@@ -1,4 +1,4 @@
-"""Live KV: the layer caches that a policy builds, the attention hook, and what of them can rest."""
+"""Live KV: the layer caches of a policy, the attention hook, and how caches become arrays to store."""
 
 from kvlab.caches.batch import BatchLayerCache
 from kvlab.caches.factory import can_share, check_model, layerwise_model, make_caches, own_caches

@@ -1,7 +1,7 @@
-"""Attention in parts: what single queries get from rows they share, and from rows of their own.
+"""Attention in parts: single queries attend to rows that they share, and to rows of their own.
 
-Sequences that share a prefix put their queries together and read it once, as matrix products: cascade attention,
-Hydragen (Juravsky et al. 2024, arXiv:2402.05099); keeping shared prefixes as a tree is RadixAttention (Zheng et al.
+Sequences that share a prefix attend to it together, as matrix products that read it once: cascade attention, Hydragen
+(Juravsky et al. 2024, arXiv:2402.05099); keeping shared prefixes as a tree is RadixAttention (Zheng et al.
 2023, arXiv:2312.07104).
 """
 
@@ -17,13 +17,11 @@ from kvlab.caches.codecs import Arrays, Codec, EncodedRows
 
 
 def shared_attention(backend: Backend, codec: Codec, rows: Arrays, queries: mx.array) -> AttentionState:
-    """Compute what single queries of many sequences, ``[batch, n_heads, 1, head_dim]``, get from rows they share.
-
-    One matrix product for all sequences.
+    """Compute the attention of single queries of many sequences over shared rows, as one matrix product for all.
 
     Args:
         rows: arrays ``[1, n_kv_heads, length, width]``.
-        queries: from :meth:`kvlab.backends.Backend.scaled_queries`.
+        queries: from :meth:`kvlab.backends.Backend.scaled_queries`, ``[batch, n_heads, 1, head_dim]``.
     """
     batch, heads, _, dim = queries.shape
     kv_heads = next(iter(rows.values())).shape[1]
@@ -40,11 +38,11 @@ def shared_attention(backend: Backend, codec: Codec, rows: Arrays, queries: mx.a
 def private_attention(
     backend: Backend, codec: Codec, rows: Arrays, queries: mx.array, mask: mx.array | None
 ) -> AttentionState:
-    """Compute what single queries of many sequences, ``[batch, n_heads, 1, head_dim]``, get each from its own rows.
+    """Compute the attention of single queries of many sequences, each over its own rows.
 
     Args:
         rows: arrays ``[batch, n_kv_heads, length, width]``.
-        queries: from :meth:`kvlab.backends.Backend.scaled_queries`.
+        queries: from :meth:`kvlab.backends.Backend.scaled_queries`, ``[batch, n_heads, 1, head_dim]``.
         mask: bool ``[batch, 1, 1, length]``: which rows are real; None for all.
     """
     batch, heads, _, dim = queries.shape

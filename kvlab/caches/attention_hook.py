@@ -1,4 +1,4 @@
-"""The attention hook: a loaded mlx-lm model asks the layer cache to attend, where the cache can."""
+"""The attention hook: a loaded mlx-lm model calls ``cache.attend`` where the layer cache has it."""
 
 from __future__ import annotations
 
@@ -11,8 +11,10 @@ import mlx.core as mx
 import mlx.nn as nn
 from mlx_lm.models import base
 
-NAME = "scaled_dot_product_attention"
-MARK = "_kvlab_hooked"
+FUNCTION_NAME = "scaled_dot_product_attention"
+"""mlx-lm's attention function, which the hook replaces in the files of a model."""
+HOOKED_ATTRIBUTE = "_kvlab_hooked"
+"""Attribute that marks a hooked model."""
 
 
 def install(model: nn.Module) -> None:
@@ -21,18 +23,18 @@ def install(model: nn.Module) -> None:
     mlx-lm's model files import ``scaled_dot_product_attention`` by name, so the name is replaced in the files that
     define this model's modules. Caches without ``attend`` get mlx-lm's own function, untouched. Idempotent.
     """
-    if getattr(model, MARK, False):
+    if getattr(model, HOOKED_ATTRIBUTE, False):
         return
-    object.__setattr__(model, MARK, True)
+    object.__setattr__(model, HOOKED_ATTRIBUTE, True)
     for file in {type(module).__module__ for module in model.modules()}:
         namespace = sys.modules.get(file)
-        plain = getattr(namespace, NAME, None)
+        plain = getattr(namespace, FUNCTION_NAME, None)
         if plain is base.scaled_dot_product_attention:
-            setattr(namespace, NAME, dispatch(plain))
+            setattr(namespace, FUNCTION_NAME, dispatch(plain))
 
 
 def dispatch(plain: Callable[..., mx.array]) -> Callable[..., mx.array]:
-    """``plain`` with the choice in front of it."""
+    """Return a function that calls ``cache.attend`` where it exists, and ``plain`` otherwise."""
 
     @functools.wraps(plain)
     def attention(

@@ -1,7 +1,7 @@
 """``BatchLayerCache``: sequences side by side, each with storage of its own.
 
-Nothing is padded and nothing is copied when a sequence joins or leaves: a batch is a list. Each sequence attends over
-its own rows, so that it gets in a batch what it gets alone.
+A batch is a list: no row is padded, and none is copied when a sequence joins or leaves. Each sequence attends to its
+own rows, so that its result is the same in a batch and alone.
 """
 
 from __future__ import annotations
@@ -12,7 +12,11 @@ import mlx.core as mx
 
 
 class BatchLayerCache:
-    """The layer caches of a batch behind mlx-lm's batch protocol. Owns no arrays."""
+    """The layer caches of several sequences, with mlx-lm's batch protocol. Owns no arrays.
+
+    Attributes:
+        sequences: a layer cache for each sequence, in the order of the batch.
+    """
 
     def __init__(self, sequences: list[Any]) -> None:
         self.sequences = list(sequences)
@@ -26,11 +30,11 @@ class BatchLayerCache:
         return mx.array([sequence.offset for sequence in self.sequences])
 
     def prepare(self, *, lengths: list[int], right_padding: list[int]) -> None:
-        """The next tokens are right-padded: only the first ``lengths[i]`` of sequence i are real."""
+        """Expect right-padded tokens, of which only the first ``lengths[i]`` of sequence i are real."""
         self._waiting = list(lengths)
 
     def finalize(self) -> None:
-        """The padded tokens are through."""
+        """Expect tokens without padding again."""
         self._waiting = None
 
     def update_and_fetch(self, keys: mx.array, values: mx.array) -> tuple[mx.array, mx.array]:
@@ -43,7 +47,7 @@ class BatchLayerCache:
         return keys, values
 
     def attend(self, queries: mx.array, *, scale: float, mask: Any = None, sinks: mx.array | None = None) -> mx.array:
-        """Attention ``[batch, n_heads, n, v_head_dim]``; rows of padding are zeros."""
+        """Compute attention ``[batch, n_heads, n, v_head_dim]``; rows of padding are zeros."""
         if self._is_lone:
             return self.sequences[0].attend(queries, scale=scale, mask=mask, sinks=sinks)  # type: ignore[no-any-return]
         reals = self.claim(queries.shape[2])
@@ -73,7 +77,7 @@ class BatchLayerCache:
         return mx.pad(out, [(0, 0), (0, 0), (0, missing), (0, 0)]) if missing else out
 
     def make_mask(self, n: int, return_array: bool = False, window_size: int | None = None) -> Any:
-        """A stand-in: each sequence makes its own mask in ``attend``."""
+        """Return a placeholder, because each sequence makes its own mask in ``attend``."""
         return None if n == 1 else "causal"
 
     def filter(self, keep: list[int]) -> None:
@@ -85,7 +89,7 @@ class BatchLayerCache:
         self.sequences.extend(other.sequences)
 
     def extract(self, index: int) -> Any:
-        """The live cache of one sequence: the object itself, not a copy."""
+        """Return the live cache of one sequence: the object itself, not a copy."""
         return self.sequences[index]
 
     def __deepcopy__(self, memo: dict[int, Any]) -> BatchLayerCache:
@@ -94,26 +98,32 @@ class BatchLayerCache:
 
     @property
     def state(self) -> list[mx.array]:
+        """Every array of the sequences, for ``mx.eval``."""
         return [array for sequence in self.sequences for array in sequence.state]
 
     @property
     def nbytes(self) -> int:
+        """Bytes of the arrays of all sequences."""
         return sum(sequence.nbytes for sequence in self.sequences)
 
     def size(self) -> int:
+        """Return the length of the longest sequence."""
         return max((sequence.size() for sequence in self.sequences), default=0)
 
     def empty(self) -> bool:
+        """Return whether all sequences are empty."""
         return all(sequence.empty() for sequence in self.sequences)
 
     def is_trimmable(self) -> bool:
+        """Return whether all sequences can be trimmed."""
         return all(sequence.is_trimmable() for sequence in self.sequences)
 
     def trim(self, n: int) -> int:
+        """Remove the last ``n`` tokens of every sequence; return the fewest that were removed."""
         return min((sequence.trim(n) for sequence in self.sequences), default=0)
 
     def claim(self, count: int) -> list[int]:
-        """How many of each sequence's next ``count`` tokens are real; they count as through from here on."""
+        """Return how many of each sequence's next ``count`` tokens are real, and count them as used."""
         reals = self._real(count)
         if self._waiting is not None:
             self._waiting = [left - real for left, real in zip(self._waiting, reals, strict=True)]

@@ -1,4 +1,4 @@
-"""``CascadeBatch``: a batch in which shared prefixes are read once for all, and similar lengths go together."""
+"""``CascadeBatch``: a batch that reads shared prefixes once for all sequences, and similar lengths together."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from kvlab.caches.shared_prefix import SharedPrefix
 
 
 class CascadeSequence(Protocol):
-    """What a sequence must be to share: see :class:`kvlab.caches.layer_cache.LayerCache`, which is the one there is."""
+    """A sequence in a :class:`CascadeBatch`, as :class:`kvlab.caches.layer_cache.LayerCache` implements it."""
 
     codec: Codec
     backend: Backend
@@ -38,26 +38,26 @@ class CascadeSequence(Protocol):
     def state(self) -> list[mx.array]: ...
     @property
     def nbytes(self) -> int: ...
-    def put_in(self, bucket: LengthBucket, blank: Mapping[str, mx.array]) -> None: ...
-    def take_out(self) -> None: ...
-    def attended_in_bucket(self, queries: mx.array, scale: float) -> None: ...
+    def move_to_bucket(self, bucket: LengthBucket, blank: Mapping[str, mx.array]) -> None: ...
+    def leave_bucket(self) -> None: ...
+    def evict_in_bucket(self, queries: mx.array, scale: float) -> None: ...
 
 
 class CascadeBatch(BatchLayerCache):
     """A batch of sequences in one layer, of one policy.
 
-    While decoding, a sequence's own rows stand in a :class:`LengthBucket` beside those of similar length, and its
-    prefixes are attended to together with all that share them. Alone, or in a prefill, it reads its rows by itself.
+    While decoding, the own rows of a sequence are in a :class:`LengthBucket` beside those of similar length, and all
+    readers of a prefix attend to it together. A single sequence, and a prefill, read rows sequence by sequence.
 
     Attributes:
-        order: the sequences as they stand in buckets, where that is another order: a batch in that order
-            (:meth:`filter`) spares every step four gathers.
+        order: indices of the sequences in the order of the buckets; None where it is the batch's own. Sorting the batch
+            into that order (:meth:`filter`) saves four gathers in every step.
     """
 
     def __init__(self, sequences: Sequence[CascadeSequence]) -> None:
         super().__init__(list(sequences))
-        for sequence in sequences:  # a batch that was split leaves them in buckets that are not this batch's
-            sequence.take_out()
+        for sequence in sequences:  # from the buckets of the batch that they were in
+            sequence.leave_bucket()
         self._buckets: list[LengthBucket] = []
         self.order: list[int] | None = None
         self._order: mx.array | None = None
@@ -67,10 +67,10 @@ class CascadeBatch(BatchLayerCache):
 
     def update_and_fetch(self, keys: mx.array, values: mx.array) -> tuple[mx.array, mx.array]:
         """Give each sequence its real rows of ``[batch, n_kv_heads, n, head_dim]``."""
-        if not self._together(keys.shape[2]):
+        if not self._uses_buckets(keys.shape[2]):
             if self._buckets or self._laid_out or not self._is_lone:
                 for sequence in self.sequences:
-                    sequence.take_out()
+                    sequence.leave_bucket()
                 self._forget_layout()
             return super().update_and_fetch(keys, values)
         new = self.sequences[0].codec.encode(keys, values)
@@ -88,18 +88,18 @@ class CascadeBatch(BatchLayerCache):
 
     def attend(self, queries: mx.array, *, scale: float, mask: Any = None, sinks: mx.array | None = None) -> mx.array:
         """Compute attention ``[batch, n_heads, n, v_head_dim]``; rows of padding are zeros."""
-        if not self._together(queries.shape[2]):
+        if not self._uses_buckets(queries.shape[2]):
             return super().attend(queries, scale=scale, mask=mask, sinks=sinks)
-        out = self._attend_together(queries, scale, sinks)
+        out = self._attend_in_buckets(queries, scale, sinks)
         for i, sequence in enumerate(self.sequences):
             if not sequence.retention.keeps_all:
-                sequence.attended_in_bucket(queries[i : i + 1], scale)
+                sequence.evict_in_bucket(queries[i : i + 1], scale)
         return out
 
-    def _attend_together(self, queries: mx.array, scale: float, sinks: mx.array | None) -> mx.array:
+    def _attend_in_buckets(self, queries: mx.array, scale: float, sinks: mx.array | None) -> mx.array:
         backend: Backend = self.sequences[0].backend
         if not backend.composes_batches and self._is_fused(backend):
-            return self._attend_apart(backend, queries, scale, sinks)
+            return self._attend_fused(backend, queries, scale, sinks)
         scaled = backend.scaled_queries(queries, scale)
         ordered = scaled if self._order is None else scaled[self._order]
         parts, at = [], 0
@@ -117,7 +117,7 @@ class CascadeBatch(BatchLayerCache):
         return backend.finish(whole, queries.dtype, sinks)
 
     def _is_fused(self, backend: Backend) -> bool:
-        """Whether each bucket attends by one fused operation, to the prefixes that all sequences share, too."""
+        """Return whether each bucket attends by one fused operation, also to prefixes that all sequences share."""
         if not self._groups:
             return True
         prefixes = [prefix for prefix, members, _ in self._groups if members is None]
@@ -125,8 +125,8 @@ class CascadeBatch(BatchLayerCache):
             return False
         return not backend.shares_attention(len(self.sequences), sum(prefix.length for prefix in prefixes))
 
-    def _attend_apart(self, backend: Backend, queries: mx.array, scale: float, sinks: mx.array | None) -> mx.array:
-        """Attend bucket by bucket, each by one fused operation over the prefixes of all and its own rows."""
+    def _attend_fused(self, backend: Backend, queries: mx.array, scale: float, sinks: mx.array | None) -> mx.array:
+        """Compute attention over common prefixes and own rows, as one fused operation for each bucket."""
         ordered = queries if self._order is None else queries[self._order]
         prefixes = [prefix.arrays for prefix, _, _ in self._groups]
         outs, at = [], 0
@@ -139,18 +139,18 @@ class CascadeBatch(BatchLayerCache):
         return whole if self._back is None else whole[self._back]
 
     def filter(self, keep: list[int]) -> None:
-        """Keep the sequences ``keep``, in that order; the others take their rows along."""
+        """Keep the sequences ``keep``, in that order; the others take their rows out of the buckets."""
         staying = set(keep)
         for i, sequence in enumerate(self.sequences):
             if i not in staying:
-                sequence.take_out()
+                sequence.leave_bucket()
         super().filter(keep)
         self._laid_out, self.order = False, None
 
     def extend(self, other: BatchLayerCache) -> None:
         """Append the sequences of ``other``."""
         for sequence in other.sequences:
-            sequence.take_out()
+            sequence.leave_bucket()
         super().extend(other)
         self._laid_out, self.order = False, None
 
@@ -159,52 +159,54 @@ class CascadeBatch(BatchLayerCache):
 
     @property
     def state(self) -> list[mx.array]:
+        """Every array of buckets and sequences, for ``mx.eval``."""
         buckets = [array for bucket in self._buckets for array in bucket.arrays.values()]
         return buckets + [array for sequence in self.sequences if not sequence.is_in_bucket for array in sequence.state]
 
     @property
     def nbytes(self) -> int:
-        """Bytes of all own rows; prefixes, which other batches may hold too, do not count."""
+        """Bytes of all own rows, without prefixes, which other batches may share."""
         apart = sum(sequence.nbytes for sequence in self.sequences if not sequence.is_in_bucket)
         return apart + sum(bucket.nbytes for bucket in self._buckets)
 
-    def _together(self, count: int) -> bool:
+    def _uses_buckets(self, count: int) -> bool:
+        """Return whether ``count`` tokens of each sequence are computed in buckets: those of a decode step are."""
         if count != 1 or self._waiting is not None:
             return False
         if len(self.sequences) > 1:
             return True
-        # The last one of a batch: going back to rows of its own is a copy, which pays where those are quicker.
+        # A last sequence leaves its bucket, which is a copy, only where attention to its own rows is faster.
         return self.sequences[0].is_in_bucket and self.sequences[0].backend.composes_batches
 
     def _forget_layout(self) -> None:
         self._buckets, self._laid_out, self.order = [], False, None
 
     def _lay_out(self, new: Mapping[str, mx.array]) -> None:
-        """Bring every sequence into a bucket, and note in what order they stand and what they share.
+        """Put every sequence into a bucket, and note their order and which prefixes they share.
 
-        ``new`` rows tell the form of a sequence that has none yet.
+        ``new`` rows give the names, shapes and dtypes of arrays for a sequence that has none yet.
         """
         if self._laid_out and not any(sequence.moved for sequence in self.sequences):
             return
         self._buckets = [bucket for bucket in self._buckets if bucket.lengths]
-        # The longest first: where the number of buckets is limited, those that come later fill them up.
+        # The longest first: where the number of buckets is limited, shorter ones fill their free slots.
         apart = sorted((one for one in self.sequences if not one.is_in_bucket), key=lambda one: -one.rows.length)
         for sequence in apart:
             bucket = self._bucket_for(sequence)
-            sequence.put_in(bucket, {name: array[:1, :, :0] for name, array in new.items()})
+            sequence.move_to_bucket(bucket, {name: array[:1, :, :0] for name, array in new.items()})
         place = {id(sequence): i for i, sequence in enumerate(self.sequences)}
         order = [place[id(member)] for bucket in self._buckets for member in bucket.members]
         same = order == list(range(len(order)))
         self.order = None if same else order
         self._order = None if same else mx.array(order)
         self._back = None if same else mx.array(sorted(range(len(order)), key=order.__getitem__))
-        self._groups = self._sharing()
+        self._groups = self._prefix_groups()
         for sequence in self.sequences:
             sequence.moved = False
         self._laid_out = True
 
     def _bucket_for(self, sequence: CascadeSequence) -> LengthBucket:
-        """Find the bucket that ``sequence`` joins, a new one where none suits and one more is allowed."""
+        """Return the bucket for ``sequence``: a new one where none has its length and one more is allowed."""
         length, rule = sequence.rows.length, sequence.buckets
         for bucket in self._buckets:
             if bucket.fits(length):
@@ -216,8 +218,11 @@ class CascadeBatch(BatchLayerCache):
         self._buckets.append(LengthBucket(sequence.codec, rule, turn, sequence.retention.visible))
         return self._buckets[-1]
 
-    def _sharing(self) -> list[tuple[SharedPrefix, mx.array | None, mx.array | None]]:
-        """Every prefix with the indices of its sequences, and the way back to the batch; None for all of them."""
+    def _prefix_groups(self) -> list[tuple[SharedPrefix, mx.array | None, mx.array | None]]:
+        """Return each shared prefix with the indices of its readers, and for each sequence its index among them.
+
+        Both are None where all sequences read the prefix; a sequence that does not has the number of readers as index.
+        """
         users: dict[int, list[int]] = {}
         prefixes: dict[int, SharedPrefix] = {}
         for i, sequence in enumerate(self.sequences):

@@ -1,4 +1,4 @@
-"""``GroupedKVBuffer``: rows that a codec encodes in groups, behind a window of recent rows as the model made them."""
+"""``GroupedKVBuffer``: rows that a codec encodes in groups, followed by recent rows as the model computes them."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from kvlab.errors import ModelError
 class GroupedKVBuffer(KVBuffer):
     """Storage for a codec with ``group_rows`` above 1 or ``recent_rows`` above 0.
 
-    Encoded arrays hold whole groups. The newest rows, at least ``recent_rows`` and at most a group more, stay in full
-    precision; the oldest group of them is encoded as soon as it is not among the recent ones any more.
+    Encoded arrays hold whole groups. The newest rows, from ``recent_rows`` to one group more, stay in full precision;
+    their oldest group is encoded when ``recent_rows`` newer rows follow it.
     """
 
     def __init__(self, codec: Codec) -> None:
@@ -35,6 +35,7 @@ class GroupedKVBuffer(KVBuffer):
             self._encode_oldest(ready)
 
     def _encode_oldest(self, count: int) -> None:
+        """Encode the oldest ``count`` recent rows, whole groups."""
         keys, values = self.recent.decode()
         for name, array in self.codec.encode(keys[:, :, :count], values[:, :, :count]).items():
             self._write(name, array, count)
@@ -42,12 +43,12 @@ class GroupedKVBuffer(KVBuffer):
         self.recent.keep_spans((count, self.recent.length))
 
     def _write(self, name: str, new: mx.array, count: int) -> None:
-        """Write what ``count`` rows became behind what is there; an array has a row a token or one a group."""
-        rows_each = count // new.shape[2]
-        start, end = self._encoded_rows // rows_each, self._encoded_rows // rows_each + new.shape[2]
+        """Append the array of ``count`` encoded rows, which has one row for each token or for each group."""
+        tokens_per_row = count // new.shape[2]
+        start, end = self._encoded_rows // tokens_per_row, self._encoded_rows // tokens_per_row + new.shape[2]
         held = self.arrays.get(name)
         if held is None or end > held.shape[2]:
-            step = max(1, GROWTH_ROWS // rows_each)
+            step = max(1, GROWTH_ROWS // tokens_per_row)
             room = math.ceil(end / step) * step - start
             fresh = mx.zeros((*new.shape[:2], room, *new.shape[3:]), dtype=new.dtype)
             self.arrays[name] = fresh if held is None else mx.concatenate([held[:, :, :start], fresh], axis=2)
@@ -55,7 +56,7 @@ class GroupedKVBuffer(KVBuffer):
         self._used[name] = end
 
     def encoded(self) -> dict[str, mx.array]:
-        """Give views of the encoded rows of every array."""
+        """Return views of the encoded rows of every array."""
         return {name: array[:, :, : self._used[name]] for name, array in self.arrays.items()}
 
     def decode(self) -> tuple[mx.array, mx.array]:

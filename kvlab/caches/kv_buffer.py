@@ -1,4 +1,4 @@
-"""``KVBuffer``: the K and V of one sequence in one layer, in arrays that grow by steps."""
+"""``KVBuffer``: K and V of one sequence in one layer, in arrays that grow in steps."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from kvlab.backends import Backend
 from kvlab.caches.codecs import Arrays, Codec
 
 GROWTH_ROWS = 64
-"""Rows that storage grows by: small enough that live bytes follow real tokens, large enough to amortize the copy."""
+"""Rows by which storage grows: few, so that live bytes follow the number of tokens, but enough that copies are rare."""
 
 
 class KVBuffer:
     """K and V as named arrays ``[1, n_kv_heads, capacity, width]``, of which the first ``length`` rows are used.
 
     Attributes:
-        expected: rows that are sure to come in all: storage that must grow grows to as many at once.
+        expected: number of rows that are known to come: storage grows to that many at once.
     """
 
     def __init__(self, codec: Codec, arrays: Mapping[str, mx.array] | None = None) -> None:
@@ -28,11 +28,11 @@ class KVBuffer:
         self.expected = 0
 
     def append(self, keys: mx.array, values: mx.array) -> None:
-        """Write new rows ``[1, n_kv_heads, n, width]`` behind the used ones."""
+        """Encode and append new rows ``[1, n_kv_heads, n, width]``."""
         self.append_encoded(self.codec.encode(keys, values))
 
     def append_encoded(self, new: Mapping[str, mx.array]) -> None:
-        """Write rows that are already in the codec's form, as :meth:`used` or a store gave them."""
+        """Append rows that are already encoded, as :meth:`used` or a store returns them."""
         count = next(iter(new.values())).shape[2]
         end = self.length + count
         if not self.arrays or end > self.capacity:
@@ -42,11 +42,11 @@ class KVBuffer:
         self.length = end
 
     def decode(self) -> tuple[mx.array, mx.array]:
-        """Give keys and values ``[1, n_kv_heads, length, head_dim]`` as attention sees them."""
+        """Return keys and values ``[1, n_kv_heads, length, head_dim]`` as attention reads them."""
         return self.codec.decode(self.used())
 
     def used(self) -> dict[str, mx.array]:
-        """Give views of the used rows of every array."""
+        """Return views of the used rows of every array."""
         return {name: array[:, :, : self.length] for name, array in self.arrays.items()}
 
     def attend(
@@ -58,7 +58,10 @@ class KVBuffer:
         mask: mx.array | str | None,
         sinks: mx.array | None,
     ) -> mx.array:
-        """Compute attention of the newest queries over ``prefixes``, in the codec's form, and these rows."""
+        """Compute attention of the newest queries over ``prefixes``, which are encoded, and these rows.
+
+        Shapes are those of :meth:`kvlab.backends.Backend.attention`.
+        """
         return self.codec.attend(backend, queries, [*prefixes, self.used()], scale, mask, sinks)
 
     def keep(self, index: mx.array) -> None:
@@ -74,17 +77,18 @@ class KVBuffer:
         self.length = sum(b - a for a, b in spans)
 
     def cut(self, length: int) -> None:
-        """Forget the rows behind ``length``; their storage is written over later."""
+        """Remove the rows behind ``length``; their storage is overwritten later."""
         self.length = min(self.length, length)
 
     def snapshot(self) -> KVBuffer:
-        """Give the present rows, to be read only: they outlive an eviction here, because that makes new arrays."""
+        """Return a read-only view of the present rows; an eviction makes new arrays and leaves them unchanged."""
         other = KVBuffer(self.codec, self.arrays)
         other.length = self.length
         return other
 
     @property
     def capacity(self) -> int:
+        """Rows that the arrays have storage for."""
         return next(iter(self.arrays.values())).shape[2] if self.arrays else 0
 
     @property
@@ -98,7 +102,7 @@ class KVBuffer:
         return list(self.arrays.values())
 
     def reserve(self, count: int) -> None:
-        """Have room for ``count`` more rows."""
+        """Allocate storage for ``count`` more rows, where there is none."""
         if self.arrays and self.length + count > self.capacity:
             self._grow(self.arrays, self.length + count)
 

@@ -1,8 +1,8 @@
 """``LayerCache``: the live KV of one sequence in one layer, under any retention and codec.
 
-It speaks mlx-lm's cache protocol, so it also works in plain ``mlx_lm.generate``; in a batch, sequences keep storage of
-their own (see :mod:`kvlab.caches.batch`). What stays is decided in :mod:`kvlab.caches.retention`, how rows are written
-in :mod:`kvlab.caches.codecs`, how attention is computed by the backend.
+It implements mlx-lm's cache protocol, so that it also works in plain ``mlx_lm.generate``; for batches see
+:mod:`kvlab.caches.cascade_batch`. :mod:`kvlab.caches.retention` decides which rows stay, :mod:`kvlab.caches.codecs` how
+rows are written, and the backend how attention is computed.
 """
 
 from __future__ import annotations
@@ -31,15 +31,16 @@ class LayerCache:
     """Live KV of one sequence in one layer.
 
     Args:
-        place: the layer, and what its retention may know of the sequence.
-        codec: that of the policy, where it was made already; one serves any number of caches.
+        place: the layer, and what its retention may know about the sequence.
+        codec: the policy's codec; None makes one. Several caches may use the same.
         backend: None is that of this process.
         buckets: which sequences of a batch share an array; None is the backend's rule.
 
     Attributes:
         offset: tokens of the sequence so far, evicted ones included: the RoPE position of the next one.
-        moved: set when rows or prefixes changed places, for a batch that keeps a layout.
-        prefixes: rows of the first tokens that other sequences read too; ``rows`` holds what follows them.
+        rows: own rows; empty while they are in a bucket.
+        prefixes: rows of the first tokens, which other sequences may read too; own rows follow them.
+        moved: whether own rows or prefixes have moved since a batch noted its layout.
     """
 
     def __init__(
@@ -68,13 +69,13 @@ class LayerCache:
 
     @property
     def encodes_groups(self) -> bool:
-        """Whether the codec holds recent rows back, or encodes several at once."""
+        """Whether the codec keeps recent rows unencoded, or encodes several rows together."""
         return self.codec.group_rows > 1 or self.codec.recent_rows > 0
 
     # -- mlx-lm's protocol ------------------------------------------------------------------------------------------
 
     def update_and_fetch(self, keys: mx.array, values: mx.array) -> tuple[mx.array, mx.array]:
-        """Append new rows ``[1, n_kv_heads, n, head_dim]``. What is returned is unused: ``attend`` reads the rows.
+        """Append new rows ``[1, n_kv_heads, n, head_dim]``, and return them; ``attend`` reads the stored rows.
 
         Raises:
             ModelError: the model's attention never reached ``attend``, so that its answers would be wrong.
@@ -85,7 +86,7 @@ class LayerCache:
                 "cannot be used with it: use the policy full"
             )
         if self.place.prompt_tokens is not None and self.retention.keeps_all:
-            self.rows.expected = with_room(self.place.prompt_tokens) - (self.offset - self.rows.length)
+            self.rows.expected = rows_to_allocate(self.place.prompt_tokens) - (self.offset - self.rows.length)
         self.rows.append(keys, values)
         self.offset += keys.shape[2]
         self._unattended = True
@@ -101,7 +102,7 @@ class LayerCache:
     ) -> mx.array:
         """Compute attention of the newest ``n`` queries ``[1, n_heads, n, head_dim]`` over the rows, then evict.
 
-        The model's ``mask`` is not used: this layer's rows decide what is visible.
+        The model's ``mask`` is not used: retention decides which rows are visible.
 
         Raises:
             ModelError: the model adds a bias of its own to the scores.
@@ -115,8 +116,12 @@ class LayerCache:
             self.retention.evict(self.rows, self.offset, scale)
         return out
 
-    def attended_in_bucket(self, queries: mx.array, scale: float) -> None:
-        """Evict after a batch has attended for this sequence, within the bucket that its rows stand in."""
+    def evict_in_bucket(self, queries: mx.array, scale: float) -> None:
+        """Evict rows within their bucket, after the batch has computed attention.
+
+        Args:
+            queries: the newest query, ``[1, n_heads, 1, head_dim]``.
+        """
         if self._bucket is None:
             return
         self.retention.note(None, queries, self.offset, scale)
@@ -127,24 +132,24 @@ class LayerCache:
                 self._bucket.rewrite(self, rows.used(), rows.length)
 
     def skip_attention(self, count: int) -> None:
-        """Stand in for :meth:`attend` where its result is not read, under a retention that keeps all rows."""
+        """Count ``count`` tokens as attended to, in place of :meth:`attend`, under a retention that keeps all rows."""
         self._unattended = False
 
     def make_mask(self, n: int, return_array: bool = False, window_size: int | None = None) -> Any:
-        """Give a stand-in for models that pass masks along; :meth:`attend` makes its own."""
+        """Return a placeholder for models that pass masks on; :meth:`attend` makes its own."""
         return None if n == 1 else "causal"
 
     @property
     def state(self) -> list[mx.array]:
-        """Every array that is held, for ``mx.eval``."""
+        """Every array of this cache, for ``mx.eval``."""
         shared = [array for prefix in self.prefixes for array in prefix.arrays.values()]
         return [*self.rows.state, *shared, *self.retention.state]
 
     @property
     def nbytes(self) -> int:
-        """Bytes of all arrays held for this layer: rows with unused capacity, positions, remembered queries.
+        """Bytes of all arrays of this layer: rows with unused capacity, positions, and queries for scorers.
 
-        A bucket counts in equal shares. Prefixes, which are held together with others, do not count.
+        A bucket counts in equal shares. Prefixes, which other sequences may share, do not count.
         """
         rows = self.rows.nbytes if self._bucket is None else self._bucket.nbytes // len(self._bucket.lengths)
         return rows + self.retention.nbytes
@@ -155,19 +160,22 @@ class LayerCache:
         return sum(prefix.nbytes // max(1, prefix.users) for prefix in self.prefixes)
 
     def size(self) -> int:
+        """Return the number of rows, prefixes included."""
         return self.offset if self.retention.keeps_all else self.length
 
     def empty(self) -> bool:
+        """Return whether there are no tokens yet."""
         return self.offset == 0
 
     def is_trimmable(self) -> bool:
+        """Return whether the last tokens can be removed exactly: no row was evicted or encoded in groups."""
         return not self.has_evicted and not self.retention.is_compressed and not self.encodes_groups
 
     def trim(self, n: int) -> int:
-        """Forget the last ``n`` tokens; 0 when rows have been evicted, because the cut would not be exact."""
+        """Remove the last ``n`` tokens; return how many were removed, 0 where the result would not be exact."""
         if not self.is_trimmable():
             return 0
-        self.take_out()
+        self.leave_bucket()
         n = min(n, self.rows.length)
         self.offset -= n
         self.rows.cut(self.rows.length - n)
@@ -175,44 +183,45 @@ class LayerCache:
 
     @staticmethod
     def merge(caches: list[LayerCache]) -> BatchLayerCache:
+        """Make a batch of the caches of several sequences in one layer."""
         return CascadeBatch(caches) if all(cache.is_batchable for cache in caches) else BatchLayerCache(caches)
 
     # -- shared and batched rows ------------------------------------------------------------------------------------
 
     @property
     def is_batchable(self) -> bool:
-        """Whether the rows may stand in a bucket beside those of others."""
+        """Whether the rows may be in a bucket beside those of other sequences."""
         evicts = not self.retention.keeps_all
         return self.retention.is_batchable and not self.encodes_groups and not (evicts and self.backend.evicts_alone)
 
     @property
     def length(self) -> int:
-        """Own rows that are held."""
+        """Number of own rows."""
         return self.rows.length if self._bucket is None else self._bucket.length_of(self)
 
     @property
     def is_in_bucket(self) -> bool:
-        """True while the own rows stand in a bucket, and not in ``rows``."""
+        """Whether the own rows are in a bucket, and not in ``rows``."""
         return self._bucket is not None
 
-    def put_in(self, bucket: LengthBucket, blank: Mapping[str, mx.array]) -> None:
-        """Move the own rows into ``bucket``; ``blank`` are no rows in the codec's form."""
+    def move_to_bucket(self, bucket: LengthBucket, blank: Mapping[str, mx.array]) -> None:
+        """Move the own rows into ``bucket``; ``blank`` are encoded arrays of 0 rows, for a sequence without any."""
         bucket.join(self, self.rows.arrays or blank, self.rows.length)
         self._bucket, self.rows = bucket, self._new_rows()
 
-    def take_out(self) -> None:
-        """Move the own rows out of the bucket, if they are in one."""
+    def leave_bucket(self) -> None:
+        """Move the own rows out of their bucket, where they are in one."""
         self.moved = True
         if self._bucket is not None:
             self.rows, self._bucket = self._bucket.leave(self), None
 
     @property
     def room(self) -> int:
-        """Tokens that there is storage for: at least those that are here."""
+        """Number of tokens that there is storage for, present ones included."""
         return self.offset - self.rows.length + self.rows.capacity
 
     def begin_with(self, prefixes: tuple[SharedPrefix, ...]) -> None:
-        """Start an empty sequence from rows that others hold."""
+        """Start an empty sequence with rows of other sequences."""
         self.set_prefixes(prefixes)
         self.offset = sum(prefix.length for prefix in prefixes)
 
@@ -222,24 +231,24 @@ class LayerCache:
         self.moved = True
 
     def take_over(self, other: LayerCache, tokens: int) -> None:
-        """Start an empty sequence with the first ``tokens`` of one that has ended, its storage included.
+        """Start an empty sequence with the first ``tokens`` of one that has ended, and with its storage.
 
-        ``tokens`` reach beyond the prefixes of ``other``, which is empty afterwards.
+        ``tokens`` are more than those in the prefixes of ``other``, which is empty afterwards.
         """
-        other.take_out()
+        other.leave_bucket()
         self.set_prefixes(other.prefixes)
         self.rows, self.offset = other.rows, tokens
         self.rows.cut(tokens - sum(prefix.length for prefix in self.prefixes))
         other.rows, other.prefixes, other.offset = other._new_rows(), (), 0
 
     def reserve(self, tokens: int) -> None:
-        """Have room for ``tokens`` more rows, so that the next ones do not wait for a copy."""
-        self.take_out()
+        """Allocate storage for ``tokens`` more rows, so that the next ones need not wait for a copy."""
+        self.leave_bucket()
         self.rows.reserve(tokens)
 
     def share_first(self, length: int) -> SharedPrefix:
         """Turn the first ``length`` own rows into a prefix that others may share; it follows the present prefixes."""
-        self.take_out()
+        self.leave_bucket()
         used = self.rows.used()
         prefix = SharedPrefix(self.codec, {name: array[:, :, :length] for name, array in used.items()})
         self.rows = KVBuffer(self.codec, {name: mx.contiguous(array[:, :, length:]) for name, array in used.items()})
@@ -247,12 +256,12 @@ class LayerCache:
         return prefix
 
     def all_rows(self) -> dict[str, mx.array]:
-        """Give the rows of all tokens, ``[1, n_kv_heads, offset, width]``, under a retention that keeps them all."""
+        """Return the rows of all tokens, ``[1, n_kv_heads, offset, width]``, under a retention that keeps them all."""
         own = self.rows.used() if self._bucket is None else self._bucket.rows(self)
         return join_rows([*(prefix.arrays for prefix in self.prefixes), *([own] if own else [])])
 
     def restore(self, rows: dict[str, mx.array]) -> None:
-        """Go on with stored rows of the first tokens, in this codec's form; those that are here already are skipped."""
+        """Append stored rows of the first tokens, encoded; rows that the cache has already are skipped."""
         new = {name: array[:, :, self.offset :] for name, array in rows.items()}
         self.rows.append_encoded(new)
         self.offset += next(iter(new.values())).shape[2]
@@ -277,17 +286,18 @@ class LayerCache:
         shares = bool(rows) and self.backend.shares_attention(1, rows)
         return shares or self.backend.composes(heads * self.rows.length)
 
-    # -- what is kept -----------------------------------------------------------------------------------------------
+    # -- retained rows -----------------------------------------------------------------------------------------------
 
     @property
     def has_evicted(self) -> bool:
+        """Whether rows have been evicted."""
         return not self.retention.keeps_all and self.length < self.offset
 
     def positions(self) -> mx.array:
-        """Give the true positions of the rows, see :meth:`kvlab.caches.retention.Retention.positions`."""
+        """Return the true positions of the rows, see :meth:`kvlab.caches.retention.Retention.positions`."""
         return self.retention.positions(self.length, self.offset)
 
 
-def with_room(tokens: int) -> int:
-    """Count rows for a prompt, and for the first of its answer, which would wait for a copy of all else."""
+def rows_to_allocate(tokens: int) -> int:
+    """Return the rows to allocate for a prompt, with some for its answer, which would otherwise wait for a copy."""
     return tokens + min(GROWTH_ROWS, tokens // 16)

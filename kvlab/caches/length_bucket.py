@@ -1,8 +1,9 @@
-"""``LengthBucket``: rows of a few sequences of similar length side by side, so that one operation decodes them all.
+"""``LengthBucket``: rows of a few sequences of similar length in one padded array, so that one operation serves all.
 
-A bucket is what mlx-lm's batch cache is for a whole batch, in small: rows end at a common cursor, and what stands left
-of a sequence's first row is masked. It holds few sequences, so that joining and leaving cost the same in a batch of
-any size, and only similar lengths, so that live bytes follow real tokens; the backend's rule says how similar.
+A bucket is a small form of mlx-lm's batch cache: the rows of all sequences end at a common cursor, and columns before
+the first row of a sequence are masked. It has few sequences, so that the cost of joining and leaving does not depend on
+the size of the batch, and only similar lengths, so that live bytes follow the number of tokens. The backend's rule
+gives both limits.
 """
 
 from __future__ import annotations
@@ -25,50 +26,52 @@ class LengthBucket:
     """Rows of some sequences in one layer: arrays ``[slots, n_kv_heads, columns, width]``.
 
     Args:
-        rule: how many sequences, of what lengths, and how it grows.
-        turn: the layer's place among all, 0 to 1: they grow in turn, so that no step waits for all of them.
-        visible: the first and the last rows of a sequence that its query sees; None: it sees all.
+        rule: how many sequences it holds, which lengths fit together, and by how much it grows.
+        turn: index of the layer divided by the number of layers: buckets of different layers grow in different steps,
+            so that no step waits for all of them.
+        visible: numbers of first and of last rows that a query sees; None: it sees all rows.
 
     Attributes:
         members: the sequence of each slot.
-        lengths: rows of each sequence, which stand in the columns ``cursor - length`` to ``cursor``.
+        lengths: number of rows of each sequence, which are in the columns ``cursor - length`` to ``cursor``.
+        cursor: column of the next row.
     """
 
     def __init__(
         self, codec: Codec, rule: BucketRule, turn: float = 0.0, visible: tuple[int, int] | None = None
     ) -> None:
         self.codec = codec
-        self._shown = visible
+        self._sinks_and_window = visible
         self._rule = rule
         self._turn = turn
         self.arrays: dict[str, mx.array] = {}
         self.members: list[object] = []
         self.lengths: list[int] = []
         self.cursor = 0
-        self._visible: mx.array | None = None
-        self._visible_is_known = False
+        self._mask: mx.array | None = None
+        self._mask_is_known = False
 
     @property
     def has_slot(self) -> bool:
-        """True when one more sequence may join, as far as numbers go."""
+        """Whether the bucket has a slot for one more sequence."""
         return len(self.lengths) < self._rule.slots
 
     def fits(self, length: int) -> bool:
-        """True when a sequence of ``length`` rows may join."""
+        """Return whether a sequence of ``length`` rows may join."""
         lengths = [length, *self.lengths]
         return self.has_slot and self._rule.fit_together(min(lengths), max(lengths))
 
     def padding_after(self, length: int) -> int:
-        """Rows of padding more, once a sequence of ``length`` rows has joined."""
+        """Return the rows of padding that are added when a sequence of ``length`` rows joins."""
         longest = max(self.lengths, default=0)
         return (max(longest, length) - longest) * len(self.lengths) + max(longest, length) - length
 
     def join(self, member: object, rows: Mapping[str, mx.array], length: int) -> None:
-        """Put a sequence into a slot of its own: the first ``length`` of its rows ``[1, n_kv_heads, capacity, width]``.
+        """Add a sequence: the first ``length`` of its rows ``[1, n_kv_heads, capacity, width]``, in a slot of its own.
 
-        The first sequence's arrays become the bucket's; those that join it are copied.
+        The arrays of the first sequence become those of the bucket; rows of others are copied into them.
         """
-        self._visible_is_known = False
+        self._mask_is_known = False
         if not self.members:
             self.arrays, self.cursor = dict(rows), length
             self.members, self.lengths = [member], [length]
@@ -84,8 +87,8 @@ class LengthBucket:
         self.lengths.append(length)
 
     def leave(self, member: object) -> KVBuffer:
-        """Give a sequence its rows back and free its slot, which the last sequence moves into."""
-        self._visible_is_known = False
+        """Remove a sequence and return its rows; the last sequence moves into its slot."""
+        self._mask_is_known = False
         slot = self.members.index(member)
         last = len(self.lengths) - 1
         if not last and self.cursor == self.lengths[0]:
@@ -106,25 +109,25 @@ class LengthBucket:
         return rows
 
     def rows(self, member: object) -> dict[str, mx.array]:
-        """Give a sequence's rows, ``[1, n_kv_heads, length, width]``."""
+        """Return a sequence's rows, ``[1, n_kv_heads, length, width]``."""
         slot = self.members.index(member)
         start = self.cursor - self.lengths[slot]
         return {name: array[slot : slot + 1, :, start : self.cursor] for name, array in self.arrays.items()}
 
     def length_of(self, member: object) -> int:
-        """Count a sequence's rows."""
+        """Return the number of a sequence's rows."""
         return self.lengths[self.members.index(member)]
 
     def rewrite(self, member: object, rows: Mapping[str, mx.array], length: int) -> None:
-        """Put fewer rows, ``[1, n_kv_heads, length, width]``, in the place of a sequence's present ones."""
-        self._visible_is_known = False
+        """Replace a sequence's rows by fewer ones, ``[1, n_kv_heads, length, width]``, as after an eviction."""
+        self._mask_is_known = False
         slot = self.members.index(member)
         for name, array in rows.items():
             self.arrays[name][slot : slot + 1, :, self.cursor - length : self.cursor] = array
         self.lengths[slot] = length
 
     def append(self, new: Mapping[str, mx.array]) -> None:
-        """Write one more row for every sequence, arrays ``[slots, n_kv_heads, 1, width]``."""
+        """Append one row to every sequence, arrays ``[slots, n_kv_heads, 1, width]``."""
         if self.cursor == self.columns:
             self._resize(max(self.lengths))
         for name, array in new.items():
@@ -149,45 +152,47 @@ class LengthBucket:
             {name: mx.broadcast_to(array, (slots, *array.shape[1:])) for name, array in prefix.items()}
             for prefix in prefixes
         ]
-        return self.codec.attend(backend, queries, [*before, self._seen_rows()], scale, self._seen_mask(), sinks)
+        return self.codec.attend(backend, queries, [*before, self._used_rows()], scale, self._mask_of_used(), sinks)
 
     def attend_in_parts(self, backend: Backend, queries: mx.array) -> AttentionState:
-        """Compute what the newest queries, scaled, ``[slots, n_heads, 1, head_dim]``, get from their own rows."""
-        return private_attention(backend, self.codec, self._seen_rows(), queries, self._seen_mask())
+        """Compute the attention state of the newest queries, scaled, ``[slots, n_heads, 1, head_dim]``."""
+        return private_attention(backend, self.codec, self._used_rows(), queries, self._mask_of_used())
 
     @property
     def _start(self) -> int:
         return self.cursor - max(self.lengths)
 
-    def _seen_rows(self) -> dict[str, mx.array]:
+    def _used_rows(self) -> dict[str, mx.array]:
         return {name: array[:, :, self._start : self.cursor] for name, array in self.arrays.items()}
 
-    def _seen_mask(self) -> mx.array | None:
-        """Which of the seen rows are real, bool ``[slots, 1, 1, n]``; None where all are.
+    def _mask_of_used(self) -> mx.array | None:
+        """Return which of the used columns are rows of a sequence, bool ``[slots, 1, 1, n]``; None where all are.
 
-        It is made on the host when members or storage change, for all columns, so that a step only cuts it.
+        It is made on the host for all columns when members or storage change, so that a step only slices it.
         """
-        if self._shown is not None and max(self.lengths) > sum(self._shown):
-            return _windows(tuple(self.lengths), *self._shown)
+        if self._sinks_and_window is not None and max(self.lengths) > sum(self._sinks_and_window):
+            return _windows(tuple(self.lengths), *self._sinks_and_window)
         if min(self.lengths) == max(self.lengths):
             return None
-        if not self._visible_is_known:
+        if not self._mask_is_known:
             first = np.array([self.cursor - length for length in self.lengths])
-            self._visible = mx.array((np.arange(self.columns) >= first[:, None])[:, None, None])
-            self._visible_is_known = True
-        return None if self._visible is None else self._visible[..., self._start : self.cursor]
+            self._mask = mx.array((np.arange(self.columns) >= first[:, None])[:, None, None])
+            self._mask_is_known = True
+        return None if self._mask is None else self._mask[..., self._start : self.cursor]
 
     @property
     def columns(self) -> int:
+        """Number of columns of the arrays."""
         return next(iter(self.arrays.values())).shape[2] if self.arrays else 0
 
     @property
     def nbytes(self) -> int:
+        """Bytes of all arrays, padding and unused columns included."""
         return sum(array.nbytes for array in self.arrays.values())
 
     def _resize(self, columns: int) -> None:
-        """Have room for ``columns`` used columns and a step more; columns that are not used are given up."""
-        self._visible_is_known = False
+        """Reallocate the arrays for ``columns`` used columns and some ahead; other unused columns are dropped."""
+        self._mask_is_known = False
         keep = min(max(self.lengths, default=0), columns)
         ahead, self._turn = max(1, round(self._rule.growth(columns) * (1 - self._turn))), 0.0
         for name, array in self.arrays.items():
@@ -200,7 +205,7 @@ class LengthBucket:
 
 @functools.lru_cache(maxsize=8)
 def _windows(lengths: tuple[int, ...], sinks: int, window: int) -> mx.array:
-    """Which of the last ``max(lengths)`` columns sequences see: sinks and window, bool ``[slots, 1, 1, n]``.
+    """Return which of the last ``max(lengths)`` columns queries see: sinks and window, bool ``[slots, 1, 1, n]``.
 
     Made on the host, once for all layers of a step.
     """

@@ -1,4 +1,4 @@
-"""Retention at work: which rows of one layer of a live sequence stay. One class a kind of retention."""
+"""Retention of live rows: which rows of one layer of a sequence stay. One class for each kind of retention."""
 
 from __future__ import annotations
 
@@ -19,18 +19,18 @@ from kvlab.errors import ModelError, PolicyError, PolicyWarning
 from kvlab.policies import Full, Module, Rotating, ScoreContext, Scorer
 
 NAN_CHECK_DELAY_TOKENS = 3
-"""Tokens after which scores are looked at for NaN: they have been computed by then, so nothing waits."""
+"""Tokens after which scores are checked for NaN: they have been computed by then, so that the check does not wait."""
 
 Mask = mx.array | str | None
 
 
 @dataclass(frozen=True)
 class Eviction:
-    """Rows that left.
+    """Rows that were evicted together.
 
     Attributes:
-        positions: their true positions ``[1, n_kv_heads, n]``, lazy; -1 fills up heads that lost fewer.
-        kept: how many rows stayed, in the head that kept most.
+        positions: their true positions ``[1, n_kv_heads, n]``, lazy; -1 fills heads that lost fewer rows.
+        kept: number of rows that stayed, in the head that kept most.
         offset: tokens of the sequence at that time.
     """
 
@@ -41,14 +41,14 @@ class Eviction:
 
 @dataclass(frozen=True)
 class LayerPlace:
-    """What a layer's retention knows of its surroundings.
+    """A layer of a sequence, and facts about the sequence for its retention.
 
     Attributes:
         layer: index among ``n_layers``.
-        prompt_tokens: where the prompt ends; None means at the first step of a single token.
-        record: keep what each eviction drops.
-        keeps_prompt: set the complete rows of the prompt aside at its end: the eviction that follows loses them.
-        token_ids: gives the tokens of the sequence that are known so far; None: nobody knows them.
+        prompt_tokens: length of the prompt; None: it ends at the first step of a single token.
+        record: keep an :class:`Eviction` of each eviction.
+        keeps_prompt: copy the complete rows of the prompt at its end, before the first eviction.
+        token_ids: returns the tokens of the sequence that are known so far; None where they are unknown.
     """
 
     layer: int = 0
@@ -68,7 +68,7 @@ class Retention(ABC):
     A concrete subclass sets ``module``, the policy module (or base of modules) that it carries out.
 
     Attributes:
-        evictions: what left since the owner last emptied the list; filled only where ``place.record`` is set.
+        evictions: those since the owner last cleared the list; filled only where ``place.record`` is set.
         prompt_rows: the complete rows of the prompt, where ``place.keeps_prompt`` is set; the owner takes them.
     """
 
@@ -82,51 +82,51 @@ class Retention(ABC):
 
     @abstractmethod
     def mask(self, length: int, offset: int, count: int) -> Mask:
-        """Say what the newest ``count`` queries may see of the rows."""
+        """Return which rows the newest ``count`` queries see: ``"causal"``, a bool array, or None for all."""
 
     @abstractmethod
     def positions(self, length: int, offset: int) -> mx.array:
-        """Give the true positions of the rows, int32 ``[1, heads, length]``; heads is 1 while all hold the same rows.
+        """Return the true positions of the rows, int32 ``[1, heads, length]``; heads is 1 while all have the same.
 
-        -1 stands for a row that fills up a head with fewer than others.
+        -1 is the position of rows that only fill a head with fewer rows than others.
         """
 
     @property
     def visible(self) -> tuple[int, int] | None:
-        """Rows that a single query sees, where they are not all: the first ones, and the last ones."""
+        """Numbers of first and of last rows that a single query sees; None where it sees all rows."""
         return None
 
     @property
     def is_batchable(self) -> bool:
-        """Whether rows may stand beside those of other sequences, one padded array for all heads of all of them."""
+        """Whether the rows may be in one padded array with those of other sequences, all heads of the same length."""
         return True
 
     def note(self, rows: KVBuffer | None, queries: mx.array, offset: int, scale: float) -> None:  # noqa: B027
         """Take note of the newest queries ``[1, n_heads, n, head_dim]``. ``rows`` is None for a batchable retention."""
 
     def is_due(self, length: int, offset: int, count: int) -> bool:
-        """Whether rows leave now, after ``count`` queries."""
+        """Return whether rows are to be evicted now, after ``count`` queries."""
         return False
 
     def evict(self, rows: KVBuffer, offset: int, scale: float) -> None:  # noqa: B027
-        """Drop the rows that do not stay."""
+        """Remove the rows that do not stay from ``rows``."""
 
     def check_all_scores(self) -> None:  # noqa: B027
-        """Raise PolicyError where rows were chosen by scores that are no numbers; waits for what is not computed."""
+        """Raise PolicyError where rows were chosen by scores that are NaN; waits for scores to be computed."""
 
     @property
     def is_compressed(self) -> bool:
-        """Whether later rows are computed from what an eviction kept."""
+        """Whether later rows are computed after a scorer's eviction, and so differ from those without it."""
         return False
 
     @property
     def state(self) -> list[mx.array]:
-        """Every array that is held."""
+        """Every array of the retention, for ``mx.eval``."""
         return [eviction.positions for eviction in self.evictions]
 
     @property
     def nbytes(self) -> int:
-        """Bytes of the arrays that are held beside the rows."""
+        """Bytes of the retention's own arrays, without the rows."""
         return 0
 
 
@@ -144,7 +144,7 @@ class KeepAll(Retention):
 
 
 class Window(Retention):
-    """Keeps the first rows and the latest ones; rows leave in groups, so that the copy that frees them is rare."""
+    """Keeps the first and the latest rows; evicts rows in groups, so that the copy that frees them is rare."""
 
     module: ClassVar[type[Module]] = Rotating
 
@@ -184,7 +184,7 @@ def _window_positions(held: int, offset: int, sinks: int) -> np.ndarray:
 
 @functools.lru_cache(maxsize=8)
 def _window_mask(held: int, offset: int, count: int, sinks: int, window: int) -> mx.array:
-    """What is visible, bool ``[1, 1, count, held]``. Made on the host, once for all layers of a step."""
+    """Return which rows are visible, bool ``[1, 1, count, held]``; made on the host, once for all layers of a step."""
     at = np.arange(offset - count, offset)[:, None]
     row = _window_positions(held, offset, sinks)
     return mx.array(((row <= at) & ((row < sinks) | (row > at - window)))[None, None])
@@ -193,7 +193,7 @@ def _window_mask(held: int, offset: int, count: int, sinks: int, window: int) ->
 class TopScores(Retention):
     """Keeps the rows that a scorer ranks highest: at the end of the prompt, and while decoding within a fixed budget.
 
-    Heads may keep different numbers of rows: those with fewer are filled up in front, and the filling is masked.
+    Heads may keep different numbers of rows: those with fewer are padded in front, and the padding is masked.
     """
 
     module: ClassVar[type[Module]] = Scorer
@@ -233,7 +233,7 @@ class TopScores(Retention):
     def note(self, rows: KVBuffer | None, queries: mx.array, offset: int, scale: float) -> None:
         self._check_scores(offset)
         if window := self._scorer.window:
-            # Put together only when scores are wanted: at each step that would be a kernel.
+            # Concatenated only when scores are computed, because each concatenation is a kernel.
             self._queries.append(queries[:, :, -window:])
             while sum(some.shape[2] for some in self._queries) - self._queries[0].shape[2] >= window:
                 self._queries.popleft()
@@ -249,7 +249,7 @@ class TopScores(Retention):
     def evict(self, rows: KVBuffer, offset: int, scale: float) -> None:
         if self._limit is None:
             self._limit = self._budget = self._prompt_budget(self.place.prompt_tokens or offset)
-            # Rows leave in groups, so that the copy that frees them is paid once a group.
+            # Rows are evicted in groups, so that a group costs one copy.
             self._interval = min(self._scorer.interval, math.ceil(self._budget / 8))
             if self.place.keeps_prompt:
                 self.prompt_rows = rows.snapshot()
@@ -260,7 +260,7 @@ class TopScores(Retention):
             self._limit = self._keep_best(rows, target, offset, scale) + self._interval - 1
 
     def _prompt_budget(self, prompt: int) -> int:
-        """How many rows a head keeps. Raises PolicyError for a number that cannot be; warns where it says little."""
+        """Return how many rows a head keeps. Raises PolicyError below 1; warns where a scorer's window fills them."""
         budget = self._scorer.rows(prompt, self.place.layer, self.place.n_layers)
         if budget < 1:
             raise PolicyError(f"{self._scorer} keeps {budget} rows of layer {self.place.layer}: it must be 1 or more")
@@ -300,7 +300,7 @@ class TopScores(Retention):
         _check_shape(self._scorer, "accumulate", self._accumulated, padded.shape)
 
     def _keep_best(self, rows: KVBuffer, target: int, offset: int, scale: float) -> int:
-        """Keep about ``target`` rows a head; the number of rows of the head that keeps most."""
+        """Keep ``target`` rows a head, on average; return the number of rows of the head that keeps most."""
         context = self._context(rows, self._last_queries(), offset, scale)
         heads, length = context.keys.shape[1], context.keys.shape[2]
         scores = self._scorer.score(context)
@@ -309,7 +309,7 @@ class TopScores(Retention):
         if self._is_ragged:
             scores = mx.where(context.positions >= 0, scores, -mx.inf)
         targets = self._targets(scores, target, heads, length)
-        # From the newest back, so that of rows that score the same the newest stay.
+        # Sorted from the newest row back, so that of rows with equal scores the newest stay.
         order = length - 1 - mx.argsort(-level(scores)[..., ::-1], axis=-1).astype(mx.int32)
         width = max(targets)
         self._is_ragged = self._is_ragged or min(targets) < width
@@ -347,7 +347,7 @@ class TopScores(Retention):
         return self._queries[0]
 
     def _check_scores(self, offset: int) -> None:
-        """Raise PolicyError where scores of some tokens ago were no numbers: their order means nothing."""
+        """Raise PolicyError where scores of some tokens ago are NaN, which have no order."""
         while self._nan_checks and self._nan_checks[0][0] <= offset:
             self._raise_for(self._nan_checks.popleft()[1])
 
@@ -390,16 +390,16 @@ def _check_shape(scorer: Scorer, method: str, got: mx.array, wanted: Sequence[in
 
 
 def level(scores: mx.array) -> mx.array:
-    """Level out what rounding makes of equal scores: float32 with 16 bits of precision.
+    """Round scores to 16 bits of precision, in float32, so that scores that should be equal are equal.
 
-    The keys of a repeated token, say, have the same norm, up to rounding that depends on the batch around them.
+    The keys of a repeated token, for example, have the same norm, except for rounding that depends on the batch.
     """
     bits = scores.astype(mx.float32).view(mx.int32)
     return ((bits + 128) & ~255).view(mx.float32)
 
 
 def make_retention(module: Module, place: LayerPlace) -> Retention:
-    """Make the retention that a policy's module asks for. Raises PolicyError where there is none for it."""
+    """Make the retention that carries out a policy's module. Raises PolicyError where there is none for it."""
     pending, known = list(Retention.__subclasses__()), []
     while pending:
         cls = pending.pop(0)

@@ -1,7 +1,8 @@
-"""Models that mlx-lm cannot batch, such as Llama 4 with its chunked attention: each sequence is computed on its own.
+"""``SequentialModel``: computes sequences one by one, for models that mlx-lm cannot batch, such as Llama 4.
 
-Such a model builds masks and positions for one sequence from the plain numbers of its caches, so no batch of caches
-can serve it. It still shares a decoder: sequences join, leave, prefill and decode side by side, one forward each.
+Such a model makes masks and positions for one sequence from the plain numbers of its caches, so that it cannot use a
+batch of caches. It can still use the batched decoder: sequences join, leave, prefill and decode side by side, with one
+forward pass for each.
 """
 
 from __future__ import annotations
@@ -16,32 +17,32 @@ from kvlab.caches.batch import BatchLayerCache
 
 
 def is_batchable(model: nn.Module) -> bool:
-    """True when mlx-lm has a batched form of every cache of ``model``."""
+    """Return whether mlx-lm has a batched form of every cache of ``model``."""
     return all(hasattr(cache, "merge") for cache in make_prompt_cache(model))
 
 
 def batchable(model: nn.Module) -> Any:
-    """What to give mlx-lm's BatchGenerator for ``model``: itself, or itself behind :class:`SequentialModel`."""
+    """Return the model for mlx-lm's BatchGenerator: ``model`` itself, or its :class:`SequentialModel`."""
     return model if is_batchable(model) else SequentialModel(model)
 
 
 def keep_apart(caches: list[Any]) -> list[Any]:
-    """Make each of these caches of one sequence merge into a batch that keeps it as it is."""
+    """Have each of these caches of one sequence merge into a :class:`BatchLayerCache`, which keeps it unchanged."""
     for cache in caches:
-        # On the object: a subclass would no longer be recognised as what it is.
+        # Set on the object, because mlx-lm does not recognise a subclass.
         cache.merge = BatchLayerCache
     return caches
 
 
 class SequentialModel:
-    """Calls a model once a sequence. Its caches come from :func:`keep_apart`."""
+    """Calls a model once for each sequence. Its caches come from :func:`keep_apart`."""
 
     def __init__(self, model: nn.Module) -> None:
         self.model = model
         self.layers = model.layers
 
     def __call__(self, inputs: mx.array, cache: list[BatchLayerCache]) -> mx.array:
-        """Logits ``[batch, n, vocabulary]`` of right-padded ``inputs`` ``[batch, n]``; those of padding are zeros."""
+        """Compute logits ``[batch, n, vocabulary]`` of right-padded ``inputs`` ``[batch, n]``: zeros for padding."""
         count = inputs.shape[1]
         reals = [layer.claim(count) for layer in cache][0]
         outs = [

@@ -1,4 +1,4 @@
-"""Rows that several live sequences begin with, held once."""
+"""``SharedPrefix``: the rows with which several live sequences begin, in memory once."""
 
 from __future__ import annotations
 
@@ -10,10 +10,11 @@ from kvlab.caches.codecs.base import Codec
 
 
 class SharedPrefix:
-    """Rows of one layer, ``[1, n_kv_heads, length, width]``, that nobody writes to any more.
+    """Rows of one layer, ``[1, n_kv_heads, length, width]``, which do not change.
 
     Attributes:
-        users: live sequences that read it; whoever adds or removes one keeps the count.
+        length: number of rows.
+        users: number of live sequences that read them; the owner of those sequences keeps it up to date.
     """
 
     def __init__(self, codec: Codec, arrays: Mapping[str, mx.array]) -> None:
@@ -23,7 +24,7 @@ class SharedPrefix:
         self.users = 0
 
     def split(self, at: int) -> tuple[SharedPrefix, SharedPrefix]:
-        """The first ``at`` rows and the rest, with the same users."""
+        """Return the first ``at`` rows and the remaining ones, with the same number of users."""
         halves = (
             SharedPrefix(self.codec, {name: array[:, :, :at] for name, array in self.arrays.items()}),
             SharedPrefix(self.codec, {name: array[:, :, at:] for name, array in self.arrays.items()}),
@@ -34,11 +35,12 @@ class SharedPrefix:
 
     @property
     def nbytes(self) -> int:
+        """Bytes of all arrays."""
         return sum(array.nbytes for array in self.arrays.values())
 
 
 def join_rows(parts: Sequence[Mapping[str, mx.array]]) -> dict[str, mx.array]:
-    """Rows that stand one behind the other, as one; nothing for nothing."""
+    """Concatenate rows of several parts, ``[1, n_kv_heads, length, width]``; return an empty dict for no parts."""
     if len(parts) <= 1:
         return dict(*parts)
     return {name: mx.concatenate([part[name] for part in parts], axis=2) for name in parts[0]}

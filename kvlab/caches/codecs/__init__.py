@@ -1,4 +1,4 @@
-"""Codecs at work: how K and V are written into arrays, and how attention reads them."""
+"""Codecs of live caches: how K and V are written into arrays, and how attention reads them."""
 
 from kvlab.caches.codecs.base import Arrays, Codec, EncodedRows
 from kvlab.caches.codecs.registry import make_codec

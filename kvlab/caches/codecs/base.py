@@ -1,4 +1,4 @@
-"""What a codec is: how K and V are written into arrays, and how attention reads them.
+"""``Codec``: how K and V are written into arrays, and how attention reads them.
 
 A codec turns ``[batch, n_kv_heads, n, width]`` into named arrays of which axis 2 is the token axis. Names start with
 ``k`` or ``v``. Codecs hold no arrays.
@@ -21,14 +21,14 @@ Arrays = Mapping[str, mx.array]
 
 
 class Codec(ABC):
-    """How rows are written and read. All methods are pure.
+    """Writes and reads rows. All methods are pure.
 
-    A concrete subclass sets ``module``, the policy module that asks for it, and is from then on known to
+    A concrete subclass sets ``module``, the policy module that it carries out, and is from then on known to
     :func:`kvlab.caches.codecs.make_codec`. It is made with that module's value.
 
     Attributes:
-        group_rows: rows that are encoded together; 1 where each row stands for itself.
-        recent_rows: newest rows that stay as the model computed them, at least.
+        group_rows: rows that are encoded together; 1 where each row is encoded on its own.
+        recent_rows: fewest newest rows that stay as the model computes them.
         is_exact: attention reads the model's own keys and values.
     """
 
@@ -46,7 +46,7 @@ class Codec(ABC):
 
     @abstractmethod
     def decode(self, rows: Arrays) -> Segment:
-        """Give keys and values as attention sees them, in the model's dtype."""
+        """Return keys and values as attention reads them, in the model's dtype."""
 
     def scores(self, queries: mx.array, rows: Arrays) -> mx.array:
         """Multiply float32 queries ``[batch, n_kv_heads, n, head_dim]`` with the keys, in float32."""
@@ -67,14 +67,14 @@ class Codec(ABC):
     ) -> mx.array:
         """Compute attention ``[batch, n_heads, n, v_head_dim]``, see :meth:`kvlab.backends.Backend.attention`.
 
-        Where rows are not as attention reads them, this decodes them all at once; a codec that can do better does.
+        This decodes all rows first; a codec that can attend to encoded rows overrides it.
         """
         return backend.attention(queries, [self.decode(rows) for rows in segments], scale, mask, sinks)
 
 
 @dataclass(frozen=True)
 class EncodedRows:
-    """Rows in a codec's form. Implements :class:`kvlab.backends.base.KeyValueRows`."""
+    """Encoded rows with their codec. Implements :class:`kvlab.backends.base.KeyValueRows`."""
 
     codec: Codec
     arrays: Arrays

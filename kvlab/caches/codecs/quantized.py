@@ -1,4 +1,4 @@
-"""Affine-quantized rows, as MLX writes them."""
+"""``QuantizedCodec``: affine-quantized rows, as MLX writes them."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from kvlab.errors import ModelError
 from kvlab.policies import Module, Quantized
 
 MAX_QUERIES_ON_PACKED = 8
-"""Queries up to which attention reads quantized rows directly; above, expanding them once is cheaper."""
+"""Most queries for which attention reads quantized rows directly; for more, dequantizing the rows once is faster."""
 
 
 class QuantizedCodec(Codec):

@@ -1,4 +1,4 @@
-"""Rows as the model computes them."""
+"""``RawCodec``: rows as the model computes them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""From a policy's codec module to the codec that carries it out."""
+"""Find the codec that carries out a policy's codec module."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from kvlab.policies import Module
 
 
 def known_codecs() -> dict[type[Module], type[Codec]]:
-    """Every codec that has been defined, by the policy module that asks for it."""
+    """Return all codecs that are defined, by their policy modules."""
     _read_folder()
     found: dict[type[Module], type[Codec]] = {}
     pending = list(Codec.__subclasses__())
