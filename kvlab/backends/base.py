@@ -172,7 +172,7 @@ class Backend(ABC):
 
     @abstractmethod
     def shares_attention(self, readers: int, rows: int) -> bool:
-        """Return whether ``readers`` sequences of a batch that begin with the same rows attend to them together.
+        """Return whether ``readers`` sequences of a batch attend together to the ``rows`` rows with which all begin.
 
         Where not, they share memory only.
         """

@@ -11,7 +11,7 @@ from kvlab.policies.slots import Module
 
 @dataclass(frozen=True)
 class NoReuse(Module):
-    """Every request is computed from its first token."""
+    """Every request starts from nothing."""
 
     name: ClassVar[str] = "none"
     slot: ClassVar[str] = "reuse"

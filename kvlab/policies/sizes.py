@@ -30,7 +30,7 @@ def parse_bytes(size: str | int) -> int:
 
 
 def format_bytes(size: int) -> str:
-    """Return the shortest exact spelling of ``size``, so that equal sizes are equal texts (``2GB``, ``1GiB``, ``123``)."""
+    """Return the shortest exact text of ``size``, so that equal sizes are equal texts (``2GB``, ``1GiB``, ``123``)."""
     spellings = [
         f"{size // unit}{name.replace('I', 'i')}"
         for name, unit in UNIT_BYTES.items()

@@ -135,7 +135,7 @@ class Snapshot(Tiers):
 
 
 def check_folder(tiers: Tiered | Snapshot) -> None:
-    """Normalize the sizes of a module. Raises PolicyError for a size, a replacement policy or a folder name of no use."""
+    """Normalize the sizes of a module. Raises PolicyError for an unusable size, replacement policy or folder name."""
     for field in ("ram", "ssd"):
         object.__setattr__(tiers, field, format_bytes(parse_bytes(getattr(tiers, field))))
     check_replacement(tiers.name, tiers.replace)

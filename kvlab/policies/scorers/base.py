@@ -105,7 +105,7 @@ class Scorer(Module):
         return ""
 
     def rows(self, prompt_tokens: int, layer: int, n_layers: int) -> int:
-        """Return how many rows a head may keep, on average, in ``layer`` of ``n_layers``, for a prompt of this length."""
+        """Return how many rows a head may keep, on average, in ``layer`` of ``n_layers``, for ``prompt_tokens``."""
         share = isinstance(self.budget, float) and self.budget <= 1
         return max(1, round(self.budget * prompt_tokens) if share else int(self.budget))
 
