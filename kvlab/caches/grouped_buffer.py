@@ -18,7 +18,8 @@ class GroupedKVBuffer(KVBuffer):
     """Storage for a codec with ``group_rows`` above 1 or ``recent_rows`` above 0.
 
     Encoded arrays hold whole groups. The newest rows, from ``recent_rows`` to one group more, stay in full precision;
-    their oldest group is encoded when ``recent_rows`` newer rows follow it.
+    their oldest group is encoded when ``recent_rows`` newer rows follow it. Methods that need single encoded rows
+    (``used``, ``keep``, ``keep_spans``, ``cut`` within them) raise ModelError.
     """
 
     def __init__(self, codec: Codec) -> None:

@@ -54,13 +54,13 @@ def raw_layers(model: LoadedModel) -> list[LayerCache]:
 
 
 @pytest.mark.parametrize("policy", POLICIES)
-def test_a_ragged_batch_gives_each_sequence_what_it_gets_alone(llama, policy):
+def test_ragged_batch_gives_each_sequence_its_tokens_alone(llama, policy):
     prompts = prompts_of(llama)
     alone = [decode(llama, build(llama, policy, [prompt]), [prompt])[0] for prompt in prompts]
     assert decode(llama, build(llama, policy, prompts), prompts) == alone
 
 
-def test_full_rows_of_our_own_equal_mlx_lms_cache(random_weights):
+def test_layer_caches_with_full_retention_equal_mlx_lms_cache(random_weights):
     prompts = prompts_of(random_weights)
     plain = [decode(random_weights, None, [prompt])[0] for prompt in prompts]
     assert decode(random_weights, [raw_layers(random_weights) for _ in prompts], prompts) == plain
@@ -115,7 +115,7 @@ def test_quantized_bytes_fall_by_the_factor_of_its_bits(llama, policy, factor):
 @pytest.mark.parametrize(
     "policy", ["knorm:budget=64", "snapkv:budget=64,window=8", "random:budget=64", "rotating:window=60"]
 )
-def test_memory_is_freed_and_the_budget_holds_while_decoding(llama, policy):
+def test_eviction_frees_memory_and_keeps_the_budget_while_decoding(llama, policy):
     prompts = prompts_of(llama, (500,))
     [caches] = built = build(llama, policy, prompts)
     generator = BatchGenerator(llama.model, max_tokens=150, prefill_step_size=64)
@@ -144,7 +144,7 @@ class Watching(SnapKV):
 
 
 @pytest.mark.parametrize("codec", ["raw", "quantized:bits=8"])
-def test_kept_positions_are_the_best_of_every_head_and_the_rest_is_recorded(llama, codec):
+def test_kept_positions_score_highest_in_each_head_and_others_are_recorded(llama, codec):
     [prompt] = prompts_of(llama, (200,))
     Watching.seen.clear()
     policy = Watching(budget=50, window=8, interval=4) | Policy.parse(codec)
@@ -182,7 +182,7 @@ def test_keys_stay_with_their_positions(llama):
         np.testing.assert_array_equal(np.array(values[0, head])[: len(at)], np.array(all_values[0, head])[at])
 
 
-def test_trimming_takes_tokens_back(llama):
+def test_trimming_removes_the_last_tokens(llama):
     [prompt] = prompts_of(llama, (80,))
     caches = raw_layers(llama)
     once = step_tokens(llama, caches, prompt, tokens=10)
@@ -197,7 +197,7 @@ def test_group_that_does_not_divide_the_head_is_refused(llama):
         step_tokens(llama, make_caches(llama.model, "quantized:group=128"), [5, 6, 7])
 
 
-def test_a_model_that_never_attends_is_refused(llama):
+def test_model_that_never_calls_attend_is_refused(llama):
     cache = make_caches(llama.model, "quantized")[0]
     rows = mx.zeros((1, 2, 1, 64))
     cache.update_and_fetch(rows, rows)

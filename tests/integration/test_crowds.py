@@ -1,4 +1,4 @@
-"""Many sequences at once on the bundled model: every answer is the one it gets alone, and what was live is let go."""
+"""Many sequences at once on the bundled model: each gets the same answer as alone, and all live KV is freed."""
 
 import numpy as np
 
@@ -7,20 +7,20 @@ from kvlab.decoder import Decoder
 from kvlab.models import LoadedModel
 from kvlab.workloads import load_workload
 
-CROWD = 256
+CONCURRENT_REQUESTS = 256
 
 
 def prompts_of(loaded: LoadedModel, count: int) -> list[list[int]]:
-    """Agents that work with the same tools, each on its own conversation, two turns long."""
+    """Return prompts of agents with the same tools, each with its own conversation of two turns."""
     requests = [load_workload("agent", turns=2, seed=seed).requests()[seed % 2] for seed in range(count)]
     return [loaded.render(list(request.messages), list(request.tools)) for request in requests]
 
 
-def test_a_crowd_is_answered_as_each_alone(bundled: LoadedModel) -> None:
-    prompts = prompts_of(bundled, CROWD)
+def test_many_concurrent_requests_get_the_tokens_of_each_alone(bundled: LoadedModel) -> None:
+    prompts = prompts_of(bundled, CONCURRENT_REQUESTS)
     with Decoder(bundled, "paged", retain=0) as decoder:
         alone = [decoder.generate(prompt, max_tokens=24).tokens for prompt in prompts]
-    with Decoder(bundled, "paged", max_concurrency=CROWD, retain=0) as decoder:
+    with Decoder(bundled, "paged", max_concurrency=CONCURRENT_REQUESTS, retain=0) as decoder:
         streams = [decoder.submit(prompt, max_tokens=24) for prompt in prompts]
         most = 0
         while not all(stream.done for stream in streams):
@@ -30,4 +30,4 @@ def test_a_crowd_is_answered_as_each_alone(bundled: LoadedModel) -> None:
         decoder.generate(prompts[0], max_tokens=1)
         assert decoder.live_bytes() == 0
     assert together == alone
-    print(f"{CROWD} together: {sum(map(len, together))} tokens, {most / 1e6:.0f} MB of live KV at a look")
+    print(f"{CONCURRENT_REQUESTS} together: {sum(map(len, together))} tokens, {most / 1e6:.0f} MB of live KV at most")

@@ -60,7 +60,7 @@ def test_lossless_policies_give_the_tokens_of_no_cache_alone(random_weights, tmp
             assert [decoder.generate(prompt, max_tokens=16).tokens for prompt in prompts] == want, policy
 
 
-def test_and_in_a_ragged_batch_with_requests_joining_and_leaving(random_weights, tmp_path):
+def test_lossless_policies_give_the_tokens_of_no_cache_in_a_ragged_batch(random_weights, tmp_path):
     prompts = [prompt for seed, length in enumerate(LENGTHS) for prompt in turns(random_weights, seed, length, 2)]
     limits = [3 + 5 * (i % 4) for i in range(len(prompts))]
     want = [answer[:limit] for answer, limit in zip(uncached(random_weights, prompts, 18), limits, strict=True)]
@@ -71,7 +71,7 @@ def test_and_in_a_ragged_batch_with_requests_joining_and_leaving(random_weights,
             assert [stream.result().tokens for stream in streams] == want, policy
 
 
-def test_tiered_goes_on_after_a_restart(random_weights, tmp_path):
+def test_tiered_reuses_blocks_after_a_restart(random_weights, tmp_path):
     prompts = turns(random_weights, 7, 150)
     want = uncached(random_weights, prompts)
     policy = f"tiered:dir={tmp_path / 'store'}"
@@ -90,7 +90,7 @@ def test_tiered_goes_on_after_a_restart(random_weights, tmp_path):
     "retention", ["full", "rotating:window=40", "knorm:budget=0.5", "snapkv:budget=50", "random:budget=30"]
 )
 @pytest.mark.parametrize("reuse", ["none", "paged", "tiered"])
-def test_every_legal_combination_reuses_nothing_wrong(llama, tmp_path, retention, codec, reuse):
+def test_legal_combinations_of_modules_reuse_no_wrong_rows(llama, tmp_path, retention, codec, reuse):
     """With and without reuse a policy gives the same tokens, alone and in a batch: what rests is what it computes."""
     tiers = f"paged|tiered:dir={tmp_path / 'store'}" if reuse == "tiered" else reuse
     spec = f"{retention}|{codec}|{tiers}"
@@ -119,7 +119,7 @@ def test_lossy_blocks_are_never_handed_to_another_policy(llama, tmp_path):
     assert (completion.cached_tokens, completion.miss, completion.tokens) == (0, "other_policy", want)
 
 
-def test_tenants_never_share(llama):
+def test_tenants_never_share_blocks(llama):
     prompt = conversation(5, 100)
     with Decoder(llama, "paged") as decoder:
         decoder.generate(prompt, max_tokens=2, tenant="a")
@@ -127,7 +127,7 @@ def test_tenants_never_share(llama):
         assert decoder.generate(prompt, max_tokens=2, tenant="a").cached_tokens == 99
 
 
-def test_cancelling_frees_memory_keeps_what_was_computed_and_disturbs_nobody(llama):
+def test_cancelling_frees_memory_stores_computed_kv_and_keeps_other_answers(llama):
     prompts = [conversation(seed, 150) for seed in range(4)]
     want = uncached(llama, prompts, 60)
     with Decoder(llama, "paged", prefill_step=32, retain=0) as decoder:
@@ -141,7 +141,7 @@ def test_cancelling_frees_memory_keeps_what_was_computed_and_disturbs_nobody(lla
         assert decoder.generate(prompts[1], max_tokens=60).cached_tokens == 149
 
 
-def test_a_cancelled_prefill_keeps_what_it_computed(llama):
+def test_cancelled_prefill_stores_its_computed_kv(llama):
     prompt = conversation(1, 4000)
     log = Log()
     with Decoder(llama, "paged", prefill_step=64, recorder=log) as decoder:
@@ -154,7 +154,7 @@ def test_a_cancelled_prefill_keeps_what_it_computed(llama):
         assert decoder.generate(prompt, max_tokens=1).cached_tokens == done > 0
 
 
-def test_closing_ends_what_runs(llama):
+def test_closing_cancels_running_requests(llama):
     decoder = Decoder(llama, "paged")
     streams = [decoder.submit(conversation(seed, 50), max_tokens=10_000) for seed in range(3)]
     next(iter(streams[0]))
@@ -165,7 +165,7 @@ def test_closing_ends_what_runs(llama):
         decoder.submit([1])
 
 
-def test_a_stream_gives_tokens_as_they_come_and_any_thread_may_ask(llama):
+def test_stream_yields_tokens_as_they_come_on_any_thread(llama):
     with Decoder(llama, "full") as decoder:
         got: dict[int, list[int]] = {}
 
@@ -181,7 +181,7 @@ def test_a_stream_gives_tokens_as_they_come_and_any_thread_may_ask(llama):
 
 
 @pytest.mark.parametrize("length", [1, 2, 3])
-def test_the_shortest_prompts_together(llama, length):
+def test_shortest_prompts_in_one_batch_give_the_tokens_of_no_cache(llama, length):
     prompts = [conversation(seed, length) for seed in range(3)]
     with Decoder(llama, "paged") as decoder:
         streams = [decoder.submit(prompt, max_tokens=5) for prompt in prompts]
@@ -199,7 +199,7 @@ def test_samplers_processors_and_stop_sequences(llama):
         assert forced.tokens == (7, 7, 7)
 
 
-def test_a_failing_request_does_not_end_the_others(llama):
+def test_failing_request_does_not_end_others(llama):
     def broken(_tokens, _logits):
         raise RuntimeError("this processor is broken")
 
@@ -218,12 +218,12 @@ def test_a_failing_request_does_not_end_the_others(llama):
         ([10**6], {}, "vocabulary"),
     ],
 )
-def test_bad_requests_are_refused_at_once(llama, prompt, options, words):
+def test_bad_request_is_refused_by_submit(llama, prompt, options, words):
     with Decoder(llama, "full") as decoder, pytest.raises(KvlabError, match=words):
         decoder.submit(prompt, **options)
 
 
-def test_the_store_writes_gently_while_the_decoder_computes(llama, tmp_path, monkeypatch):
+def test_store_writes_in_the_background_while_the_decoder_computes(llama, tmp_path, monkeypatch):
     told: list[bool] = []
     with Decoder(llama, f"tiered:dir={tmp_path}") as decoder:
         monkeypatch.setattr(decoder.store, "set_background_priority", told.append)
@@ -233,14 +233,14 @@ def test_the_store_writes_gently_while_the_decoder_computes(llama, tmp_path, mon
     assert changes == [False, True, False, True, False]
 
 
-def test_written_through_means_on_disk_when_the_request_ends(llama, tmp_path):
+def test_write_through_blocks_are_on_disk_when_the_request_ends(llama, tmp_path):
     with Decoder(llama, f"tiered:write=through,dir={tmp_path}") as decoder:
         decoder.generate(conversation(1, 200), max_tokens=3)
         stats = decoder.store.stats()
         assert stats["ssd_blocks"] == 202 // decoder.policy.reuse.block
 
 
-def test_events_tell_the_whole_story(llama, tmp_path):
+def test_events_report_each_phase_of_a_request(llama, tmp_path):
     log = Log()
     prompt = conversation(3, 100)
     with Decoder(
@@ -267,7 +267,7 @@ def test_events_tell_the_whole_story(llama, tmp_path):
 
 
 @pytest.mark.parametrize("codec", ["raw", "quantized:bits=8"])
-def test_live_sequences_share_prefixes_and_nothing_else_changes(random_weights, codec):
+def test_live_sequences_that_share_prefixes_give_the_tokens_of_no_cache(random_weights, codec):
     """A tree: all share 150 tokens, half of them 80 more; they arrive at once and later, and leave in any order."""
     trunk, branch = conversation(1, 150), conversation(2, 80)
     prompts = [trunk + (branch if seed % 2 else []) + conversation(10 + seed, 5 + 9 * seed) for seed in range(10)]

@@ -31,7 +31,7 @@ class Peak(Log):
 
 
 @pytest.mark.parametrize("policy", ["paged", "quantized|paged"])
-def test_a_third_of_the_memory_is_enough(llama: LoadedModel, tmp_path, policy):
+def test_requests_finish_in_a_third_of_their_memory_with_the_same_tokens(llama: LoadedModel, tmp_path, policy):
     prompts = [conversation(seed, 20 + 17 * (seed % 5)) for seed in range(16)]
     codec = policy.partition("|")[0] if "|" in policy else "full"
     with Decoder(llama, codec) as decoder:
@@ -48,7 +48,7 @@ def test_a_third_of_the_memory_is_enough(llama: LoadedModel, tmp_path, policy):
     assert budget / 2 < log.most <= budget + block
 
 
-def test_without_a_place_to_rest_requests_wait_until_all_of_them_fits(llama):
+def test_requests_without_a_store_wait_until_their_whole_length_fits(llama):
     prompts = [conversation(seed, 60) for seed in range(6)]
     log = Peak()
     with Decoder(
@@ -63,14 +63,14 @@ def test_without_a_place_to_rest_requests_wait_until_all_of_them_fits(llama):
     assert 0 < len(started) < 6
 
 
-def test_a_request_that_can_never_fit_is_refused_with_the_numbers(llama):
+def test_request_that_can_never_fit_is_refused_with_numbers(llama):
     with Decoder(llama, "paged", live_memory="1MB") as decoder:
         with pytest.raises(KvlabError, match=r"1000 prompt and 50 answer tokens need \d+ bytes.*budget is 1000000"):
             decoder.submit(conversation(1, 1000), max_tokens=50)
         assert decoder.generate(conversation(1, 50), max_tokens=2).finish_reason == "length"
 
 
-def test_higher_priorities_start_first(llama):
+def test_request_of_higher_priority_starts_first(llama):
     log = Log()
     with Decoder(llama, "full", max_concurrency=1, recorder=log) as decoder:
         first = decoder.submit(conversation(0, 20), max_tokens=20)
@@ -82,7 +82,7 @@ def test_higher_priorities_start_first(llama):
     assert order == [0, 4, 2, 1, 3]
 
 
-def test_cancelling_at_random_leaks_nothing_and_disturbs_nobody(llama):
+def test_random_cancellations_free_all_memory_and_keep_other_answers(llama):
     rng = random.Random(0)
     trunk = conversation(99, 100)
     prompts = [trunk + conversation(seed, rng.randrange(1, 60)) for seed in range(60)]
@@ -101,7 +101,7 @@ def test_cancelling_at_random_leaks_nothing_and_disturbs_nobody(llama):
         assert decoder.live_bytes() == 0
 
 
-def test_a_paused_request_keeps_its_figures(llama):
+def test_preempted_request_keeps_its_first_figures(llama):
     prompts = [conversation(seed, 64) for seed in range(8)]
     with Decoder(llama, "paged", live_memory=wanted(prompts, 120) // 3) as decoder:
         completions = [s.result() for s in [decoder.submit(prompt, max_tokens=120) for prompt in prompts]]

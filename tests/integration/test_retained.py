@@ -10,7 +10,7 @@ from tests.integration.test_decoder import conversation
 
 
 def talk(decoder: Decoder, seed: int, turns: int, max_tokens: int = 12) -> list[tuple[tuple[int, ...], dict[str, int]]]:
-    """Answers and cached tokens by tier of a conversation that grows by 30 tokens a turn."""
+    """Return answers, and cached tokens by tier, of a conversation that grows by 30 tokens a turn."""
     prompt, out = conversation(seed, 200), []
     for turn in range(turns):
         done = decoder.generate(prompt, max_tokens=max_tokens)
@@ -20,7 +20,7 @@ def talk(decoder: Decoder, seed: int, turns: int, max_tokens: int = 12) -> list[
 
 
 @pytest.mark.parametrize("codec", ["full", "quantized:bits=8"])
-def test_the_next_turn_goes_on_from_live_rows_and_says_the_same(llama, codec):
+def test_next_turn_continues_from_live_rows_with_the_same_tokens(llama, codec):
     with Decoder(llama, codec) as decoder:
         want = [tokens for tokens, _ in talk(decoder, 1, 5)]
     with Decoder(llama, f"{codec}|paged") as decoder:
@@ -30,7 +30,7 @@ def test_the_next_turn_goes_on_from_live_rows_and_says_the_same(llama, codec):
         assert set(tiers) == {"live"} and tiers["live"] >= 200 + 42 * turn - 31
 
 
-def test_who_has_been_warm_longest_leaves_first_and_is_restored_from_rest(llama):
+def test_sequence_retained_longest_is_released_first_and_restored_from_the_store(llama):
     with Decoder(llama, "paged", retain=2) as decoder:
         prompts = [conversation(seed, 150) for seed in range(3)]
         for prompt in prompts:
@@ -39,7 +39,7 @@ def test_who_has_been_warm_longest_leaves_first_and_is_restored_from_rest(llama)
     assert tiers == [{"live"}, {"live"}, {"ram"}]
 
 
-def test_warm_sequences_and_running_ones_never_exceed_the_concurrency(llama):
+def test_retained_and_running_sequences_never_exceed_max_concurrency(llama):
     with Decoder(llama, "paged", retain=4, max_concurrency=2) as decoder:
         sizes = []
         for seed in range(4):
@@ -48,7 +48,7 @@ def test_warm_sequences_and_running_ones_never_exceed_the_concurrency(llama):
     assert sizes[0] < sizes[1] == sizes[2] == sizes[3]
 
 
-def test_warm_sequences_make_room_when_live_memory_is_short(llama):
+def test_retained_sequences_are_released_when_live_memory_is_short(llama):
     prompts = [conversation(seed, 200) for seed in range(4)]
     with Decoder(llama, "paged", retain=0) as decoder:
         want = [decoder.generate(prompt, max_tokens=8).tokens for prompt in prompts]
@@ -60,7 +60,7 @@ def test_warm_sequences_make_room_when_live_memory_is_short(llama):
         assert 0 < decoder.live_bytes() <= 2 * one
 
 
-def test_two_that_go_on_from_one_warm_sequence_at_once_both_get_it(llama):
+def test_two_requests_that_continue_one_retained_sequence_both_reuse_it(llama):
     first = conversation(1, 200)
     forks = [[*first, *conversation(seed, 20)] for seed in (5, 6)]
     with Decoder(llama, "full") as decoder:
@@ -72,8 +72,8 @@ def test_two_that_go_on_from_one_warm_sequence_at_once_both_get_it(llama):
     assert all(one.cached_by_tier.get("live", 0) >= 199 for one in done)
 
 
-def test_what_is_stored_beyond_the_warm_rows_is_restored_behind_them(llama):
-    """The warm sequence was cut back by a shorter retry; the store still has the longer one."""
+def test_stored_rows_behind_retained_ones_are_restored(llama):
+    """A shorter retry took over the retained sequence and cut it; the store still has the longer one."""
     long = conversation(1, 300)
     with Decoder(llama, "full") as decoder:
         want = [decoder.generate(prompt, max_tokens=20).tokens for prompt in (long, long[:280])]
@@ -85,12 +85,12 @@ def test_what_is_stored_beyond_the_warm_rows_is_restored_behind_them(llama):
     assert set(again.cached_by_tier) == {"live", "ram"}
 
 
-def test_tenants_do_not_take_over_each_others_rows(llama):
+def test_tenant_never_takes_over_rows_of_another(llama):
     with Decoder(llama, "paged") as decoder:
         decoder.generate(conversation(1, 150), max_tokens=2, tenant="a")
         assert decoder.generate(conversation(1, 150), max_tokens=2, tenant="b").cached_tokens == 0
 
 
-def test_warm_below_zero_is_refused(llama):
+def test_negative_retain_is_refused(llama):
     with pytest.raises(KvlabError, match="retain"):
         Decoder(llama, "paged", retain=-1)
