@@ -10,7 +10,7 @@ from mlx.utils import tree_flatten
 from kvlab.backends.x86 import blas_library
 from kvlab.backends.x86.sgemm import SINGLE_THREADED
 
-MIN_MULTIPLICATIONS_FOR_ALL_CORES = 1_500_000
+MIN_MULTIPLICATIONS_FOR_ALL_CORES = 2_500_000
 """Fewest multiplications of a product that is faster on several cores than on one. Check a change with ``kvlab bench
 decode`` and ``kvlab bench pace``."""
 
