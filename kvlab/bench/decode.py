@@ -36,6 +36,12 @@ MEMORY_SHARE = 0.3
 RESULT = dict[str, Any]
 
 
+SEQUENCES_A_STEP = 8
+"""Sequences that are taken to decode in the time of one: an estimate, to leave out what would take far too long."""
+OVERRUN = 1.5
+"""Times its share of the budget that the shortest measurement of a case may take, before it is left out."""
+
+
 @dataclass(frozen=True)
 class DecodeMeasurement:
     """One measurement: tokens a second while all sequences decode, most live KV bytes, and the tokens."""
@@ -67,7 +73,7 @@ def run(
             speed = measure_speed(loaded, clock)
             for (workload, n), share in session.parts(cases, seconds_of_model):
                 case = Case(loaded, speed, workload, n, tokens, seed)
-                if rows and session.is_over:
+                if rows and (session.is_over or case.least_seconds > OVERRUN * share):
                     session.skip(case.about, 1, "cases", "time")
                 else:
                     rows += _measure(session, case, rounds, share)
@@ -96,6 +102,13 @@ class Case:
             return [SHARED]
         kinds = RAGGED if self.workload == "ragged" else (PRIVATE,)
         return [kinds[i % len(kinds)] for i in range(self.n)]
+
+    @property
+    def least_seconds(self) -> float:
+        """Seconds of the shortest measurement there is: two rounds of both sides, with the fewest tokens."""
+        prompts = 2 * sum(min(length, LEAST_PROMPT) for length in self.lengths) * self.speed.prompt_token_s
+        steps = 4 * min(self.tokens, LEAST_TOKENS) * self.speed.step_s
+        return prompts + steps * max(1.0, self.n / SEQUENCES_A_STEP)
 
     def fitted(self, session: BenchSession, seconds: float) -> list[int]:
         """The same, as long as ``seconds`` for both sides, memory and the model's context allow."""
