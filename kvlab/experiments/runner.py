@@ -134,7 +134,8 @@ class Runner:
     def logit_distances(self, policies: Sequence[Policy]) -> Results:
         """Measure how far logits lie from each request alone, where 16 bits let no batch be exact; else no rows.
 
-        Rows of `logit_distance`, each with `logit_bound`: the distance of mlx-lm's own batch of the same requests.
+        Rows of `logit_distance`, each with `logit_distance_mlx_lm`, that of mlx-lm's own batch of the same requests,
+        and with `logit_bound`, how far the policy's may lie: a fifth more and what so few requests leave uncertain.
         """
         rows: list[Row] = []
         if policies and logit_distance.needs_bound(self.model):
@@ -142,15 +143,20 @@ class Runner:
             with tqdm(total=len(policies) + 2, desc="logits in 16 bits", disable=not self.progress) as bar:
                 alone = logit_distance.alone(self.model, prompts, DISTANCE_PREFILL_STEP)
                 bar.update()
-                batch = logit_distance.in_mlx_lm_batch(self.model, prompts, DISTANCE_PREFILL_STEP)
-                bound = logit_distance.distance(batch, alone)
+                batch = logit_distance.in_mlx_lm_batch(self.model, prompts, alone, DISTANCE_PREFILL_STEP)
+                own = logit_distance.distances(batch, alone)
                 bar.update()
                 for policy in policies:
                     with tempfile.TemporaryDirectory(prefix="kvlab-store-", dir=self.folder) as store:
                         there = with_ssd_folder(policy, Path(store))
-                        seen = logit_distance.under(self.model, there, prompts, DISTANCE_PREFILL_STEP)
+                        logits = logit_distance.under(self.model, there, prompts, alone, DISTANCE_PREFILL_STEP)
                     bar.update()
-                    values = {"logit_distance": logit_distance.distance(seen, alone), "logit_bound": bound}
+                    seen = logit_distance.distances(logits, alone)
+                    values = {
+                        "logit_distance": seen.mean,
+                        "logit_distance_mlx_lm": own.mean,
+                        "logit_bound": logit_distance.bound(own, seen),
+                    }
                     rows += [self._together(policy, metric, value) for metric, value in values.items()]
         return Results(rows, self.provenance())
 

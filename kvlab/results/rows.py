@@ -23,6 +23,7 @@ _UNITS: Mapping[str, str] = {
     "accuracy": "fraction",
     "kl": "nats",
     "logit_distance": "logits",
+    "logit_distance_mlx_lm": "logits",
     "logit_bound": "logits",
     "hit_ratio": "fraction",
     "exact": "bool",

@@ -14,13 +14,13 @@ from pathlib import Path
 import mlx.core as mx
 import pytest
 
-from tests.batch_distance import MLX_LM, Distances, forked, measure, ragged
+from kvlab.decoder.logit_distance import Distances, bound
+from tests.batch_distance import MLX_LM, forked, measure, ragged
 from tests.conftest import MakeModel
 from tests.helpers import FOUR_BITS, SIXTEEN_BITS, Weights
 from tests.metal.fused_attention import fused, is_installed
 from tests.metal.products import summed_in_float32
 
-BOUND = 1.2
 WEIGHTS = [*SIXTEEN_BITS, FOUR_BITS[-1]]
 LAYERS = 3
 BATCHES = {"ragged": ragged(1), "forked": forked(2)}
@@ -54,9 +54,8 @@ def test_a_batch_lies_no_farther_from_the_request_alone_than_mlx_lms(
     print("\n" + table)
     own = total.pop(MLX_LM)
     assert own.mean > 0, "nothing is measured: the emulation gives a batch what it gives one sequence"
-    for found in total.values():
-        uncertain = 2 * ((BOUND * own.error) ** 2 + found.error**2) ** 0.5
-        assert found.mean <= BOUND * own.mean + uncertain, "\n" + table
+    for other in total.values():
+        assert other.mean <= bound(own, other), "\n" + table
 
 
 def _rows(title: str, found: dict[str, Distances]) -> list[str]:
