@@ -38,11 +38,16 @@ def ls(directory: Path | None, tenant: str | None, as_json: bool) -> None:
 @app.command()
 @dir_option
 @tenant_option
+@click.option("--repair", is_flag=True, help="Quarantine bad blocks, index sound ones, sweep leftovers.")
 @json_option
-def verify(directory: Path | None, tenant: str | None, as_json: bool) -> None:
-    """Read every block; quarantine bad ones and sweep leftovers. Exit status 1 when a block was bad."""
-    rows = _answer("store verify", as_json, lambda: commands.verify(_folder(directory), tenant=tenant, progress=True))
-    if any(row["metric"] == "corrupt" and row["value"] for row in rows):
+def verify(directory: Path | None, tenant: str | None, repair: bool, as_json: bool) -> None:
+    """Read every block. Exit status 1 when one was bad, missing or unreadable."""
+    rows = _answer(
+        "store verify",
+        as_json,
+        lambda: commands.verify(_folder(directory), tenant=tenant, progress=True, repair=repair),
+    )
+    if any(row["metric"] in ("corrupt", "unreadable", "unlisted", "set_aside") and row["value"] for row in rows):
         raise click.exceptions.Exit(1)
 
 
@@ -118,6 +123,8 @@ def _answer(command: str, as_json: bool, work: Callable[[], list[commands.Row]])
 
 
 def _line(row: commands.Row) -> str:
+    if "file" in row:
+        return f"{row['metric'].replace('_', ' ')}: {row['file']} ({row['reason']})"
     name = row["metric"].replace("_", " ") + (f" ({row['reason']})" if "reason" in row else "")
     about = ""
     if "model" in row:

@@ -9,6 +9,12 @@ class TierMiss(Exception):
     reason = "evicted"
 
 
+class TierUnreadable(TierMiss):
+    """Raised by a tier that has the block but cannot read it now; it is kept, and tried again later."""
+
+    reason = "unreadable"
+
+
 class TierCorrupt(TierMiss):
     """Raised by a tier that found the block to be bad and has set it aside."""
 

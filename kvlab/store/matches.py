@@ -36,8 +36,9 @@ class Match:
     """Describes the reusable prefix of a request.
 
     ``tokens`` is its length, ``by_tier`` the same by tier name. ``miss`` says why the rest must be computed: "" when
-    all was found, else ``never_seen``, ``evicted``, ``diverged_at=<position>``, ``no_checkpoint``, ``corrupt`` or
-    ``other_policy``. ``checkpoint`` is the key of the state at exactly ``tokens`` where one was asked for and found.
+    all was found, else ``never_seen``, ``evicted``, ``diverged_at=<position>``, ``no_checkpoint``, ``corrupt``,
+    ``unreadable`` or ``other_policy``. ``checkpoint`` is the key of the state at exactly ``tokens`` where one was asked
+    for and found.
     """
 
     tokens: int

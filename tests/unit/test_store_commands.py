@@ -49,7 +49,7 @@ def test_ls_counts_blocks_and_bytes_by_namespace(folder: Path) -> None:
     assert {row["tenant"] for row in commands.ls(folder, tenant="bob")} == {"bob"}
 
 
-def test_verify_finds_and_repairs(folder: Path) -> None:
+def test_verify_finds_what_repair_mends(folder: Path) -> None:
     assert value(commands.verify(folder), "corrupt") == 0
     files = sorted(path for path in (folder / "blocks").rglob("*") if path.is_file())
     files[0].write_bytes(b"x")
@@ -57,12 +57,18 @@ def test_verify_finds_and_repairs(folder: Path) -> None:
     (folder / "blocks" / "0").mkdir(exist_ok=True)
     (folder / "blocks" / "0" / "stray").write_bytes(b"stray")
     (folder / "blocks" / "0" / ("0" * 64)).write_bytes(b"stray")
-    rows = commands.verify(folder)
-    assert value(rows, "corrupt") == 2 and value(rows, "swept") == 2 and value(rows, "verified") == len(files) - 2
+    for _ in range(2):
+        rows = commands.verify(folder)
+        assert value(rows, "corrupt") == 2 and value(rows, "unindexed") == 1
+        assert value(rows, "verified") == len(files) - 2
+        assert {row["file"] for row in rows if "file" in row} == {str(f.relative_to(folder)) for f in files[:2]}
+    rows = commands.verify(folder, repair=True)
+    assert value(rows, "corrupt") == 0 and value(rows, "swept") == 3 and value(rows, "verified") == len(files) - 2
+    assert (folder / "blocks" / "0" / "stray").read_bytes() == b"stray"
     with opened(folder) as store:
         sound(store)
         assert fetch(store, A).tokens + fetch(store, B).tokens + fetch(store, A, OTHER).tokens < 120
-    assert value(commands.ls(folder), "quarantined") == 1
+    assert value(commands.ls(folder), "quarantined") == 2
 
 
 def test_prune_takes_leaves_and_the_oldest_first(folder: Path) -> None:

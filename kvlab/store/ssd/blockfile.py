@@ -53,6 +53,10 @@ class BadBlock(Exception):
     """Raised where the bytes are not the block that they should be; the message says how."""
 
 
+class NewerFormat(BadBlock):
+    """Raised for a block that a newer kvlab wrote."""
+
+
 def encode(block: Block) -> list[Buffer]:
     """Return the file's bytes as buffers to write one after the other; contiguous arrays are not copied."""
     arrays: list[list[Any]] = []
@@ -124,7 +128,7 @@ def read_to(path: str | os.PathLike[str], key: bytes, buffer: ReadBuffer) -> Blo
 
     None: the block was wanted whole, and its arrays went straight to the memory of the sink.
     """
-    fd = os.open(path, os.O_RDONLY)
+    fd = _open(path)
     try:
         if _read_same_layout(fd, key, buffer):
             return None
@@ -227,9 +231,14 @@ def _header_end(raw: bytes) -> bytes:
     return raw[raw.rfind(_ARRAYS_FIELD) :].rstrip()
 
 
+def _open(path: str | os.PathLike[str]) -> int:
+    """Open a file to read; a link is none, and a pipe in its place does not make the reader wait."""
+    return os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+
+
 def read_header(path: str | os.PathLike[str]) -> tuple[Block, int]:
     """Read the block in ``path`` without its arrays, and the file's size: enough to index it. Raises as ``read``."""
-    with open(path, "rb") as file:
+    with open(_open(path), "rb") as file:
         size = os.fstat(file.fileno()).st_size
         start = file.read(HEADER_OFFSET)
         if len(start) == HEADER_OFFSET:
@@ -250,6 +259,8 @@ def _check_size(start: bytes, size: int) -> tuple[int, bytes]:
     magic, version, length, payload, digest = _PREFIX.unpack_from(start)
     if magic != MAGIC:
         raise BadBlock("it is not a kvlab block")
+    if version > k.FORMAT:
+        raise NewerFormat(f"it has format {version}, not {k.FORMAT}")
     if version != k.FORMAT:
         raise BadBlock(f"it has format {version}, not {k.FORMAT}")
     if length > MAX_HEADER_BYTES or size != HEADER_OFFSET + length + payload:

@@ -5,16 +5,22 @@ from __future__ import annotations
 import fcntl
 import os
 import sqlite3
+import stat
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+from kvlab.errors import StoreError
+from kvlab.store.ssd.blockfile import BadBlock
 from kvlab.store.ssd.index import GARBLED
 
 CONCURRENT_SYNCS = 4
 """Files synced at once: a journal commits them together."""
 
-TROUBLE = (OSError, sqlite3.Error, *GARBLED)
+TROUBLE = (OSError, MemoryError, sqlite3.Error, *GARBLED)
+
+UNREAD = (OSError, MemoryError, BadBlock)
+"""What reading a block raises; see :func:`is_lost` for which of it means that the block is no more."""
 
 
 def sync_files(paths: Iterable[str], folders: Iterable[str]) -> None:
@@ -58,16 +64,34 @@ def flush_drive(path: str | Path) -> None:
         os.close(fd)
 
 
+def is_lost(path: str | Path, error: Exception) -> bool:
+    """Tell whether a block that was not read is gone or bad for good, rather than out of reach for now.
+
+    A bad payload or a missing file is lost. Rights, a full table of open files, a disk or network that fails, and
+    memory may be there again later: then the file is sound as far as is known, and must stay.
+    """
+    if isinstance(error, BadBlock):
+        return True
+    try:
+        return not stat.S_ISREG(os.lstat(path).st_mode)  # a link or a folder in its place is not the file
+    except (FileNotFoundError, NotADirectoryError):
+        return True
+    except OSError:
+        return False
+
+
 def damaged(error: Exception) -> bool:
     """Tell whether an error means that the index itself is broken, rather than busy, full or out of reach."""
     if isinstance(error, sqlite3.Error):
         codes = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
         return isinstance(error, sqlite3.IntegrityError) or getattr(error, "sqlite_errorcode", 0) & 0xFF in codes
-    return isinstance(error, GARBLED)
+    return isinstance(error, GARBLED) and not isinstance(error, StoreError)
 
 
 def in_words(error: Exception) -> str:
     """Return one line for a warning."""
     if isinstance(error, OSError):
         return error.strerror or str(error)
+    if isinstance(error, MemoryError):
+        return "out of memory"
     return f"index: {error}"

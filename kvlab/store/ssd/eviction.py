@@ -29,6 +29,7 @@ class Evictor:
         self._used: dict[bytes, float] = {}
         self._parents: dict[bytes, bytes] = {}
         self._below: Counter[bytes] = Counter()
+        self._stuck: set[bytes] = set()
         self._last = 0
         self._stale = True
 
@@ -38,9 +39,11 @@ class Evictor:
             return False
         index = self._folder.index
         order: Replacement | None = None
-        while index.sum("bytes") + size > self._budget:
+        while index.held() + size > self._budget:
+            if self._folder.free_quarantined():
+                continue
             order = order or self._refreshed()
-            if not self._evict(order, keep):
+            if not self._evict(order, keep) and not self._folder.free_unread():
                 return False
         return True
 
@@ -57,14 +60,18 @@ class Evictor:
                 self._used[key] = row[0]
                 order.touch(key)
             else:
-                self._folder.path(key).unlink(missing_ok=True)
+                try:
+                    self._folder.remove_file(key)
+                except OSError:  # of all files, this one will not go: others may
+                    self._stuck.add(key)
+                    continue
                 nbytes = index.forget(key, "evicted")
                 self._forget(order, key, evicted=True)
                 self._left(key, nbytes, "evicted")
                 return True
 
     def _may_leave(self, key: object) -> bool:
-        if not isinstance(key, bytes) or key in self._below or self._pinned(key):
+        if not isinstance(key, bytes) or key in self._below or key in self._stuck or self._pinned(key):
             return False
         sql = "SELECT 1 FROM blocks WHERE parent = ?1 OR (key = ?1 AND owner IS NOT NULL) LIMIT 1"
         return self._folder.index.one(sql, key) is None
@@ -74,6 +81,7 @@ class Evictor:
         if self._order is None or self._stale:
             self._order, self._last, self._stale = make(self._replace, self._budget), 0, False
             self._used.clear()
+            self._stuck.clear()
             self._parents.clear()
             self._below.clear()
         rows = self._folder.index.rows(

@@ -1,39 +1,26 @@
-"""Open a store folder after any accident, and set bad files aside.
-
-    catalog.sqlite      the index (WAL)
-    blocks/a/<key>      one file a block, see blockfile.py
-    tmp/<owner>-<n>     files being written
-    owners/<owner>.lock held while a store has the folder open
-    quarantine/         the last bad files, for inspection; never read again
-    ballast             space that is freed when the disk is too full to open the index
-    catalog.suspect     there when the index proved damaged in use; the next start rebuilds it from the blocks
+"""Open a store folder after any accident, and set bad files aside. What is in it: see layout.py.
 
 A row is inserted, with its owner, before the file of that name appears, and loses its owner once the file is complete.
 So a row with a dead owner, a file without a row and a temporary file of a dead owner are all leftovers of a crash, and
-can be swept at any time while others write.
+can be settled at any time while others write (reconcile.py).
 """
 
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import logging
 import os
 import sqlite3
-import time
-from collections.abc import Iterator, Sequence
-from dataclasses import replace
 from pathlib import Path
 
 from kvlab.errors import StoreError
-from kvlab.store import keys as k
-from kvlab.store.blocks import Block
-from kvlab.store.ssd import blockfile
+from kvlab.store.ssd import layout, marker, no_links
 from kvlab.store.ssd import process_lock as owners
-from kvlab.store.ssd.index import GARBLED, SsdIndex
+from kvlab.store.ssd.durability import TROUBLE, damaged
+from kvlab.store.ssd.index import GARBLED, LOCK_WAIT_S, SsdIndex
 from kvlab.store.ssd.index_reader import IndexReader
-
-MAX_QUARANTINED_FILES = 16
+from kvlab.store.ssd.quarantine import Quarantine
+from kvlab.store.ssd.reconcile import reconcile
 
 BALLAST_BYTES = 128 << 10
 """Bytes set aside for opening the index on a full disk."""
@@ -42,26 +29,48 @@ log = logging.getLogger("kvlab.store")
 
 
 class ReadOnlyFolder:
-    """Reads from a folder. Raises ``OSError`` or ``sqlite3.Error`` when ``root`` holds no store."""
+    """Reads from a folder and never changes it. Raises ``StoreError`` for a folder that is no store.
+
+    Opening raises ``OSError`` or ``sqlite3.Error`` where the store cannot be read.
+    """
 
     view: IndexReader
 
-    def __init__(self, root: Path) -> None:
-        self.root, self.blocks = root, root / "blocks"
+    def __init__(self, directory: Path) -> None:
+        self.root = marker.resolved(directory)
+        self.blocks = self.root / layout.BLOCKS
         self._blocks = str(self.blocks)
+        self.quarantine = Quarantine(self.root)
         self._open()
 
     def _open(self) -> None:
-        self.view = IndexReader(self.root / "catalog.sqlite", immutable=True)
+        marker.recognise(self.root)
+        path = self.root / layout.INDEX
+        if not path.exists():
+            raise StoreError(f"{self.root} has no index; `kvlab store verify --repair` makes one from the blocks")
+        self.view = IndexReader(path, read_only=True)
 
     def file(self, key: bytes) -> str:
         """Return the path of a block."""
         name = key.hex()
-        return f"{self._blocks}/{name[0]}/{name}"  # few folders: each one written to costs a sync at a flush
+        return f"{self._blocks}/{name[0]}/{name}"
 
     def path(self, key: bytes) -> Path:
         """Return the path of a block as a Path, which takes longer to make than a block to open."""
         return Path(self.file(key))
+
+    def block_files(self) -> tuple[dict[bytes, layout.OwnFile], set[str]]:
+        """Return the files that are named as blocks, by key, and the folders in blocks/ that cannot be listed."""
+        files: dict[bytes, layout.OwnFile] = {}
+        unlisted: set[str] = set()
+        for shard in layout.SHARDS:
+            try:
+                found = list(layout.own_files(f"{self._blocks}/{shard}", layout.BLOCK_NAME))
+            except OSError:
+                unlisted.add(shard)
+                continue
+            files |= {bytes.fromhex(file.name): file for file in found if file.name[0] == shard}
+        return files, unlisted
 
     def close(self) -> None:
         with contextlib.suppress(sqlite3.Error):
@@ -69,152 +78,152 @@ class ReadOnlyFolder:
 
 
 class StoreFolder(ReadOnlyFolder):
-    """Writes to a folder, private to the user. Raises ``OSError``, ``sqlite3.Error`` or ``StoreError``."""
+    """Writes to a folder, private to the user. Raises ``OSError``, ``sqlite3.Error`` or ``StoreError``.
+
+    A folder that is neither a store nor empty is refused and left as it is. One that another process keeps locked
+    raises ``TimeoutError``. After the opening, index and files agree:
+
+    Attributes:
+        swept: differences between the two that were settled.
+        lost: keys, with their bytes, whose file was bad or missing though the last process ended in order.
+        unread: keys, with their bytes, of files that no row names since they cannot be read for now.
+    """
+
+    index: SsdIndex
+    owner: owners.ProcessLock
+    swept: int
 
     def _open(self) -> None:
-        root = self.root
-        root.mkdir(mode=0o700, parents=True, exist_ok=True)
-        self.tmp, self.quarantine = root / "tmp", root / "quarantine"
-        self.owners, self.suspect = root / "owners", root / "catalog.suspect"
-        for folder in (self.blocks, self.tmp, self.quarantine, self.owners):
-            folder.mkdir(mode=0o700, exist_ok=True)
-        self.ballast = root / "ballast"
-        with self._alone():
-            try:
-                self.index = self._open_index()
-            except (OSError, sqlite3.OperationalError):
-                if not self.ballast.exists():
-                    raise
-                self.ballast.unlink()  # a full disk has no space for SQLite's own files, unless some was set aside
-                self.index = self._open_index()
+        marker.claim(self.root)
+        self.owners, self.unread = self.root / layout.OWNERS, dict[bytes, int]()
+        self.lost: dict[bytes, int] = {}
+        for name in layout.FOLDERS:
+            with no_links.folder(self.root, name, create=True):
+                pass
         try:
-            self._keep_ballast()
+            self._open_once()
+        except TROUBLE as error:
+            if not damaged(error):
+                raise
+            self.mark_suspect()  # the damage showed only when the rows were read
+            self._open_once()
+
+    def _open_once(self) -> None:
+        try:
+            self._open_files()
+        except TimeoutError:
+            raise
+        except (OSError, sqlite3.OperationalError):
+            if not no_links.remove(self.root, layout.BALLAST):
+                raise
+            self._open_files()  # a full disk has no space for SQLite's own files without the ballast
+
+    def _open_files(self) -> None:
+        try:
+            with owners.opening(self.root, LOCK_WAIT_S):
+                self.index = self._open_index()
+                with contextlib.suppress(OSError):
+                    marker.renew(self.root)
             self.view = IndexReader(self.index.path)
             self.owner = owners.ProcessLock(self.owners)
-            self.sweep()
+            self.swept = reconcile(self)
             with self.index.write():
                 self.index.trim_sessions()
         except BaseException:
             self.close()
             raise
-
-    @contextlib.contextmanager
-    def _alone(self) -> Iterator[None]:
-        """Let only one process at a time open, create or rebuild the index."""
-        fd = os.open(self.root / "open.lock", os.O_RDWR | os.O_CREAT, 0o600)
-        try:
-            fcntl.flock(fd, fcntl.LOCK_EX)
-            yield
-        finally:
-            os.close(fd)
+        self._keep_ballast()
 
     def _open_index(self) -> SsdIndex:
-        path = self.root / "catalog.sqlite"
+        path = self.root / layout.INDEX
         try:
-            if self.suspect.exists():
+            if (self.root / layout.SUSPECT).exists():
                 raise sqlite3.DatabaseError("reported by the last store that used it")
-            index = SsdIndex(path)
+            index = self._checked_index(path)
         except (sqlite3.DatabaseError, *GARBLED) as error:
             if isinstance(error, (sqlite3.OperationalError, StoreError)):
                 raise  # locked, full, read-only, or of a newer format: the index itself may be fine
             log.warning("kvlab store: the index of %s is damaged (%s); it is rebuilt from the blocks", self.root, error)
-            for suffix in ("-wal", "-shm"):
-                Path(f"{path}{suffix}").unlink(missing_ok=True)
-            self._set_aside(path)
-            self.suspect.unlink(missing_ok=True)
+            for name in layout.INDEX_FILES[1:]:
+                no_links.remove(self.root, name)
+            self.quarantine.add(layout.INDEX)
+            no_links.remove(self.root, layout.SUSPECT)
             index = SsdIndex(path)
-        if not index.sum("indexed"):  # new, or killed before it knew what there is
-            self._rebuild(index)
+        return index
+
+    def _checked_index(self, path: Path) -> SsdIndex:
+        """Open the index, and check all of it where a log was left by a crash: the two may not belong together."""
+        left = _has_bytes(f"{path}-wal") and not owners.living_pids(self.root)
+        index = SsdIndex(path)
+        try:
+            if left and index.one("PRAGMA integrity_check(1)") != ("ok",):
+                raise sqlite3.DatabaseError("it does not fit its log")
+        except BaseException:
+            index.close()
+            raise
         return index
 
     def _keep_ballast(self) -> None:
-        if self.ballast.exists():
-            return
-        fd = os.open(self.ballast, os.O_WRONLY | os.O_CREAT, 0o600)
         try:
-            os.write(fd, b"\xff" * BALLAST_BYTES)
+            with no_links.folder(self.root) as root:
+                if no_links.is_file(layout.BALLAST, root):
+                    return
+                fd = no_links.create(layout.BALLAST, root)
+                try:
+                    os.write(fd, b"\xff" * BALLAST_BYTES)
+                finally:
+                    os.close(fd)
         except OSError:
-            self.ballast.unlink(missing_ok=True)  # the disk is full
-        finally:
-            os.close(fd)
+            with contextlib.suppress(OSError):
+                no_links.remove(self.root, layout.BALLAST)  # the disk is full
 
-    def files(self) -> Iterator[Path]:
-        """Yield every file under blocks/, in order."""
-        for folder in sorted(self.blocks.iterdir()):
-            if folder.is_dir():
-                yield from sorted(folder.iterdir())
-            else:
-                yield folder
-
-    def _rebuild(self, index: SsdIndex) -> None:
-        """Index the files that are there; their payloads are verified when they are read."""
-        with index.write():
-            for path in list(self.files()):
-                try:
-                    block, size = blockfile.read_header(path)
-                    if path != self.path(block.key):
-                        raise blockfile.BadBlock("it does not lie where its key says")
-                except (blockfile.BadBlock, OSError):
-                    self._set_aside(path)
-                    continue
-                insert(index, [(replace(block, used=path.stat().st_mtime), size)], None)
-            index.add(indexed=1)
-
-    def sweep(self) -> int:
-        """Remove what dead processes left behind; return the number of files and rows removed."""
-        swept = 0
-        dead: dict[str, bool] = {}
-
-        def gone(owner: str) -> bool:
-            if owner not in dead:
-                dead[owner] = owner != self.owner.name and not owners.alive(self.owners, owner)
-            return dead[owner]
-
-        for name in owners.names(self.owners):
-            gone(name)
-        for key, owner in self.index.rows("SELECT key, owner FROM blocks WHERE owner IS NOT NULL"):
-            if gone(owner):
-                with self.index.write():
-                    swept += self.drop_unfinished(key, owner)
-        for path in self.tmp.iterdir():
-            if gone(path.name.partition("-")[0]):
-                path.unlink(missing_ok=True)
-                swept += 1
-        return swept + (self._reconcile() if any(dead.values()) else 0)
-
-    def _reconcile(self) -> int:
-        """Forget rows whose file is gone, as a killed eviction leaves them, and set aside files that were cut."""
-        wrong = 0
-        with self.index.write():
-            for key, size in self.index.rows("SELECT key, bytes FROM blocks WHERE owner IS NULL"):
-                try:
-                    if self.path(key).stat().st_size == size:
-                        continue
-                    self.set_aside(key)
-                except FileNotFoundError:
-                    self.index.forget(key, "evicted")
-                wrong += 1
-        return wrong
+    def mark_suspect(self) -> None:
+        """Have the next opening rebuild the index. Never raises."""
+        with contextlib.suppress(OSError):
+            os.close(os.open(self.root / layout.SUSPECT, os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW, 0o600))
 
     def drop_unfinished(self, key: bytes, owner: str) -> int:
         """Remove the row of a writer that died before it finished, and its file; inside ``write``."""
         if self.index.one("SELECT 1 FROM blocks WHERE key = ? AND owner = ?", key, owner) is None:
             return 0
-        self.path(key).unlink(missing_ok=True)
+        self.remove_file(key)
         self.index.forget(key, None)
         return 1
 
+    def remove_file(self, key: bytes) -> None:
+        """Remove the file of a block, if it is there and a file. Raises ``OSError`` where that is impossible."""
+        name = key.hex()
+        no_links.remove(self.root, layout.BLOCKS, name[0], name)
+
     def set_aside(self, key: bytes) -> None:
         """Quarantine the file of a key and forget its row; inside ``write``."""
-        self._set_aside(self.path(key))
+        name, before = key.hex(), self.quarantine.nbytes()
+        if not self.quarantine.add(layout.BLOCKS, name[0], name):
+            with contextlib.suppress(OSError):
+                self.unread[key] = os.lstat(self.file(key)).st_size
+                before -= self.unread[key]
+        self.quarantine.trim()
         self.index.forget(key, "corrupt")
+        self.index.add(unindexed=self.quarantine.nbytes() - before)
 
-    def _set_aside(self, path: Path) -> None:
+    def free_quarantined(self) -> bool:
+        """Remove the oldest quarantined file for its space; return False where there is none. Inside ``write``."""
         with contextlib.suppress(OSError):
-            os.replace(path, self.quarantine / f"{time.time_ns()}-{path.name}")
-        with contextlib.suppress(OSError):
-            for old in sorted(self.quarantine.iterdir())[:-MAX_QUARANTINED_FILES]:
-                old.unlink(missing_ok=True)
+            for file in self.quarantine.files():
+                if no_links.remove(self.root, layout.QUARANTINE, file.name):
+                    self.index.add(unindexed=-file.size)
+                    return True
+        return False
+
+    def free_unread(self) -> bool:
+        """Remove a file that no row names because it cannot be read; return False where none is. Inside ``write``."""
+        while self.unread:
+            key, size = self.unread.popitem()
+            with contextlib.suppress(OSError):
+                self.remove_file(key)
+                self.index.add(unindexed=-size)
+                return True
+        return False
 
     def close(self) -> None:
         for part in ("owner", "view", "index"):  # any may be missing when opening failed
@@ -223,44 +232,29 @@ class StoreFolder(ReadOnlyFolder):
                     vars(self)[part].close()
 
 
-def insert(index: SsdIndex, blocks: Sequence[tuple[Block, int]], owner: str | None) -> None:
-    """Add the rows of blocks, each with the size of its file, and count their bytes; inside ``write``."""
-    now = time.time()
-    spaces = {block.ns for block, _ in blocks}
-    index.many(
-        "INSERT OR IGNORE INTO namespaces VALUES (?, ?, ?, ?, ?, ?, ?)",
-        [(ns.root(), ns.model, ns.policy, ns.dtype, ns.block, ns.tenant, now) for ns in spaces],
-    )
-    index.many(
-        "INSERT INTO blocks (key, parent, root, kind, tokens, start, bytes, cost, created, used, uses, owner) "
-        "VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
-        [
-            (block.key, block.parent, block.ns.root(), block.kind, k.sortable(block.tokens), block.start, size,
-             block.cost, now, block.used, block.uses, owner)
-            for block, size in blocks
-        ],
-    )  # fmt: skip
-    index.many("DELETE FROM ghosts WHERE key = ?", [(block.key,) for block, _ in blocks])
-    index.add(bytes=sum(size for _, size in blocks), blocks=len(blocks))
-
-
 def folder_problems(folder: StoreFolder) -> list[str]:
     """Return the contradictions between index and files, without reading payloads. Writers wait meanwhile."""
     found: list[str] = []
     index = folder.index
     with index.write():
         rows = index.rows("SELECT key, bytes, owner FROM blocks")
+        files, unlisted = folder.block_files()
         if index.sum("bytes") != sum(row[1] for row in rows) or index.sum("blocks") != len(rows):
             found.append("SSD: the sums of bytes and blocks are off")
-        expected = {folder.path(key): size for key, size, owner in rows if owner is None}
-        unfinished = {folder.path(key) for key, _, owner in rows if owner is not None}
-        for path, size in expected.items():
-            try:
-                if path.stat().st_size != size:
-                    found.append(f"SSD: {path.name[:16]} has {path.stat().st_size} bytes, not {size}")
-            except OSError:
-                found.append(f"SSD: {path.name[:16]} is in the index but not there")
-        for path in folder.files():
-            if path not in expected and path not in unfinished:
-                found.append(f"SSD: {path.name[:16]} is there but not in the index")
+        for key, size, owner in rows:
+            file, name = files.pop(key, None), key.hex()
+            if owner is not None or name[0] in unlisted:
+                continue
+            if file is None:
+                found.append(f"SSD: {name[:16]} is in the index but not there")
+            elif file.size != size:
+                found.append(f"SSD: {name[:16]} has {file.size} bytes, not {size}")
+        found += [f"SSD: {key.hex()[:16]} is there but not in the index" for key in files if key not in folder.unread]
     return found
+
+
+def _has_bytes(path: str) -> bool:
+    try:
+        return os.stat(path).st_size > 0
+    except OSError:
+        return False

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import sqlite3
 import threading
@@ -14,6 +15,7 @@ from typing import Any
 
 from kvlab.errors import StoreError
 from kvlab.store.keys import FORMAT
+from kvlab.store.ssd.read_only import ReadOnlyConnection
 
 MAX_GHOST_KEYS = 50_000
 """Dropped keys that are remembered to explain misses."""
@@ -29,6 +31,11 @@ KEYS_PER_STATEMENT = 500
 
 APPLICATION_ID = 0x6B760000
 """SQLite's application id of an index; the format is added to it."""
+
+_IDENTITY = ("user_version", "application_id")
+
+LOCK_WAIT_S = 10.0
+"""Seconds to wait for another process that writes."""
 
 GARBLED = (ArithmeticError, LookupError, TypeError, ValueError)
 """Errors other than sqlite3.Error that a damaged index causes: bytes that are not text, numbers in place of keys."""
@@ -48,7 +55,8 @@ CREATE TABLE sums (name TEXT PRIMARY KEY, value INTEGER NOT NULL) WITHOUT ROWID;
 CREATE TABLE days (day TEXT PRIMARY KEY, bytes INTEGER NOT NULL) WITHOUT ROWID;
 CREATE TABLE sessions (owner TEXT PRIMARY KEY, pid INTEGER, started REAL, seen REAL) WITHOUT ROWID;
 CREATE TABLE counters (owner TEXT, name TEXT, value INTEGER NOT NULL, PRIMARY KEY (owner, name)) WITHOUT ROWID;
-INSERT INTO sums VALUES ('bytes', 0), ('blocks', 0), ('written', 0), ('indexed', 0);
+INSERT INTO sums VALUES ('bytes', 0), ('blocks', 0), ('written', 0), ('indexed', 1),
+  ('unindexed', 0);
 """
 
 
@@ -59,13 +67,14 @@ class SsdIndex:
     against a power cut once ``sync`` has returned.
     """
 
-    def __init__(self, path: Path, *, wait: float = 10.0, immutable: bool = False) -> None:
+    def __init__(self, path: Path, *, wait: float = LOCK_WAIT_S, read_only: bool = False) -> None:
         self.path = path
         self.lock = threading.RLock()
-        if immutable:  # where nothing can be written, not even SQLite's own files; then its log is not seen
+        self._source: ReadOnlyConnection | None = None
+        if read_only:
             self.identity = _identity(os.stat(path))
-            uri = f"{path.absolute().as_uri()}?mode=ro&immutable=1"
-            self._db = sqlite3.connect(uri, uri=True, isolation_level=None, check_same_thread=False)
+            self._source = ReadOnlyConnection(path, wait)
+            self._db = self._source.db
         else:
             # Only a new file is opened here: closing one that another connection of this process has open would drop
             # that connection's POSIX locks, and another process could then delete the log under it.
@@ -74,7 +83,7 @@ class SsdIndex:
             self.identity = _identity(os.stat(path))
             self._db = sqlite3.connect(path, timeout=wait, isolation_level=None, check_same_thread=False)
         try:
-            if not immutable:
+            if not read_only:
                 self._db.execute("PRAGMA journal_mode=WAL")
                 self._db.execute("PRAGMA synchronous=NORMAL")
                 # On macOS: checkpoints flush the drive; after a commit the tier does, once for the whole batch.
@@ -84,7 +93,7 @@ class SsdIndex:
             elif self._version() != FORMAT:
                 raise sqlite3.DatabaseError("another format")
         except BaseException:
-            self._db.close()
+            self.close()
             raise
 
     def _version(self) -> int:
@@ -92,7 +101,10 @@ class SsdIndex:
 
     def _create(self) -> None:
         version, maker = self._version(), self._db.execute("PRAGMA application_id").fetchone()[0]
-        if maker == version == 0:
+        tables = {name for (name,) in self._db.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
+        if tables and not tables & {"blocks", "namespaces", "sums"}:
+            raise StoreError(f"{self.path} is another program's database; move it away, or use another dir")
+        if maker == version == 0 and not tables:
             with self.write():
                 for statement in _SCHEMA.split(";"):
                     self._db.execute(statement)
@@ -140,6 +152,20 @@ class SsdIndex:
         row = self.one("SELECT value FROM sums WHERE name = ?", name)
         return row[0] if row else 0
 
+    def held(self) -> int:
+        """Return the bytes that count for the budget: of blocks, and of files of kvlab's that no row names."""
+        return self.sum("bytes") + self.sum("unindexed")
+
+    def count(self, unindexed: int) -> None:
+        """Set the sums to what the rows say, and to the bytes of files that no row names; inside ``write``."""
+        nbytes, blocks = self._db.execute("SELECT coalesce(sum(bytes), 0), count(*) FROM blocks").fetchone()
+        right = {"bytes": nbytes, "blocks": blocks, "indexed": 1, "unindexed": unindexed}
+        now = dict(self.rows("SELECT name, value FROM sums"))
+        wrong = {name: value for name, value in right.items() if now.get(name) != value}
+        self.many("INSERT OR REPLACE INTO sums VALUES (?, ?)", list(wrong.items()))
+        if "written" not in now:
+            self._db.execute("INSERT INTO sums VALUES ('written', 0)")
+
     def add(self, **amounts: int) -> None:
         """Change sums; inside ``write``."""
         whens = " ".join("WHEN ? THEN ?" for _ in amounts)  # one statement, the same each time: it stays prepared
@@ -160,6 +186,10 @@ class SsdIndex:
     def commit(self, keys: Iterable[bytes]) -> None:
         """Make these blocks visible to lookups; inside ``write``."""
         self._db.executemany("UPDATE blocks SET owner = NULL WHERE key = ?", [(key,) for key in keys])
+
+    def measured(self, key: bytes, size: int) -> None:
+        """Note the size of a complete file, and make its block visible; inside ``write``, before ``count``."""
+        self._db.execute("UPDATE blocks SET bytes = ?, owner = NULL WHERE key = ?", (size, key))
 
     def forget(self, key: bytes, reason: str | None) -> int:
         """Delete a row and take its bytes off the sum; inside ``write``. Returns its bytes, 0 when there is no row."""
@@ -219,12 +249,33 @@ class SsdIndex:
         """Tell whether the open file is still the one at its path: writes into a deleted folder would be lost."""
         try:
             return _identity(os.stat(self.path)) == self.identity
-        except OSError:
-            return False
+        except OSError as error:
+            return error.errno not in (errno.ENOENT, errno.ENOTDIR)  # else it is out of reach, not gone
+
+    def is_outdated(self) -> bool:
+        """Tell whether a view that only reads may be a mixture, because a writer came meanwhile."""
+        return self._source is not None and self._source.is_outdated()
 
     def close(self) -> None:
         with self.lock:
-            self._db.close()
+            if self._source is not None:
+                self._source.close()
+            else:
+                self._db.close()
+
+
+def index_format(path: Path) -> int | None:
+    """Return the format of the index in ``path``; None for a database that kvlab did not make.
+
+    Changes nothing. Raises ``sqlite3.Error``, or ``OSError`` where it cannot be read.
+    """
+    source = ReadOnlyConnection(path, LOCK_WAIT_S)
+    try:
+        (version,), (maker,) = (source.db.execute(f"PRAGMA {name}").fetchone() for name in _IDENTITY)
+        has_blocks = source.db.execute("SELECT 1 FROM sqlite_master WHERE name = 'blocks'").fetchone() is not None
+    finally:
+        source.close()
+    return version if version > 0 and maker == APPLICATION_ID + version and has_blocks else None
 
 
 def _identity(stat: os.stat_result) -> tuple[int, int]:

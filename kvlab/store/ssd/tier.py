@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import logging
+import math
 import os
 import time
 from collections import Counter
@@ -20,15 +21,16 @@ from typing import Any, ClassVar, TypeVar
 
 from kvlab.errors import StoreError
 from kvlab.store.blocks import Block, Child
-from kvlab.store.errors import TierCorrupt, TierMiss
+from kvlab.store.errors import TierCorrupt, TierMiss, TierUnreadable
 from kvlab.store.protocols import IsPinned, OnDropped
 from kvlab.store.read_buffers import ReadBuffer
 from kvlab.store.replacement import check_replacement
 from kvlab.store.ssd import blockfile
-from kvlab.store.ssd.durability import TROUBLE, damaged, flush_drive, in_words, sync_files
+from kvlab.store.ssd.durability import TROUBLE, UNREAD, damaged, flush_drive, in_words, is_lost, sync_files
 from kvlab.store.ssd.eviction import Evictor
 from kvlab.store.ssd.folder import ReadOnlyFolder, StoreFolder, folder_problems
 from kvlab.store.ssd.index_reader import IndexReader
+from kvlab.store.ssd.no_links import ForeignEntry
 from kvlab.store.ssd.write_transaction import WriteTransaction
 from kvlab.tiers import SSD
 
@@ -85,7 +87,7 @@ class SsdTier:
         self._reopen = False
         self._retry_at = 0.0
         self._unsynced: set[str] = set()
-        self._unreadable: set[bytes] = set()  # bad blocks that the index names, where it cannot be changed
+        self._avoided: dict[bytes, float] = {}  # blocks that the index names but cannot be read, and until when
         self._folder: StoreFolder | None = None  # to write to
         self._layout: ReadOnlyFolder | None = None  # to read from: the same, or as much of it as can be opened
         self._open()
@@ -105,8 +107,15 @@ class SsdTier:
             return
         self._evictor = Evictor(folder, config.budget, config.replace, self._pinned, self._dropped)
         self._transaction = WriteTransaction(folder, self._evictor, self._pinned, self._counts, config.write_cap)
-        self._unsynced, self._unreadable = set(), set()
+        self._unsynced, self._avoided = set(), {}
         self._folder = self._layout = folder
+        try:
+            with folder.index.write():
+                self._evictor.make_space(0)  # the budget may be lower than before, or files were found
+        except TROUBLE as error:
+            self._fail(error)
+        for key, nbytes in folder.lost.items():
+            self._dropped(key, nbytes, "corrupt")
 
     def _fail(self, error: Exception) -> None:
         self._trouble = in_words(error)
@@ -116,8 +125,7 @@ class SsdTier:
             self._evictor.reset()  # what it evicted may have been rolled back
             if damaged(error):
                 self._reopen = True
-                with contextlib.suppress(OSError):
-                    self._folder.suspect.touch(mode=0o600)
+                self._folder.mark_suspect()
         if not self._warned:
             self._warned = True
             log.warning("kvlab store: %s: %s; nothing more is written for now", self.directory, self._trouble)
@@ -159,16 +167,22 @@ class SsdTier:
             return otherwise
 
     def contains(self, keys: Sequence[bytes]) -> set[bytes]:
-        return self._query(lambda view: view.contains(keys), set[bytes]()) - self._unreadable if keys else set()
+        found = self._query(lambda view: view.contains(keys), set[bytes]()) if keys else set[bytes]()
+        return {key for key in found if not self._avoids(key)} if self._avoided else found
 
     def with_checkpoints(self, parents: Sequence[bytes]) -> set[bytes]:
         return self._query(lambda view: view.with_checkpoints(parents), set())
 
     def nearest(self, parent: bytes, tokens: bytes) -> Child | None:
         child = self._query(lambda view: view.nearest(parent, tokens), None)
-        return None if child is None or child.key in self._unreadable else child
+        return None if child is None or self._avoids(child.key) else child
+
+    def _avoids(self, key: bytes) -> bool:
+        return time.monotonic() < self._avoided.get(key, 0.0)
 
     def eviction_reason(self, key: bytes) -> str:
+        if self._avoids(key):
+            return TierUnreadable.reason
         return self._query(lambda view: view.eviction_reason(key), "")
 
     def roots_of(self, head: bytes) -> set[bytes]:
@@ -182,7 +196,7 @@ class SsdTier:
             "bytes": self.nbytes(),
             "blocks": self._query(lambda view: view.sum("blocks"), 0),
             "folder_bytes_written": self._query(lambda view: view.sum("written"), 0),
-            **{name: self._counts[name] for name in ("bytes_written", "refused", "capped", "failures")},
+            **{name: self._counts[name] for name in ("bytes_written", "refused", "capped", "failures", "unreadable")},
             "trouble": self._trouble,
         }
 
@@ -207,13 +221,22 @@ class SsdTier:
             raise TierMiss("the tier is not there")
         try:
             return read(layout.file(key))
-        except (OSError, blockfile.BadBlock) as error:
+        except UNREAD as error:
             if self._deleted(layout):
                 raise TierMiss(str(error)) from None
+            if not is_lost(layout.file(key), error):
+                raise self._out_of_reach(key, error) from None
             if not isinstance(layout, StoreFolder):
-                self._unreadable.add(key)
+                self._avoided[key] = math.inf
                 raise TierMiss(str(error)) from None
             return self._read_locked(layout, key)
+
+    def _out_of_reach(self, key: bytes, error: Exception) -> TierUnreadable:
+        """Leave a block alone for a while that cannot be read now; return the miss to raise."""
+        self._avoided = {old: until for old, until in self._avoided.items() if until > time.monotonic()}
+        self._avoided[key] = time.monotonic() + RETRY_S
+        self._counts["unreadable"] += 1
+        return TierUnreadable(f"{key.hex()}: {in_words(error)}")
 
     def quarantine(self, key: bytes) -> None:
         folder = self._folder
@@ -236,13 +259,14 @@ class SsdTier:
                 if trust:
                     try:
                         return blockfile.read(folder.path(key), key)
-                    except (OSError, blockfile.BadBlock) as error:
+                    except UNREAD as error:
+                        if not is_lost(folder.file(key), error):
+                            raise self._out_of_reach(key, error) from None
                         reason = str(error)
                 folder.set_aside(key)
         except TROUBLE as error:
-            self._unreadable.add(key)
             self._fail(error)
-            raise TierMiss(self._trouble) from None
+            raise self._out_of_reach(key, error) from None
         self._dropped(key, nbytes, "corrupt")
         raise TierCorrupt(f"{key.hex()}: {reason}")
 
@@ -268,8 +292,12 @@ class SsdTier:
         failure: Exception | None = None
         try:
             for block, parts in reserved:
-                self._unsynced.add(self._transaction.write(block.key, parts))
-                written.add(block.key)
+                try:
+                    self._unsynced.add(self._transaction.write(block.key, parts))
+                except ForeignEntry:  # somebody else's link or folder has its place, and keeps it
+                    self._counts["refused"] += 1
+                else:
+                    written.add(block.key)
         except OSError as error:
             failure = error
         try:
@@ -278,7 +306,8 @@ class SsdTier:
             failure, written = error, set()
         if failure is not None:
             self._fail(failure)
-        self._unreadable -= written
+        for key in written:
+            self._avoided.pop(key, None)
         return held | written
 
     def note(self, counters: Mapping[str, int]) -> None:

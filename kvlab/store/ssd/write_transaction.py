@@ -11,14 +11,14 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
-from pathlib import Path
 
 from kvlab.store import keys as k
 from kvlab.store.blocks import BLOCK, Block
-from kvlab.store.ssd import blockfile
+from kvlab.store.ssd import blockfile, layout, no_links
 from kvlab.store.ssd import process_lock as owners
 from kvlab.store.ssd.eviction import Evictor
-from kvlab.store.ssd.folder import StoreFolder, insert
+from kvlab.store.ssd.folder import StoreFolder
+from kvlab.store.ssd.insertion import insert
 
 Reserved = list[tuple[Block, list[blockfile.Buffer]]]
 
@@ -111,25 +111,29 @@ class WriteTransaction:
         return True
 
     def write(self, key: bytes, parts: list[blockfile.Buffer]) -> str:
-        """Write one file under another name, rename it into its place and return its path."""
-        path = self._folder.file(key)
-        aside = f"{self._folder.tmp}/{self._folder.owner.name}-{key.hex()[:16]}"
-        try:
-            fd = os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+        """Write one file under another name, rename it into its place and return its path.
+
+        Raises ``ForeignEntry`` where something that is no file of kvlab's has its place, or another ``OSError``.
+        """
+        root, name = self._folder.root, key.hex()
+        aside = f"{self._folder.owner.name}-{name[:16]}"
+        with (
+            no_links.folder(root, layout.TMP, create=True) as tmp,
+            no_links.folder(root, layout.BLOCKS, name[0], create=True) as shard,
+        ):
+            fd = no_links.create(aside, tmp)
             try:
-                blockfile.write(fd, parts)
-            finally:
-                os.close(fd)
-            try:
-                os.rename(aside, path)
-            except FileNotFoundError:
-                Path(path).parent.mkdir(mode=0o700, exist_ok=True)
-                os.rename(aside, path)
-        except OSError:
-            with contextlib.suppress(OSError):
-                Path(aside).unlink(missing_ok=True)
-            raise
-        return path
+                try:
+                    blockfile.write(fd, parts)
+                finally:
+                    os.close(fd)
+                no_links.is_file(name, shard)
+                os.rename(aside, name, src_dir_fd=tmp, dst_dir_fd=shard)
+            except OSError:
+                with contextlib.suppress(OSError):
+                    os.unlink(aside, dir_fd=tmp)
+                raise
+        return self._folder.file(key)
 
     def commit(self, written: set[bytes], reserved: Reserved) -> None:
         """Make the blocks that were written visible to lookups; release the reservations of the others."""
@@ -158,7 +162,7 @@ class WriteTransaction:
             self._remove(row[0])
 
     def _remove(self, key: bytes) -> None:
-        self._folder.path(key).unlink(missing_ok=True)  # before the row, so that it cannot be another writer's new file
+        self._folder.remove_file(key)  # before the row, so that it cannot be another writer's new file
         self._folder.index.forget(key, None)
         self._evictor.gone(key)
 
