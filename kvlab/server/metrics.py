@@ -14,7 +14,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 
 from kvlab.decoder import Completion
 from kvlab.recording import events
-from kvlab.tiers import tiers, tiers_at_rest
+from kvlab.tiers import RAM, SSD, tiers, tiers_at_rest
 
 TTFT_BUCKETS_S = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
 TPOT_BUCKETS_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1)
@@ -135,7 +135,12 @@ class _StoreCollector:
         written = CounterMetricFamily(
             "kvlab_store_bytes_written", "Bytes written to the tiers below RAM.", labels=["model"]
         )
+        answers = GaugeMetricFamily(
+            "kvlab_answer_bytes", "Bytes of the tokens of answers that are remembered.", labels=["model", "tier"]
+        )
         for name, model in list(self._models.items()):
+            answers.add_metric([name, RAM.name], model.prompts.answers.nbytes)
+            answers.add_metric([name, SSD.name], model.prompts.answers.file_bytes)
             live.add_metric([name], model.decoder.live_bytes())
             warm.add_metric([name], model.decoder.retained_bytes())
             if model.decoder.store is None:
@@ -147,7 +152,7 @@ class _StoreCollector:
             evictions.add_metric([name], _count(stats.get("evictions", 0)))
             spills.add_metric([name], _count(stats.get("spills", 0)))
             written.add_metric([name], stats.get("bytes_written", 0))
-        yield from (live, warm, rest, blocks, evictions, spills, written)
+        yield from (answers, live, warm, rest, blocks, evictions, spills, written)
 
 
 def _count(value: Any) -> float:

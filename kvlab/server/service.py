@@ -118,7 +118,9 @@ class GenerationSession:
         choice, completion = self._choices[event.index], event.completion
         self._service.metrics.completed(completion, event.tokens, event.reason)
         if not choice.request.plain and event.stopped is None:
-            self.model.prompts.remember(choice.request.prompt, assistant_message(choice), choice.tokens)
+            answer = assistant_message(choice)
+            # Beside the event loop: it may write a file, which is there when the client learns of the end.
+            await asyncio.to_thread(self.model.prompts.remember, choice.request.prompt, answer, choice.tokens)
         if completion.miss.startswith("diverged_at=") and not choice.request.plain:
             token = int(completion.miss.partition("=")[2])
             index = await self._service.run_in_worker(self.model.prompts.message_at, choice.request.prompt, token)
@@ -170,7 +172,8 @@ def completion_details(event: ChoiceEnd) -> dict[str, Any]:
 def assistant_message(choice: Choice) -> Mapping[str, Any]:
     """Return the assistant message that a client sends back for this answer."""
     calls = [{"function": {"name": c.call.name, "arguments": c.call.arguments}} for c in choice.calls]
-    return {"role": "assistant", "content": choice.text, "tool_calls": calls}
+    message = {"role": "assistant", "content": choice.text, "tool_calls": calls}
+    return message | {"reasoning_content": choice.reasoning}
 
 
 def _parse_and_compile(

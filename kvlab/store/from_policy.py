@@ -12,10 +12,16 @@ from kvlab.errors import StoreError
 from kvlab.paths import home
 from kvlab.policies import Module, Paged, Policy, Ram, Snapshot, Tiered, parse_bytes
 from kvlab.policies.tiers import Tiers
+from kvlab.store.answer_files import AnswerFiles
 from kvlab.store.config import StoreConfig
 from kvlab.store.ssd.tier import SsdConfig
 from kvlab.store.store import Store
 from kvlab.tiers import RAM
+
+ANSWER_SHARE = 64
+"""The tokens of answers get one byte beside so many of blocks."""
+MAX_ANSWER_FILE_BYTES = 256 << 20
+"""Most bytes that they get."""
 
 
 def open_store(policy: Policy) -> Store | None:
@@ -32,6 +38,17 @@ def open_store(policy: Policy) -> Store | None:
             f"register {type(tiers).__name__} with store_config"
         )
     return Store(config)
+
+
+def open_answer_files(policy: Policy) -> AnswerFiles | None:
+    """Open the files for the tokens of answers beside a policy's blocks; None where these are lost with the process."""
+    reuse, tiers = policy.reuse, policy.tiers
+    if tiers is None or not isinstance(reuse, Paged):
+        return None
+    for tier in store_config(tiers, reuse.block).below:
+        if isinstance(tier, SsdConfig):
+            return AnswerFiles(tier.directory, min(MAX_ANSWER_FILE_BYTES, tier.budget // ANSWER_SHARE))
+    return None
 
 
 @singledispatch

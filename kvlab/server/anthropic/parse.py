@@ -2,24 +2,23 @@
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
 from kvlab.server.anthropic.types import ContentBlock, CountRequest, InputMessage, InputTool, MessagesRequest
 from kvlab.server.errors import ApiError
+from kvlab.server.generation.conversation import TemplateMessage
 from kvlab.server.generation.parse import chat_request, select_tools, stop_strings
 from kvlab.server.generation.request import GenerationRequest
 from kvlab.server.generation.served_model import ServedModel
 from kvlab.server.settings import Settings
 
-TemplateMessage = dict[str, Any]
-BILLING_PREFIX = "x-anthropic-billing-header"
-"""Begins a system block of Claude Code that changes with every request and carries no instruction."""
 TOOL_CHOICES = {"auto": "auto", "any": "required", "none": "none"}
 
 
-def parse_messages(body: MessagesRequest, model: ServedModel, settings: Settings) -> list[GenerationRequest]:
-    """Render and check a request. Raises ApiError 400."""
+def parse_messages(
+    body: MessagesRequest, model: ServedModel, settings: Settings, tenant: str = ""
+) -> list[GenerationRequest]:
+    """Render and check a request of one client. Raises ApiError 400."""
     messages, tools, options = conversation(body)
     choice = body.tool_choice
     if choice is not None and choice.type == "tool":
@@ -36,6 +35,7 @@ def parse_messages(body: MessagesRequest, model: ServedModel, settings: Settings
         tools if tool_choice != "none" else [],
         template_options=options,
         max_tokens=body.max_tokens,
+        tenant=tenant,
         sampling=base._replace(
             temperature=base.temperature if body.temperature is None else body.temperature,
             top_p=base.top_p if body.top_p is None else body.top_p,
@@ -52,10 +52,8 @@ def parse_messages(body: MessagesRequest, model: ServedModel, settings: Settings
 def conversation(body: CountRequest) -> tuple[list[TemplateMessage], list[TemplateMessage], dict[str, Any]]:
     """Return messages, tools and template options. Raises ApiError 400 for blocks that no template knows."""
     messages: list[TemplateMessage] = []
-    blocks = [ContentBlock(type="text", text=body.system)] if isinstance(body.system, str) else body.system or []
-    system = "\n".join(_text(block) for block in blocks if not block.text.startswith(BILLING_PREFIX))
-    if system:
-        messages.append({"role": "system", "content": system})
+    if body.system:
+        messages.append({"role": "system", "content": _parts(body.system)})
     for turn in body.messages:
         messages += _turn(turn)
     thinking = body.thinking is not None and body.thinking.type != "disabled"
@@ -66,39 +64,37 @@ def _turn(turn: InputMessage) -> list[TemplateMessage]:
     if isinstance(turn.content, str):
         return [{"role": turn.role, "content": turn.content}]
     if turn.role != "assistant":
-        return _user_turn(turn)
-    message: TemplateMessage = {"role": "assistant", "content": ""}
+        return _user_turn(turn.role, turn.content)
+    message: TemplateMessage = {"role": "assistant", "content": []}
     for block in turn.content:
-        if block.type == "thinking":
-            message["reasoning_content"] = message.get("reasoning_content", "") + block.thinking
-        elif block.type == "tool_use":
-            function = {"name": block.name, "arguments": json.dumps(block.input, ensure_ascii=False)}
+        if block.type == "tool_use":
+            function = {"name": block.name, "arguments": block.input}
             message.setdefault("tool_calls", []).append({"id": block.id, "type": "function", "function": function})
-        elif block.type != "redacted_thinking":
-            message["content"] += _text(block)
+        else:
+            message["content"].append(_part(block))
     return [message]
 
 
-def _user_turn(turn: InputMessage) -> list[TemplateMessage]:
+def _user_turn(role: str, content: list[ContentBlock]) -> list[TemplateMessage]:
     """Make one message of each tool result, and one of the user's text after them."""
     messages: list[TemplateMessage] = []
-    texts = []
-    for block in turn.content:
-        if not isinstance(block, str) and block.type == "tool_result":
-            parts = [{"type": "text", "text": block.content}] if isinstance(block.content, str) else block.content or []
-            text = "\n".join(_text(ContentBlock(**part)) for part in parts)
-            messages.append({"role": "tool", "tool_call_id": block.tool_use_id, "content": text})
-        elif not isinstance(block, str):
-            texts.append(_text(block))
-    if texts:
-        messages.append({"role": turn.role, "content": "\n".join(texts)})
+    parts: list[ContentBlock] = []
+    for block in content:
+        if block.type == "tool_result":
+            messages.append({"role": "tool", "tool_call_id": block.tool_use_id, "content": block.content or ""})
+        else:
+            parts.append(block)
+    if parts:
+        messages.append({"role": role, "content": _parts(parts)})
     return messages
 
 
-def _text(block: ContentBlock) -> str:
-    if block.type != "text":
-        raise ApiError(400, f"content of type {block.type!r} is not supported: these models read text")
-    return block.text
+def _parts(content: str | list[ContentBlock]) -> str | list[TemplateMessage]:
+    return content if isinstance(content, str) else [_part(block) for block in content]
+
+
+def _part(block: ContentBlock) -> TemplateMessage:
+    return block.model_dump(exclude_unset=True)
 
 
 def _tool(tool: InputTool) -> TemplateMessage:

@@ -26,7 +26,7 @@ def router(service: Service) -> APIRouter:
         """Answer a conversation."""
 
         def parse(model: ServedModel) -> list[GenerationRequest]:
-            return parse_messages(body, model, service.settings)
+            return parse_messages(body, model, service.settings, request.state.tenant)
 
         async def respond() -> MessageResponse:
             session = await service.open(
@@ -46,7 +46,7 @@ def router(service: Service) -> APIRouter:
         return JSONResponse(await until_disconnect(request, whole()))
 
     @routes.post("/count_tokens")
-    async def count_tokens(body: CountRequest) -> dict[str, int]:
+    async def count_tokens(body: CountRequest, request: Request) -> dict[str, int]:
         """Count the tokens of the prompt."""
 
         def count(model: ServedModel) -> int:
@@ -54,7 +54,8 @@ def router(service: Service) -> APIRouter:
             if not model.loaded.tokenizer.has_thinking:
                 options = {}
             hidden = body.tool_choice is not None and body.tool_choice.type == "none"
-            return len(model.prompts.render(messages, [] if hidden else tools, options).ids)
+            prompt = model.prompts.render(messages, [] if hidden else tools, options, tenant=request.state.tenant)
+            return len(prompt.ids)
 
         async with service.pool.use(body.model) as model:
             return {"input_tokens": await service.run_in_worker(count, model)}

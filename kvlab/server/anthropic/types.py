@@ -10,7 +10,7 @@ from kvlab.server.request_body import RequestBody
 
 
 class ContentBlock(RequestBody):
-    """One content block: text, tool_use, tool_result or thinking; others are refused when the request is parsed."""
+    """One content block: text, document, tool_use, tool_result or thinking; others are refused when it is rendered."""
 
     type: str
     text: str = ""
@@ -20,6 +20,7 @@ class ContentBlock(RequestBody):
     input: dict[str, Any] = Field(default_factory=dict)
     tool_use_id: str = ""
     content: str | list[dict[str, Any]] | None = None
+    source: dict[str, Any] | None = None
     is_error: bool | None = None
 
 

@@ -21,6 +21,7 @@ def chat_request(
     *,
     template_options: Mapping[str, Any],
     max_tokens: int | None,
+    tenant: str,
     **options: Any,
 ) -> GenerationRequest:
     """Render a conversation and check that its prompt fits the context. Raises ApiError 400.
@@ -30,7 +31,14 @@ def chat_request(
     template_options = dict(template_options)
     if not model.loaded.tokenizer.has_thinking:
         template_options.pop("enable_thinking", None)
-    prompt = model.prompts.render(messages, visible_tools, template_options)
+    prompt = model.prompts.render(
+        messages, visible_tools, template_options, tenant=tenant, max_tokens=max_tokens or settings.max_tokens
+    )
+    if prompt.continues and (options.get("schema") is not None or options.get("tool_choice") == "required"):
+        raise ApiError(
+            400, "an answer under a grammar begins anew: end the messages with a user message, not an assistant's",
+            param="messages",
+        )  # fmt: skip
     limit = model.limit_tokens(len(prompt.ids), max_tokens, settings.max_tokens)
     return GenerationRequest(prompt=prompt, max_tokens=limit, **options)
 

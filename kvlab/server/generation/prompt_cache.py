@@ -4,32 +4,52 @@ from __future__ import annotations
 
 import hashlib
 import json
-import threading
-from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from kvlab.errors import KvlabError
-from kvlab.models import LoadedModel, for_template
+from kvlab.models import LoadedModel
 from kvlab.server.errors import ApiError
+from kvlab.server.generation.answer_memory import AnswerMemory, Known
+from kvlab.server.generation.chat_template import ChatTemplate
+from kvlab.server.generation.conversation import Message, TemplateMessage, canonical, key_parts, merged_answer
 
-Message = Mapping[str, Any]
-MAX_ANSWERS = 4096
-"""Most answers to remember; each takes a few bytes for each token of its conversation."""
+MIN_ROOM_SHARE = 8
+"""One part in so many of the context is left for an answer before thinking that a template drops is dropped."""
 
 
 @dataclass(frozen=True)
 class RenderedPrompt:
-    """A rendered conversation. ``ids`` are its tokens; ``reasoning``: it ends inside a thinking block."""
+    """A rendered conversation.
+
+    Attributes:
+        ids: its tokens.
+        messages: the conversation in canonical form.
+        tools: the tools that the template was given.
+        options: what else the template was given.
+        tenant: the client that it belongs to.
+        reasoning: it ends inside a thinking block.
+        known: the answer whose tokens it begins with; None where the template rendered all of it.
+    """
 
     ids: list[int]
-    messages: tuple[Message, ...]
+    messages: tuple[TemplateMessage, ...]
     tools: tuple[Message, ...]
     options: Mapping[str, Any] = field(default_factory=dict)
+    tenant: str = ""
     reasoning: bool = False
-    reused: int = 0
-    """Leading tokens that come from an earlier answer and were not rendered again."""
+    known: Known | None = None
+
+    @property
+    def reused(self) -> int:
+        """Leading tokens that come from an earlier answer and were not rendered again."""
+        return len(self.known.ids) if self.known is not None else 0
+
+    @property
+    def continues(self) -> bool:
+        """Whether the answer continues the last message."""
+        return bool(self.messages) and self.messages[-1]["role"] == "assistant"
 
 
 class PromptCache:
@@ -38,47 +58,54 @@ class PromptCache:
     Chat templates do not render every answer as it was generated: spacing in arguments differs, thinking is left out,
     text splits into other tokens. Each difference would end the common prefix. So an answer is found by the
     conversation that it ends, the tokens of prompt and answer are used again, and the template renders the text after.
+
+    Args:
+        loaded: the model.
+        context: tokens that prompt and answer may have; None: no limit is known.
+        answers: where the tokens of answers are remembered.
     """
 
-    def __init__(self, loaded: LoadedModel) -> None:
-        self._loaded = loaded
-        self._ends = [loaded.decode([token]) for token in sorted(loaded.eos)]
-        self._lock = threading.Lock()
-        self._answers: OrderedDict[bytes, list[int]] = OrderedDict()
+    def __init__(self, loaded: LoadedModel, *, context: int | None = None, answers: AnswerMemory | None = None) -> None:
+        self.answers = answers or AnswerMemory()
+        self.template = ChatTemplate(loaded)
+        self._loaded, self._context = loaded, context
+        template = loaded.tokenizer.chat_template if loaded.tokenizer.has_chat_template else ""
+        self._model = json.dumps([loaded.fingerprint, str(template)])
 
     def render(
         self,
-        messages: Sequence[Message],
+        messages: Iterable[Message],
         tools: Sequence[Message] = (),
         options: Mapping[str, Any] | None = None,
+        *,
+        tenant: str = "",
+        max_tokens: int | None = None,
     ) -> RenderedPrompt:
-        """Render the prompt of the next answer. Raises ApiError 400 when the template refuses the conversation."""
+        """Render the prompt of the next answer, which may have ``max_tokens``.
+
+        Raises ApiError 400 for content that is no text, and where the template refuses the conversation.
+        """
         options = dict(options or {})
-        text = self.text(messages, tools, options)
-        ids, reused = self._encode_after_answer(text, messages, tools, options)
+        conversation = _answerable(canonical(messages))
+        text = self.template.text(conversation, tools, options)
+        ids, known = self._encode_after_answer(text, conversation, tools, options, tenant)
+        if known is not None and not self._fits(len(ids), max_tokens):
+            rendered = self.encode(text)
+            if len(rendered) < len(ids):
+                ids, known = rendered, None
         start = self._loaded.tokenizer.think_start if self._loaded.tokenizer.has_thinking else None
         reasoning = start is not None and text.rstrip().endswith(start)
-        return RenderedPrompt(ids, tuple(messages), tuple(tools), options, reasoning, reused)
+        return RenderedPrompt(ids, conversation, tuple(tools), options, tenant, reasoning, known)
 
     def text(
-        self, messages: Sequence[Message], tools: Sequence[Message], options: Mapping[str, Any], generation: bool = True
+        self,
+        messages: Iterable[Message],
+        tools: Sequence[Message] = (),
+        options: Mapping[str, Any] | None = None,
+        generation: bool = True,
     ) -> str:
         """Render a conversation as text. Raises ApiError 400."""
-        tokenizer = self._loaded.tokenizer
-        if not tokenizer.has_chat_template:
-            raise ApiError(400, f"{self._loaded.name} has no chat template: use /v1/completions")
-        try:
-            made: str = tokenizer.apply_chat_template(
-                [for_template(message) for message in messages],
-                tools=list(tools) or None,
-                add_generation_prompt=generation,
-                tokenize=False,
-                **options,
-            )
-        except Exception as error:  # templates are programs: an input can raise jinja errors, KeyErrors and TypeErrors
-            line = (str(error).strip().splitlines() or [type(error).__name__])[0]
-            raise ApiError(400, f"the chat template refuses this conversation: {line}", param="messages") from error
-        return made
+        return self.template.text(canonical(messages), tools, options or {}, generation)
 
     def encode(self, text: str) -> list[int]:
         """Encode ``text`` as token ids. Raises ApiError 400 for invalid Unicode."""
@@ -89,12 +116,10 @@ class PromptCache:
 
     def remember(self, prompt: RenderedPrompt, answer: Message, ids: Sequence[int]) -> None:
         """Remember the tokens of a complete answer for the conversation's next turn."""
-        key = self._keys([*prompt.messages, answer], prompt.tools, prompt.options)[-1]
-        with self._lock:
-            self._answers[key] = [*prompt.ids, *ids]
-            self._answers.move_to_end(key)
-            if len(self._answers) > MAX_ANSWERS:
-                self._answers.popitem(last=False)
+        messages = list(prompt.messages)
+        last = merged_answer(messages.pop(), answer) if prompt.continues else answer
+        key = self._keys(canonical([*messages, last]), prompt.tools, prompt.options, prompt.tenant)[-1]
+        self.answers.add(key, prompt.tenant, [*prompt.ids, *ids], prompt.known)
 
     def message_at(self, prompt: RenderedPrompt, token: int) -> int:
         """Return the index of the message that holds token number ``token`` of the prompt; tools belong to the first.
@@ -114,72 +139,70 @@ class PromptCache:
     def _reaches(self, prompt: RenderedPrompt, index: int, before: str) -> bool:
         """Whether the conversation up to message ``index`` is longer than ``before``."""
         try:
-            text = self.text(prompt.messages[: index + 1], prompt.tools, prompt.options, generation=False)
+            text = self.template.text(prompt.messages[: index + 1], prompt.tools, prompt.options, generation=False)
         except ApiError:  # some templates refuse a part of a conversation
             return False
-        ends = sum(text.count(end) for end in self._ends)
+        ends = self.template.count_ends(text)
         if ends > index // 2:
-            return ends > sum(before.count(end) for end in self._ends)
+            return ends > self.template.count_ends(before)
         return len(text) > len(before)
 
+    def _fits(self, prompt_tokens: int, max_tokens: int | None) -> bool:
+        """Whether the context leaves room for an answer."""
+        if self._context is None:
+            return True
+        room = self._context // MIN_ROOM_SHARE
+        return prompt_tokens + min(room, max_tokens or room) <= self._context
+
     def _encode_after_answer(
-        self, text: str, messages: Sequence[Message], tools: Sequence[Message], options: Mapping[str, Any]
-    ) -> tuple[list[int], int]:
-        answered = [i for i, message in enumerate(messages) if message.get("role") == "assistant"]
-        keys = self._keys(messages, tools, options) if answered else []
+        self,
+        text: str,
+        messages: Sequence[TemplateMessage],
+        tools: Sequence[Message],
+        options: Mapping[str, Any],
+        tenant: str,
+    ) -> tuple[list[int], Known | None]:
+        answered = [i for i, message in enumerate(messages) if message["role"] == "assistant"]
+        keys = self._keys(messages, tools, options, tenant) if answered else []
         for i in reversed(answered):
-            with self._lock:
-                known = self._answers.get(keys[i])
-                if known is not None:
-                    self._answers.move_to_end(keys[i])
-            if known is None:
+            ids = self.answers.find(keys[i], tenant)
+            if ids is None:
                 continue
-            rest = self._text_after(text, messages[: i + 1], tools, options)
+            known = Known(keys[i], ids)
+            if i == len(messages) - 1:  # the answer itself is continued
+                return list(ids), known
+            rest = self.template.text_after(text, messages, i, tools, options)
             if rest is not None:
-                return [*known, *self.encode(rest)], len(known)
-        return self.encode(text), 0
+                return [*ids, *self.encode(rest)], known
+        return self.encode(text), None
 
-    def _text_after(
-        self, text: str, messages: Sequence[Message], tools: Sequence[Message], options: Mapping[str, Any]
-    ) -> str | None:
-        """Return the text of the template from the end token of the last of ``messages`` on."""
-        try:
-            so_far = self.text(messages, tools, options, generation=False)
-        except ApiError:
-            return None
-        at, end = max((so_far.rfind(end), end) for end in self._ends)
-        if at < 0:
-            return None
-        # Templates may render earlier answers shorter than the last: end tokens are counted, lengths not compared.
-        position = -1
-        for _ in range(so_far.count(end)):
-            position = text.find(end, position + 1)
-            if position < 0:
-                return None
-        return text[position:]
-
-    def _keys(self, messages: Sequence[Message], tools: Sequence[Message], options: Mapping[str, Any]) -> list[bytes]:
-        """Return a hash for every prefix of the conversation; ids of calls, which no template shows, do not count."""
-        digest = hashlib.sha256(json.dumps([list(tools), dict(options)], sort_keys=True, default=str).encode())
+    def _keys(
+        self, messages: Sequence[TemplateMessage], tools: Sequence[Message], options: Mapping[str, Any], tenant: str
+    ) -> list[bytes]:
+        """Return a hash for every prefix of the conversation, of one tenant and one model."""
+        given = [self._model, tenant, list(tools), dict(options)]
+        digest = hashlib.sha256(json.dumps(given, sort_keys=True, default=str).encode())
         keys = []
         for message in messages:
-            digest.update(json.dumps(_key_parts(message), sort_keys=True, default=str).encode())
+            digest.update(json.dumps(key_parts(message), sort_keys=True, default=str).encode())
             keys.append(digest.digest())
         return keys
 
 
-def _key_parts(message: Message) -> list[Any]:
-    content = message.get("content")
-    if isinstance(content, list):
-        content = "".join(str(part.get("text", "")) for part in content if isinstance(part, Mapping))
-    calls = []
-    for call in message.get("tool_calls") or []:
-        function = call.get("function") or {}
-        arguments = function.get("arguments")
-        if isinstance(arguments, str):
-            try:
-                arguments = json.loads(arguments)
-            except ValueError:
-                arguments = str(arguments)
-        calls.append([function.get("name"), arguments])
-    return [message.get("role"), content or "", calls]
+def _answerable(messages: tuple[TemplateMessage, ...]) -> tuple[TemplateMessage, ...]:
+    """Return the conversation without an empty answer at its end. Raises ApiError 400 where it cannot be answered."""
+    while messages and messages[-1]["role"] == "assistant":
+        last = messages[-1]
+        if last.get("tool_calls"):
+            raise ApiError(400, "the last message calls tools: send their results after it", param="messages")
+        if last["content"].strip():
+            return messages
+        if last.get("reasoning_content"):
+            raise ApiError(
+                400, "the last message has thinking and no text: leave it out, or give the text to continue",
+                param="messages",
+            )  # fmt: skip
+        messages = messages[:-1]
+    if not messages:
+        raise ApiError(400, "there is nothing to answer: send a user message", param="messages")
+    return messages

@@ -14,6 +14,7 @@ from kvlab.decoder.event_emitter import EventSink
 from kvlab.models import LoadedModel
 from kvlab.policies import Policy
 from kvlab.server.errors import ApiError
+from kvlab.server.generation.answer_memory import AnswerMemory
 from kvlab.server.generation.choice import Choice
 from kvlab.server.generation.output_parser import OutputParser
 from kvlab.server.generation.prompt_cache import PromptCache
@@ -23,6 +24,7 @@ from kvlab.server.settings import Settings
 from kvlab.server.structured import json_schema
 from kvlab.server.structured.grammar import Constraint, Grammars, Trigger
 from kvlab.server.structured.tool_formats import ToolFormat, json_rule
+from kvlab.store.from_policy import open_answer_files
 
 
 class ServedModel:
@@ -39,7 +41,6 @@ class ServedModel:
             prefill_step=settings.prefill_step,
             live_memory=settings.live_memory,
         )
-        self.prompts = PromptCache(loaded)
         self.grammars = Grammars(loaded)
         self.tool_format = ToolFormat(loaded.tokenizer)
         self.created = int(time.time())
@@ -47,6 +48,8 @@ class ServedModel:
         self.nbytes = sum(array.nbytes for _, array in arrays)
         self.defaults = _defaults(loaded)
         self.context = _context(loaded)
+        answers = AnswerMemory(files=open_answer_files(policy) if self.decoder.store is not None else None)
+        self.prompts = PromptCache(loaded, context=self.context, answers=answers)
 
     def close(self) -> None:
         self.decoder.close()

@@ -22,8 +22,8 @@ RESERVED_OPTIONS = (
 """Arguments of a chat template that are not the client's to set."""
 
 
-def parse_chat(body: ChatRequest, model: ServedModel, settings: Settings) -> list[GenerationRequest]:
-    """Render and check a chat request. Raises ApiError 400."""
+def parse_chat(body: ChatRequest, model: ServedModel, settings: Settings, tenant: str = "") -> list[GenerationRequest]:
+    """Render and check a chat request of one client. Raises ApiError 400."""
     messages = [message.model_dump(exclude_none=True) for message in body.messages]
     tools = [tool.model_dump(exclude_none=True) for tool in body.tools or []]
     if isinstance(body.tool_choice, NamedTool):
@@ -41,6 +41,7 @@ def parse_chat(body: ChatRequest, model: ServedModel, settings: Settings) -> lis
         tools if tool_choice != "none" else [],
         template_options=_template_options(body.chat_template_kwargs, constrained=constrained),
         max_tokens=body.max_completion_tokens or body.max_tokens,
+        tenant=tenant,
         sampling=parse_sampling(body, model),
         n=body.n or 1,
         stop=stop_strings(body.stop),

@@ -27,7 +27,7 @@ def router(service: Service) -> APIRouter:
 
         async def open_response() -> ResponseShape:
             def parse(model: ServedModel) -> list[GenerationRequest]:
-                return parse_chat(body, model, service.settings)
+                return parse_chat(body, model, service.settings, request.state.tenant)
 
             session = await service.open(body.model, parse, **_request_labels(request, "chatcmpl"))
             return ChatResponse(session, details=wants_details(request))
