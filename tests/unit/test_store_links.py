@@ -1,7 +1,7 @@
 """Links in a store's folder: nothing outside the folder is deleted, moved, written or given other rights.
 
-The class: a symbolic link (to a folder, to a file, dangling, among blocks) or a second name of somebody's file, in place
-of anything that kvlab has in its folder, before the store is opened or while it is open.
+The class: a symbolic link (to a folder, to a file, dangling, among blocks) or a second name of somebody's file, in
+place of anything that kvlab has in its folder, before the store is opened or while it is open.
 """
 
 from __future__ import annotations

@@ -43,8 +43,8 @@ class Evictor:
             if self._folder.free_quarantined():
                 continue
             order = order or self._refreshed()
-            if not self._evict(order, keep) and not self._folder.free_unread():
-                return False
+            if not self._evict(order, keep) and (size or not self._folder.free_unread()):
+                return False  # what cannot be read for now leaves for the budget only, not for new blocks
         return True
 
     def _evict(self, order: Replacement, keep: Collection[bytes]) -> bool:

@@ -220,7 +220,8 @@ class StoreFolder(ReadOnlyFolder):
         while self.unread:
             key, size = self.unread.popitem()
             with contextlib.suppress(OSError):
-                self.remove_file(key)
+                if self.index.one("SELECT 1 FROM blocks WHERE key = ?", key) is None:  # else stored anew since
+                    self.remove_file(key)
                 self.index.add(unindexed=-size)
                 return True
         return False
