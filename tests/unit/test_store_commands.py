@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from click.testing import CliRunner
 from kvlab.cli.store import app
 from kvlab.errors import StoreError
 from kvlab.store import Namespace, commands
+from kvlab.store.ssd.folder import StoreFolder
 from tests.store_kit import BLOCK, NS, fetch, opened, put, sound
 
 OTHER = Namespace("model", "quantized:bits=4", "float32", BLOCK, "bob")
@@ -85,6 +87,45 @@ def test_prune_takes_leaves_and_the_oldest_first(folder: Path) -> None:
     assert value(commands.prune(folder, keep=0), "kv_bytes_ssd") == 0
     with pytest.raises(StoreError, match="nothing to prune by"):
         commands.prune(folder)
+
+
+@pytest.mark.parametrize("ahead", [1.0, 3600.0, 1e9])
+@pytest.mark.parametrize("how", [{"keep": 0}, {"unused": 0.0}, {"keep": 0, "unused": 0.0}])
+def test_prune_removes_everything_also_after_the_clock_was_set_back(
+    folder: Path, ahead: float, how: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Uses then lie in the future: they count as uses just now."""
+    now = time.time()
+    monkeypatch.setattr(time, "time", lambda: now - ahead)
+    assert value(commands.prune(folder, unused=60.0), "removed") == 0
+    assert value(commands.prune(folder, **how), "kv_bytes_ssd") == 0
+    assert value(commands.verify(folder), "verified") == 0
+
+
+def test_prune_keeps_what_fits_after_the_clock_was_set_back(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    size = value(commands.ls(folder), "bytes_written")
+    now = time.time()
+    monkeypatch.setattr(time, "time", lambda: now - 86400)
+    assert size / 3 < value(commands.prune(folder, keep=size // 2), "kv_bytes_ssd") <= size // 2
+
+
+def test_block_that_cannot_be_removed_does_not_stop_the_removal_of_others(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = StoreFolder.remove_file
+    stuck = next(path.name for path in (folder / "blocks").rglob("*") if path.is_file())
+
+    def remove(self: StoreFolder, key: bytes) -> None:
+        if key.hex() == stuck:
+            raise PermissionError(1, "Operation not permitted")
+        real(self, key)
+
+    monkeypatch.setattr(StoreFolder, "remove_file", remove)
+    rows = commands.prune(folder, keep=0)
+    assert value(rows, "not_removable") == 1 and value(rows, "removed") > 0
+    monkeypatch.undo()
+    assert value(commands.verify(folder), "corrupt") == 0
+    assert value(commands.prune(folder, keep=0), "kv_bytes_ssd") == 0
 
 
 def test_clear_one_tenant_while_a_store_is_open(folder: Path) -> None:

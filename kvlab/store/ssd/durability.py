@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 import sqlite3
@@ -86,6 +87,14 @@ def damaged(error: Exception) -> bool:
         codes = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
         return isinstance(error, sqlite3.IntegrityError) or getattr(error, "sqlite_errorcode", 0) & 0xFF in codes
     return isinstance(error, GARBLED) and not isinstance(error, StoreError)
+
+
+def needs_space(error: Exception) -> bool:
+    """Tell whether an error may come from a full disk: SQLite does not always say so."""
+    if isinstance(error, sqlite3.Error):
+        codes = (sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR, sqlite3.SQLITE_CANTOPEN)
+        return getattr(error, "sqlite_errorcode", 0) & 0xFF in codes
+    return isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
 
 
 def in_words(error: Exception) -> str:

@@ -16,11 +16,14 @@ from pathlib import Path
 from kvlab.errors import StoreError
 from kvlab.store.ssd import layout, marker, no_links
 from kvlab.store.ssd import process_lock as owners
-from kvlab.store.ssd.durability import TROUBLE, damaged
-from kvlab.store.ssd.index import GARBLED, LOCK_WAIT_S, SsdIndex
+from kvlab.store.ssd.durability import TROUBLE, damaged, needs_space
+from kvlab.store.ssd.index import GARBLED, SsdIndex
 from kvlab.store.ssd.index_reader import IndexReader
 from kvlab.store.ssd.quarantine import Quarantine
 from kvlab.store.ssd.reconcile import reconcile
+
+LOCK_WAIT_S = 10.0
+"""Seconds to wait for another process that opens the store or writes to it."""
 
 BALLAST_BYTES = 128 << 10
 """Bytes set aside for opening the index on a full disk."""
@@ -48,7 +51,7 @@ class ReadOnlyFolder:
         path = self.root / layout.INDEX
         if not path.exists():
             raise StoreError(f"{self.root} has no index; `kvlab store verify --repair` makes one from the blocks")
-        self.view = IndexReader(path, read_only=True)
+        self.view = IndexReader(path, wait=LOCK_WAIT_S, read_only=True)
 
     def file(self, key: bytes) -> str:
         """Return the path of a block."""
@@ -111,10 +114,8 @@ class StoreFolder(ReadOnlyFolder):
     def _open_once(self) -> None:
         try:
             self._open_files()
-        except TimeoutError:
-            raise
-        except (OSError, sqlite3.OperationalError):
-            if not no_links.remove(self.root, layout.BALLAST):
+        except (OSError, sqlite3.OperationalError) as error:
+            if not needs_space(error) or not no_links.remove(self.root, layout.BALLAST):
                 raise
             self._open_files()  # a full disk has no space for SQLite's own files without the ballast
 
@@ -124,7 +125,7 @@ class StoreFolder(ReadOnlyFolder):
                 self.index = self._open_index()
                 with contextlib.suppress(OSError):
                     marker.renew(self.root)
-            self.view = IndexReader(self.index.path)
+            self.view = IndexReader(self.index.path, wait=LOCK_WAIT_S)
             self.owner = owners.ProcessLock(self.owners)
             self.swept = reconcile(self)
             with self.index.write():
@@ -148,13 +149,13 @@ class StoreFolder(ReadOnlyFolder):
                 no_links.remove(self.root, name)
             self.quarantine.add(layout.INDEX)
             no_links.remove(self.root, layout.SUSPECT)
-            index = SsdIndex(path)
+            index = SsdIndex(path, wait=LOCK_WAIT_S)
         return index
 
     def _checked_index(self, path: Path) -> SsdIndex:
         """Open the index, and check all of it where a log was left by a crash: the two may not belong together."""
         left = _has_bytes(f"{path}-wal") and not owners.living_pids(self.root)
-        index = SsdIndex(path)
+        index = SsdIndex(path, wait=LOCK_WAIT_S)
         try:
             if left and index.one("PRAGMA integrity_check(1)") != ("ok",):
                 raise sqlite3.DatabaseError("it does not fit its log")

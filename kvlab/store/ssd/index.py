@@ -34,9 +34,6 @@ APPLICATION_ID = 0x6B760000
 
 _IDENTITY = ("user_version", "application_id")
 
-LOCK_WAIT_S = 10.0
-"""Seconds to wait for another process that writes."""
-
 GARBLED = (ArithmeticError, LookupError, TypeError, ValueError)
 """Errors other than sqlite3.Error that a damaged index causes: bytes that are not text, numbers in place of keys."""
 
@@ -67,7 +64,7 @@ class SsdIndex:
     against a power cut once ``sync`` has returned.
     """
 
-    def __init__(self, path: Path, *, wait: float = LOCK_WAIT_S, read_only: bool = False) -> None:
+    def __init__(self, path: Path, *, wait: float, read_only: bool = False) -> None:
         self.path = path
         self.lock = threading.RLock()
         self._source: ReadOnlyConnection | None = None
@@ -264,12 +261,12 @@ class SsdIndex:
                 self._db.close()
 
 
-def index_format(path: Path) -> int | None:
+def index_format(path: Path, wait: float) -> int | None:
     """Return the format of the index in ``path``; None for a database that kvlab did not make.
 
     Changes nothing. Raises ``sqlite3.Error``, or ``OSError`` where it cannot be read.
     """
-    source = ReadOnlyConnection(path, LOCK_WAIT_S)
+    source = ReadOnlyConnection(path, wait)
     try:
         (version,), (maker,) = (source.db.execute(f"PRAGMA {name}").fetchone() for name in _IDENTITY)
         has_blocks = source.db.execute("SELECT 1 FROM sqlite_master WHERE name = 'blocks'").fetchone() is not None

@@ -19,6 +19,9 @@ from kvlab.store.ssd.index import index_format
 WHAT = "kvlab store: KV caches of language models; `kvlab store clear` empties it"
 MAX_MARKER_BYTES = 4096
 
+RECOGNISE_WAIT_S = 10.0
+"""Seconds to wait for a process that keeps an index without a marker from being read, which few states of it do."""
+
 log = logging.getLogger("kvlab.store")
 
 
@@ -136,7 +139,7 @@ def _index_format(root: Path) -> int | None:
     if not path.is_file() or not path.stat().st_size:
         return None
     try:
-        return index_format(path)
+        return index_format(path, RECOGNISE_WAIT_S)
     except sqlite3.DatabaseError as error:
         if isinstance(error, sqlite3.OperationalError):
             raise  # busy or out of reach: it may be one
