@@ -17,8 +17,14 @@ OPENAI_ERROR_TYPES = {
     429: "rate_limit_error",
     500: "server_error",
     503: "server_error",
+    507: "server_error",
 }
-ANTHROPIC_ERROR_TYPES = OPENAI_ERROR_TYPES | {413: "request_too_large", 500: "api_error", 503: "overloaded_error"}
+ANTHROPIC_ERROR_TYPES = OPENAI_ERROR_TYPES | {
+    413: "request_too_large",
+    500: "api_error",
+    503: "overloaded_error",
+    507: "api_error",
+}
 
 
 class ApiError(KvlabError):

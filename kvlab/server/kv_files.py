@@ -8,26 +8,21 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-import os
-import re
-import tempfile
 import time
-from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import numpy as np
 from fastapi import APIRouter, Request
 from pydantic import Field
 
-from kvlab import paths
 from kvlab.errors import PolicyError
 from kvlab.server.errors import ApiError
 from kvlab.server.generation.served_model import ServedModel
+from kvlab.server.kv_folder import FILE_NAME, KVFolder
 from kvlab.server.request_body import RequestBody
 from kvlab.server.service import Service
 from kvlab.store import Namespace
 
-FILE_NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,127}")
 FORMAT = 2
 
 
@@ -45,9 +40,8 @@ def router(service: Service) -> APIRouter:
     @routes.get("")
     async def saved(request: Request) -> list[dict[str, Any]]:
         """List the files of this client."""
-        folder = _folder(request.state.tenant)
-        files = sorted(folder.glob("*.kv")) if folder.is_dir() else []
-        return [{"filename": file.stem, "bytes": file.stat().st_size} for file in files]
+        sizes = KVFolder(request.state.tenant).sizes()
+        return [{"filename": name, "bytes": size} for name, size in sizes.items()]
 
     @routes.post("/{slot}")
     async def act(
@@ -55,25 +49,25 @@ def router(service: Service) -> APIRouter:
     ) -> dict[str, Any]:
         """Save the KV of an answer, restore a file into the store, or delete the file."""
         tenant, began = request.state.tenant, time.perf_counter()
-        file = _folder(tenant) / f"{body.filename}.kv"
+        folder, file = KVFolder(tenant), body.filename
         fields: dict[str, Any] = {"id_slot": slot, "filename": body.filename}
         if action == "erase":
-            file.unlink(missing_ok=True)
+            folder.erase(file)
             return fields
         if action == "save":
             name, tokens = _find_answer(service, slot, tenant)
             async with service.pool.use(name) as model:
-                fields |= await service.run_in_worker(save, model, tokens, tenant, file)
+                fields |= await service.run_in_worker(save, model, tokens, tenant, folder, file)
         else:
             async with service.pool.use(body.model) as model:
-                fields |= await service.run_in_worker(restore, model, tenant, file)
+                fields |= await service.run_in_worker(restore, model, tenant, folder, file)
         return fields | {"timings": {f"{action}_ms": round(1e3 * (time.perf_counter() - began), 3)}}
 
     return routes
 
 
-def save(model: ServedModel, tokens: list[int], tenant: str, file: Path) -> dict[str, int]:
-    """Write the stored KV of ``tokens`` to ``file``, atomically. Raises ApiError 400 or 404."""
+def save(model: ServedModel, tokens: list[int], tenant: str, folder: KVFolder, file: str) -> dict[str, int]:
+    """Write the stored KV of ``tokens`` to ``file``, whole or not at all. Raises ApiError 400, 404, 500 or 507."""
     store, space, checkpoint = _store(model, tenant)
     payloads, match = store.read(store.match(space, tokens, checkpoint=checkpoint))
     state = store.read_checkpoint(match)
@@ -85,28 +79,20 @@ def save(model: ServedModel, tokens: list[int], tenant: str, file: Path) -> dict
     written = io.BytesIO()
     np.savez(written, facts=np.frombuffer(json.dumps(facts).encode(), np.uint8), **arrays)  # type: ignore[arg-type]
     data = written.getvalue()
-    file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-    with tempfile.NamedTemporaryFile(dir=file.parent, delete=False) as new:
-        new.write(hashlib.sha256(data).digest() + data)
-        new.flush()
-        os.fsync(new.fileno())
-    os.replace(new.name, file)
+    folder.write(file, [hashlib.sha256(data).digest(), data])
     return {"n_saved": match.tokens, "n_written": len(data) + 32}
 
 
-def restore(model: ServedModel, tenant: str, file: Path) -> dict[str, int]:
-    """Put saved KV back into the store. Raises ApiError 400 or 404; a damaged or foreign file restores nothing."""
+def restore(model: ServedModel, tenant: str, folder: KVFolder, file: str) -> dict[str, int]:
+    """Put saved KV back into the store. Raises ApiError; a damaged or foreign file restores nothing."""
     store, space, _ = _store(model, tenant)
-    try:
-        data = file.read_bytes()
-    except OSError as error:
-        raise ApiError(404, f"nothing is saved as {file.stem}") from error
+    data = folder.read(file)
     if hashlib.sha256(data[32:]).digest() != data[:32]:
-        raise ApiError(400, f"{file.stem} is damaged: save it again")
+        raise ApiError(400, f"{file} is damaged: save it again")
     with np.load(io.BytesIO(data[32:]), allow_pickle=False) as saved:
         facts = json.loads(saved["facts"].tobytes())
         if facts["format"] != FORMAT or facts["space"] != _namespace_fields(space):
-            raise ApiError(400, f"{file.stem} was saved by another model or policy")
+            raise ApiError(400, f"{file} was saved by another model or policy")
         parts: dict[str, dict[str, np.ndarray]] = {}
         for key in saved.files:
             place, _, name = key.partition("/")
@@ -140,7 +126,3 @@ def _find_answer(service: Service, slot: str, tenant: str) -> tuple[str, list[in
     if found is None:
         raise ApiError(404, f"no recent answer {slot}; use the id of an answer, or 0 for the latest one")
     return found[0], found[1]
-
-
-def _folder(tenant: str) -> Path:
-    return paths.home() / "slots" / (tenant or "open")
