@@ -5,6 +5,7 @@ A file is named ``<key>-<tenant>.answer`` (``open`` without a tenant) and holds,
     16 bytes  "kvlab answer", a format version, zeros
     32 bytes  the key, as in the name
     32 bytes  the key of the entry that this one builds on; zeros where it stands alone
+    8 bytes   a hash of the tokens before it
     4 bytes   the number of tokens before it
     4 bytes   the number of its own tokens
     4 bytes   each token
@@ -35,7 +36,7 @@ INDEX_NAME = "catalog.sqlite"
 """Is in every folder of a store: nothing is written into another folder."""
 NAME = re.compile(r"[0-9a-f]{64}-[0-9a-z]{1,64}\.answer(\.[0-9]{1,10}-[0-9]{1,10}\.part)?")
 MAGIC = b"kvlab answer\x01\0\0\0"
-HEADER = struct.Struct("<16s32s32sII")
+HEADER = struct.Struct("<16s32s32sQII")
 CHECKSUM_BYTES = 32
 MAX_TOKENS = 1 << 24
 STALE_PART_S = 3600.0
@@ -48,11 +49,15 @@ log = logging.getLogger("kvlab.store")
 
 @dataclass(frozen=True)
 class AnswerRecord:
-    """Tokens number ``start`` and following of a conversation; those before are ``parent``'s and its parents'."""
+    """Tokens number ``start`` and following of a conversation; those before are ``parent``'s and its parents'.
+
+    ``before`` is a hash of those: entries may be written anew with other tokens.
+    """
 
     parent: bytes | None
     start: int
     tokens: array[int]
+    before: int = 0
 
     @property
     def end(self) -> int:
@@ -193,7 +198,8 @@ def _name(key: bytes, tenant: str) -> str:
 
 def _encoded(key: bytes, record: AnswerRecord) -> bytes:
     parent = record.parent or bytes(32)
-    data = HEADER.pack(MAGIC, key, parent, record.start, len(record.tokens)) + _little_endian(record.tokens).tobytes()
+    data = HEADER.pack(MAGIC, key, parent, record.before, record.start, len(record.tokens))
+    data += _little_endian(record.tokens).tobytes()
     return data + hashlib.sha256(data).digest()
 
 
@@ -201,14 +207,14 @@ def _decoded(data: bytes, key: bytes) -> AnswerRecord | None:
     if len(data) < HEADER.size + CHECKSUM_BYTES:
         return None
     payload, checksum = data[:-CHECKSUM_BYTES], data[-CHECKSUM_BYTES:]
-    magic, own, parent, start, count = HEADER.unpack_from(payload)
+    magic, own, parent, before, start, count = HEADER.unpack_from(payload)
     if (magic, own) != (MAGIC, key) or len(payload) != HEADER.size + 4 * count:
         return None
     if hashlib.sha256(payload).digest() != checksum:
         return None
     tokens = array("I")
     tokens.frombytes(payload[HEADER.size :])
-    return AnswerRecord(None if parent == bytes(32) else parent, start, _little_endian(tokens))
+    return AnswerRecord(None if parent == bytes(32) else parent, start, _little_endian(tokens), before)
 
 
 def _little_endian(tokens: array[int]) -> array[int]:

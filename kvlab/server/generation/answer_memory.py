@@ -8,6 +8,8 @@ from collections import OrderedDict
 from collections.abc import Sequence
 from typing import NamedTuple
 
+import xxhash
+
 from kvlab.store.answer_files import AnswerFiles, AnswerRecord
 
 MAX_ANSWER_BYTES = 64 << 20
@@ -55,17 +57,22 @@ class AnswerMemory:
             if chain is None:
                 return None
             self._touch(chain)
-            return [token for _, record in reversed(chain) for token in record.tokens]
+            ids = array("I")
+            for _, record in reversed(chain):
+                ids.extend(record.tokens)
+            last = chain[0][1]
+            return ids.tolist() if _hash(ids[: last.start]) == last.before else None
 
     def add(self, key: bytes, tenant: str, ids: Sequence[int], parent: Known | None) -> None:
         """Remember ``ids``, which begin with those of ``parent``, under ``key``."""
         with self._lock:
             chain = self._chain(parent.key, tenant) if parent is not None else None
             if parent is None or chain is None or key in (k for k, _ in chain):
-                record, chain = AnswerRecord(None, 0, array("I", ids)), []
+                record, chain = AnswerRecord(None, 0, array("I", ids), _hash(array("I"))), []
             else:
                 start = len(parent.ids)
-                record = AnswerRecord(parent.key, start, array("I", ids[start:]))
+                before = _hash(array("I", ids[:start]))
+                record = AnswerRecord(parent.key, start, array("I", ids[start:]), before)
             self._insert(key, record)
             self._touch([(key, record), *chain])
             if self._files is not None:
@@ -98,6 +105,10 @@ class AnswerMemory:
                 self._entries.move_to_end(key)
         while self.nbytes > self._budget:
             self.nbytes -= _bytes(self._entries.popitem(last=False)[1])
+
+
+def _hash(tokens: array[int]) -> int:
+    return xxhash.xxh3_64_intdigest(tokens.tobytes())
 
 
 def _bytes(record: AnswerRecord) -> int:
