@@ -21,7 +21,6 @@ import hashlib
 import itertools
 import logging
 import os
-import re
 import stat
 import struct
 import sys
@@ -31,10 +30,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-FOLDER_NAME = "answers"
-INDEX_NAME = "catalog.sqlite"
-"""Is in every folder of a store: nothing is written into another folder."""
-NAME = re.compile(r"[0-9a-f]{64}-[0-9a-z]{1,64}\.answer(\.[0-9]{1,10}-[0-9]{1,10}\.part)?")
+from kvlab.store.ssd import layout, no_links
+
+NO_TENANT = "open"
+"""Stands in a name for clients without a key."""
 MAGIC = b"kvlab answer\x01\0\0\0"
 HEADER = struct.Struct("<16s32s32sQII")
 CHECKSUM_BYTES = 32
@@ -68,16 +67,16 @@ class AnswerRecord:
 class AnswerFiles:
     """Keeps records in the folder of the store at ``root``, private to the user, within ``budget`` bytes.
 
-    Trouble with the disk costs reuse, never an answer.
-    Calls of one object must not overlap; several processes may share the folder.
+    Trouble with the disk costs reuse, never an answer. Calls of one object must not overlap; several processes may
+    share the folder.
     """
 
     def __init__(self, root: Path, budget: int) -> None:
-        self.folder, self._root, self._budget = root / FOLDER_NAME, root, budget
+        self._root, self._budget = root, budget
         self._numbers = itertools.count()
         self._warned = False
         self.nbytes = 0
-        with self._opened(create=False) as folder:
+        with self._opened() as folder:
             if folder is not None:
                 self._prune(folder)
 
@@ -85,7 +84,7 @@ class AnswerFiles:
         """Return the record of ``key``; None where there is no sound one."""
         data = b""
         flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
-        with self._opened(create=False) as folder, contextlib.suppress(FileNotFoundError):
+        with self._opened() as folder, contextlib.suppress(FileNotFoundError):
             if folder is not None:
                 with open(os.open(_name(key, tenant), flags, dir_fd=folder), "rb") as file:
                     if stat.S_ISREG(os.fstat(file.fileno()).st_mode):
@@ -103,8 +102,7 @@ class AnswerFiles:
             if folder is None:
                 return
             try:
-                fd = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600, dir_fd=folder)
-                with open(fd, "wb") as file:
+                with open(no_links.create(part, folder), "wb") as file:
                     file.write(data)
                 os.replace(part, name, src_dir_fd=folder, dst_dir_fd=folder)
             except OSError:
@@ -117,17 +115,6 @@ class AnswerFiles:
                     os.utime(_name(earlier, tenant), dir_fd=folder, follow_symlinks=False)
             if self.nbytes > self._budget:
                 self._prune(folder)
-
-    def remove(self, before: float = float("inf"), tenant: str | None = None) -> None:
-        """Delete the records last used before a time; of one tenant, or of all of them."""
-        ending = None if tenant is None else f"-{tenant or 'open'}.answer"
-        with self._opened(create=False) as folder:
-            if folder is None:
-                return
-            for name, found in _files(folder):
-                if found.st_mtime < before and (ending is None or ending in name):
-                    _unlink(folder, name)
-            self._prune(folder)
 
     def _prune(self, folder: int) -> None:
         """Count the bytes, and delete what was not used for longest and does not fit."""
@@ -148,38 +135,41 @@ class AnswerFiles:
             self.nbytes -= size
 
     @contextlib.contextmanager
-    def _opened(self, *, create: bool) -> Iterator[int | None]:
-        """Give the folder as a file descriptor, so that no link can lead elsewhere; None where there is none.
-
-        What the disk raises meanwhile ends the block; the first such error is a warning.
-        """
-        fd = None
-        try:
-            if create and (self._root / INDEX_NAME).is_file():
-                self.folder.mkdir(mode=0o700, exist_ok=True)
-            fd = os.open(self.folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
-        except FileNotFoundError:
-            pass
-        except OSError as error:
-            self._warn(error)
-        try:
-            yield fd
-        except OSError as error:
-            self._warn(error)
-        finally:
-            if fd is not None:
-                os.close(fd)
+    def _opened(self, *, create: bool = False) -> Iterator[int | None]:
+        """Open the folder; give None where there is none. The first error of the disk is a warning."""
+        with contextlib.ExitStack() as stack:
+            fd = None
+            try:
+                if (self._root / layout.MARKER).is_file():  # nothing is written into other folders than stores
+                    fd = stack.enter_context(no_links.folder(self._root, layout.ANSWERS, create=create))
+            except FileNotFoundError:
+                pass
+            except OSError as error:
+                self._warn(error)
+            try:
+                yield fd
+            except OSError as error:
+                self._warn(error)
 
     def _warn(self, error: OSError) -> None:
         if not self._warned:
             self._warned = True
-            log.warning("kvlab store: answers are not kept in %s: %s", self.folder, error.strerror or error)
+            log.warning("kvlab store: answers are not kept in %s: %s", self._root, error.strerror or error)
+
+
+def remove_answers(root: Path, *, before: float = float("inf"), tenant: str | None = None) -> None:
+    """Delete the records last used before a time; of one tenant, or of all of them. Raises ``OSError``."""
+    ending = ".answer" if tenant is None else f"-{tenant or NO_TENANT}.answer"
+    with contextlib.suppress(FileNotFoundError), no_links.folder(root, layout.ANSWERS) as folder:
+        for name, state in _files(folder):
+            if state.st_mtime < before and ending in name:
+                _unlink(folder, name)
 
 
 def _files(folder: int) -> Iterator[tuple[str, os.stat_result]]:
     """Yield name and state of the regular files whose names have our form."""
     for name in os.listdir(folder):
-        if NAME.fullmatch(name) is None:
+        if layout.ANSWER_NAME.fullmatch(name) is None:
             continue
         with contextlib.suppress(FileNotFoundError):
             state = os.stat(name, dir_fd=folder, follow_symlinks=False)
@@ -193,7 +183,7 @@ def _unlink(folder: int, name: str) -> None:
 
 
 def _name(key: bytes, tenant: str) -> str:
-    return f"{key.hex()}-{tenant or 'open'}.answer"
+    return f"{key.hex()}-{tenant or NO_TENANT}.answer"
 
 
 def _encoded(key: bytes, record: AnswerRecord) -> bytes:

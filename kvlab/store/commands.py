@@ -15,6 +15,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from kvlab.errors import StoreError
+from kvlab.store.answer_files import remove_answers
 from kvlab.store.blocks import CHECKPOINT
 from kvlab.store.command_rows import Row, row, tenant_filter
 from kvlab.store.folder_access import read, writing
@@ -94,12 +95,16 @@ def prune(
     if keep is None and unused is None:
         raise StoreError("nothing to prune by; say how many bytes to keep, or how long unused blocks may stay")
     with writing(directory) as folder:
+        if unused is not None or keep == 0:
+            before = float("inf") if unused is None else time.time() - unused
+            remove_answers(folder.root, before=before, tenant=tenant)
         return _remove(folder, tenant, unused or 0.0, keep or 0, progress)
 
 
 def clear(directory: Path, *, tenant: str | None = None, progress: bool = False) -> list[Row]:
-    """Remove every block, or every block of one tenant, and the quarantine with the former."""
+    """Remove every block and answer, or those of one tenant, and the quarantine with the former."""
     with writing(directory) as folder:
+        remove_answers(folder.root, tenant=tenant)
         rows = _remove(folder, tenant, 0.0, 0, progress)
         if tenant is None:
             with folder.index.write() as db:

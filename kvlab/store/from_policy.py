@@ -14,6 +14,7 @@ from kvlab.policies import Module, Paged, Policy, Ram, Snapshot, Tiered, parse_b
 from kvlab.policies.tiers import Tiers
 from kvlab.store.answer_files import AnswerFiles
 from kvlab.store.config import StoreConfig
+from kvlab.store.ssd import marker
 from kvlab.store.ssd.tier import SsdConfig
 from kvlab.store.store import Store
 from kvlab.tiers import RAM
@@ -47,7 +48,7 @@ def open_answer_files(policy: Policy) -> AnswerFiles | None:
         return None
     for tier in store_config(tiers, reuse.block).below:
         if isinstance(tier, SsdConfig):
-            return AnswerFiles(tier.directory, min(MAX_ANSWER_FILE_BYTES, tier.budget // ANSWER_SHARE))
+            return AnswerFiles(marker.resolved(tier.directory), min(MAX_ANSWER_FILE_BYTES, tier.budget // ANSWER_SHARE))
     return None
 
 

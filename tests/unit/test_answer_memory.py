@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import stat
 from array import array
@@ -12,7 +13,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kvlab.server.generation.answer_memory import ENTRY_BYTES, AnswerMemory, Known
-from kvlab.store.answer_files import INDEX_NAME, AnswerFiles, AnswerRecord
+from kvlab.store import commands
+from kvlab.store.answer_files import AnswerFiles, AnswerRecord, remove_answers
+from kvlab.store.ssd.folder import StoreFolder
+from kvlab.store.ssd.layout import MARKER
 
 LARGE = 1 << 20
 
@@ -35,7 +39,7 @@ def conversation(memory: AnswerMemory, turns: int, per_turn: int = 10, first: in
 @pytest.fixture
 def root(tmp_path: Path) -> Path:
     """A folder as a store makes it."""
-    (tmp_path / INDEX_NAME).touch()
+    (tmp_path / MARKER).touch()
     return tmp_path
 
 
@@ -125,7 +129,7 @@ def test_a_parent_that_is_gone_makes_a_miss(root: Path) -> None:
 @given(at=st.integers(0, 167), bit=st.integers(0, 7))
 def test_a_flipped_bit_makes_a_miss(tmp_path_factory: pytest.TempPathFactory, at: int, bit: int) -> None:
     root = tmp_path_factory.mktemp("store")
-    (root / INDEX_NAME).touch()
+    (root / MARKER).touch()
     conversation(AnswerMemory(files=AnswerFiles(root, LARGE)), 1)
     [file] = (root / "answers").iterdir()
     data = bytearray(file.read_bytes())
@@ -162,7 +166,7 @@ def test_names_that_are_not_ours_are_never_touched(root: Path) -> None:
     (answers / f"{key(2).hex()}-open.answer").mkdir()
     files = AnswerFiles(root, 2000)
     conversation(AnswerMemory(files=files), 50, first=10)
-    files.remove()
+    remove_answers(root)
     assert [(answers / name).read_text() for name in strange] == ["mine"] * len(strange)
     assert (answers / f"{key(2).hex()}-open.answer").is_dir()
     assert len(list(answers.iterdir())) == len(strange) + 1
@@ -181,7 +185,8 @@ def test_links_are_not_followed(root: Path, tmp_path_factory: pytest.TempPathFac
     files = AnswerFiles(root, LARGE)
     assert files.read(key(1), "") is None
     files.write(key(1), "", AnswerRecord(None, 0, array("I", [1, 2])))
-    files.remove()
+    with contextlib.suppress(OSError):
+        remove_answers(root)
     assert [path.name for path in elsewhere.iterdir()] == ["file"]
     assert (elsewhere / "file").read_text() == "mine"
 
@@ -224,13 +229,44 @@ def test_records_are_removed_by_age_and_tenant(root: Path) -> None:
     conversation(memory, 1, first=2, tenant="a" * 32)
     conversation(memory, 1, first=3, tenant="b" * 32)
     os.utime(root / "answers" / f"{key(3).hex()}-{'b' * 32}.answer", (0, 0))
-    files.remove(tenant="a" * 32)
+    remove_answers(root, tenant="a" * 32)
     assert [files.read(key(n), t) is not None for n, t in ((1, ""), (2, "a" * 32), (3, "b" * 32))] == [
         True,
         False,
         True,
     ]
-    files.remove(before=1000.0)
+    remove_answers(root, before=1000.0)
     assert [files.read(key(n), t) is not None for n, t in ((1, ""), (3, "b" * 32))] == [True, False]
-    files.remove(tenant="")
-    assert files.nbytes == 0
+    remove_answers(root, tenant="")
+    assert list((root / "answers").iterdir()) == []
+
+
+def test_store_commands_remove_answers_with_the_blocks(tmp_path: Path) -> None:
+    """clear, clear of one tenant, and prune: no token of a prompt stays in a folder that was emptied."""
+    root = tmp_path / "store"
+
+    def held() -> list[bool]:
+        files = AnswerFiles(root, LARGE)
+        return [files.read(key(n), tenant) is not None for n, tenant in ((1, ""), (2, "a" * 32))]
+
+    def fill() -> None:
+        memory = AnswerMemory(files=AnswerFiles(root, LARGE))
+        conversation(memory, 1, first=1)
+        conversation(memory, 1, first=2, tenant="a" * 32)
+        assert held() == [True, True]
+
+    StoreFolder(root).close()
+    fill()
+    commands.clear(root, tenant="a" * 32)
+    assert held() == [True, False]
+    commands.clear(root)
+    assert held() == [False, False]
+    fill()
+    os.utime(root / "answers" / f"{key(1).hex()}-open.answer", (0, 0))
+    commands.prune(root, unused=3600)
+    assert held() == [False, True]
+    commands.prune(root, keep=0)
+    assert held() == [False, False]
+    fill()
+    commands.verify(root)
+    assert held() == [True, True]

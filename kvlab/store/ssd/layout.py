@@ -6,6 +6,7 @@ blocks/a/<key>      one file a block, see blockfile.py
 tmp/<owner>-<n>     files being written
 owners/<owner>.lock held while a store has the folder open
 quarantine/         the last bad files, for inspection; never read again
+answers/            tokens of a server's answers, see answer_files.py
 ballast             space that is freed when the disk is too full to open the index
 catalog.suspect     there when the index proved damaged in use; the next start rebuilds it from the blocks
 open.lock           held while one process opens the index; names it
@@ -26,6 +27,7 @@ MARKER, INDEX, SUSPECT, BALLAST, OPEN_LOCK = (
     "kvlab-store.json", "catalog.sqlite", "catalog.suspect", "ballast", "open.lock",
 )  # fmt: skip
 BLOCKS, TMP, QUARANTINE, OWNERS = FOLDERS = ("blocks", "tmp", "quarantine", "owners")
+ANSWERS = "answers"
 INDEX_FILES = (INDEX, f"{INDEX}-wal", f"{INDEX}-shm", f"{INDEX}-journal")
 WRITTEN_IN_PLACE = (*INDEX_FILES, OPEN_LOCK, MARKER)
 """Files whose bytes are changed: under a second name (a hard link) those would be somebody else's."""
@@ -36,6 +38,7 @@ SHARDS = tuple("0123456789abcdef")
 BLOCK_NAME = re.compile(r"[0-9a-f]{64}")
 TMP_NAME = re.compile(r"([0-9a-f]{32})-[0-9a-f]{1,64}")
 LOCK_NAME = re.compile(r"([0-9a-f]{32})\.lock")
+ANSWER_NAME = re.compile(r"[0-9a-f]{64}-[0-9a-z]{1,64}\.answer(\.[0-9]{1,10}-[0-9]{1,10}\.part)?")
 QUARANTINE_NAME = re.compile(r"[0-9]{1,20}-([0-9a-f]{64}|catalog\.sqlite)")
 
 
