@@ -117,7 +117,7 @@ class GenerationSession:
     async def _finish(self, event: ChoiceEnd) -> ChoiceEnd:
         choice, completion = self._choices[event.index], event.completion
         self._service.metrics.completed(completion, event.tokens, event.reason)
-        if not choice.request.plain and event.stopped is None:
+        if not choice.request.plain and event.stopped is None and not choice.hides_text:
             answer = assistant_message(choice)
             # Beside the event loop: it may write a file, which is there when the client learns of the end.
             await asyncio.to_thread(self.model.prompts.remember, choice.request.prompt, answer, choice.tokens)

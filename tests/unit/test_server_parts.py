@@ -11,17 +11,14 @@ from kvlab.models import LoadedModel
 from kvlab.server import Settings
 from kvlab.server.access import check_origin, tenant_of
 from kvlab.server.errors import ApiError
-from kvlab.server.generation.output_parser import CONTENT, REASONING, TOOL, OutputParser
 from kvlab.server.generation.prompt_cache import PromptCache
 from kvlab.server.generation.sampling import Logprobs, Penalties, Sampling, SeededSampler
 from kvlab.server.structured import json_schema
 from kvlab.server.structured.grammar import Grammars, Trigger
 from kvlab.server.structured.shortest_completion import ShortestCompletion
+from kvlab.server.structured.tool_families.choose import tool_format
 from kvlab.server.structured.tool_formats import ToolFormat, json_rule
 from kvlab.workloads.desk import TOOLS
-
-CALL = '<tool_call>\n{"name": "find_badge", "arguments": {"handle": "@mira"}}\n</tool_call>'
-
 
 # -- access ---------------------------------------------------------------------------------------------------------
 
@@ -98,68 +95,6 @@ def test_references_to_other_places_are_never_fetched():
     assert json_schema.problem({"a": 1}, {"properties": {"a": {"type": "string"}}}) == "1 is not of type 'string'"
 
 
-# -- reading --------------------------------------------------------------------------------------------------------
-
-
-def read(loaded: LoadedModel, text: str, **options) -> tuple[list[tuple[str, str]], OutputParser]:
-    """Pieces of a text, joined while their kind stays."""
-    reader = OutputParser(loaded.tokenizer, **options)
-    joined: list[tuple[str, str]] = []
-    pieces = [piece for token in loaded.encode(text) if reader.stopped is None for piece in reader.add(token)]
-    for piece in [*pieces, *reader.finish()]:
-        if joined and joined[-1][0] == piece.kind and piece.kind != TOOL:
-            joined[-1] = (piece.kind, joined[-1][1] + piece.text)
-        elif piece.text or piece.ended:
-            joined.append((piece.kind, piece.text))
-    return joined, reader
-
-
-def test_text_and_calls_are_told_apart(bundled):
-    tags = ("<tool_call>", "</tool_call>")
-    pieces, _ = read(bundled, f"Let me look.\n{CALL}\n{CALL}", call=tags)
-    texts = [text for kind, text in pieces if kind == CONTENT]
-    calls = "".join(text for kind, text in pieces if kind == TOOL)
-    assert texts == ["Let me look."]
-    assert calls.count("find_badge") == 2
-    plain, _ = read(bundled, CALL, call=None)
-    assert plain == [(CONTENT, CALL)]
-
-
-def test_stop_strings_end_the_text_wherever_tokens_end(bundled):
-    for text in ("one two STOP three", "one two STOP", "one two S"):
-        pieces, reader = read(bundled, text, call=None, stop=["never", "STOP"])
-        stopped = "STOP" in text
-        assert pieces == [(CONTENT, "one two " if stopped else "one two S")]
-        assert reader.stopped == ("STOP" if stopped else None)
-
-
-def test_characters_of_several_tokens_come_whole(bundled):
-    pieces, _ = read(bundled, "naïve ☃ 漢字 🎉", call=None)
-    assert pieces == [(CONTENT, "naïve ☃ 漢字 🎉")]
-
-
-class Thinking:
-    """The bundled tokenizer, with the thinking markers of another."""
-
-    has_thinking, think_start, think_end = True, "<think>", "</think>"
-
-    def __init__(self, loaded: LoadedModel) -> None:
-        self._tokenizer = loaded.tokenizer
-
-    @property
-    def detokenizer(self):
-        return self._tokenizer.detokenizer
-
-
-@pytest.mark.parametrize("opened", [True, False])
-def test_thinking_is_told_apart(bundled, opened):
-    text = ("" if opened else "<think>") + "is it 4?</think>\n\nIt is 4."
-    reader = OutputParser(Thinking(bundled), call=None, reasoning=opened)
-    pieces = [piece for token in bundled.encode(text) for piece in reader.add(token)] + reader.finish()
-    assert "".join(piece.text for piece in pieces if piece.kind == REASONING) == "is it 4?"
-    assert "".join(piece.text for piece in pieces if piece.kind == CONTENT) == "It is 4."
-
-
 # -- grammars -------------------------------------------------------------------------------------------------------
 
 
@@ -170,7 +105,7 @@ def grammars(bundled) -> Grammars:
 
 @pytest.fixture(scope="module")
 def form(bundled) -> ToolFormat:
-    return ToolFormat(bundled.tokenizer)
+    return tool_format(bundled.tokenizer)
 
 
 def generate(
@@ -278,50 +213,6 @@ def test_a_schema_that_cannot_be_enforced_is_named(grammars):
     with pytest.raises(ApiError, match="cannot be enforced") as error:
         grammars.compile("%llguidance {}\nstart: json\njson: " + json_rule({"type": "string", "pattern": "(?=x)"}))
     assert error.value.status == 400
-
-
-class Family:
-    """A tokenizer of another model family, as far as formats look at it."""
-
-    def __init__(self, kind: str, template: str = "") -> None:
-        import importlib
-
-        module = importlib.import_module(f"mlx_lm.tool_parsers.{kind}")
-        self.init_kwargs = {"tool_parser_type": kind}
-        self.has_tool_calling = True
-        self.tool_call_start, self.tool_call_end = module.tool_call_start, module.tool_call_end
-        self.tool_parser, self.chat_template = module.parse_tool_call, template
-
-
-@pytest.mark.parametrize(
-    ("family", "tags"),
-    [
-        (Family("qwen3_coder"), ("<tool_call>", "</tool_call>")),
-        (Family("mistral"), ("[TOOL_CALLS]", "")),
-        (Family("mistral", "[TOOL_CALLS] [ARGS]"), ("[TOOL_CALLS]", "")),
-    ],
-)
-def test_other_families_write_calls_that_their_parsers_read(bundled, grammars, family, tags):
-    form = ToolFormat(family)
-    properties = {
-        "handle": {"type": "string"},
-        "count": {"type": "integer"},
-        "tags": {"type": "array", "items": {"type": "string"}},
-    }
-    tool = {
-        "function": {
-            "name": "find",
-            "parameters": {"type": "object", "properties": properties, "required": ["count", "handle"]},
-        }
-    }
-    matcher = grammars.compile(form.grammar([tool], grammars.literal, many=False, lenient=False))
-    for seed in range(4):
-        constraint = grammars.constraint(max_tokens=90, matcher=matcher.deep_copy())
-        text = bundled.decode(generate(grammars, bundled, constraint, 90, seed))
-        body = text.removeprefix(tags[0]).strip()
-        [call] = form.parse(body.removesuffix(tags[1]) if tags[1] else body, [tool])
-        assert call.name == "find"
-        assert isinstance(json.loads(call.arguments)["count"], int)
 
 
 def test_text_that_is_no_call_is_not_parsed_as_one(form):

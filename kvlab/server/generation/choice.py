@@ -10,7 +10,7 @@ from kvlab.decoder import Completion, Stream
 from kvlab.errors import KvlabError
 from kvlab.server.errors import ApiError
 from kvlab.server.generation.async_stream import AsyncTokenStream
-from kvlab.server.generation.output_parser import REASONING, TOOL, OutputParser, OutputPiece
+from kvlab.server.generation.output_parser import REASONING, OutputParser, OutputPiece
 from kvlab.server.generation.request import (
     ChoiceEnd,
     ChoiceEvent,
@@ -22,7 +22,7 @@ from kvlab.server.generation.request import (
 from kvlab.server.generation.sampling import Logprobs, TokenLogprob
 from kvlab.server.logs import log
 from kvlab.server.structured.grammar import Constraint
-from kvlab.server.structured.tool_formats import ToolFormat
+from kvlab.server.structured.tool_formats import is_json
 
 
 class Choice:
@@ -37,21 +37,20 @@ class Choice:
         request: GenerationRequest,
         stream: Stream,
         parser: OutputParser,
-        tool_format: ToolFormat,
         constraint: Constraint | None,
         logprobs: Logprobs | None,
     ) -> None:
         self.index, self.request, self.stream = index, request, stream
         self._token_stream = AsyncTokenStream(stream, None if logprobs is None else logprobs.token_out)
-        self._parser, self._tool_format = parser, tool_format
-        self._constraint, self._logprobs = constraint, logprobs
-        self._open_call = ""
+        self._parser, self._constraint, self._logprobs = parser, constraint, logprobs
         self._unsent_logprobs: list[tuple[int, TokenLogprob]] = []
         self._unparsed: list[int | None] = []
         self.tokens: list[int] = []
         self.text = ""
         self.reasoning = ""
         self.calls: list[ToolCallEvent] = []
+        self.hides_text = False
+        """The answer's tokens hold calls that the client does not get: more than it wants, or cut ones."""
 
     def cancel(self) -> None:
         """Stop generating within one decode step. Idempotent."""
@@ -84,13 +83,8 @@ class Choice:
                 if asyncio.get_running_loop().time() > deadline and not ended:
                     raise ApiError(408, "the request took longer than this server allows")
             completion = self._completion()
-            for event in self._events_of(self._parser.finish()):
+            for event in self._events_of(self._parser.finish(limited=completion.finish_reason == "length")):
                 yield event
-            if self._open_call and not self._tool_format.end and completion.finish_reason == "stop":
-                for event in self._call_events(self._open_call, ""):
-                    yield event
-            elif self._open_call:  # an incomplete call is sent as text
-                yield self._text_event(self._tool_format.start + self._open_call)
             if self._unsent_logprobs:
                 yield self._text_event("")
             yield self._end_event(completion)
@@ -126,28 +120,15 @@ class Choice:
     def _events_of(self, pieces: list[OutputPiece]) -> list[ChoiceEvent]:
         events: list[ChoiceEvent] = []
         for piece in pieces:
-            if piece.kind != TOOL:
+            if not piece.calls:
                 events.append(self._text_event(piece.text, piece.kind == REASONING))
-                continue
-            self._open_call += piece.text
-            if piece.ended:
-                events += self._call_events(self._open_call, self._tool_format.end)
-                self._open_call = ""
-        return events
-
-    def _call_events(self, text: str, end: str) -> list[ChoiceEvent]:
-        """Return the calls in ``text``; without a valid call, the text itself, so that the client can read it."""
-        trusted = self._constraint is not None and self.request.tool_choice == "required"
-        calls = self._tool_format.parse(text.strip(), self.request.tools, trusted=trusted)
-        if not calls:
-            return [self._text_event(self._tool_format.start + text + end)]
-        if not self.request.parallel_calls and self.calls:
-            return []
-        events: list[ChoiceEvent] = []
-        for call in calls if self.request.parallel_calls else calls[:1]:
-            event = ToolCallEvent(self.index, len(self.calls), f"call_{secrets.token_hex(12)}", call)
-            self.calls.append(event)
-            events.append(event)
+            for call in piece.calls:
+                if self.calls and not self.request.parallel_calls:
+                    self.hides_text = True
+                    continue
+                event = ToolCallEvent(self.index, len(self.calls), f"call_{secrets.token_hex(12)}", call)
+                self.calls.append(event)
+                events.append(event)
         return events
 
     def _text_event(self, text: str, reasoning: bool = False) -> TextDelta:
@@ -159,13 +140,22 @@ class Choice:
         return TextDelta(self.index, text, reasoning, logprobs)
 
     def _end_event(self, completion: Completion) -> ChoiceEnd:
-        failure = self._constraint.failure if self._constraint is not None else ""
-        if failure and self.request.tool_choice == "required" and not self.calls:
-            raise ApiError(400, f"the schemas of these tools are too complex to enforce: {failure}")
+        self._check_grammar(completion)
         reason = "length" if completion.finish_reason == "length" else "stop"
-        if self.calls:
+        if self.calls and not self._parser.cut:
             reason = "tool_calls"
+        self.hides_text = self.hides_text or self._parser.hides_text
         return ChoiceEnd(self.index, reason, completion, len(self.tokens), self._parser.stopped)
+
+    def _check_grammar(self, completion: Completion) -> None:
+        """Raise ApiError where a grammar was promised and did not hold: the client must not take the rest for whole."""
+        failure = self._constraint.failure if self._constraint is not None else ""
+        wants_json, wants_calls = self.request.schema is not None, self.request.tool_choice == "required"
+        is_whole = bool(self.calls) and not self.text.strip() and not self._parser.cut
+        if failure and (wants_json or wants_calls) and not is_whole:
+            raise ApiError(400, f"this schema is too complex to enforce, write a simpler one: {failure}")
+        if wants_json and completion.finish_reason == "stop" and not self.calls and not is_json(self.text):
+            raise ApiError(500, "the model ended its answer without the JSON of response_format; ask again")
 
 
 def _location(error: BaseException) -> str:

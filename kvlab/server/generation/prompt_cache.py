@@ -14,6 +14,7 @@ from kvlab.server.errors import ApiError
 from kvlab.server.generation.answer_memory import AnswerMemory, Known
 from kvlab.server.generation.chat_template import ChatTemplate
 from kvlab.server.generation.conversation import Message, TemplateMessage, canonical, key_parts, merged_answer
+from kvlab.server.generation.thinking import thinking_markers
 
 MIN_ROOM_SHARE = 8
 """One part in so many of the context is left for an answer before thinking that a template drops is dropped."""
@@ -69,6 +70,7 @@ class PromptCache:
         self.answers = answers or AnswerMemory()
         self.template = ChatTemplate(loaded)
         self._loaded, self._context = loaded, context
+        self._thinking = thinking_markers(loaded.tokenizer)
         template = loaded.tokenizer.chat_template if loaded.tokenizer.has_chat_template else ""
         self._model = json.dumps([loaded.fingerprint, str(template)])
 
@@ -93,8 +95,7 @@ class PromptCache:
             rendered = self.encode(text)
             if len(rendered) < len(ids):
                 ids, known = rendered, None
-        start = self._loaded.tokenizer.think_start if self._loaded.tokenizer.has_thinking else None
-        reasoning = start is not None and text.rstrip().endswith(start)
+        reasoning = self._thinking is not None and text.rstrip().endswith(self._thinking[0])
         return RenderedPrompt(ids, conversation, tuple(tools), options, tenant, reasoning, known)
 
     def text(

@@ -16,14 +16,19 @@ from kvlab.policies import Policy
 from kvlab.server.errors import ApiError
 from kvlab.server.generation.answer_memory import AnswerMemory
 from kvlab.server.generation.choice import Choice
-from kvlab.server.generation.output_parser import OutputParser
+from kvlab.server.generation.harmony_parser import HarmonyParser
+from kvlab.server.generation.output_parser import CallReader, OutputParser
 from kvlab.server.generation.prompt_cache import PromptCache
 from kvlab.server.generation.request import GenerationRequest
 from kvlab.server.generation.sampling import Logprobs, Sampling, SeededSampler, processors, sampler
+from kvlab.server.generation.thinking import thinking_markers
+from kvlab.server.logs import log
 from kvlab.server.settings import Settings
 from kvlab.server.structured import json_schema
 from kvlab.server.structured.grammar import Constraint, Grammars, Trigger
-from kvlab.server.structured.tool_formats import ToolFormat, json_rule
+from kvlab.server.structured.tool_families.choose import tool_format
+from kvlab.server.structured.tool_families.harmony_calls import HarmonyCalls
+from kvlab.server.structured.tool_formats import json_rule
 from kvlab.store.from_policy import open_answer_files
 
 
@@ -42,7 +47,9 @@ class ServedModel:
             live_memory=settings.live_memory,
         )
         self.grammars = Grammars(loaded)
-        self.tool_format = ToolFormat(loaded.tokenizer)
+        self.tool_format = tool_format(loaded.tokenizer)
+        self.thinking = thinking_markers(loaded.tokenizer)
+        log("reading answers", model=self.name, calls=self.tool_format.family, thinking=(self.thinking or ("",))[0])
         self.created = int(time.time())
         arrays: Any = tree_flatten(loaded.model.parameters())
         self.nbytes = sum(array.nbytes for _, array in arrays)
@@ -75,15 +82,7 @@ class ServedModel:
         chain += [part for part in (constraint, logprobs) if part is not None]
         if isinstance(sample, SeededSampler):
             chain.append(sample.note_position)
-        call = (
-            (self.tool_format.start, self.tool_format.end) if request.tools and request.tool_choice != "none" else None
-        )
-        parser = OutputParser(
-            _PlainTokenizer(self.loaded.tokenizer) if request.plain else self.loaded.tokenizer,
-            call=call,
-            stop=request.stop,
-            reasoning=request.prompt.reasoning,
-        )
+        parser = self._parser(request, trusted=constraint is not None and request.tool_choice == "required")
         stream = self.decoder.submit(
             request.prompt.ids,
             max_tokens=request.max_tokens,
@@ -92,7 +91,23 @@ class ServedModel:
             tags=tags,
             tenant=tenant,
         )
-        return Choice(index, request, stream, parser, self.tool_format, constraint, logprobs)
+        return Choice(index, request, stream, parser, constraint, logprobs)
+
+    def _parser(self, request: GenerationRequest, *, trusted: bool) -> OutputParser:
+        detokenizer = self.loaded.tokenizer.detokenizer
+        if request.plain:  # their text is sent as it is
+            return OutputParser(detokenizer, stop=request.stop, verbatim=request.schema is not None)
+        may_call = request.tools and request.tool_choice != "none"
+        kind = HarmonyParser if isinstance(self.tool_format, HarmonyCalls) else OutputParser
+        return kind(
+            detokenizer,
+            thinking=self.thinking,
+            calls=CallReader(self.tool_format, request.tools, trusted) if may_call else None,
+            stop=request.stop,
+            reasoning=request.prompt.reasoning,
+            verbatim=request.schema is not None,
+            dropped=self.loaded.tokenizer.structural_markers,
+        )
 
     def compile_grammar(self, request: GenerationRequest) -> None:
         """Compile the request's grammar, beside the event loop. Raises ApiError 400 for an impossible schema."""
@@ -100,10 +115,11 @@ class ServedModel:
             self._constraint(request)
 
     def _constraint(self, request: GenerationRequest) -> Constraint | None:
-        grammars, tokenizer = self.grammars, self.loaded.tokenizer
-        thinking = tokenizer.think_end if request.prompt.reasoning else None
+        grammars = self.grammars
+        thinking = self.thinking[1] if self.thinking and request.prompt.reasoning else None
         if request.schema is not None:
-            lark = f"%llguidance {{}}\nstart: {'gap' if thinking else ''} json\ngap: /[ \\n]*/\njson: "
+            first = self.tool_format.answer_start(grammars.literal) or ("gap" if thinking else "")
+            lark = f"%llguidance {{}}\nstart: {first} json\ngap: /[ \\n]*/\njson: "
             lark += json_rule(json_schema.normal(request.schema))
         elif request.tool_choice == "required":
             gap = "/[ \\n]*/" if thinking else ""
@@ -113,7 +129,7 @@ class ServedModel:
         elif request.tool_choice == "auto" and request.tools and self.tool_format.steered:
             lark = self.tool_format.grammar(request.tools, grammars.literal, many=False, lenient=True)
             try:
-                trigger = Trigger(self.tool_format.start, grammars.compile(lark))
+                trigger = Trigger(self.tool_format.trigger, grammars.compile(lark))
             except ApiError:  # no grammar for this schema: the call is checked when it is complete
                 return None
             return grammars.constraint(max_tokens=request.max_tokens, trigger=trigger)
@@ -124,19 +140,6 @@ class ServedModel:
             trigger = Trigger(thinking, matcher, once=True, with_text=False)
             return grammars.constraint(max_tokens=request.max_tokens, trigger=trigger)
         return grammars.constraint(max_tokens=request.max_tokens, matcher=matcher)
-
-
-class _PlainTokenizer:
-    """A tokenizer without thinking markers, for plain completions: their text is sent as it is."""
-
-    has_thinking = False
-
-    def __init__(self, tokenizer: Any) -> None:
-        self._tokenizer = tokenizer
-
-    @property
-    def detokenizer(self) -> Any:
-        return self._tokenizer.detokenizer
 
 
 def _defaults(loaded: LoadedModel) -> Sampling:

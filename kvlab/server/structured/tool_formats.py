@@ -1,9 +1,10 @@
-"""The forms in which models write tool calls: a grammar for each, and a parser."""
+"""The forms in which models write tool calls: what all families have in common."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
+from enum import Enum
 from typing import Any, NamedTuple
 
 from kvlab.server.structured import json_schema
@@ -15,6 +16,9 @@ Literal = Callable[[str], str]
 # The spacing of chat templates: a call that is rendered again equals the generated text.
 SPACING = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
 
+Parser = Callable[[str, list[Tool]], Any]
+"""Parses the text of a call; raises any error."""
+
 
 class ToolCall(NamedTuple):
     """A tool call. ``arguments`` is JSON text of an object."""
@@ -23,23 +27,117 @@ class ToolCall(NamedTuple):
     arguments: str
 
 
-class ToolFormat:
-    """The tool calls of one model family.
+class Extent(NamedTuple):
+    """Where a call ends in the text after its start: its own text is ``[:inner]``, with its end marker ``[:outer]``.
 
-    ``start`` and ``end`` surround a call (``end`` may be empty: the call ends the answer). ``steered``: there
-    is a grammar for the model's own form, so that calls which it begins by itself follow their schema.
+    ``sure`` is False while an end marker or one more call may follow.
     """
 
-    def __init__(self, tokenizer: Any) -> None:
-        kind = tokenizer.init_kwargs.get("tool_parser_type") if tokenizer.has_tool_calling else None
-        self.start: str = tokenizer.tool_call_start or "<tool_call>"
-        self.end: str = tokenizer.tool_call_end if tokenizer.has_tool_calling else "</tool_call>"
-        self._parser = tokenizer.tool_parser
-        self._xml = kind == "qwen3_coder"
-        template = tokenizer.chat_template if isinstance(tokenizer.chat_template, str) else ""
-        self._header = kind == "mistral" and "[ARGS]" in template
-        self._listed = kind == "mistral" and not self._header
-        self.steered = kind in (None, "json_tools", "qwen3_coder", "mistral")
+    inner: int
+    outer: int
+    sure: bool = True
+
+
+class Progress(Enum):
+    """What is known of a call that has not ended."""
+
+    OPEN = "the call goes on"
+    BROKEN = "the text can no longer become a call"
+
+
+class ToolFormat:
+    """The tool calls of one model family: where a call ends, what it says, and a grammar for it. Stateless.
+
+    The base class is for a JSON object between two markers, which every model can be made to write.
+
+    Args:
+        family: the family's name, for the log.
+        start: the text that begins a call; empty where calls have no marker.
+        end: the text that ends it; empty where the call's own form says where it ends.
+        other_starts: texts that begin a call too.
+        steered: calls that the model begins by itself are generated under the grammar.
+        known: False for the form that is assumed of a template that no family is known for.
+    """
+
+    closers = "}]>"
+    """Characters that can complete a call: without a new one, an open call stays open."""
+
+    def __init__(
+        self,
+        family: str,
+        start: str,
+        end: str = "",
+        *,
+        other_starts: Sequence[str] = (),
+        steered: bool = True,
+        known: bool = True,
+    ) -> None:
+        self.family, self.start, self.end, self.steered, self.known = family, start, end, steered, known
+        self.starts = tuple(text for text in (start, *other_starts) if text)
+        self.trigger = start
+        """The text at which the grammar of a call that the model begins by itself comes into force."""
+        self.library: Parser | None = None
+        """mlx-lm's parser, for text that is not quite of the family's form."""
+
+    # -- reading ----------------------------------------------------------------------------------------------------
+
+    def begins_without_marker(self, text: str) -> bool | None:
+        """Say whether an answer that begins with ``text`` is a call; None while that is open."""
+        return False
+
+    def extent(self, body: str, seen: int = 0) -> Extent | Progress:
+        """Find the end of the call in ``body``, the text after its start. Markers inside of strings do not count.
+
+        ``seen`` characters of it were open before.
+        """
+        raise NotImplementedError
+
+    def loose_extent(self, body: str) -> Extent | None:
+        """Return the end of a call whose form is not the family's: the first end marker; None without one."""
+        at = body.find(self.end) if self.end else -1
+        return None if at < 0 else Extent(at, at + len(self.end))
+
+    def whole_calls(self, body: str) -> tuple[str, int] | None:
+        """Find the whole calls before an incomplete one, where the form has several between one pair of markers.
+
+        Returns a text that :meth:`parse` reads them from, and where the rest begins.
+        """
+        return None
+
+    def load(self, text: str, tools: Sequence[Tool]) -> Any:
+        """Return the call's ``name`` and ``arguments``, or a list of such. Raises any error for another text."""
+        raise NotImplementedError
+
+    def parse(self, text: str, tools: Sequence[Tool], *, trusted: bool = False) -> list[ToolCall]:
+        """Parse the text between the markers; an empty list when it holds no valid calls of ``tools``.
+
+        ``trusted``: a grammar enforced the text, so that its arguments are not checked again.
+        """
+        found = self._found(text, tools)
+        offered = {tool["function"]["name"]: tool for tool in tools}
+        calls = []
+        for item in found if isinstance(found, list) else [found]:
+            name, arguments = _name_and_arguments(item)
+            if name not in offered or not isinstance(arguments, dict):
+                return []
+            schema = json_schema.parameters(offered[name])
+            arguments = with_json_types(arguments, schema)
+            if not trusted and json_schema.problem(arguments, schema):
+                return []
+            try:
+                calls.append(ToolCall(name, valid_unicode(json.dumps(arguments, ensure_ascii=False, allow_nan=False))))
+            except (ValueError, RecursionError):  # infinity and NaN are no JSON
+                return []
+        return calls
+
+    def _found(self, text: str, tools: Sequence[Tool]) -> Any:
+        for load in (self.load, self.library):
+            try:
+                if load is not None:
+                    return load(text, list(tools))
+            except Exception:  # noqa: BLE001, S112 - parsers of many authors raise many errors: the text is no call
+                continue
+        return []
 
     # -- writing ----------------------------------------------------------------------------------------------------
 
@@ -49,82 +147,52 @@ class ToolFormat:
         ``lenient`` ignores keywords of schemas that grammars do not support. ``first`` is Lark for the text before
         the first call.
         """
-        rules = [self._call(i, tool, literal, lenient) for i, tool in enumerate(tools)]
+        rules = [self.call_rule(i, tool, literal, lenient) for i, tool in enumerate(tools)]
         one = " | ".join(f"call_{i}" for i in range(len(tools)))
-        if self._listed:
-            body = f'{literal(self.start)} "[" any {"(" + quoted(", ") + " any)*" if many else ""} "]"'
-        elif self._header:
-            body = f"({literal(self.start)} any){'+' if many else ''}"
-        else:
-            wrapped = f"{literal(self.start)} {self._gap(lenient)} any {self._gap(lenient)} {literal(self.end)}"
-            body = wrapped + (f" ({quoted(chr(10))} {wrapped})*" if many else "")
+        body = self.calls_rule(literal, many=many, lenient=lenient)
         return "\n".join(["%llguidance {}", f"start: {first} {body}", f"any: {one}", *rules])
 
-    def _gap(self, lenient: bool) -> str:
+    def calls_rule(self, literal: Literal, *, many: bool, lenient: bool) -> str:
+        """Write Lark for the calls with their markers; the rule ``any`` stands for one call."""
         # A call that the model begins by itself may have any spacing; a forced one has that of the template.
-        return "/[ \\t\\n]*/" if lenient and not self._xml else quoted("\n")
+        gap = "/[ \\t\\n]*/" if lenient else quoted("\n")
+        wrapped = f"{literal(self.start)} {gap} any {gap} {literal(self.end)}"
+        return wrapped + (f" ({quoted(chr(10))} {wrapped})*" if many else "")
 
-    def _call(self, i: int, tool: Tool, literal: Literal, lenient: bool) -> str:
-        name, schema = tool["function"]["name"], json_schema.parameters(tool)
-        if self._xml:
-            return self._xml_call(i, name, schema, lenient)
-        arguments = f"args_{i}: {json_rule(schema, lenient)}"
-        if self._header:
-            return f"call_{i}: {quoted(name)} {literal('[ARGS]')} args_{i}\n{arguments}"
-        opening = f'{{"name": {json.dumps(name, ensure_ascii=False)}, "arguments": '
+    def call_rule(self, i: int, tool: Tool, literal: Literal, lenient: bool) -> str:
+        """Write the rules of ``call_i``, a call of ``tool`` without its markers."""
+        name = json.dumps(tool["function"]["name"], ensure_ascii=False)
+        opening = f'{{"name": {name}, "arguments": '
+        arguments = f"args_{i}: {json_rule(json_schema.parameters(tool), lenient)}"
         return f"call_{i}: {quoted(opening)} args_{i} {quoted('}')}\n{arguments}"
 
-    def _xml_call(self, i: int, name: str, schema: Mapping[str, Any], lenient: bool) -> str:
-        parts, rules = [quoted(f"<function={name}>\n")], []
-        required = schema.get("required") or []
-        for j, (key, kind) in enumerate((schema.get("properties") or {}).items()):
-            text = isinstance(kind, Mapping) and kind.get("type") == "string"
-            value = f"value_{i}_{j}"
-            if text and isinstance(kind.get("enum"), list):
-                rules.append(f"{value}: ({' | '.join(quoted(str(v)) for v in kind['enum'])}) {quoted(XML_END)}")
-            elif text:
-                rules.append(f"{value}[lazy]: /(.|\\n)*\\n<\\/parameter>\\n/")
-            else:
-                rules.append(f"{value}: json_{i}_{j} {quoted(XML_END)}\njson_{i}_{j}: {json_rule(kind, lenient)}")
-            part = f"{quoted(f'<parameter={key}>' + chr(10))} {value}"
-            parts.append(part if key in required else f"({part})?")
-        return "\n".join([f"call_{i}: {' '.join(parts)} {quoted('</function>')}", *rules])
+    def answer_start(self, literal: Literal) -> str:
+        """Write Lark for the text between the prompt and an answer in words or JSON; empty where there is none."""
+        return ""
 
-    # -- parsing ----------------------------------------------------------------------------------------------------
 
-    def parse(self, text: str, tools: Sequence[Tool], *, trusted: bool = False) -> list[ToolCall]:
-        """Parse the text between the markers; an empty list when it holds no valid calls of ``tools``.
+NAME_KEYS = ("name", "tool_name", "function", "tool")
+ARGUMENT_KEYS = ("arguments", "parameters", "args", "input")
 
-        ``trusted``: a grammar enforced the text, so that its arguments are not checked again.
-        """
-        try:
-            found = self._load(text, tools)
-        except Exception:  # noqa: BLE001 - parsers of many authors raise many errors: each means that the text is no call
-            return []
-        offered = {tool["function"]["name"]: tool for tool in tools}
-        calls = []
-        for item in found if isinstance(found, list) else [found]:
-            name = item.get("name") if isinstance(item, Mapping) else None
-            if not isinstance(name, str) or name not in offered:
-                return []
-            arguments = item.get("arguments", {})
-            if isinstance(arguments, str):
-                arguments = json.loads(arguments) if is_json(arguments) else None
-            if not isinstance(arguments, dict):
-                return []
-            schema = json_schema.parameters(offered[name])
-            arguments = with_json_types(arguments, schema)
-            if not trusted and json_schema.problem(arguments, schema):
-                return []
-            calls.append(ToolCall(name, json.dumps(arguments, ensure_ascii=False)))
-        return calls
 
-    def _load(self, text: str, tools: Sequence[Tool]) -> Any:
-        if is_json(text):
-            return json.loads(text)
-        if self._parser is None:
-            raise ValueError("not JSON")
-        return self._parser(text, list(tools))
+def _name_and_arguments(item: Any) -> tuple[Any, Any]:
+    """Return the name and the arguments of a call, whatever keys a family has for them."""
+    if isinstance(item, Mapping) and isinstance(item.get("function"), Mapping):
+        item = item["function"]
+    if not isinstance(item, Mapping):
+        return None, None
+    name = next((item[key] for key in NAME_KEYS if isinstance(item.get(key), str)), None)
+    arguments: Any = next((item[key] for key in ARGUMENT_KEYS if item.get(key) is not None), {})
+    if isinstance(arguments, str):
+        arguments = json.loads(arguments) if is_json(arguments) else None
+    return name, arguments
+
+
+def valid_unicode(text: str) -> str:
+    """Join halves of characters that were escaped one by one; a lone half becomes U+FFFD."""
+    if not any("\ud800" <= character <= "\udfff" for character in text):
+        return text
+    return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
 
 
 XML_END = "\n</parameter>\n"
@@ -144,7 +212,7 @@ def json_rule(schema: Any, lenient: bool = False) -> str:
 def is_json(text: str) -> bool:
     try:
         json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         return False
     return True
 

@@ -1,0 +1,64 @@
+"""Answers of gpt-oss: messages in channels, each behind a header."""
+
+from __future__ import annotations
+
+import re
+
+from kvlab.server.generation.output_parser import CONTENT, REASONING, OutputParser, OutputPiece
+from kvlab.server.structured.tool_families.harmony_calls import CALL, CHANNEL, END, MESSAGE, RECIPIENT, RETURN, START
+from kvlab.server.structured.tool_families.json_text import is_start_of
+from kvlab.server.structured.tool_formats import Extent, Progress
+
+HEADER_STARTS = (START, CHANNEL, MESSAGE, "assistant", "to=", "analysis", "commentary", "final")
+MAX_HEADER_CHARACTERS = 300
+"""Longer text without the end of a header is no header."""
+
+
+class HarmonyParser(OutputParser):
+    """Parses the channels: ``analysis`` is reasoning, a message to a function is a call, all else is content.
+
+    Takes the arguments of :class:`OutputParser`.
+    """
+
+    _in_header = True
+
+    def _parse_text(self, pieces: list[OutputPiece], final: bool = False) -> bool:
+        if not self._in_header:
+            return super()._parse_text(pieces, final)
+        text = self._buffer.lstrip()
+        at = self._buffer.find(MESSAGE)
+        if not any(is_start_of(text, start) for start in HEADER_STARTS) or at > MAX_HEADER_CHARACTERS:
+            self._in_header, self._kind = False, CONTENT
+            return bool(self._buffer)
+        if at < 0:
+            if final:
+                self._in_header, self._kind, self._buffer = False, CONTENT, ""
+            elif len(text) > MAX_HEADER_CHARACTERS:
+                self._in_header, self._kind = False, CONTENT
+                return True
+            return False
+        self._read_header(self._buffer[:at], at + len(MESSAGE))
+        return True
+
+    def _read_header(self, header: str, size: int) -> None:
+        if self._calls is not None and re.search(RECIPIENT, header):
+            self._call_start, self._seen, self._kind = "", 0, CONTENT
+            return
+        channel = re.search(r"<\|channel\|>\s*(\w*)", header)
+        thinks = channel is not None and channel[1] == "analysis"
+        self._kind = REASONING if thinks or re.search(r"\bto=(?!functions\.)", header) else CONTENT
+        self._buffer, self._in_header = self._buffer[size:], False
+
+    def _markers(self) -> tuple[str, ...]:
+        if self._verbatim and self._kind == CONTENT:
+            return ()
+        return END, RETURN, CALL, START, CHANNEL
+
+    def _at_marker(self, marker: str) -> None:
+        if marker not in (START, CHANNEL):
+            self._buffer = self._buffer[len(marker) :]
+        self._in_header = True
+
+    def _end_call(self, pieces: list[OutputPiece], extent: Extent | Progress) -> None:
+        super()._end_call(pieces, extent)
+        self._in_header = not self._plain

@@ -1,0 +1,1 @@
+"""How the models of each family write tool calls, one file for each kind of form."""
