@@ -7,12 +7,11 @@ from typing import Any
 from kvlab.server.anthropic.types import ContentBlock, CountRequest, InputMessage, InputTool, MessagesRequest
 from kvlab.server.errors import ApiError
 from kvlab.server.generation.conversation import TemplateMessage
-from kvlab.server.generation.parse import chat_request, select_tools, stop_strings
+from kvlab.server.generation.parse import chat_request, stop_strings
 from kvlab.server.generation.request import GenerationRequest
 from kvlab.server.generation.served_model import ServedModel
+from kvlab.server.generation.tool_choice import choose_tools
 from kvlab.server.settings import Settings
-
-TOOL_CHOICES = {"auto": "auto", "any": "required", "none": "none"}
 
 
 def parse_messages(
@@ -20,11 +19,7 @@ def parse_messages(
 ) -> list[GenerationRequest]:
     """Render and check a request of one client. Raises ApiError 400."""
     messages, tools, options = conversation(body)
-    choice = body.tool_choice
-    if choice is not None and choice.type == "tool":
-        tool_choice, callable_tools = select_tools(None, tools, name=choice.name or "")
-    else:
-        tool_choice, callable_tools = select_tools(None if choice is None else TOOL_CHOICES[choice.type], tools)
+    tool_choice, callable_tools = choose_tools(body.tool_choice, tools)
     if tool_choice == "required":
         options["enable_thinking"] = False
     base = model.defaults
@@ -44,7 +39,7 @@ def parse_messages(
         stop=stop_strings(body.stop_sequences),
         tool_choice=tool_choice,
         tools=tuple(callable_tools),
-        parallel_calls=choice is None or not choice.disable_parallel_tool_use,
+        parallel_calls=not (isinstance(body.tool_choice, dict) and body.tool_choice.get("disable_parallel_tool_use")),
     )
     return [request]
 

@@ -13,6 +13,7 @@ from kvlab.server.anthropic.parse import conversation, parse_messages
 from kvlab.server.anthropic.types import CountRequest, MessagesRequest
 from kvlab.server.generation.request import GenerationRequest
 from kvlab.server.generation.served_model import ServedModel
+from kvlab.server.generation.tool_choice import is_none
 from kvlab.server.http import EventStream, until_disconnect, wants_details
 from kvlab.server.service import Service
 
@@ -53,7 +54,7 @@ def router(service: Service) -> APIRouter:
             messages, tools, options = conversation(body)
             if not model.loaded.tokenizer.has_thinking:
                 options = {}
-            hidden = body.tool_choice is not None and body.tool_choice.type == "none"
+            hidden = is_none(body.tool_choice)
             prompt = model.prompts.render(messages, [] if hidden else tools, options, tenant=request.state.tenant)
             return len(prompt.ids)
 

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import BeforeValidator, Field
 
-from kvlab.server.request_body import RequestBody
+from kvlab.server.generation.tool_shapes import anthropic_tools
+from kvlab.server.request_body import RequestBody, TokenLimit, ToolChoiceField, TopK, TopP
 
 
 class ContentBlock(RequestBody):
@@ -36,12 +37,6 @@ class InputTool(RequestBody):
     type: str | None = None
 
 
-class ToolChoice(RequestBody):
-    type: Literal["auto", "any", "tool", "none"]
-    name: str | None = None
-    disable_parallel_tool_use: bool = False
-
-
 class Thinking(RequestBody):
     type: str = "disabled"
 
@@ -52,17 +47,17 @@ class CountRequest(RequestBody):
     model: str | None = None
     messages: list[InputMessage] = Field(min_length=1)
     system: str | list[ContentBlock] | None = None
-    tools: list[InputTool] | None = None
-    tool_choice: ToolChoice | None = None
+    tools: Annotated[list[InputTool] | None, BeforeValidator(anthropic_tools)] = None
+    tool_choice: ToolChoiceField = None
     thinking: Thinking | None = None
 
 
 class MessagesRequest(CountRequest):
     """POST /v1/messages."""
 
-    max_tokens: Annotated[int, Field(ge=1, le=2**31)]
+    max_tokens: TokenLimit = None
     stream: bool | None = None
     temperature: Annotated[float, Field(ge=0, le=2)] | None = None
-    top_p: Annotated[float, Field(gt=0, le=1)] | None = None
-    top_k: Annotated[int, Field(ge=0, le=2**31)] | None = None
+    top_p: TopP = None
+    top_k: TopK = None
     stop_sequences: list[str] | None = None

@@ -270,6 +270,6 @@ def first_marker(text: str, markers: Sequence[str], start: int) -> tuple[int, st
 def unfinished(text: str, markers: Sequence[str]) -> int:
     """Return the length of the longest end of ``text`` that a marker begins with."""
     for size in range(min(len(text), max(map(len, markers), default=1) - 1), 0, -1):
-        if any(marker.startswith(text[-size:]) for marker in markers):
+        if any(len(marker) > size and marker.startswith(text[-size:]) for marker in markers):
             return size
     return 0

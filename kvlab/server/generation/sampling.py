@@ -18,7 +18,7 @@ SUM_CHUNK_TOKENS = 256
 
 
 class Sampling(NamedTuple):
-    """Parameters of sampling. ``temperature`` 0 is greedy; ``top_k`` 0 and ``min_p`` 0 are off."""
+    """Parameters of sampling. ``temperature`` 0 and ``top_p`` 0 are greedy; ``top_k`` 0 and ``min_p`` 0 are off."""
 
     temperature: float = 0.0
     top_p: float = 1.0
@@ -34,7 +34,7 @@ class Sampling(NamedTuple):
 def sampler(sampling: Sampling, choice: int, size: int) -> Sampler | None:
     """Return a request's sampler, None for greedy. Unseeded requests with equal parameters share one, so that mlx-lm
     samples them in one call."""
-    if sampling.temperature == 0:
+    if sampling.temperature == 0 or sampling.top_p == 0:  # no mass leaves the likeliest token
         return None
     top_k = sampling.top_k if sampling.top_k < size else 0
     if sampling.seed is None:

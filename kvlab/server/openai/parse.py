@@ -6,12 +6,13 @@ from collections.abc import Mapping
 from typing import Any
 
 from kvlab.server.errors import ApiError
-from kvlab.server.generation.parse import chat_request, select_tools, stop_strings
+from kvlab.server.generation.parse import chat_request, stop_strings
 from kvlab.server.generation.prompt_cache import RenderedPrompt
 from kvlab.server.generation.request import GenerationRequest
 from kvlab.server.generation.sampling import Sampling
 from kvlab.server.generation.served_model import ServedModel
-from kvlab.server.openai.types import ChatRequest, CompletionRequest, NamedTool, SamplingOptions
+from kvlab.server.generation.tool_choice import choose_tools
+from kvlab.server.openai.types import ChatRequest, CompletionRequest, SamplingOptions
 from kvlab.server.settings import Settings
 
 COMPLETION_MAX_TOKENS = 16
@@ -26,10 +27,7 @@ def parse_chat(body: ChatRequest, model: ServedModel, settings: Settings, tenant
     """Render and check a chat request of one client. Raises ApiError 400."""
     messages = [message.model_dump(exclude_none=True) for message in body.messages]
     tools = [tool.model_dump(exclude_none=True) for tool in body.tools or []]
-    if isinstance(body.tool_choice, NamedTool):
-        tool_choice, callable_tools = select_tools(None, tools, name=body.tool_choice.function.name)
-    else:
-        tool_choice, callable_tools = select_tools(body.tool_choice, tools)
+    tool_choice, callable_tools = choose_tools(body.tool_choice, tools)
     schema = _schema(body)
     if schema is not None and tool_choice == "required":
         raise ApiError(400, "a required tool call leaves no room for response_format; send one of them")

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
-from kvlab.server.request_body import RequestBody
+from kvlab.server.generation.tool_shapes import openai_tools
+from kvlab.server.request_body import Repetition, RequestBody, Seed, TokenLimit, ToolChoiceField, TopK, TopP
 
-Seed = Annotated[int, Field(ge=-(2**63), lt=2**64)]
 Penalty = Annotated[float, Field(ge=-2, le=2)]
 Bias = Annotated[float, Field(ge=-100, le=100)]
 Stop = str | list[str] | None
@@ -24,15 +24,6 @@ class Function(RequestBody):
 class Tool(RequestBody):
     type: Literal["function"] = "function"
     function: Function
-
-
-class NamedFunction(RequestBody):
-    name: str
-
-
-class NamedTool(RequestBody):
-    type: Literal["function"] = "function"
-    function: NamedFunction
 
 
 class Message(BaseModel):
@@ -66,16 +57,16 @@ class SamplingOptions(RequestBody):
 
     model: str | None = None
     temperature: Annotated[float, Field(ge=0, le=2)] | None = None
-    top_p: Annotated[float, Field(gt=0, le=1)] | None = None
-    top_k: Annotated[int, Field(ge=0, le=2**31)] | None = None
+    top_p: TopP = None
+    top_k: TopK = None
     min_p: Annotated[float, Field(ge=0, le=1)] | None = None
-    seed: Seed | None = None
+    seed: Seed = None
     presence_penalty: Penalty | None = None
     frequency_penalty: Penalty | None = None
-    repetition_penalty: Annotated[float, Field(ge=0.01, le=10)] | None = None
+    repetition_penalty: Repetition = None
     logit_bias: dict[str, Bias] | None = None
     n: Annotated[int, Field(ge=1, le=16)] | None = None
-    max_tokens: Annotated[int, Field(ge=1, le=2**31)] | None = None
+    max_tokens: TokenLimit = None
     stop: Stop = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
@@ -85,9 +76,9 @@ class ChatRequest(SamplingOptions):
     """POST /v1/chat/completions."""
 
     messages: list[Message] = Field(min_length=1)
-    max_completion_tokens: Annotated[int, Field(ge=1, le=2**31)] | None = None
-    tools: list[Tool] | None = None
-    tool_choice: Literal["none", "auto", "required"] | NamedTool | None = None
+    max_completion_tokens: TokenLimit = None
+    tools: Annotated[list[Tool] | None, BeforeValidator(openai_tools)] = None
+    tool_choice: ToolChoiceField = None
     parallel_tool_calls: bool | None = None
     response_format: ResponseFormat | None = None
     logprobs: bool | None = None
