@@ -22,6 +22,7 @@ from kvlab.server.generation.prompt_cache import PromptCache
 from kvlab.server.generation.request import GenerationRequest
 from kvlab.server.generation.sampling import Logprobs, Sampling, SeededSampler, processors, sampler
 from kvlab.server.generation.thinking import thinking_markers
+from kvlab.server.generation.token_bytes import TokenBytes
 from kvlab.server.logs import log
 from kvlab.server.settings import Settings
 from kvlab.server.structured import json_schema
@@ -49,6 +50,7 @@ class ServedModel:
         self.grammars = Grammars(loaded)
         self.tool_format = tool_format(loaded.tokenizer)
         self.thinking = thinking_markers(loaded.tokenizer)
+        self.token_bytes = TokenBytes(loaded.tokenizer)
         log("reading answers", model=self.name, calls=self.tool_format.family, thinking=(self.thinking or ("",))[0])
         self.created = int(time.time())
         arrays: Any = tree_flatten(loaded.model.parameters())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import time
 from collections.abc import AsyncGenerator, Iterable
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 from kvlab.server.errors import ApiError
 from kvlab.server.generation.request import ChoiceEnd, TextDelta, ToolCallEvent
 from kvlab.server.generation.sampling import TokenLogprob
+from kvlab.server.generation.token_bytes import offsets, shown
 from kvlab.server.http import sse
 from kvlab.server.logs import log
 from kvlab.server.service import GenerationSession, completion_details
@@ -151,8 +153,8 @@ class ChatResponse(ResponseShape):
 
     def _logprob(self, token: int, entry: TokenLogprob) -> dict[str, Any]:
         def one(token: int, logprob: float) -> dict[str, Any]:
-            text = self._session.model.loaded.decode([token])
-            return {"token": text, "logprob": finite(logprob), "bytes": list(text.encode("utf-8", "replace"))}
+            raw = self._session.model.token_bytes.of(token)
+            return {"token": shown(raw), "logprob": finite(logprob), "bytes": list(raw)}
 
         top = [one(*item) for item in entry.top if item[1] > float("-inf")]
         return {**one(token, entry.logprob), "top_logprobs": top}
@@ -165,6 +167,7 @@ class CompletionResponse(ResponseShape):
         super().__init__(session, details=details)
         self._echo = echo
         self._offset: dict[int, int] = {}
+        self._decoders: dict[int, codecs.IncrementalDecoder] = {}
 
     def head(self, chunk: bool) -> dict[str, Any]:
         return {**self._head, "object": "text_completion"}
@@ -199,18 +202,16 @@ class CompletionResponse(ResponseShape):
         return self._session.model.loaded.decode(request.prompt.ids)
 
     def _logprobs(self, index: int, event: TextDelta) -> dict[str, list[Any]]:
-        decode = self._session.model.loaded.decode
-        tokens = [decode([token]) for token, _ in event.tokens]
-        offsets, at = [], self._offset.get(index, 0)
-        for token in tokens:
-            offsets.append(at)
-            at += len(token)
-        self._offset[index] = at
+        raw = self._session.model.token_bytes.of
+        tokens = [raw(token) for token, _ in event.tokens]
+        decoder = self._decoders.setdefault(index, codecs.getincrementaldecoder("utf-8")("replace"))
+        begins, self._offset[index] = offsets(tokens, decoder, self._offset.get(index, 0))
         return {
-            "tokens": tokens,
+            "tokens": [shown(token, "bytes:") for token in tokens],
             "token_logprobs": [finite(entry.logprob) for _, entry in event.tokens],
             "top_logprobs": [
-                {decode([token]): finite(logprob) for token, logprob in entry.top} for _, entry in event.tokens
+                {shown(raw(token), "bytes:"): finite(logprob) for token, logprob in entry.top}
+                for _, entry in event.tokens
             ],
-            "text_offset": offsets,
+            "text_offset": begins,
         }
