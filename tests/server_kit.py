@@ -43,11 +43,16 @@ class Local(Endpoint):
 
 
 class Served(Endpoint):
-    """``kvlab serve`` in a process. ``url`` once it is ready; a context manager that ends it."""
+    """``kvlab serve`` in a process. ``url`` once it is ready; a context manager that ends it.
 
-    def __init__(self, *options: str, home: Path | None = None, port: int = 0) -> None:
+    ``module`` and its arguments stand for ``kvlab``.
+    """
+
+    def __init__(
+        self, *options: str, home: Path | None = None, port: int = 0, module: tuple[str, ...] = ("kvlab",)
+    ) -> None:
         variables = environment() if home is None else environment(KVLAB_HOME=str(home))
-        command = [sys.executable, "-m", "kvlab", "serve", "--port", str(port), *options]
+        command = [sys.executable, "-m", *module, "serve", "--port", str(port), *options]
         self.process = subprocess.Popen(
             command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=variables, cwd=ROOT
         )

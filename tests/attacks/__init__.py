@@ -1,0 +1,1 @@
+"""Clients that hurt others: each attack sends one kind of costly input to a server until its time is over."""
