@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from typing import Any
 
 import click
 
@@ -15,12 +16,20 @@ from kvlab.errors import KvlabError
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on; others need a key.")
 @click.option("--port", type=click.IntRange(0, 65535), default=8080, show_default=True, help="0 takes a free one.")
 @click.option("--api-key", "keys", multiple=True, metavar="KEY", help="Let in; may be repeated. Else KVLAB_API_KEY.")
+@click.option(
+    "--admin-key", "admin_keys", multiple=True, metavar="KEY", help="Sees all clients' figures; may be repeated."
+)
+@click.option(
+    "--allow-origin", "origins", multiple=True, metavar="ORIGIN", help="A web page to let in; may be repeated."
+)
+@click.option("--allow-host", "hosts", multiple=True, metavar="NAME", help="A host name to answer to; may be repeated.")
+@click.option("--max-connections", type=click.IntRange(1), default=512, show_default=True, help="Open at once.")
 @click.option("--max-concurrency", type=click.IntRange(1), default=32, show_default=True, help="Decoding side by side.")
 @click.option("--queue", type=click.IntRange(0), default=256, show_default=True, help="Waiting beyond those; then 429.")
 @click.option("--live-memory", metavar="SIZE", help="Most live KV, such as 8GB; requests wait for room.")
 @click.option("--model-memory", metavar="SIZE", help="Weights in memory together; the least recently used leave.")
 @click.option("--max-tokens", type=click.IntRange(1), default=4096, show_default=True, help="When a request says none.")
-@click.option("--max-body", default="32MB", show_default=True, metavar="SIZE", help="Largest request.")
+@click.option("--max-body", default="8MB", show_default=True, metavar="SIZE", help="Largest request.")
 @click.option("--timeout", type=click.FloatRange(0, min_open=True), default=900.0, show_default=True, help="Seconds.")
 @click.option("--heartbeat", type=click.FloatRange(0, min_open=True), default=5.0, show_default=True, help="Seconds.")
 @click.option(
@@ -33,6 +42,10 @@ def serve(
     host: str,
     port: int,
     keys: tuple[str, ...],
+    admin_keys: tuple[str, ...],
+    origins: tuple[str, ...],
+    hosts: tuple[str, ...],
+    max_connections: int,
     max_concurrency: int,
     queue: int,
     live_memory: str | None,
@@ -45,29 +58,36 @@ def serve(
     prefill_step: int,
 ) -> None:
     """Serve a policy to clients of OpenAI and Anthropic until interrupted; a dashboard is at /."""
+    import gc
     import logging
     import sys
-
-    import uvicorn
 
     from kvlab.models import BUNDLED
     from kvlab.policies import Policy, parse_bytes
     from kvlab.server.app import create_app
+    from kvlab.server.http_server import HttpServer
+    from kvlab.server.listening_socket import bound_socket
     from kvlab.server.logs import to_stderr
-    from kvlab.server.notebook import bound_socket, models_by_name, uvicorn_config
+    from kvlab.server.notebook import models_by_name
     from kvlab.server.settings import Settings
 
     given = keys or tuple(filter(None, [os.environ.get("KVLAB_API_KEY")]))
+    body = parse_bytes(max_body)
     settings = Settings(
         host=host,
         port=port,
         api_keys=tuple(given),
+        admin_keys=admin_keys,
+        allow_origins=origins,
+        allow_hosts=hosts,
+        max_connections=max_connections,
         max_concurrency=max_concurrency,
         queue=queue,
         live_memory=parse_bytes(live_memory) if live_memory else None,
         model_memory=parse_bytes(model_memory) if model_memory else None,
         max_tokens=max_tokens,
-        max_body=parse_bytes(max_body),
+        max_body=body,
+        body_memory=max(body, Settings.body_memory),
         request_seconds=timeout,
         heartbeat=heartbeat,
         drain=drain,
@@ -81,24 +101,25 @@ def serve(
     shown, number = socket.getsockname()[:2]
     url = f"http://{f'[{shown}]' if ':' in shown else shown}:{number}"
 
-    class Announcing(uvicorn.Server):
-        async def startup(self, sockets: object = None) -> None:
+    class Announcing(HttpServer):
+        async def startup(self, sockets: Any = None) -> None:
             uvicorn_log = logging.getLogger("uvicorn.error")
             uvicorn_log.disabled = True  # a failed start is reported in one line, below
             try:
-                await super().startup(sockets)  # type: ignore[arg-type]
+                await super().startup(sockets)
             finally:
                 uvicorn_log.disabled = False
             if self.started:
+                gc.freeze()  # what has been loaded stays: collecting garbage need not look through it
                 click.echo(f"kvlab serves {parsed} at {url}")
                 sys.stdout.flush()
 
-        async def shutdown(self, sockets: object = None) -> None:
-            await super().shutdown(sockets)  # type: ignore[arg-type]
+        async def shutdown(self, sockets: Any = None) -> None:
+            await super().shutdown(sockets)
             self._captured_signals.clear()  # a requested stop ends with status 0
 
     try:
-        Announcing(uvicorn_config(app, settings)).run([socket])
+        Announcing(app, settings).run([socket])
     except SystemExit:  # uvicorn raises it when the start fails
         if app.state.failure is None:
             raise

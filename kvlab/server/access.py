@@ -1,30 +1,41 @@
-"""Access: API keys, the tenants they stand for, and origins of web pages."""
+"""Access: API keys, the tenants they stand for, and what each of them may see."""
 
 from __future__ import annotations
 
 import hashlib
 import hmac
 from collections.abc import Mapping, Sequence
-from urllib.parse import urlsplit
+from typing import NamedTuple
 
 from kvlab.server.errors import ApiError
-from kvlab.server.settings import is_loopback
 
 
-def tenant_of(headers: Mapping[str, str], keys: Sequence[str]) -> str:
-    """Return the tenant of a request: a salt made of its API key, so that keys never share KV; "" without keys.
+class Client(NamedTuple):
+    """Who sends a request. ``tenant`` is a salt made of its API key, so that keys never share KV; "" without keys.
 
-    Raises ApiError 401. Every key is compared, in constant time, so that response times reveal no key.
+    ``sees_all``: the requests and figures of every tenant, not only its own.
     """
-    if not keys:
-        return ""
+
+    tenant: str
+    sees_all: bool
+
+
+def client_of(headers: Mapping[str, str], keys: Sequence[str], admin_keys: Sequence[str] = ()) -> Client:
+    """Return the client of a request. Raises ApiError 401.
+
+    Who sees all: the admin keys; the only key where there is one; everyone where there is none. Every key is compared,
+    in constant time, so that response times reveal no key.
+    """
+    if not keys and not admin_keys:
+        return Client("", True)
     given = headers.get("x-api-key") or ""
     scheme, _, token = headers.get("authorization", "").partition(" ")
     if scheme.lower() == "bearer":
         given = token.strip()
     digest = _digest(given)
-    matches = [hmac.compare_digest(digest, _digest(key)) for key in keys]
-    if not any(matches):
+    is_user = _matches(digest, keys)
+    is_admin = _matches(digest, admin_keys)
+    if not is_user and not is_admin:
         what = "this API key is not known" if given else "an API key is needed"
         raise ApiError(
             401,
@@ -32,16 +43,12 @@ def tenant_of(headers: Mapping[str, str], keys: Sequence[str]) -> str:
             code="invalid_api_key",
             headers={"www-authenticate": "Bearer"},
         )
-    return hashlib.sha256(b"kvlab tenant\0" + digest).hexdigest()[:32]
+    is_alone = len({*keys, *admin_keys}) == 1
+    return Client(hashlib.sha256(b"kvlab tenant\0" + digest).hexdigest()[:32], is_admin or is_alone)
 
 
-def check_origin(headers: Mapping[str, str], host: str) -> None:
-    """Refuse requests from web pages of other sites. Raises ApiError 403."""
-    origin = headers.get("origin")
-    if not origin or not is_loopback(host):
-        return
-    if not is_loopback(urlsplit(origin).hostname or ""):
-        raise ApiError(403, f"requests from pages of {origin} are refused: this server is for its own machine")
+def _matches(digest: bytes, keys: Sequence[str]) -> bool:
+    return any([hmac.compare_digest(digest, _digest(key)) for key in keys])
 
 
 def _digest(key: str) -> bytes:

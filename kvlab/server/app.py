@@ -17,13 +17,17 @@ from kvlab.models import LoadedModel
 from kvlab.policies import Full, Policy
 from kvlab.server import kv_files, ops_routes
 from kvlab.server.anthropic import routes as anthropic_routes
+from kvlab.server.anthropic.types import CountRequest, MessagesRequest
+from kvlab.server.body_parsing import body_schemas
 from kvlab.server.errors import ApiError
 from kvlab.server.generation.model_pool import ModelPool
 from kvlab.server.generation.served_model import ServedModel
 from kvlab.server.http import AccessMiddleware
+from kvlab.server.limits import MAX_LOGGED_CHARS
 from kvlab.server.logs import log
 from kvlab.server.metrics import ServerMetrics
 from kvlab.server.openai import routes as openai_routes
+from kvlab.server.openai.types import ChatRequest, CompletionRequest
 from kvlab.server.service import Service
 from kvlab.server.settings import Settings
 from kvlab.version import __version__
@@ -63,13 +67,27 @@ def create_app(policy: Policy, sources: Mapping[str, str | Path | LoadedModel], 
     app.include_router(kv_files.router(service))
     app.include_router(ops_routes.router(service))
     _add_error_handlers(app)
+    _describe_bodies(app)
 
     def count_response(scope: Mapping[str, Any], status: int) -> None:
         route = scope.get("route")
-        metrics.requests.labels(getattr(route, "path", "other"), str(status)).inc()
+        metrics.responded(scope["state"]["client"].tenant, getattr(route, "path", "other"), status)
 
-    app.add_middleware(AccessMiddleware, settings=settings, count_response=count_response)
+    app.add_middleware(AccessMiddleware, settings=settings, bodies=service.bodies, count_response=count_response)
     return app
+
+
+def _describe_bodies(app: FastAPI) -> None:
+    """Add to the OpenAPI description the bodies that routes parse themselves."""
+    describe = app.openapi
+
+    def with_bodies() -> dict[str, Any]:
+        made = describe()
+        schemas = made.setdefault("components", {}).setdefault("schemas", {})
+        schemas |= body_schemas([ChatRequest, CompletionRequest, MessagesRequest, CountRequest])
+        return made
+
+    app.openapi = with_bodies  # type: ignore[method-assign]
 
 
 def _add_error_handlers(app: FastAPI) -> None:
@@ -91,15 +109,14 @@ def _add_error_handlers(app: FastAPI) -> None:
 
     @app.exception_handler(HTTPException)
     async def http_error(request: Request, error: HTTPException) -> JSONResponse:
-        messages = {404: f"no such path: {request.url.path}", 405: f"{request.method} is not answered here"}
+        messages = {
+            404: f"no such path: {request.url.path[:MAX_LOGGED_CHARS]}",
+            405: f"{request.method} is not answered here",
+        }
         message = messages.get(error.status_code, str(error.detail))
         return respond(request, ApiError(error.status_code, message, headers=error.headers))
 
-    @app.exception_handler(RecursionError)
-    async def nested_too_deeply(request: Request, error: RecursionError) -> JSONResponse:
-        return respond(request, ApiError(400, "the request is nested too deeply"))
-
     @app.exception_handler(Exception)
     async def internal_error(request: Request, error: Exception) -> JSONResponse:
-        log("failed", level=40, path=request.url.path, error=f"{type(error).__name__}")
+        log("failed", level=40, path=request.url.path[:MAX_LOGGED_CHARS], error=f"{type(error).__name__}")
         return respond(request, ApiError(500, "the server failed; its log says how"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -17,13 +18,25 @@ class ConcurrencyLimit:
         self._max_generations = settings.max_concurrency + settings.queue
         self._metrics = metrics
         self._generations = 0
-        self.closed = False
+        self.closing = asyncio.Event()
+
+    @property
+    def closed(self) -> bool:
+        """Whether the server shuts down: no new generations are admitted."""
+        return self.closing.is_set()
 
     @contextmanager
-    def admit(self, n: int) -> Iterator[None]:
-        """Count ``n`` generations while the block runs. Raises ApiError 429 when the queue is full, 503 at shutdown."""
+    def admit(self, n: int, tenant: str = "") -> Iterator[None]:
+        """Count ``n`` generations of a tenant while the block runs.
+
+        Raises ApiError 429 when the queue is full, 503 at shutdown, 400 for more than could ever run.
+        """
         if self.closed:
             raise ApiError(503, "the server is shutting down", headers={"retry-after": "10"})
+        if n > self._max_generations:
+            raise ApiError(
+                400, f"the request asks for {n} answers, and this server takes {self._max_generations}: send fewer"
+            )
         if self._generations + n > self._max_generations:
             raise ApiError(
                 429,
@@ -32,9 +45,9 @@ class ConcurrencyLimit:
                 headers={"retry-after": "1"},
             )
         self._generations += n
-        self._metrics.running.inc(n)
+        self._metrics.running(tenant, n)
         try:
             yield
         finally:
             self._generations -= n
-            self._metrics.running.dec(n)
+            self._metrics.running(tenant, -n)

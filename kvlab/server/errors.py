@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from kvlab.errors import KvlabError
+from kvlab.server.limits import MAX_ERROR_CHARS, MAX_NAME_CHARS
 
 OPENAI_ERROR_TYPES = {
     400: "invalid_request_error",
@@ -28,7 +29,7 @@ ANTHROPIC_ERROR_TYPES = OPENAI_ERROR_TYPES | {
 
 
 class ApiError(KvlabError):
-    """An error response. ``param`` names the wrong field, ``code`` is for programs."""
+    """An error response. ``param`` names the wrong field, ``code`` is for programs; what is quoted at length is cut."""
 
     def __init__(
         self,
@@ -39,11 +40,12 @@ class ApiError(KvlabError):
         param: str | None = None,
         headers: Mapping[str, str] | None = None,
     ) -> None:
+        message = _cut(message, MAX_ERROR_CHARS)
         super().__init__(message)
         self.status = status
         self.message = message
         self.code = code
-        self.param = param
+        self.param = None if param is None else _cut(param, MAX_NAME_CHARS)
         self.headers = dict(headers or {})
 
     def body(self, path: str) -> dict[str, Any]:
@@ -53,3 +55,7 @@ class ApiError(KvlabError):
             return {"type": "error", "error": {"type": kind, "message": self.message}}
         kind = OPENAI_ERROR_TYPES.get(self.status, "invalid_request_error")
         return {"error": {"message": self.message, "type": kind, "param": self.param, "code": self.code}}
+
+
+def _cut(text: str, most: int) -> str:
+    return text if len(text) <= most else text[: most - 1] + "…"

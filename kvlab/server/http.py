@@ -4,46 +4,74 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncGenerator, Coroutine, Mapping
-from contextlib import aclosing, suppress
+from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Mapping
+from contextlib import ExitStack, aclosing, suppress
 from typing import Any, TypeVar
 
+from starlette.datastructures import Headers
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from kvlab.server.access import check_origin, tenant_of
+from kvlab.server.access import Client, client_of
+from kvlab.server.body_reader import BodyReader
 from kvlab.server.errors import ApiError
+from kvlab.server.limits import MAX_LOGGED_CHARS
+from kvlab.server.logs import log
+from kvlab.server.origins import AllowedOrigins, CrossOriginMiddleware
 from kvlab.server.settings import Settings
 
 T = TypeVar("T")
 PATHS_WITHOUT_KEY = ("/health", "/", "/favicon.ico")
 """The dashboard is among them: it shows an empty page until its user enters a key."""
+ABORT_KEY = "kvlab.abort"
+"""Under this key, a request's scope has the function that closes its connection at once."""
 DETAILS_HEADER = "x-kvlab"
 """The request header that asks for the ``kvlab`` field; any value but 0."""
 
 
+class ClientStalled(OSError):
+    """The client has not read its answer for too long; its connection is closed."""
+
+
 class EventStream(Response):
-    """Server-sent events from an async generator, which is closed as soon as the client disconnects."""
+    """Server-sent events from an async generator, which is closed as soon as the client disconnects.
+
+    Args:
+        events: the encoded events.
+        deadline: the event loop's time at which the stream ends, whether the client has read it or not.
+        on_close: called at the end, also where ``events`` was never started.
+    """
 
     media_type = "text/event-stream"
 
-    def __init__(self, events: AsyncGenerator[bytes, None], headers: Mapping[str, str] | None = None) -> None:
-        super().__init__(headers={"cache-control": "no-cache", "x-accel-buffering": "no", **(headers or {})})
+    def __init__(
+        self,
+        events: AsyncGenerator[bytes, None],
+        *,
+        deadline: float | None = None,
+        on_close: Callable[[], Awaitable[None]] | None = None,
+    ) -> None:
+        super().__init__(headers={"cache-control": "no-cache", "x-accel-buffering": "no"})
         del self.headers["content-length"]
-        self._events = events
+        self._events, self._deadline, self._on_close = events, deadline, on_close
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         sender = asyncio.create_task(self._send_events(send))
         disconnected = asyncio.create_task(_disconnected(receive))
         try:
-            await asyncio.wait({sender, disconnected}, return_when=asyncio.FIRST_COMPLETED)
+            left = None if self._deadline is None else self._deadline - asyncio.get_running_loop().time()
+            ended, _ = await asyncio.wait({sender, disconnected}, timeout=left, return_when=asyncio.FIRST_COMPLETED)
         finally:
             for task in (sender, disconnected):
                 task.cancel()
             for task in (sender, disconnected):
                 with suppress(asyncio.CancelledError, OSError):
                     await task
+            if self._on_close is not None:
+                await self._on_close()
+        if not ended:
+            await close_connection(scope)
 
     async def _send_events(self, send: Send) -> None:
         async with aclosing(self._events) as events:
@@ -51,6 +79,14 @@ class EventStream(Response):
             async for chunk in events:
                 await send({"type": "http.response.body", "body": chunk, "more_body": True})
             await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+
+async def close_connection(scope: Scope) -> None:
+    """Close the connection of a request at once, and drop what its client has not read."""
+    abort = scope.get(ABORT_KEY)
+    if abort is not None:
+        abort()
+        await asyncio.sleep(0)  # the connection notes its end in the event loop's next turn
 
 
 async def until_disconnect(request: Request, work: Coroutine[Any, Any, T]) -> T:
@@ -80,64 +116,83 @@ def wants_details(request: Request) -> bool:
 
 
 class AccessMiddleware:
-    """ASGI middleware that checks keys, origins, sizes and times of requests before they are parsed."""
+    """ASGI middleware that checks origins, keys, sizes and times of requests before they are parsed.
 
-    def __init__(self, app: ASGIApp, settings: Settings, count_response: Any) -> None:
-        self._app, self._settings, self._count_response = app, settings, count_response
+    Args:
+        app: the application behind it.
+        settings: limits and keys.
+        bodies: reads the bodies.
+        count_response: called with the scope and the status of every response.
+    """
+
+    def __init__(
+        self, app: ASGIApp, settings: Settings, bodies: BodyReader, count_response: Callable[[Scope, int], None]
+    ) -> None:
+        self._app, self._settings, self._bodies, self._count_response = app, settings, bodies, count_response
+        self._origins = AllowedOrigins(settings.host, settings.allow_origins, settings.allow_hosts)
+        self._behind_origins = CrossOriginMiddleware(self._check_key_and_read, self._origins)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        request = Request(scope)
         status = 500
-        started = False
+        scope.setdefault("state", {})["client"] = Client("", False)
 
-        async def send_and_note_status(message: Message) -> None:
-            nonlocal status, started
+        async def send_in_time(message: Message) -> None:
+            nonlocal status
             if message["type"] == "http.response.start":
-                status, started = message["status"], True
-            await send(message)
+                status = message["status"]
+            try:
+                async with asyncio.timeout(self._settings.send_seconds):
+                    await send(message)
+            except TimeoutError:
+                log("stalled", path=scope["path"][:MAX_LOGGED_CHARS], seconds=self._settings.send_seconds)
+                await close_connection(scope)
+                raise ClientStalled from None
 
+        headers = Headers(scope=scope)
         try:
-            check_origin(request.headers, self._settings.host)
-            scope.setdefault("state", {})["tenant"] = (
-                "" if request.url.path in PATHS_WITHOUT_KEY else tenant_of(request.headers, self._settings.api_keys)
-            )
-            body = await self._body(request, receive)
-            await self._app(scope, _replay(body, receive), send_and_note_status)
+            self._origins.check(headers.get("origin"), headers.get("host"))
         except ApiError as error:
-            if started:
-                raise
-            response = JSONResponse(error.body(request.url.path), error.status, error.headers | {"connection": "close"})
-            await response(scope, receive, send_and_note_status)
+            await _respond_with(error, scope, receive, send_in_time)
+        else:
+            with suppress(ClientStalled):
+                await self._behind_origins(scope, receive, send_in_time)
         finally:
             self._count_response(scope, status)
 
-    async def _body(self, request: Request, receive: Receive) -> bytes:
-        """Read the whole body. Raises ApiError 400, 408 or 413."""
-        limit = self._settings.max_body
-        length = request.headers.get("content-length", "0")
-        if not length.isdigit() or int(length) > limit:
-            raise ApiError(413, f"the request is larger than {limit} bytes")
-        parts, size = [], 0
+    async def _check_key_and_read(self, scope: Scope, receive: Receive, send: Send) -> None:
+        request = Request(scope)
         try:
-            async with asyncio.timeout(self._settings.body_seconds):
-                while True:
-                    message = await receive()
-                    if message["type"] == "http.disconnect":
-                        raise ApiError(400, "the client left before its request was complete")
-                    parts.append(message.get("body", b""))
-                    size += len(parts[-1])
-                    if size > limit:
-                        raise ApiError(413, f"the request is larger than {limit} bytes")
-                    if not message.get("more_body"):
-                        return b"".join(parts)
-        except TimeoutError:
-            raise ApiError(408, "the request's body took too long to arrive") from None
+            if request.url.path not in PATHS_WITHOUT_KEY:
+                settings = self._settings
+                scope["state"]["client"] = client_of(request.headers, settings.api_keys, settings.admin_keys)
+            with ExitStack() as stack:
+                reservation = stack.enter_context(self._bodies.memory.reservation())
+                body = await self._bodies.read(request, receive, reservation)
+                scope["state"] |= {"body": body, "body_bytes": len(body)}
+                del body
+                reserved = stack.pop_all()
+        except ApiError as error:
+            await _respond_with(error, scope, receive, send)
+            return
+        with reserved:
+            await self._app(scope, _replay(scope, receive), send)
 
 
-def _replay(body: bytes, receive: Receive) -> Receive:
+async def _respond_with(error: ApiError, scope: Scope, receive: Receive, send: Send) -> None:
+    response = JSONResponse(error.body(scope["path"]), error.status, error.headers | {"connection": "close"})
+    await response(scope, receive, send)
+
+
+def take_body(scope: Scope) -> bytes:
+    """Return the body that was read, once: what is parsed is not held any longer."""
+    body: bytes = scope["state"].pop("body", b"")
+    return body
+
+
+def _replay(scope: Scope, receive: Receive) -> Receive:
     is_replayed = False
 
     async def again() -> Message:
@@ -145,7 +200,7 @@ def _replay(body: bytes, receive: Receive) -> Receive:
         if is_replayed:
             return await receive()
         is_replayed = True
-        return {"type": "http.request", "body": body, "more_body": False}
+        return {"type": "http.request", "body": take_body(scope), "more_body": False}
 
     return again
 

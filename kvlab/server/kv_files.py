@@ -40,7 +40,7 @@ def router(service: Service) -> APIRouter:
     @routes.get("")
     async def saved(request: Request) -> list[dict[str, Any]]:
         """List the files of this client."""
-        sizes = KVFolder(request.state.tenant).sizes()
+        sizes = KVFolder(request.state.client.tenant).sizes()
         return [{"filename": name, "bytes": size} for name, size in sizes.items()]
 
     @routes.post("/{slot}")
@@ -48,7 +48,7 @@ def router(service: Service) -> APIRouter:
         slot: str, action: Literal["save", "restore", "erase"], body: SlotRequest, request: Request
     ) -> dict[str, Any]:
         """Save the KV of an answer, restore a file into the store, or delete the file."""
-        tenant, began = request.state.tenant, time.perf_counter()
+        tenant, began = request.state.client.tenant, time.perf_counter()
         folder, file = KVFolder(tenant), body.filename
         fields: dict[str, Any] = {"id_slot": slot, "filename": body.filename}
         if action == "erase":
@@ -121,8 +121,7 @@ def _namespace_fields(space: Namespace) -> list[Any]:
 
 def _find_answer(service: Service, slot: str, tenant: str) -> tuple[str, list[int]]:
     """Return model and tokens of an answer of this tenant. Raises ApiError 404."""
-    mine = {key: value for key, value in service.recent.items() if value[2] == tenant}
-    found = mine.get(next(reversed(mine), "") if slot == "0" else slot)
+    found = service.recent.find(slot, tenant)
     if found is None:
-        raise ApiError(404, f"no recent answer {slot}; use the id of an answer, or 0 for the latest one")
-    return found[0], found[1]
+        raise ApiError(404, f"no recent answer {slot[:64]!r}; use the id of an answer, or 0 for the latest one")
+    return found

@@ -14,6 +14,8 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 
 from kvlab.decoder import Completion
 from kvlab.recording import events
+from kvlab.server.access import Client
+from kvlab.server.limited_gauges import LimitedGauges
 from kvlab.tiers import RAM, SSD, tiers, tiers_at_rest
 
 TTFT_BUCKETS_S = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
@@ -21,16 +23,11 @@ TPOT_BUCKETS_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1)
 MAX_LATEST_REQUESTS = 200
 
 
-class ServerMetrics:
-    """Counts requests, tokens and times; the dashboard and ``/metrics`` read the same numbers. Thread-safe."""
+class _Counters:
+    """The counters of all clients, or of one."""
 
-    def __init__(self, models: Mapping[str, Any]) -> None:
+    def __init__(self) -> None:
         self.registry = CollectorRegistry()
-        self._models = models
-        self._lock = threading.Lock()
-        self.latest: deque[dict[str, Any]] = deque(maxlen=MAX_LATEST_REQUESTS)
-        self.live: dict[str, dict[str, Any]] = {}
-        self.began = time.time()
         options: dict[str, Any] = {"registry": self.registry, "namespace": "kvlab"}
         self.requests = Counter("requests", "Answered HTTP requests.", ["path", "status"], **options)
         self.prompt = Counter("prompt_tokens", "Prompt tokens received.", **options)
@@ -40,30 +37,9 @@ class ServerMetrics:
         self.finished = Counter("finished", "Generations by how they ended.", ["reason"], **options)
         self.ttft = Histogram("ttft_seconds", "Time to first token.", buckets=TTFT_BUCKETS_S, **options)
         self.tpot = Histogram("tpot_seconds", "Mean time per later token.", buckets=TPOT_BUCKETS_S, **options)
-        self.evicted_rows = Counter("evicted_rows", "Rows that retention dropped from live KV.", **options)
         self.running = Gauge("running", "Generations running or waiting in the decoder.", **options)
-        self.registry.register(_StoreCollector(models))
-
-    def emit(self, event: events.Event) -> None:
-        """Count the rows of an eviction; called by the decoder. Other numbers come with the completion."""
-        if isinstance(event, events.Evicted):
-            self.evicted_rows.inc(int((event.positions >= 0).sum()))
-
-    def began_request(self, request: str, facts: Mapping[str, Any], tokens: Callable[[], int]) -> None:
-        """Note that a request runs; ``tokens`` counts those it has generated so far."""
-        with self._lock:
-            self.live[request] = {"id": request, "began": time.time(), "tokens": tokens, **facts}
-
-    def ended_request(self, request: str, facts: Mapping[str, Any]) -> None:
-        """Move a request from the running to the latest ones."""
-        with self._lock:
-            begun = self.live.pop(request, None)
-            if begun is None:
-                return
-            self.latest.append({**begun, **facts, "seconds": round(time.time() - begun["began"], 4)})
 
     def completed(self, completion: Completion, tokens: int, reason: str) -> None:
-        """Count one generation."""
         self.prompt.inc(completion.prompt_tokens)
         self.generated.inc(tokens)
         for tier, count in completion.cached_by_tier.items():
@@ -75,10 +51,6 @@ class ServerMetrics:
             self.ttft.observe(completion.ttft_ms / 1e3)
         if completion.itl_ms:
             self.tpot.observe(completion.tpot_ms / 1e3)
-
-    def prometheus_text(self) -> bytes:
-        """Return all metrics in Prometheus' text format."""
-        return generate_latest(self.registry)
 
     def totals(self) -> dict[str, Any]:
         """Return all metrics by name; one with labels as a mapping from label to value."""
@@ -94,11 +66,79 @@ class ServerMetrics:
                     totals[name] = sample.value
         return totals
 
-    def state(self) -> dict[str, Any]:
-        """Return the state that the dashboard shows."""
+
+class ServerMetrics:
+    """Counts requests, tokens and times; the dashboard and ``/metrics`` read the same numbers. Thread-safe.
+
+    Every client's numbers are kept apart as well. A :class:`~kvlab.server.access.Client` that does not see all is shown
+    its own requests and counters: no other client's, and no sizes of stores and memories that all clients share.
+    """
+
+    def __init__(self, models: Mapping[str, Any]) -> None:
+        self._models = models
+        self._lock = threading.Lock()
+        self._all = _Counters()
+        self._of_tenant: dict[str, _Counters] = {}
+        self._latest: dict[str, deque[dict[str, Any]]] = {}
+        self._live: dict[str, tuple[str, dict[str, Any]]] = {}
+        self.began = time.time()
+        self.evicted_rows = Counter(
+            "evicted_rows", "Rows that retention dropped from live KV.", registry=self._all.registry, namespace="kvlab"
+        )
+        self.limited = LimitedGauges()
+        self._all.registry.register(self.limited)
+        self._all.registry.register(_StoreCollector(models))
+
+    def emit(self, event: events.Event) -> None:
+        """Count the rows of an eviction; called by the decoder. Other numbers come with the completion."""
+        if isinstance(event, events.Evicted):
+            self.evicted_rows.inc(int((event.positions >= 0).sum()))
+
+    def responded(self, tenant: str, path: str, status: int) -> None:
+        """Count one HTTP response."""
+        for counters in self._counters(tenant):
+            counters.requests.labels(path, str(status)).inc()
+
+    def running(self, tenant: str, change: int) -> None:
+        """Count generations that begin, or end where ``change`` is negative."""
+        for counters in self._counters(tenant):
+            counters.running.inc(change)
+
+    def completed(self, tenant: str, completion: Completion, tokens: int, reason: str) -> None:
+        """Count one generation."""
+        for counters in self._counters(tenant):
+            counters.completed(completion, tokens, reason)
+
+    def began_request(self, request: str, tenant: str, facts: Mapping[str, Any], tokens: Callable[[], int]) -> None:
+        """Note that a request runs; ``tokens`` counts those it has generated so far."""
         with self._lock:
-            live = [{**row, "tokens": row["tokens"]()} for row in self.live.values()]
-            latest = list(self.latest)
+            self._live[request] = (tenant, {"id": request, "began": time.time(), "tokens": tokens, **facts})
+
+    def ended_request(self, request: str, facts: Mapping[str, Any]) -> None:
+        """Move a request from the running to the latest ones."""
+        with self._lock:
+            tenant, begun = self._live.pop(request, ("", None))
+            if begun is None:
+                return
+            latest = self._latest.setdefault(tenant, deque(maxlen=MAX_LATEST_REQUESTS))
+            latest.append({**begun, **facts, "seconds": round(time.time() - begun["began"], 4)})
+
+    def prometheus_text(self, client: Client) -> bytes:
+        """Return the metrics that a client sees in Prometheus' text format."""
+        return generate_latest(self._shown(client).registry)
+
+    def state(self, client: Client) -> dict[str, Any]:
+        """Return the state that the dashboard shows to a client."""
+        with self._lock:
+            running = [row for tenant, row in self._live.values() if client.sees_all or tenant == client.tenant]
+            live = [{**row, "tokens": row["tokens"]()} for row in running]
+            ended = [
+                row
+                for tenant, rows in self._latest.items()
+                for row in rows
+                if client.sees_all or tenant == client.tenant
+            ]
+        latest = sorted(ended, key=lambda row: row["began"] + row["seconds"])[-MAX_LATEST_REQUESTS:]
         models = [
             {"name": name, "policy": str(model.policy), "context": model.context, "bytes": model.nbytes}
             for name, model in list(self._models.items())
@@ -109,10 +149,21 @@ class ServerMetrics:
             "now": now,
             "models": models,
             "tiers": [dataclasses.asdict(tier) for tier in tiers()],
+            "sees_all": client.sees_all,
             "live": live,
             "latest": latest[::-1],
-            "totals": self.totals(),
+            "totals": self._shown(client).totals(),
         }
+
+    def _counters(self, tenant: str) -> tuple[_Counters, ...]:
+        return (self._all, self._own(tenant)) if tenant else (self._all,)
+
+    def _shown(self, client: Client) -> _Counters:
+        return self._all if client.sees_all else self._own(client.tenant)
+
+    def _own(self, tenant: str) -> _Counters:
+        with self._lock:  # tenants stand for keys that the server knows: there are few
+            return self._of_tenant.setdefault(tenant, _Counters())
 
 
 class _StoreCollector:

@@ -13,10 +13,11 @@ from typing import Any
 from kvlab.errors import KvlabError
 from kvlab.models import BUNDLED, LoadedModel
 from kvlab.policies import Module, Policy, parse_bytes
+from kvlab.server.listening_socket import bound_socket
 from kvlab.server.settings import Settings
 
 Source = str | Path | LoadedModel
-SIZE_SETTINGS = ("live_memory", "model_memory", "max_body")
+SIZE_SETTINGS = ("live_memory", "model_memory", "max_body", "body_memory")
 
 
 def serve(
@@ -49,9 +50,8 @@ class Handle:
     """A running server. ``url`` is its address; :meth:`stop` ends it. A context manager."""
 
     def __init__(self, policy: Policy, models: Mapping[str, Source], settings: Settings) -> None:
-        import uvicorn
-
         from kvlab.server.app import create_app
+        from kvlab.server.http_server import HttpServer
 
         self.policy, self.settings = policy, settings
         self.models = tuple(models)
@@ -59,7 +59,7 @@ class Handle:
         host, port = self._socket.getsockname()[:2]
         self.url = f"http://{f'[{host}]' if ':' in host else host}:{port}"
         self.app = create_app(policy, models, settings)
-        self._server = uvicorn.Server(uvicorn_config(self.app, settings))
+        self._server = HttpServer(self.app, settings)
         self._error: BaseException | None = None
         self._thread = threading.Thread(target=self._run, name="kvlab-server", daemon=True)
         self._thread.start()
@@ -96,7 +96,7 @@ class Handle:
         running = self._thread.is_alive()
         link = f'<a href="{self.url}" target="_blank">{self.url}</a>' if running else f"<s>{self.url}</s>"
         base = f"{self.url}/v1"
-        key = "KEY" if self.settings.api_keys else "-"
+        key = "KEY" if self.settings.keys else "-"
         return (
             f"<div><b>kvlab server</b> {link} · {'running' if running else 'stopped'}<br>"
             f"policy <code>{html.escape(str(self.policy))}</code> · models "
@@ -125,34 +125,3 @@ def models_by_name(models: list[Source]) -> dict[str, Source]:
             raise KvlabError(f"two models are called {name}; rename one folder")
         made[name] = model
     return made
-
-
-def bound_socket(host: str, port: int) -> Any:
-    """Bind a socket, so that the address is known before the server runs. Raises KvlabError when it is in use."""
-    import socket
-
-    try:
-        family, kind, proto, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-        made = socket.socket(family, kind, proto)
-        made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        made.bind(address)
-        made.listen(2048)
-    except OSError as error:
-        raise KvlabError(f"cannot listen on {host}:{port}: {error.strerror or error}; choose another --port") from error
-    return made
-
-
-def uvicorn_config(app: Any, settings: Settings) -> Any:
-    """Configure uvicorn: no log of its own, a backlog for many connections, a shutdown that waits."""
-    import uvicorn
-
-    return uvicorn.Config(
-        app,
-        log_config=None,
-        access_log=False,
-        lifespan="on",
-        backlog=2048,
-        timeout_keep_alive=30,
-        timeout_graceful_shutdown=max(1, round(settings.drain)),
-        server_header=False,
-    )

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator
+from contextlib import suppress
 from importlib.resources import files
 from typing import Any
 
-from fastapi import APIRouter
+from fastapi import APIRouter, Request
 from fastapi.responses import HTMLResponse, JSONResponse, Response
 
+from kvlab.server.errors import ApiError
 from kvlab.server.http import EventStream, sse
+from kvlab.server.limits import MAX_FOLLOWERS
 from kvlab.server.service import Service
 
 PAGE_HEADERS = {
@@ -22,6 +25,7 @@ PAGE_HEADERS = {
 def router(service: Service) -> APIRouter:
     """Make the routes over ``service``."""
     routes = APIRouter()
+    followers = 0
 
     @routes.get("/health")
     async def health() -> dict[str, Any]:
@@ -31,9 +35,10 @@ def router(service: Service) -> APIRouter:
         return {"status": "ok", "models": list(service.pool.open)}
 
     @routes.get("/metrics")
-    async def metrics() -> Response:
-        """Return all metrics for Prometheus."""
-        return Response(service.metrics.prometheus_text(), media_type="text/plain; version=0.0.4; charset=utf-8")
+    async def metrics(request: Request) -> Response:
+        """Return the metrics that this client sees for Prometheus."""
+        text = service.metrics.prometheus_text(request.state.client)
+        return Response(text, media_type="text/plain; version=0.0.4; charset=utf-8")
 
     @routes.get("/", response_class=HTMLResponse, include_in_schema=False)
     async def dashboard() -> HTMLResponse:
@@ -41,19 +46,29 @@ def router(service: Service) -> APIRouter:
         return HTMLResponse(page, headers=PAGE_HEADERS)
 
     @routes.get("/kvlab/state")
-    async def state() -> JSONResponse:
-        """Return the state that the dashboard shows."""
-        return JSONResponse(service.metrics.state())
+    async def state(request: Request) -> JSONResponse:
+        """Return the state that the dashboard shows to this client."""
+        return JSONResponse(service.metrics.state(request.state.client))
 
     @routes.get("/kvlab/events", include_in_schema=False)
-    async def state_events() -> Response:
-        """Send that state every second, as server-sent events."""
+    async def state_events(request: Request) -> Response:
+        """Send that state every second, as server-sent events, until the server shuts down."""
+        nonlocal followers
+        if followers >= MAX_FOLLOWERS:
+            raise ApiError(429, f"{followers} clients follow the state, and no more may; read /kvlab/state")
+        followers += 1
+
+        async def leave() -> None:
+            nonlocal followers
+            followers -= 1
 
         async def states() -> AsyncGenerator[bytes, None]:
             while not service.limit.closed:
-                yield sse(service.metrics.state())
-                await asyncio.sleep(1)
+                yield sse(service.metrics.state(request.state.client))
+                with suppress(TimeoutError):
+                    async with asyncio.timeout(1):
+                        await service.limit.closing.wait()
 
-        return EventStream(states())
+        return EventStream(states(), on_close=leave)
 
     return routes

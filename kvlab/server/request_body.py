@@ -4,6 +4,8 @@ from typing import Annotated, Any
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 
+from kvlab.server.limits import MAX_NAME_CHARS
+
 MAX_COUNT = 2**31
 
 
@@ -44,5 +46,7 @@ Repetition = Annotated[Annotated[float, Field(ge=0, le=10)] | None, AfterValidat
 """Factor of the repetition penalty; 0 stands for none, as 1 does."""
 Seed = Annotated[Annotated[int, Field(ge=-(2**63), lt=2**64)] | None, AfterValidator(_drawn_at_minus_one)]
 """-1 stands for a seed that the server draws."""
-ToolChoiceField = Annotated[str | dict[str, Any] | None, BeforeValidator(_known_choice)]
+ToolChoiceField = Annotated[
+    Annotated[str, Field(max_length=MAX_NAME_CHARS)] | dict[str, Any] | None, BeforeValidator(_known_choice)
+]
 """A word or an object in any protocol's form; :func:`kvlab.server.generation.tool_choice.choose_tools` reads it."""

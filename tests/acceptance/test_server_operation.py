@@ -29,12 +29,19 @@ from tests.helpers import random_model_folder
 from tests.server_kit import Endpoint, Local, Served, chat, endless
 
 KEYS = {"authorization": "Bearer first"}
+ADMIN = {"authorization": "Bearer admin"}
 
 
 @pytest.fixture(scope="module")
 def keyed(bundled) -> Iterator[Local]:
-    """A server with two keys, few places and small limits."""
-    settings = {"api_keys": ("first", "second"), "max_concurrency": 2, "queue": 2, "max_body": 300_000}
+    """A server with three keys, few places and small limits."""
+    settings = {
+        "api_keys": ("first", "second"),
+        "admin_keys": ("admin",),
+        "max_concurrency": 2,
+        "queue": 2,
+        "max_body": 300_000,
+    }
     with Local("paged", bundled, **settings, heartbeat=0.2, request_seconds=30, prefill_step=64) as server:
         yield server
 
@@ -110,7 +117,7 @@ def idle(server: Endpoint, seconds: float = 10) -> dict:
     """Wait until nothing runs; the totals then. Fails when something still does."""
     until = time.time() + seconds
     while time.time() < until:
-        totals = server.get("/kvlab/state", headers=KEYS).json()["totals"]
+        totals = server.get("/kvlab/state", headers=ADMIN).json()["totals"]
         if totals["running"] == 0 and totals["live_bytes"] == totals["warm_bytes"]:
             return totals
         time.sleep(0.05)
@@ -174,8 +181,8 @@ def test_requests_have_a_time_limit(bundled):
 
 
 def test_the_dashboard_shows_what_metrics_say(keyed):
-    text = keyed.get("/metrics", headers=KEYS).text
-    totals = keyed.get("/kvlab/state", headers=KEYS).json()["totals"]
+    text = keyed.get("/metrics", headers=ADMIN).text
+    totals = keyed.get("/kvlab/state", headers=ADMIN).json()["totals"]
     for name in ("prompt_tokens_total", "generated_tokens_total", "running", "ttft_seconds_count"):
         assert float(re.search(rf"^kvlab_{name} (\S+)$", text, re.M).group(1)) == totals[name]
     for reason, number in totals["misses_total"].items():

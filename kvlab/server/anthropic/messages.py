@@ -19,12 +19,12 @@ class MessageResponse:
     """The answer to one request: whole, or as the events of a stream."""
 
     def __init__(self, session: GenerationSession, *, details: bool) -> None:
-        self._session, self._details = session, details
+        self.session, self._details = session, details
 
     async def whole(self) -> dict[str, Any]:
         """Return the complete message."""
         content: list[dict[str, Any]] = []
-        async with self._session as session:
+        async with self.session as session:
             async for event in session.events():
                 if isinstance(event, ChoiceEnd):
                     return {**self._message(), "content": content, **self._reason(event), **self._usage(event)}
@@ -40,7 +40,7 @@ class MessageResponse:
     async def stream(self) -> AsyncGenerator[bytes, None]:
         """Yield server-sent events; an error in the middle becomes an event."""
         open_kind, index = "", -1
-        async with self._session as session:
+        async with self.session as session:
             try:
                 start = self._message() | {"content": [], "stop_reason": None, "stop_sequence": None}
                 tokens = sum(len(request.prompt.ids) for request in session.requests)
@@ -73,10 +73,10 @@ class MessageResponse:
 
     def _message(self) -> dict[str, Any]:
         return {
-            "id": self._session.request_id,
+            "id": self.session.request_id,
             "type": "message",
             "role": "assistant",
-            "model": self._session.model.name,
+            "model": self.session.model.name,
         }
 
     def _tool_use(self, event: ToolCallEvent) -> dict[str, Any]:
@@ -98,7 +98,7 @@ class MessageResponse:
             }
         }
         if self._details:
-            fields["kvlab"] = {"policy": str(self._session.model.policy), **completion_details(event)}
+            fields["kvlab"] = {"policy": str(self.session.model.policy), **completion_details(event)}
         return fields
 
 

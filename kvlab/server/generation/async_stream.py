@@ -7,6 +7,7 @@ from collections import deque
 from collections.abc import Callable
 
 from kvlab.decoder import Stream
+from kvlab.server.limits import MAX_UNSENT_TOKENS
 
 
 class AsyncTokenStream:
@@ -16,11 +17,18 @@ class AsyncTokenStream:
         stream: the decoder's stream of one request.
         on_token: called with every token, and with None at the end, before the coroutine gets it; usually on the
             decoder's thread.
+        max_unsent: tokens that may wait for the coroutine; with more, the request is cancelled and ``overflowed`` set.
     """
 
-    def __init__(self, stream: Stream, on_token: Callable[[int | None], None] | None = None) -> None:
+    def __init__(
+        self,
+        stream: Stream,
+        on_token: Callable[[int | None], None] | None = None,
+        max_unsent: int = MAX_UNSENT_TOKENS,
+    ) -> None:
         self.stream = stream
-        self._on_token = on_token
+        self.overflowed = False
+        self._on_token, self._max_unsent = on_token, max_unsent
         self._loop = asyncio.get_running_loop()
         self._tokens: deque[int | None] = deque()
         self._has_tokens = asyncio.Event()
@@ -44,7 +52,11 @@ class AsyncTokenStream:
     def _receive(self, token: int | None) -> None:  # on the decoder's thread
         if self._on_token is not None:
             self._on_token(token)
-        self._tokens.append(token)
+        if token is not None and len(self._tokens) >= self._max_unsent:
+            self.overflowed = True
+            self.stream.cancel()  # nothing is dropped but what comes after: the client gets an error
+        elif not self.overflowed or token is None:
+            self._tokens.append(token)
         if not self._wakeup_is_scheduled:  # one call for all tokens that arrive before the event loop runs it
             self._wakeup_is_scheduled = True
             try:

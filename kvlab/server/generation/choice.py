@@ -66,9 +66,10 @@ class Choice:
             ended = False
             while not ended:
                 try:
-                    batch = await self._token_stream.next_batch(heartbeat)
+                    left = deadline - asyncio.get_running_loop().time()
+                    batch = await self._token_stream.next_batch(max(0.0, min(heartbeat, left)))
                 except TimeoutError:
-                    if asyncio.get_running_loop().time() > deadline:
+                    if asyncio.get_running_loop().time() >= deadline:
                         raise ApiError(408, "the request took longer than this server allows") from None
                     yield Heartbeat()
                     continue
@@ -80,6 +81,8 @@ class Choice:
                             yield event
                 if self._parser.stopped is not None:
                     self.cancel()
+                if self._token_stream.overflowed:
+                    raise ApiError(408, "the client reads its answer too slowly")
                 if asyncio.get_running_loop().time() > deadline and not ended:
                     raise ApiError(408, "the request took longer than this server allows")
             completion = self._completion()

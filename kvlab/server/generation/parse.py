@@ -8,9 +8,8 @@ from typing import Any
 from kvlab.server.errors import ApiError
 from kvlab.server.generation.request import GenerationRequest
 from kvlab.server.generation.served_model import ServedModel
+from kvlab.server.limits import MAX_STOP_STRINGS
 from kvlab.server.settings import Settings
-
-MAX_STOP_STRINGS = 16
 
 
 def chat_request(

@@ -15,7 +15,10 @@ from kvlab.server.generation.answer_memory import AnswerMemory, Known
 from kvlab.server.generation.chat_template import ChatTemplate
 from kvlab.server.generation.conversation import Message, TemplateMessage, canonical, key_parts, merged_answer
 from kvlab.server.generation.thinking import thinking_markers
+from kvlab.server.limits import MAX_CHARS_PER_TOKEN
 
+UNKNOWN_CONTEXT = 1 << 20
+"""Tokens that a context is taken to have where none is known."""
 MIN_ROOM_SHARE = 8
 """One part in so many of the context is left for an answer before thinking that a template drops is dropped."""
 
@@ -54,7 +57,7 @@ class RenderedPrompt:
 
 
 class PromptCache:
-    """Renders conversations of one model, and remembers its answers. Thread-safe.
+    """Renders conversations of one model, and remembers its answers. Thread-safe. ``context`` is in tokens.
 
     Chat templates do not render every answer as it was generated: spacing in arguments differs, thinking is left out,
     text splits into other tokens. Each difference would end the common prefix. So an answer is found by the
@@ -71,6 +74,7 @@ class PromptCache:
         self.template = ChatTemplate(loaded)
         self._loaded, self._context = loaded, context
         self._thinking = thinking_markers(loaded.tokenizer)
+        self._max_chars = (context or UNKNOWN_CONTEXT) * MAX_CHARS_PER_TOKEN
         template = loaded.tokenizer.chat_template if loaded.tokenizer.has_chat_template else ""
         self._model = json.dumps([loaded.fingerprint, str(template)])
 
@@ -109,7 +113,14 @@ class PromptCache:
         return self.template.text(canonical(messages), tools, options or {}, generation)
 
     def encode(self, text: str) -> list[int]:
-        """Encode ``text`` as token ids. Raises ApiError 400 for invalid Unicode."""
+        """Encode ``text`` as token ids. Raises ApiError 400 for invalid Unicode, and for what no context could hold."""
+        if len(text) > self._max_chars:  # found out before the work of encoding it
+            raise ApiError(
+                400,
+                f"the prompt has {len(text)} characters, and the model's context is {self._context} tokens: shorten it",
+                code="context_length_exceeded",
+                param="messages",
+            )
         try:
             return self._loaded.encode(text)
         except (UnicodeError, TypeError, KvlabError) as error:

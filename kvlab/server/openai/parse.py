@@ -134,6 +134,12 @@ def _logit_bias(given: Mapping[str, float], vocabulary: int) -> tuple[tuple[int,
     return bias
 
 
+def count_prompts(prompt: str | list[str] | list[int] | list[list[int]]) -> int:
+    """Return the number of prompts of a plain completion; at least one, also where there is none to answer."""
+    is_one = isinstance(prompt, str) or all(isinstance(item, int) for item in prompt[:1])
+    return 1 if is_one else len(prompt)
+
+
 def _prompts(prompt: str | list[str] | list[int] | list[list[int]], model: ServedModel) -> list[list[int]]:
     if isinstance(prompt, str):
         return [model.prompts.encode(prompt)]

@@ -40,7 +40,7 @@ class ResponseShape:
     """Writes text, calls and ends in the form of one endpoint."""
 
     def __init__(self, session: GenerationSession, *, details: bool) -> None:
-        self._session, self._details = session, details
+        self.session, self._details = session, details
         self._head = {"id": session.request_id, "created": int(time.time()), "model": session.model.name}
 
     def head(self, chunk: bool) -> dict[str, Any]:
@@ -62,13 +62,13 @@ class ResponseShape:
     def details(self, ended: list[ChoiceEnd]) -> dict[str, Any]:
         if not self._details or not ended:
             return {}
-        return {"kvlab": {"policy": str(self._session.model.policy), **completion_details(ended[0])}}
+        return {"kvlab": {"policy": str(self.session.model.policy), **completion_details(ended[0])}}
 
     async def answer(self) -> dict[str, Any]:
         """Return the complete answer."""
         ended: dict[int, ChoiceEnd] = {}
         events: dict[int, list[TextDelta | ToolCallEvent]] = {}
-        async with self._session as session:
+        async with self.session as session:
             async for event in session.events():
                 if isinstance(event, ChoiceEnd):
                     ended[event.index] = event
@@ -81,7 +81,7 @@ class ResponseShape:
     async def stream(self, *, with_usage: bool) -> AsyncGenerator[bytes, None]:
         """Yield server-sent events, the last one ``[DONE]``; an error in the middle becomes an event."""
         head, ended, opened = self.head(True), [], set()
-        async with self._session as session:
+        async with self.session as session:
             try:
                 async for event in session.events():
                     if not isinstance(event, TextDelta | ToolCallEvent | ChoiceEnd):
@@ -153,7 +153,7 @@ class ChatResponse(ResponseShape):
 
     def _logprob(self, token: int, entry: TokenLogprob) -> dict[str, Any]:
         def one(token: int, logprob: float) -> dict[str, Any]:
-            raw = self._session.model.token_bytes.of(token)
+            raw = self.session.model.token_bytes.of(token)
             return {"token": shown(raw), "logprob": finite(logprob), "bytes": list(raw)}
 
         top = [one(*item) for item in entry.top if item[1] > float("-inf")]
@@ -196,13 +196,13 @@ class CompletionResponse(ResponseShape):
     def _prompt(self, index: int) -> str:
         request = next(
             request
-            for request in self._session.requests
+            for request in self.session.requests
             if request.first_index <= index < request.first_index + request.n
         )
-        return self._session.model.loaded.decode(request.prompt.ids)
+        return self.session.model.loaded.decode(request.prompt.ids)
 
     def _logprobs(self, index: int, event: TextDelta) -> dict[str, list[Any]]:
-        raw = self._session.model.token_bytes.of
+        raw = self.session.model.token_bytes.of
         tokens = [raw(token) for token, _ in event.tokens]
         decoder = self._decoders.setdefault(index, codecs.getincrementaldecoder("utf-8")("replace"))
         begins, self._offset[index] = offsets(tokens, decoder, self._offset.get(index, 0))

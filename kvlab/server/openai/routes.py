@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import secrets
 from typing import Any
 
 from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse, Response
 
+from kvlab.server.body_parsing import described_body
 from kvlab.server.generation.request import GenerationRequest
 from kvlab.server.generation.served_model import ServedModel
 from kvlab.server.http import EventStream, until_disconnect, wants_details
-from kvlab.server.openai.parse import parse_chat, parse_completions
+from kvlab.server.openai.parse import count_prompts, parse_chat, parse_completions
 from kvlab.server.openai.responses import ChatResponse, CompletionResponse, ResponseShape
 from kvlab.server.openai.types import ChatRequest, CompletionRequest
 from kvlab.server.service import Service
@@ -21,28 +21,33 @@ def router(service: Service) -> APIRouter:
     """Make the routes over ``service``."""
     routes = APIRouter(prefix="/v1")
 
-    @routes.post("/chat/completions")
-    async def chat_completions(body: ChatRequest, request: Request) -> Response:
+    @routes.post("/chat/completions", openapi_extra=described_body(ChatRequest))
+    async def chat_completions(request: Request) -> Response:
         """Answer a conversation."""
+        labels = service.labels(request, "chatcmpl-")
+        body = await service.read_body(ChatRequest, request)
 
         async def open_response() -> ResponseShape:
             def parse(model: ServedModel) -> list[GenerationRequest]:
-                return parse_chat(body, model, service.settings, request.state.tenant)
+                return parse_chat(body, model, service.settings, labels.tenant)
 
-            session = await service.open(body.model, parse, **_request_labels(request, "chatcmpl"))
+            session = await service.open(body.model, parse, places=body.n or 1, labels=labels)
             return ChatResponse(session, details=wants_details(request))
 
         return await _respond(body, request, open_response)
 
-    @routes.post("/completions")
-    async def completions(body: CompletionRequest, request: Request) -> Response:
+    @routes.post("/completions", openapi_extra=described_body(CompletionRequest))
+    async def completions(request: Request) -> Response:
         """Continue one or more prompts."""
+        labels = service.labels(request, "cmpl-")
+        body = await service.read_body(CompletionRequest, request)
 
         async def open_response() -> ResponseShape:
             def parse(model: ServedModel) -> list[GenerationRequest]:
                 return parse_completions(body, model, service.settings)
 
-            session = await service.open(body.model, parse, **_request_labels(request, "cmpl"))
+            places = count_prompts(body.prompt) * (body.n or 1)
+            session = await service.open(body.model, parse, places=places, labels=labels)
             return CompletionResponse(session, details=wants_details(request), echo=bool(body.echo))
 
         return await _respond(body, request, open_response)
@@ -65,7 +70,8 @@ async def _respond(body: ChatRequest | CompletionRequest, request: Request, open
         # Errors before the first token are plain responses; the stream begins once the request is admitted.
         response = await until_disconnect(request, open_response())
         with_usage = body.stream_options is not None and body.stream_options.include_usage
-        return EventStream(response.stream(with_usage=with_usage))
+        events, session = response.stream(with_usage=with_usage), response.session
+        return EventStream(events, deadline=session.send_deadline, on_close=session.aclose)
 
     async def whole() -> dict[str, Any]:
         response = await open_response()
@@ -73,14 +79,6 @@ async def _respond(body: ChatRequest | CompletionRequest, request: Request, open
         return answer
 
     return JSONResponse(await until_disconnect(request, whole()))
-
-
-def _request_labels(request: Request, kind: str) -> dict[str, str]:
-    return {
-        "request_id": f"{kind}-{secrets.token_hex(12)}",
-        "tenant": request.state.tenant,
-        "path": request.url.path,
-    }
 
 
 def _model(service: Service, name: str) -> dict[str, Any]:

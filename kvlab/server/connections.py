@@ -1,0 +1,199 @@
+"""Connections: how many, how long each may take to say what it wants, and in how large a header."""
+
+from __future__ import annotations
+
+import asyncio
+import resource
+from typing import Any
+
+import h11
+from starlette.types import Receive, Scope, Send
+from uvicorn.protocols.http.h11_impl import H11Protocol
+
+from kvlab.server.http import ABORT_KEY
+from kvlab.server.limits import MAX_HEADER_BYTES
+from kvlab.server.settings import Settings
+
+FREE_CHUNKS = 1_000
+MIN_BYTES_PER_CHUNK = 256
+"""A body may arrive in FREE_CHUNKS pieces and one more for so many bytes: each costs the event loop time."""
+CLOSING_SECONDS = 1.0
+"""At shutdown, so long an idle connection may take to send what is left of its last answer."""
+HANDLES_FOR_THE_REST = 256
+"""File handles that connections leave to stores, models and logs."""
+
+
+def connection_limit(settings: Settings) -> int:
+    """Return how many connections may be open: the setting, or what this process's file handles allow."""
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft == resource.RLIM_INFINITY:
+        return settings.max_connections
+    return min(settings.max_connections, max(soft // 2, soft - HANDLES_FOR_THE_REST))
+
+
+class Connections:
+    """The open connections of a server, the one that has waited for longest first. One event loop.
+
+    Args:
+        settings: the limits.
+        limit: most connections.
+    """
+
+    def __init__(self, settings: Settings, limit: int) -> None:
+        self.settings, self.limit = settings, limit
+        self._open: dict[HttpProtocol, None] = {}
+
+    def __len__(self) -> int:
+        return len(self._open)
+
+    def add(self, connection: HttpProtocol) -> None:
+        """Note a new connection.
+
+        Beyond the limit one is closed: the longest idle one, else the one whose request has been incomplete for
+        longest, else the new one.
+        """
+        if len(self._open) >= self.limit:
+            idle = (other for other in self._open if other.is_idle)
+            incomplete = (other for other in self._open if other.is_incomplete)
+            closed = next(idle, None) or next(incomplete, None)
+            if closed is None:
+                connection.abort()
+                return
+            self.discard(closed)
+            closed.abort()
+        self._open[connection] = None
+
+    def discard(self, connection: HttpProtocol) -> None:
+        """Forget a connection."""
+        self._open.pop(connection, None)
+
+    def renew(self, connection: HttpProtocol) -> None:
+        """Note that a connection was of use: it is the last one to be closed."""
+        if connection in self._open:
+            del self._open[connection]
+            self._open[connection] = None
+
+    def protocol(self, **arguments: Any) -> HttpProtocol:
+        """Make the protocol of a new connection; called by uvicorn with its own arguments."""
+        return HttpProtocol(self, **arguments)
+
+
+class HttpProtocol(H11Protocol):
+    """uvicorn's protocol, with a deadline for headers, and a way to close a connection whose client does not read."""
+
+    def __init__(self, owner: Connections, **arguments: Any) -> None:
+        super().__init__(**arguments)
+        self._owner = owner
+        self._header_timer: asyncio.TimerHandle | None = None
+        self.conn = _BoundedH11()
+        self._served_app = self.app
+        self.app = self._run_app  # type: ignore[assignment]
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether no request is being read or answered on it."""
+        return self.cycle is None or self.cycle.response_complete
+
+    @property
+    def is_incomplete(self) -> bool:
+        """Whether the rest of a request has still to arrive on it."""
+        return not self.is_idle and self.cycle.more_body
+
+    def abort(self) -> None:
+        """Close the connection at once; what its client has not read is lost."""
+        self.transport.abort()
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        self._await_header()
+        self._owner.add(self)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._stop_header_timer()
+        self._owner.discard(self)
+        super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        super().data_received(data)
+        if not self.is_idle:
+            self._stop_header_timer()
+            self._owner.renew(self)
+        elif self._header_timer is None:
+            self._await_header()
+
+    def timeout_keep_alive_handler(self) -> None:
+        super().timeout_keep_alive_handler()
+        # Its last answer may be unread: a closing transport waits for that without end.
+        self.loop.call_later(self._owner.settings.send_seconds, self.abort)
+
+    def handle_events(self) -> None:
+        try:
+            super().handle_events()
+        except h11.LocalProtocolError:  # a wrong request after the beginning of its answer: no error can be sent
+            self.abort()
+
+    def shutdown(self) -> None:
+        try:
+            super().shutdown()
+        except h11.LocalProtocolError:
+            self.abort()
+        if self.is_idle:  # a last answer that nobody reads must not hold up the end
+            self.loop.call_later(CLOSING_SECONDS, self.abort)
+
+    async def _run_app(self, scope: Scope, receive: Receive, send: Send) -> None:
+        scope[ABORT_KEY] = self.abort
+        await self._served_app(scope, receive, send)  # type: ignore[arg-type]
+
+    def _await_header(self) -> None:
+        self._header_timer = self.loop.call_later(self._owner.settings.header_seconds, self._header_is_late)
+
+    def _stop_header_timer(self) -> None:
+        if self._header_timer is not None:
+            self._header_timer.cancel()
+            self._header_timer = None
+
+    def _header_is_late(self) -> None:
+        self._header_timer = None
+        if self.is_idle:
+            self.abort()
+
+
+class _BoundedH11(h11.Connection):
+    """h11's parser; it refuses a header that is too large, and a body in too many small pieces."""
+
+    def __init__(self) -> None:
+        super().__init__(h11.SERVER, MAX_HEADER_BYTES)
+        self._reset()
+
+    def _reset(self) -> None:
+        self._header = b""
+        self._header_is_too_large = False
+        self._chunks = self._bytes = 0
+
+    def receive_data(self, data: bytes) -> None:
+        if self.their_state is h11.IDLE and not self._header_is_too_large:
+            # A header that arrives whole is parsed whatever its size: it is measured before.
+            self._header += data[: MAX_HEADER_BYTES + 1]
+            if len(self._header) > MAX_HEADER_BYTES:
+                end = self._header.replace(b"\r", b"").find(b"\n\n")
+                self._header_is_too_large = end < 0
+                self._header = b""
+        if not self._header_is_too_large:
+            super().receive_data(data)
+
+    def next_event(self) -> Any:
+        if self._header_is_too_large:
+            raise h11.RemoteProtocolError("the header is too large", error_status_hint=431)
+        event = super().next_event()
+        if isinstance(event, h11.Request):
+            self._header = b""
+        elif isinstance(event, h11.Data):
+            self._chunks += 1
+            self._bytes += len(event.data)
+            if self._chunks > FREE_CHUNKS + self._bytes // MIN_BYTES_PER_CHUNK:
+                raise h11.RemoteProtocolError("the body comes in too small pieces")
+        return event
+
+    def start_next_cycle(self) -> None:
+        super().start_next_cycle()
+        self._reset()
