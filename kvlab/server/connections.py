@@ -18,7 +18,7 @@ FREE_CHUNKS = 1_000
 MIN_BYTES_PER_CHUNK = 256
 """A body may arrive in FREE_CHUNKS pieces and one more for so many bytes: each costs the event loop time."""
 CLOSING_SECONDS = 1.0
-"""At shutdown, so long an idle connection may take to send what is left of its last answer."""
+"""At shutdown, so long a client may read nothing of the answer that it is sent."""
 HANDLES_FOR_THE_REST = 256
 """File handles that connections leave to stores, models and logs."""
 
@@ -137,8 +137,15 @@ class HttpProtocol(H11Protocol):
             super().shutdown()
         except h11.LocalProtocolError:
             self.abort()
-        if self.is_idle:  # a last answer that nobody reads must not hold up the end
-            self.loop.call_later(CLOSING_SECONDS, self.abort)
+        self._end_unread()
+
+    def _end_unread(self, before: int = -1) -> None:
+        """Close the connection when its client has read nothing of its answer since the last look."""
+        unsent = self.transport.get_write_buffer_size()
+        if unsent == before and (unsent or self.is_idle):
+            self.abort()
+        elif self in self.connections:
+            self.loop.call_later(CLOSING_SECONDS, self._end_unread, unsent)
 
     async def _run_app(self, scope: Scope, receive: Receive, send: Send) -> None:
         scope[ABORT_KEY] = self.abort

@@ -11,6 +11,8 @@ from kvlab.errors import KvlabError
 
 BACKLOG = 2048
 """Connections that the system keeps until they are accepted."""
+SEND_BUFFER_BYTES = 131_072
+"""Bytes that the system keeps for a client that does not read; by itself it takes millions, for each connection."""
 OUT_OF_HANDLES = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 
 
@@ -58,6 +60,7 @@ def bound_socket(host: str, port: int) -> ListeningSocket:
         family, kind, proto, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         made = ListeningSocket(family, kind, proto)
         made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        made.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER_BYTES)  # accepted ones inherit it
         made.bind(address)
         made.listen(BACKLOG)
     except OSError as error:
