@@ -21,6 +21,7 @@ from kvlab.server.json_body import CHUNK_BYTES, JsonScan, parse_json
 from kvlab.server.openai.parse import count_prompts
 from kvlab.server.openai.types import ChatRequest, CompletionRequest
 from kvlab.server.recent_answers import ENTRY_BYTES, RecentAnswers
+from tests.processes import ROOT
 
 # -- JSON -----------------------------------------------------------------------------------------------------------
 
@@ -292,6 +293,19 @@ def test_settings_keep_limits_consistent():
     for name in ("header_seconds", "send_seconds", "max_connections", "body_memory"):
         with pytest.raises(KvlabError, match=name):
             Settings(**{name: 0})
+
+
+def test_documentation_names_every_limit():
+    text = (ROOT / "docs" / "serving.md").read_text(encoding="utf-8")
+    numbers = {name: value for name, value in vars(limits).items() if name.isupper()}
+    undocumented = {"MAX_ERROR_CHARS", "MAX_LOGGED_CHARS", "MAX_UNSENT_EVENTS"}  # no client is refused for these
+    for name, value in numbers.items():
+        shown = f"{value // 1_000_000} MB" if value >= 1_000_000 else f"{value:,}"
+        assert name in undocumented or shown in text, (name, shown)
+    defaults = Settings()
+    assert f"{defaults.max_body // 10**6} MB" in text
+    assert f"{defaults.body_memory // 10**6} MB" in text
+    assert f"`--max-connections`, {defaults.max_connections}," in text
 
 
 # -- memories -------------------------------------------------------------------------------------------------------
