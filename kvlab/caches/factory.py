@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -12,17 +13,19 @@ from mlx_lm.models.cache import CacheList, KVCache, make_prompt_cache
 from kvlab.backends import Backend, current
 from kvlab.backends.base import BucketRule
 from kvlab.caches.attention_hook import install
+from kvlab.caches.batching_trial import Batching, differ, try_batch
 from kvlab.caches.codecs import make_codec
 from kvlab.caches.layer_cache import LayerCache
 from kvlab.caches.layerwise import LayerwiseModel
 from kvlab.caches.retention import LayerPlace
-from kvlab.caches.sequential import is_batchable, keep_apart
+from kvlab.caches.sequential import keep_apart
 from kvlab.errors import ModelError
 from kvlab.policies import Policy, Rotating
 
-MAX_LOGIT_DIFFERENCE = 0.05
-"""Largest difference between two computations of the same logits, as a share of the largest logit; above, one of them
-is wrong."""
+log = logging.getLogger("kvlab.caches")
+
+BATCHING_ATTRIBUTE = "_kvlab_batching"
+"""Attribute of a model that holds what its trials have found, by whether the caches were kvlab's own."""
 
 
 def check_model(model: nn.Module, policy: Policy) -> None:
@@ -41,9 +44,9 @@ def check_model(model: nn.Module, policy: Policy) -> None:
     )
     try:
         wanted, got = _first_logits(model, make_prompt_cache(model)), _first_logits(model, own_caches(model, Policy()))
-    except (ModelError, ValueError, RuntimeError) as error:  # shapes that do not fit are ValueErrors of mlx
+    except Exception as error:  # noqa: BLE001 - a model's code may raise nearly everything for other caches
         raise ModelError(refusal) from error
-    if _differ(wanted, got):
+    if differ(wanted, got):
         raise ModelError(refusal)
     _first_logits(model, own_caches(model, policy))
 
@@ -60,7 +63,21 @@ def can_share(model: nn.Module) -> bool:
         check_model(model, Policy(Rotating(window=1 << 30)))
     except ModelError:
         return False
-    return True
+    return bool(batching(model, own=True))
+
+
+def batching(model: nn.Module, *, own: bool = False) -> Batching:
+    """Return whether sequences are computed side by side: in mlx-lm's batched caches, or with ``own`` in kvlab's.
+
+    A trial of a few tokens finds out, at the first call for a model; see :mod:`kvlab.caches.batching_trial`.
+    """
+    known: dict[bool, Batching] = getattr(model, BATCHING_ATTRIBUTE, {})
+    if own not in known:
+        found = try_batch(model, lambda: own_caches(model, Policy()) if own else make_prompt_cache(model))
+        log.log(logging.INFO if found else logging.WARNING, "%s computes sequences %s", type(model).__module__, found)
+        known = {**known, own: found}
+        object.__setattr__(model, BATCHING_ATTRIBUTE, known)
+    return known[own]
 
 
 def make_caches(
@@ -89,7 +106,7 @@ def make_caches(
         caches = make_prompt_cache(model)
     else:
         caches = own_caches(model, policy, prompt_tokens=prompt_tokens, record=record, token_ids=token_ids)
-    return caches if is_batchable(model) else keep_apart(caches)
+    return caches if batching(model, own=not policy.lossless) else keep_apart(caches)
 
 
 def own_caches(
@@ -129,13 +146,9 @@ def layerwise_model(model: nn.Module) -> LayerwiseModel:
     layerwise = LayerwiseModel(model)
     try:
         got = _first_logits(model, own_caches(model, Policy()), layerwise)
-    except (ValueError, TypeError, AttributeError, RuntimeError):  # what a model's code may raise for other layers
+    except Exception:  # noqa: BLE001 - a model's code may raise nearly everything for other layers
         return LayerwiseModel(model, whole=True)
-    return LayerwiseModel(model, whole=_differ(wanted, got))
-
-
-def _differ(wanted: mx.array, got: mx.array) -> bool:
-    return bool(mx.any(mx.abs(wanted - got) > MAX_LOGIT_DIFFERENCE * mx.abs(wanted).max()).item())
+    return LayerwiseModel(model, whole=differ(wanted, got))
 
 
 def _first_logits(model: nn.Module, caches: list[Any], layerwise: LayerwiseModel | None = None) -> mx.array:

@@ -1,8 +1,8 @@
-"""``SequentialModel``: computes sequences one by one, for models that mlx-lm cannot batch, such as Llama 4.
+"""``SequentialModel``: computes sequences one by one, for models that mlx-lm cannot batch, such as Llama 4 or Jamba.
 
-Such a model makes masks and positions for one sequence from the plain numbers of its caches, so that it cannot use a
-batch of caches. It can still use the batched decoder: sequences join, leave, prefill and decode side by side, with one
-forward pass for each.
+Such a model makes masks and positions for one sequence from the plain numbers of its caches, or reads padding as
+tokens, so that it cannot use a batch of caches (:mod:`kvlab.caches.batching_trial` finds out). It can still use the
+batched decoder: sequences join, leave, prefill and decode side by side, with one forward pass for each.
 """
 
 from __future__ import annotations
@@ -11,19 +11,8 @@ from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
-from mlx_lm.models.cache import make_prompt_cache
 
 from kvlab.caches.batch import BatchLayerCache
-
-
-def is_batchable(model: nn.Module) -> bool:
-    """Return whether mlx-lm has a batched form of every cache of ``model``."""
-    return all(hasattr(cache, "merge") for cache in make_prompt_cache(model))
-
-
-def batchable(model: nn.Module) -> Any:
-    """Return the model for mlx-lm's BatchGenerator: ``model`` itself, or its :class:`SequentialModel`."""
-    return model if is_batchable(model) else SequentialModel(model)
 
 
 def keep_apart(caches: list[Any]) -> list[Any]:

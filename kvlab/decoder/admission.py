@@ -5,8 +5,11 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterator, Mapping
 
+import numpy as np
+
 from kvlab.decoder.memory_budget import LiveMemoryBudget
-from kvlab.decoder.prefix_tree import MIN_SHARED_TOKENS, PrefixTree
+from kvlab.decoder.prefill.segments import MIN_TOKENS_AFTER_CHECKPOINT
+from kvlab.decoder.prefix_tree import MIN_SHARED_TOKENS, PrefixTree, common_prefix
 from kvlab.decoder.request import Request
 from kvlab.decoder.reuse import PrefixCache
 
@@ -62,18 +65,50 @@ class Admission:
         return self._budget.has_room(live_bytes, reserved, len(active), tokens + _uncomputed(active), whole)
 
     def waits_for_prefix(self, request: Request, active: Mapping[int, Request]) -> bool:
-        """Return whether another request's prefill will compute a prefix that this request can then share."""
-        if self._prefixes is None or self._reuse is None:
-            return False
-        if request.waits_for_prefix_of is None:
-            source, request.waits_for_tokens = self._prefixes.source(request, self._reuse.limit(request))
-            if source is None or request.waits_for_tokens < source.computed + MIN_SHARED_TOKENS:
-                return False
+        """Return whether another request's prefill will compute a prefix that this request can then start from.
+
+        A request whose source has ended, has failed or was cancelled looks for another one.
+        """
+        while True:
+            source = request.waits_for_prefix_of
+            if source is not None and source.uid in active and self._shared(source) < request.waits_for_tokens:
+                return True
+            source, request.waits_for_tokens = self._next_source(request, active)
             request.waits_for_prefix_of = source
-        if (
-            request.waits_for_prefix_of.uid in active
-            and request.waits_for_prefix_of.computed < request.waits_for_tokens
-        ):
-            return True
-        request.waits_for_prefix_of = None
-        return False
+            if source is None:
+                return False
+
+    def _shared(self, source: Request) -> int:
+        """Return how many leading tokens of a request that is computed now others can start from."""
+        return source.computed if self._prefixes is not None else source.checkpointed
+
+    def _next_source(self, request: Request, active: Mapping[int, Request]) -> tuple[Request | None, int]:
+        """Return the active request that will compute the longest useful prefix of this one, and its tokens."""
+        source, tokens = None, 0
+        if self._reuse is not None and self._prefixes is not None:
+            source, tokens = self._prefixes.source(request, self._reuse.limit(request))
+            if source is None or tokens < source.computed + MIN_SHARED_TOKENS:
+                source = None
+        elif self._reuse is not None and self._reuse.wants_checkpoints:
+            source, tokens = self._checkpoint_source(request, active, self._reuse)
+        is_computed = source is not None and source.uid in active and self._shared(source) < tokens
+        return (source, tokens) if is_computed else (None, 0)
+
+    @staticmethod
+    def _checkpoint_source(
+        request: Request, active: Mapping[int, Request], reuse: PrefixCache
+    ) -> tuple[Request | None, int]:
+        """Return the active request whose prefill will keep the longest checkpoint of a common prefix, and where."""
+        best, longest, shared = None, 0, 0
+        context = np.array(request.context[: reuse.limit(request)], np.int32)
+        for other in active.values():
+            if other.tenant != request.tenant:
+                continue
+            common = common_prefix(context, other.context_array)
+            ahead = max((at for at in other.checkpoints if at <= common), default=0)
+            known = max(other.cached, other.checkpointed)
+            if ahead > longest and ahead >= known + MIN_TOKENS_AFTER_CHECKPOINT:
+                best, longest, shared = other, ahead, common
+        if best is not None and reuse.stored(request) > shared:
+            return None, 0  # earlier KV goes on as this request does, behind what the two share
+        return best, longest

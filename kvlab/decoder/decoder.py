@@ -9,7 +9,7 @@ from dataclasses import replace
 from typing import Any
 
 from kvlab.backends import mlx_threads
-from kvlab.caches import check_model
+from kvlab.caches import Batching, check_model
 from kvlab.decoder.config import DecoderConfig
 from kvlab.decoder.event_emitter import EventEmitter, EventSink
 from kvlab.decoder.request import Processor, Request, Sampler, check_request
@@ -137,6 +137,11 @@ class Decoder:
     def wants_checkpoints(self) -> bool:
         """Whether KV at rest is blocks and checkpoints: some layers' state cannot be cut at a token."""
         return self._scheduler.reuse is not None and self._scheduler.reuse.wants_checkpoints
+
+    @property
+    def batching(self) -> Batching:
+        """Whether this model's sequences are computed side by side or one by one, as a trial has found, and why."""
+        return self._scheduler.batching
 
     def live_bytes(self) -> int:
         """Return the bytes of all live KV after the last step."""

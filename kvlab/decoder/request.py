@@ -34,6 +34,7 @@ class Request:
         path: the nodes of the prefix tree that it reads.
         evictions: those to report: tokens at that time, layer, and eviction.
         waits_for_prefix_of: the request whose prefill computes ``waits_for_tokens`` tokens that both share.
+        checkpoints: token counts at which its prefill keeps a checkpoint; the latest one kept is ``checkpointed``.
         context_array: the context, int32, for comparison.
     """
 
@@ -65,6 +66,8 @@ class Request:
     evictions: list[tuple[int, int, Eviction]] = field(default_factory=list)
     waits_for_prefix_of: Request | None = None
     waits_for_tokens: int = 0
+    checkpoints: tuple[int, ...] = ()
+    checkpointed: int = 0
 
     context_array: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int32))
     _start: dict[str, Any] = field(default_factory=dict)
@@ -91,7 +94,8 @@ class Request:
 
     def begin(self) -> list[int]:
         """Start, or continue after a preemption; return the tokens to compute or reuse."""
-        self.cached = self.stored = self.prefilled = 0
+        self.cached = self.stored = self.prefilled = self.checkpointed = 0
+        self.checkpoints = ()
         self.by_tier = {}
         self.context_array = np.array(self.context, np.int32)
         return self.context

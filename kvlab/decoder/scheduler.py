@@ -11,7 +11,7 @@ import mlx.core as mx
 from mlx_lm.generate import StopSequences
 
 from kvlab.backends import Backend, current
-from kvlab.caches import batchable, can_share, make_caches, own_caches
+from kvlab.caches import SequentialModel, batching, can_share, make_caches, own_caches
 from kvlab.caches.factory import layerwise_model
 from kvlab.caches.serialize import has_state, own_layers
 from kvlab.decoder.admission import Admission
@@ -20,7 +20,7 @@ from kvlab.decoder.event_emitter import EventEmitter
 from kvlab.decoder.memory_budget import LiveMemoryBudget, measure
 from kvlab.decoder.prefill.batch_generator import ChunkedBatchGenerator
 from kvlab.decoder.prefill.budget import PrefillBudget
-from kvlab.decoder.prefill.segments import checkpoint_segments
+from kvlab.decoder.prefill.segments import checkpoint_segments, checkpoints_of
 from kvlab.decoder.prefix_tree import PrefixTree
 from kvlab.decoder.request import Request
 from kvlab.decoder.reuse import PrefixCache, make_prefix_cache
@@ -41,6 +41,7 @@ class Scheduler:
 
     Attributes:
         reuse: finds and stores KV at rest; None where the policy has no reuse.
+        batching: whether sequences are computed side by side or one by one, and why.
         budget: that of live memory; None where it has no limit.
         live_bytes: bytes of all live KV after the last step.
         retained_bytes: bytes of them that only sequences hold which have ended.
@@ -66,6 +67,7 @@ class Scheduler:
         keeps_all = policy.retention.is_lossless and (self.reuse is not None or policy.lossless)
         owns = self.reuse is not None or self._backend.owns_attention
         self._own = keeps_all and owns and can_share(loaded.model)
+        self.batching = batching(loaded.model, own=self._own or not policy.lossless)
         # Chunks begin at segment ends. Prompts are cut in the same places without a store, or answers would differ.
         self._needs_segments = self.reuse is None and has_state(make_caches(loaded.model, policy))
         self._layerwise = layerwise_model(loaded.model) if self._own else None
@@ -105,7 +107,7 @@ class Scheduler:
     def _new_generator(self) -> ChunkedBatchGenerator:
         model = self._loaded.model
         return ChunkedBatchGenerator(
-            model if self._own else batchable(model),
+            model if self.batching else SequentialModel(model),
             self._backend,
             self._layerwise,
             stop_tokens=[[token] for token in self._loaded.eos],
@@ -220,6 +222,8 @@ class Scheduler:
             if restored:
                 self._emitter.emit(events.Restored, request, request.cached - live, restored, request.restore_s)
             segments = self.reuse.segments(request)
+            if self.reuse.wants_checkpoints:
+                request.checkpoints = checkpoints_of(segments, request.cached)
         request.note_start()
         stop = StopSequences([*([token] for token in self._loaded.eos), *map(list, request.stop)])
         [request.uid] = self._generator.insert_segments(
@@ -263,7 +267,9 @@ class Scheduler:
         if prompt.end_of_prompt:
             self._hand_out_first(request)
         elif prompt.end_of_segment and self.reuse and self.reuse.wants_checkpoints:
-            self.reuse.keep_checkpoint(request, *self._generator.extract_cache([prompt.uid])[prompt.uid])
+            caches, tokens = self._generator.extract_cache([prompt.uid])[prompt.uid]
+            self.reuse.keep_checkpoint(request, caches, tokens)
+            request.checkpointed = len(tokens)
 
     def _take_token(self, response: Any, now: float, share: int) -> None:
         """Handle a decoded token, as mlx-lm reports it; ``share`` is its KV in bytes where no layer cache counts it."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Collection, Sequence
 
 RECENT_BOUNDARIES = 4
@@ -30,3 +31,13 @@ def checkpoint_segments(context: Sequence[int], start: int, ends: Collection[int
         cuts.add(end - 1)
     marks = sorted({start, *cuts, end})
     return [list(context[a:b]) for a, b in zip(marks, marks[1:], strict=False)]
+
+
+def checkpoints_of(segments: Sequence[Sequence[int]], start: int) -> tuple[int, ...]:
+    """Return the token counts at which a prefill of ``segments`` behind ``start`` tokens keeps a checkpoint.
+
+    The last token of a prompt is computed by itself, for its logits, so that the last one is before it.
+    """
+    ends = list(itertools.accumulate((len(segment) for segment in segments), initial=start))
+    ends[-1] -= 1
+    return tuple(sorted({end for end in ends if end > start}))

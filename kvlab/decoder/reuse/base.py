@@ -49,6 +49,10 @@ class PrefixCache(ABC):
     def limit(self, request: Request) -> int:
         """Return how many tokens of the request's context may be reused; at least one is left to compute."""
 
+    def stored(self, request: Request) -> int:
+        """Return at least how many leading tokens of the request's context are at rest, in whole blocks."""
+        return 0
+
     @abstractmethod
     def restore(self, request: Request, caches: Sequence[Any], live: int = 0) -> int:
         """Fill ``caches`` with the longest known prefix of the context, and note the match on the request.

@@ -60,6 +60,9 @@ class PagedPrefixCache(PrefixCache):
         window = self.policy.retention.window if isinstance(self.policy.retention, Scorer) else 0
         return max(0, len(request.context) - max(1, window))
 
+    def stored(self, request: Request) -> int:
+        return self._store.stored(self.namespace(request.tenant), request.context[: self.limit(request)])
+
     def restore(self, request: Request, caches: Sequence[Any], live: int = 0) -> int:
         self._deposits.settle()  # so that KV of requests that have just ended is found
         started = time.perf_counter()
