@@ -13,6 +13,8 @@ from typing import Any
 import mlx.core as mx
 import mlx.nn as nn
 
+from kvlab.caches.serialize import cache_leaves
+
 MAX_LOGIT_DIFFERENCE = 0.05
 """Largest difference between two computations of the same logits, as a share of the largest logit; above, one of them
 is wrong."""
@@ -58,6 +60,13 @@ def try_batch(model: nn.Module, make: Callable[[], Sequence[Any]]) -> Batching:
     """
     if not all(hasattr(cache, "merge") for cache in make()):
         return Batching("mlx-lm has no batched form of its caches")
+    caches = list(make())
+    try:
+        model(mx.array([[1, 2, 3]]), cache=caches)
+    except Exception as error:  # noqa: BLE001 - a model's code may raise nearly everything
+        return Batching(f"its code fails for a few tokens ({type(error).__name__})")
+    if any(cache.offset == 0 for _, cache in cache_leaves(caches) if hasattr(cache, "offset")):
+        return Batching("it has layers that do not use their caches")
     found = set(STEPS)
     for seed in range(MAX_TRIALS):
         try:

@@ -114,6 +114,8 @@ class CacheLoader:
             for name, cache in self._leaves
         ]
         for (_, cache), content in zip(self._leaves, filled, strict=True):
+            if is_cuttable(cache) and not content:
+                continue
             if isinstance(cache, LayerCache) and cache.offset:
                 cache.restore({key: array[:, :, :tokens] for key, array in content.items()})
             elif isinstance(cache, LayerCache):
@@ -143,8 +145,10 @@ def _rows_by_leaf(arrays: Mapping[str, mx.array]) -> dict[str, dict[str, mx.arra
 
 
 def _rows_of(leaf: str, rows: Mapping[str, dict[str, mx.array]]) -> dict[str, mx.array]:
-    """Return the rows of one leaf. Raises PayloadError where keys or values are missing."""
+    """Return the rows of one leaf: none for a layer that its model never uses. Raises PayloadError for half of them."""
     found = rows.get(leaf, {})
+    if rows and not found:
+        return {}
     if {kind[0] for kind in found} != {"k", "v"}:
         raise PayloadError(f"layer {leaf} is not in these blocks")
     return found

@@ -2,53 +2,72 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
-from mlx_lm.models.cache import CacheList, KVCache, make_prompt_cache
+from mlx_lm.models.cache import CacheList, KVCache, RotatingKVCache, make_prompt_cache
 
 from kvlab.backends import Backend, current
 from kvlab.backends.base import BucketRule
 from kvlab.caches.attention_hook import install
 from kvlab.caches.batching_trial import Batching, differ, try_batch
 from kvlab.caches.codecs import make_codec
+from kvlab.caches.known_faults import NOT_IN_BATCHES, NOT_IN_CHUNKS, SHORT_WINDOWS, fault_of
 from kvlab.caches.layer_cache import LayerCache
 from kvlab.caches.layerwise import LayerwiseModel
+from kvlab.caches.restore_trial import try_restore
 from kvlab.caches.retention import LayerPlace
 from kvlab.caches.sequential import keep_apart
 from kvlab.errors import ModelError
-from kvlab.policies import Policy, Rotating
+from kvlab.policies import NoReuse, Policy, Rotating
 
 log = logging.getLogger("kvlab.caches")
 
-BATCHING_ATTRIBUTE = "_kvlab_batching"
-"""Attribute of a model that holds what its trials have found, by whether the caches were kvlab's own."""
+BATCHING_ATTRIBUTE, REUSABLE_ATTRIBUTE = "_kvlab_batching", "_kvlab_why_not_reusable"
+"""Attributes of a model that hold what its trials have found; the first by whether the caches were kvlab's own."""
 
 
 def check_model(model: nn.Module, policy: Policy) -> None:
     """Raise ModelError where ``policy`` cannot be used with ``model``.
 
     A policy that changes the KV cache is tried on three tokens: models that compute attention in ways of their own
-    (multi-head latent attention, layers that share keys) would give wrong answers or fail.
+    (multi-head latent attention, layers that share keys) would give wrong answers or fail. One that reuses KV is tried
+    by restoring a few tokens.
     """
+    file = type(model).__module__.rpartition(".")[2]
+    if fault := fault_of(model, NOT_IN_CHUNKS):
+        raise ModelError(f"mlx-lm's {file} cannot be used, because {fault}: choose another model")
+    if not isinstance(policy.reuse, NoReuse) and (fault := why_not_reusable(model)):
+        raise ModelError(f"policy '{policy}' reuses KV, which cannot be done with {file}, because {fault}: use full")
     if policy.lossless:
         return
-    if not any(_is_plain_kv(cache) for cache in make_prompt_cache(model)):
+    if not any(_is_plain_kv(cache) for cache in native_caches(model)):
         raise ModelError(f"policy '{policy}' changes the KV cache, and this model has none: use full, paged or tiered")
     refusal = (
         f"policy '{policy}' cannot change this model's KV cache, because the model works on its keys and values "
         "outside mlx-lm's attention function (as multi-head latent attention does): use full, paged or tiered"
     )
     try:
-        wanted, got = _first_logits(model, make_prompt_cache(model)), _first_logits(model, own_caches(model, Policy()))
+        wanted, got = _first_logits(model, native_caches(model)), _first_logits(model, own_caches(model, Policy()))
     except Exception as error:  # noqa: BLE001 - a model's code may raise nearly everything for other caches
         raise ModelError(refusal) from error
     if differ(wanted, got):
         raise ModelError(refusal)
     _first_logits(model, own_caches(model, policy))
+
+
+def native_caches(model: nn.Module) -> list[Any]:
+    """Make mlx-lm's own empty caches for one sequence, one a layer."""
+    caches: list[Any] = make_prompt_cache(model)
+    if fault_of(model, SHORT_WINDOWS):
+        for cache in caches:
+            if isinstance(cache, RotatingKVCache):
+                cache.max_size += 1
+    return caches
 
 
 def can_share(model: nn.Module) -> bool:
@@ -57,7 +76,7 @@ def can_share(model: nn.Module) -> bool:
     Sliding windows and recurrent state differ from sequence to sequence behind a prefix, and a model that works on
     keys and values by itself (multi-head latent attention) never lets the cache attend.
     """
-    if any(type(cache) is not KVCache for cache in make_prompt_cache(model)):
+    if any(type(cache) is not KVCache for cache in native_caches(model)):
         return False
     try:
         check_model(model, Policy(Rotating(window=1 << 30)))
@@ -73,11 +92,26 @@ def batching(model: nn.Module, *, own: bool = False) -> Batching:
     """
     known: dict[bool, Batching] = getattr(model, BATCHING_ATTRIBUTE, {})
     if own not in known:
-        found = try_batch(model, lambda: own_caches(model, Policy()) if own else make_prompt_cache(model))
+        fault = fault_of(model, NOT_IN_BATCHES)
+        found = Batching(fault) if fault else try_batch(model, lambda: _plain_caches(model, own))
         log.log(logging.INFO if found else logging.WARNING, "%s computes sequences %s", type(model).__module__, found)
         known = {**known, own: found}
         object.__setattr__(model, BATCHING_ATTRIBUTE, known)
     return known[own]
+
+
+def why_not_reusable(model: nn.Module) -> str:
+    """Return why KV of ``model`` cannot be reused; empty where it can. A trial finds out, at the first call."""
+    known: str | None = getattr(model, REUSABLE_ATTRIBUTE, None)
+    if known is None:
+        known = try_restore(model, functools.partial(_plain_caches, model, can_share(model)))
+        object.__setattr__(model, REUSABLE_ATTRIBUTE, known)
+    return known
+
+
+def _plain_caches(model: nn.Module, own: bool) -> list[Any]:
+    """Make caches that lose nothing: kvlab's ``own`` or mlx-lm's."""
+    return own_caches(model, Policy()) if own else native_caches(model)
 
 
 def make_caches(
@@ -103,7 +137,7 @@ def make_caches(
     """
     policy = Policy.parse(policy)
     if policy.lossless:
-        caches = make_prompt_cache(model)
+        caches = native_caches(model)
     else:
         caches = own_caches(model, policy, prompt_tokens=prompt_tokens, record=record, token_ids=token_ids)
     return caches if batching(model, own=not policy.lossless) else keep_apart(caches)
@@ -121,7 +155,7 @@ def own_caches(
 ) -> list[Any]:
     """Make layer caches with a :class:`LayerCache` for every plain ``KVCache``, even if ``policy`` is lossless."""
     install(model)
-    native = make_prompt_cache(model)
+    native = native_caches(model)
     codec, backend = make_codec(policy.codec), backend or current()
     # The eviction at the end of the prompt loses rows that another request could start from.
     keeps_prompt = policy.tiers is not None and not policy.retention.is_lossless

@@ -45,23 +45,21 @@ def small_model(name: str, seed: int = 0, dtype: mx.Dtype = mx.float32) -> Loade
     It is not written to a folder and loaded from there, because tokenizer and config classes of other libraries do
     not know all modules, or refuse small sizes. Its tokenizer knows no text.
     """
-    model = build(name, seed)
+    model, rng = build(name), np.random.default_rng(seed)
+    model.update(tree_map_with_path(lambda path, array: _draw(rng, path, array), model.parameters()))
     model.set_dtype(dtype)
     tokenizer = SimpleNamespace(eos_token_ids={END})
     kind = str(dtype).rpartition(".")[2]
     return LoadedModel(model, tokenizer, name, Path(name), f"small-{name}-{seed}-{kind}", kind, len(model.layers))
 
 
-def build(name: str, seed: int = 0) -> nn.Module:
-    """Return a model with random weights, not evaluated yet. Raises ValueError for a large one."""
+def build(name: str) -> nn.Module:
+    """Return a small model with the weights of its class. Raises ValueError for one that is not small."""
     module = importlib.import_module(f"mlx_lm.models.{name}")
-    config = config_of(name)
-    model: nn.Module = module.Model(module.ModelArgs.from_dict(copy.deepcopy(config)))
+    model: nn.Module = module.Model(module.ModelArgs.from_dict(copy.deepcopy(config_of(name))))
     size = sum(array.size for _, array in tree_flatten(model.parameters()))
     if size > MAX_PARAMETERS:
         raise ValueError(f"{name} has {size} parameters: SIZES lacks one of its fields")
-    rng = np.random.default_rng(seed)
-    model.update(tree_map_with_path(lambda path, array: _draw(rng, path, array), model.parameters()))
     return model
 
 

@@ -7,9 +7,11 @@ from pathlib import Path
 
 import mlx.core as mx
 import numpy as np
+import pytest
 from mlx_lm.generate import generate_step
 
 from kvlab.decoder import Decoder
+from kvlab.errors import ModelError
 from kvlab.models import LoadedModel
 from tests.lab import END, OPENING, STEP, TOKENS, Answer, Lab, Prompt, ask, chat, message, policy
 
@@ -26,13 +28,22 @@ FORKS: list[Prompt] = [(*FIRST[: BORDERS[2]], *message(20 + i, 9 + 13 * i), *FIR
 RAGGED: list[Prompt] = [FIRST, chat(50), chat(9, 70, seed=3), FIRST[:1], FORKS[1]]
 
 
-def check_lossless(loaded: LoadedModel, folder: Path) -> int:
-    """Compare answers under lossless policies with those of no cache; return how many parted at a tie."""
+def check_lossless(loaded: LoadedModel, folder: Path, *, reuses: bool = True, as_mlx_lm: bool = True) -> int:
+    """Compare answers under lossless policies with those of no cache; return how many parted at a tie.
+
+    Args:
+        reuses: KV of the model can be reused; otherwise the policies that do so must be refused.
+        as_mlx_lm: mlx-lm's own answer to one request alone is right.
+    """
     lab = Lab(loaded)
-    ties = _same_as_mlx_lm(lab, [FIRST, RAGGED[2]])
+    ties = _same_as_mlx_lm(lab, [FIRST, RAGGED[2]]) if as_mlx_lm else _same_in_one_chunk(lab, [FIRST, RAGGED[2]])
     with Decoder(loaded, "full", prefill_step=STEP) as decoder:
         ties += _check(lab, RAGGED, ask(decoder, RAGGED))
     spec = policy(folder, 16)
+    if not reuses:
+        with pytest.raises(ModelError, match="reuses KV, which cannot be done with .*: use full"):
+            Decoder(loaded, spec)
+        return ties
     with Decoder(loaded, spec, prefill_step=STEP) as decoder:
         [cold] = ask(decoder, [FIRST])
         ties += _check(lab, [FIRST], [cold])
@@ -65,6 +76,18 @@ def _same_as_mlx_lm(lab: Lab, prompts: Sequence[Prompt]) -> int:
         )
         tokens = tuple(int(token) for token, _ in steps)
         ties += _parted(lab.uncached(prompt), tokens, np.stack(logits), f"mlx-lm, {len(prompt)} tokens")
+    return ties
+
+
+def _same_in_one_chunk(lab: Lab, prompts: Sequence[Prompt]) -> int:
+    """Compare ``full`` alone with the model's whole forward pass over prompt and answer, without a cache."""
+    ties = 0
+    for prompt in prompts:
+        tokens = lab.uncached(prompt).tokens
+        logits = np.array(lab.loaded.model(mx.array([[*prompt, *tokens[:-1]]]))[0, len(prompt) - 1 :])
+        logits[:, END] = -1e9
+        chosen = tuple(int(token) for token in logits.argmax(axis=-1))
+        ties += _parted(lab.uncached(prompt), chosen, logits, f"one chunk, {len(prompt)} tokens")
     return ties
 
 
