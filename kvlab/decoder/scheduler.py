@@ -153,7 +153,7 @@ class Scheduler:
             else:
                 requests = [*self._waiting, *self._active.values()]
                 for request in (request for request in requests if request.number == message):
-                    self._cancel(request)
+                    self._cancel_safely(request)
             idle = False
         if self.reuse:
             self.reuse.set_busy(True)
@@ -357,6 +357,15 @@ class Scheduler:
             caches, tokens = removed.get(request.uid, (None, None))
         self._finish(request, "cancelled", self._kv_bytes(request, 0), caches, tokens)
         self.live_bytes = self._measure()
+
+    def _cancel_safely(self, request: Request) -> None:
+        """Cancel a request; an error ends those that are computed, and not the decoder."""
+        try:
+            self._cancel(request)
+        except Exception as error:  # noqa: BLE001 - any error of the model or the store
+            self._fail_all(error)
+            if not request.stream.done:
+                request.stream.fail(error)
 
     def _fail_all(self, error: Exception) -> None:
         for request in list(self._active.values()):

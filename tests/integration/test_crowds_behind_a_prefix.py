@@ -11,10 +11,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import mlx.core as mx
 import pytest
 
 from kvlab.caches import serialize
 from kvlab.decoder import Decoder
+from kvlab.decoder.prefill.budget import PrefillBudget
 from kvlab.recording import events
 from tests.lab import STEP, Answer, Lab, Prompt, ask, busy, chat, message, policy
 from tests.zoo.builder import small_model
@@ -169,3 +171,45 @@ def test_few_places_change_nothing(labs: Callable[[str], Lab], name: str, tmp_pa
     with Decoder(lab.loaded, policy(tmp_path, 16), prefill_step=STEP, max_concurrency=2) as decoder:
         answers = ask(decoder, prompts)
     assert cached(answers) == [0, *[210] * 4]
+
+
+@pytest.mark.parametrize("policy_name", ["full", "paged"])
+@pytest.mark.parametrize("name", [*KINDS, "deepseek_v3", "lfm2"])
+def test_a_request_that_is_cancelled_before_its_first_chunk_harms_nobody(
+    labs: Callable[[str], Lab], name: str, policy_name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Beside decoding sequences, rounds without work on prompts measure the duration of a step."""
+    lab = labs(name)
+    with Decoder(lab.loaded, policy_name, prefill_step=STEP) as decoder:
+        beside = decoder.submit(chat(20), max_tokens=2000, sampler=lambda logits: mx.array([7] * len(logits)))
+        tokens = iter(beside)
+        next(tokens)
+        monkeypatch.setattr(PrefillBudget, "work", lambda _, decoding: 0 if decoding else None)
+        stream = decoder.submit(chat(40), max_tokens=2)
+        for _ in range(5):
+            next(tokens)
+        stream.cancel()
+        assert stream.result(timeout=60).finish_reason == "cancelled"
+        monkeypatch.undo()
+        assert decoder.submit(chat(40), max_tokens=2).result(timeout=60).finish_reason == "length"
+        beside.cancel()
+        beside.result(timeout=60)
+
+
+def test_an_error_while_cancelling_does_not_end_the_decoder(
+    labs: Callable[[str], Lab], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lab = labs("falcon_h1")
+
+    def fails(*_: Any) -> Any:
+        raise MemoryError("no room")
+
+    with Decoder(lab.loaded, policy(tmp_path, 16), prefill_step=STEP) as decoder:
+        stream = decoder.submit(chat(20), max_tokens=2000, sampler=lambda logits: mx.array([7] * len(logits)))
+        next(iter(stream))
+        with monkeypatch.context() as patch:
+            patch.setattr("kvlab.caches.serialize.token_rows", fails)
+            stream.cancel()
+            with pytest.raises(MemoryError):
+                stream.result(timeout=60)
+        assert decoder.submit(chat(40), max_tokens=2).result(timeout=60).finish_reason == "length"

@@ -159,8 +159,10 @@ class ChunkedPrefill(PromptProcessingBatch):
         self._waiting = self._pass = None
 
     def extract_cache(self, idx: int) -> list[Any]:
-        """Return the caches of one prompt, without the tokens of an unfinished chunk."""
+        """Return the caches of one prompt, without the tokens of an unfinished chunk: none before the first chunk."""
         self._discard_pass()
+        if all(cache.empty() for cache in self.prompt_cache):
+            return []  # mlx-lm's caches cannot take one sequence out of arrays that they do not have yet
         return super().extract_cache(idx)
 
     def filter(self, keep: list[int]) -> None:
