@@ -76,15 +76,23 @@ FAMILIES = [
 ]
 
 
-def write_model(family: Family, folder: Path) -> Path:
-    """Write the bundled model with the template of ``family``, its control tokens added to the vocabulary."""
+def write_model(family: Family, folder: Path, *, computes: bool = False) -> Path:
+    """Write the bundled model with the template of ``family``, its control tokens added to the vocabulary.
+
+    With ``computes`` these are text, as the model has no embedding for more tokens; the markers of thinking replace
+    two others.
+    """
     shutil.copytree(bundled_path(), folder, dirs_exist_ok=True)
     (folder / "chat_template.jinja").write_text(family.template, encoding="utf-8")
     content = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))
     known = {token["content"]: token["id"] for token in content["added_tokens"]}
     free = max([*content["model"]["vocab"].values(), *known.values()]) + 1
     thinking = ("<think>", "</think>") if family.thinks else ()
-    for text in (*family.tokens, *family.ends, *thinking):
+    if computes:
+        replaced = dict(zip(("<tools>", "</tools>"), thinking, strict=False))
+        for token in content["added_tokens"]:
+            token["content"] = replaced.get(token["content"], token["content"])
+    for text in () if computes else (*family.tokens, *family.ends, *thinking):
         if text not in known:
             known[text], free = free, free + 1
             flags = {name: False for name in ("single_word", "lstrip", "rstrip", "normalized")}

@@ -70,7 +70,7 @@ class PromptCache:
     """
 
     def __init__(self, loaded: LoadedModel, *, context: int | None = None, answers: AnswerMemory | None = None) -> None:
-        self.answers = answers or AnswerMemory()
+        self.answers = answers if answers is not None else AnswerMemory()
         self.template = ChatTemplate(loaded)
         self._loaded, self._context = loaded, context
         self._thinking = thinking_markers(loaded.tokenizer)
