@@ -281,6 +281,16 @@ FAMILIES = [
         listed("<|tool_call|>", "<|/tool_call|>", objects()),
     ),
     Family("phi4-mini", FamilyTokenizer("<|tool_call|> <|/tool_call|>"), listed("functools", "", objects())),
+    Family(
+        "phi4-mini",
+        FamilyTokenizer("", vocabulary=("<|tool_call|>", "<|/tool_call|>")),
+        each("<tool_call>\n", "\n</tool_call>", objects()),
+    ),
+    Family(
+        "phi4-mini",
+        FamilyTokenizer("", vocabulary=("<|tool_call|>", "<|/tool_call|>")),
+        listed("<|tool_call|>", "<|/tool_call|>", objects()),
+    ),
     Family("granite", FamilyTokenizer("<|tool_call|>"), listed("<|tool_call|>", "", objects())),
     Family(
         "llama3",
@@ -293,7 +303,7 @@ FAMILIES = [
         FamilyTokenizer("<|python_tag|>"),
         lambda calls: "<|python_tag|>" + "; ".join(map(objects("name", "parameters"), calls)),
     ),
-    Family("llama4", FamilyTokenizer("<|python_start|>"), listed("", "", python), bare=True),
+    Family("llama4", FamilyTokenizer("<|header_start|>"), listed("", "", python), bare=True),
     Family("llama4", FamilyTokenizer("<|python_start|>"), listed("<|python_start|>", "<|python_end|>", python)),
     Family("harmony", FamilyTokenizer(HARMONY_TEMPLATE), harmony, bare=True, most_calls=1),
 ]

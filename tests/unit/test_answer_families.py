@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
+from kvlab.server.generation.prompt_cache import PromptCache
 from kvlab.server.structured.tool_families.choose import tool_format
-from tests.answer_kit import FAMILIES, Family, FamilyTokenizer, holds_ambiguous, read
+from tests.answer_kit import FAMILIES, TOOLS, Family, FamilyTokenizer, holds_ambiguous, read
+from tests.template_kit import FAMILIES as STYLES
+from tests.template_kit import with_template
 
 MARKERS = [
     "<tool_call>", "</tool_call>", "<think>", "</think>", "</parameter>", "\n</parameter>\n", "</function>",
@@ -99,3 +104,22 @@ def test_call_that_the_limit_cuts_is_never_delivered_short(family, arguments, cu
 def test_template_of_no_known_family_is_marked():
     made = tool_format(FamilyTokenizer("{{ messages }}"))
     assert (made.known, made.family) == (False, "unknown")
+
+
+@pytest.mark.parametrize("style", STYLES, ids=str)
+def test_calls_are_read_as_chat_templates_write_them(bundled, style, tmp_path):
+    """Class: templates of many families; the call of an earlier turn, as the template renders it, is read again."""
+    loaded = with_template(bundled, style, tmp_path / "model")
+    prompts = PromptCache(loaded)
+    question = {"role": "user", "content": "x"}
+    arguments = {"text": "a b", "count": 5}
+    described = [{**tool, "function": {**tool["function"], "description": "d"}} for tool in TOOLS]
+    call = {"id": "callabcde", "type": "function", "function": {"name": "find", "arguments": json.dumps(arguments)}}
+    said = {"role": "assistant", "content": "", "tool_calls": [call]}
+    result = {"role": "tool", "tool_call_id": "callabcde", "content": "ok"}
+    before = prompts.text([question], described, generation=False)
+    header = prompts.text([question], described)[len(before) :].partition("<think>")[0]
+    answer = prompts.text([question, said, result], described)[len(before) :].removeprefix(header)
+    for end in (loaded.decode([token]) for token in loaded.eos):
+        answer = answer.partition(end)[0]
+    assert read(tool_format(loaded.tokenizer), answer, (3,)).calls == [("find", arguments)]

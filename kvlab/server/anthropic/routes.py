@@ -52,7 +52,7 @@ def router(service: Service) -> APIRouter:
 
         def count(model: ServedModel) -> int:
             messages, tools, options = conversation(body)
-            if not model.loaded.tokenizer.has_thinking:
+            if not model.prompts.thinks:
                 options = {}
             hidden = is_none(body.tool_choice)
             prompt = model.prompts.render(messages, [] if hidden else tools, options, tenant=labels.tenant)

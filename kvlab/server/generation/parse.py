@@ -28,7 +28,7 @@ def chat_request(
     ``visible_tools`` are rendered into the prompt; ``options`` are other fields of :class:`GenerationRequest`.
     """
     template_options = dict(template_options)
-    if not model.loaded.tokenizer.has_thinking:
+    if not model.prompts.thinks:
         template_options.pop("enable_thinking", None)
     prompt = model.prompts.render(
         messages, visible_tools, template_options, tenant=tenant, max_tokens=max_tokens or settings.max_tokens

@@ -78,6 +78,11 @@ class PromptCache:
         template = loaded.tokenizer.chat_template if loaded.tokenizer.has_chat_template else ""
         self._model = json.dumps([loaded.fingerprint, str(template)])
 
+    @property
+    def thinks(self) -> bool:
+        """Whether the model has markers for its thinking."""
+        return self._thinking is not None
+
     def render(
         self,
         messages: Iterable[Message],

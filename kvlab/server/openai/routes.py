@@ -89,5 +89,6 @@ def _model(service: Service, name: str) -> dict[str, Any]:
             "context_window": model.context,
             "max_model_len": model.context,
             "policy": str(model.policy),
+            "tool_calls": model.tool_format.family,
         }
     return fields | {"loaded": model is not None}

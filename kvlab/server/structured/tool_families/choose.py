@@ -115,6 +115,7 @@ def _kimi_k2(_: str) -> ToolFormat:
     )
 
 
+PHI4_MINI = ("<|tool_call|>", "<|/tool_call|>")
 Maker = Callable[[str], ToolFormat]
 LIBRARY_FAMILIES: Mapping[str, Maker] = {
     "json_tools": lambda _: JsonCalls("hermes", "<tool_call>", "</tool_call>"),
@@ -168,12 +169,13 @@ OTHER_FAMILIES: tuple[tuple[tuple[str, ...], Maker], ...] = (
     (("<tool_calls>[",), lambda _: JsonCalls("hunyuan", "<tool_calls>", "</tool_calls>", listed=True)),
     (("<tool_calls>",), lambda _: JsonCalls("minimax-m1", "<tool_calls>", "</tool_calls>")),
     (
-        ("<|tool_call|>", "<|/tool_call|>"),
-        lambda _: JsonCalls("phi4-mini", "<|tool_call|>", "<|/tool_call|>", listed=True, other_starts=("functools",)),
+        PHI4_MINI,
+        lambda _: JsonCalls("phi4-mini", *PHI4_MINI, listed=True, other_starts=("functools",)),
     ),
     (("<|tool_call|>",), lambda _: JsonCalls("granite", "<|tool_call|>", listed=True)),
     (("<function_calls>",), lambda _: PythonCalls("olmo3", "<function_calls>", "</function_calls>")),
     (("<|python_start|>",), lambda _: BareCalls("llama4", "<|python_start|>", "<|python_end|>")),
+    (("<|header_start|>",), lambda _: BareCalls("llama4", "<|python_start|>", "<|python_end|>")),
     (("<|python_tag|>",), lambda _: BareCalls("llama3", "<|python_tag|>")),
     (('"parameters": ', "ipython"), lambda _: BareCalls("llama3", "<|python_tag|>")),
     (("<tool_call>",), lambda _: JsonCalls("hermes", "<tool_call>", "</tool_call>")),
@@ -196,6 +198,11 @@ def tool_format(tokenizer: Any) -> ToolFormat:
     for texts, make in OTHER_FAMILIES:
         if all(text in template for text in texts):
             return make(template)
+    vocabulary = tokenizer.get_vocab()
+    if all(text in vocabulary for text in PHI4_MINI):
+        # Its own template shows no tools: it may follow the prompt's example of a call, or its training.
+        starts = ("functools", PHI4_MINI[0])
+        return JsonCalls("phi4-mini", "<tool_call>", "</tool_call>", other_starts=starts, other_ends=PHI4_MINI[1:])
     return JsonCalls("unknown", "<tool_call>", "</tool_call>", known=False)
 
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from kvlab.server.structured import json_schema
-from kvlab.server.structured.tool_families.json_text import is_start_of, json_end, json_value, skip_space
+from kvlab.server.structured.tool_families.json_text import json_end, json_value, skip_space
 from kvlab.server.structured.tool_formats import Extent, Literal, Progress, Tool, ToolFormat, json_rule, quoted
 
 SEPARATORS = ",;"
@@ -19,6 +19,7 @@ class JsonCalls(ToolFormat):
     Args:
         listed: the family writes one list of all calls.
         keys: its names for the tool's name and the arguments.
+        other_ends: texts that may stand in the place of the end marker.
     """
 
     def __init__(
@@ -29,10 +30,12 @@ class JsonCalls(ToolFormat):
         *,
         listed: bool = False,
         keys: tuple[str, str] = ("name", "arguments"),
+        other_ends: Sequence[str] = (),
         **options: Any,
     ) -> None:
         super().__init__(family, start, end, **options)
         self.listed, self.keys = listed, keys
+        self._ends = tuple(text for text in (end, *other_ends) if text)
 
     def extent(self, body: str, seen: int = 0) -> Extent | Progress:
         """Find the end of the JSON values that follow on each other, and of the end marker."""
@@ -53,11 +56,11 @@ class JsonCalls(ToolFormat):
 
     def _with_end_marker(self, body: str, end: int) -> Extent | Progress:
         rest = body[skip_space(body, end) :]
-        if not self.end or not is_start_of(rest, self.end):
-            return Extent(end, end)
-        if not rest.startswith(self.end):
-            return Extent(end, len(body), sure=False)
-        return Extent(end, len(body) - len(rest) + len(self.end))
+        for marker in self._ends:
+            if rest.startswith(marker):
+                return Extent(end, len(body) - len(rest) + len(marker))
+        begun = any(marker.startswith(rest) for marker in self._ends)
+        return Extent(end, len(body), sure=False) if begun else Extent(end, end)
 
     def whole_calls(self, body: str) -> tuple[str, int] | None:
         at = skip_space(body, 0)
