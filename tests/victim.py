@@ -8,6 +8,7 @@ import select
 import socket
 import threading
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -177,8 +178,8 @@ def longer(a: Wait, b: Wait) -> Wait:
     return a if (a.charged, a.wall) >= (b.charged, b.wall) else b
 
 
-def watch(url: str, process: int, right: list[str], seconds: float) -> Report:
-    """Be a streaming client, whose answers must be ``right``, and newcomers with one token each, for ``seconds``."""
+def watch(url: str, process: int, right: list[str], goes_on: Callable[[], bool]) -> Report:
+    """Be a streaming client, whose answers must be ``right``, and newcomers with one token each, as it ``goes_on``."""
     report, over = Report(), threading.Event()
 
     def newcomers() -> None:
@@ -195,9 +196,8 @@ def watch(url: str, process: int, right: list[str], seconds: float) -> Report:
 
     thread = threading.Thread(target=newcomers)
     thread.start()
-    until = time.monotonic() + seconds
     try:
-        while time.monotonic() < until:
+        while goes_on():
             number = report.answers
             heard = listen(url, process, question(number))
             report.answers += 1

@@ -32,13 +32,19 @@ ATTEMPTS = 3
 
 
 class Attackers:
-    """Attacks in a process of their own, of the lowest priority, for ``seconds``."""
+    """Attacks in a process of their own, of lower priority, for ``seconds``; they have begun when this is made."""
 
     def __init__(self, url: str, seconds: float, *names: str) -> None:
         self._process = subprocess.Popen(
             [sys.executable, "-m", "tests.attacks", url, str(seconds), *names],
-            stdout=subprocess.PIPE, text=True, cwd=ROOT, env=environment(), preexec_fn=lambda: os.nice(19),
+            stdout=subprocess.PIPE, text=True, cwd=ROOT, env=environment(), preexec_fn=lambda: os.nice(5),
         )  # fmt: skip
+        assert self._process.stdout is not None
+        assert self._process.stdout.readline() == "begin\n"
+
+    @property
+    def is_running(self) -> bool:
+        return self._process.poll() is None
 
     def outcomes(self) -> dict[str, dict[str, int]]:
         """What came back, by attack; waits for their end."""
@@ -67,14 +73,18 @@ def attacked(server: Served, right: list[str], seconds: float, *groups: tuple[st
     process, before = server.process.pid, resident(server.process.pid)
     attackers = [Attackers(server.url, seconds, *names) for names in groups]
     try:
-        report = watch(server.url, process, right, seconds)
-        for attacker in attackers:
-            print(attacker.outcomes())
+        report = watch(
+            server.url,
+            process,
+            right,
+            lambda: server.process.poll() is None and any(attacker.is_running for attacker in attackers),
+        )
+        outcomes = {name: came for attacker in attackers for name, came in attacker.outcomes().items()}
     finally:
         for attacker in attackers:
             attacker.stop()
-    print(report)
-    broken = []
+    print(outcomes, report, sep="\n")
+    broken = [f"{name}: nothing came back" for name, came in outcomes.items() if not came]
     if server.process.poll() is not None:
         return report, [f"the server ended with status {server.process.returncode}"]
     if report.gap.charged > MAX_GAP_S or report.gap.wall > MAX_WALL_S:

@@ -1,4 +1,7 @@
-"""``python -m tests.attacks URL SECONDS NAME…``: run attacks side by side, and print what came back as JSON."""
+"""``python -m tests.attacks URL SECONDS NAME…``: run attacks side by side.
+
+It prints a line when they begin, and at the end what came back, as JSON.
+"""
 
 from __future__ import annotations
 
@@ -7,16 +10,19 @@ import resource
 import sys
 import threading
 
-from tests.attacks.bodies import BODIES, post_all
+from tests.attacks.bodies import BODIES, encoded, post_all
 from tests.attacks.sockets import SOCKETS
 from tests.attacks.wire import Target
+
+MOST_SECONDS_MORE = 60.0
 
 
 def main(url: str, seconds: float, names: list[str]) -> None:
     hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     resource.setrlimit(resource.RLIMIT_NOFILE, (min(8192, hard) if hard > 0 else 8192, hard))
-    posts = {name: BODIES[name]() for name in names if name in BODIES}
-    targets = {name: Target(url, seconds) for name in names}
+    posts = {name: encoded(BODIES[name]()) for name in names if name in BODIES}
+    print("begin", flush=True)
+    targets = {name: Target(url, seconds, seconds + MOST_SECONDS_MORE) for name in names}
     threads = [
         threading.Thread(target=post_all, args=(targets[name], posts[name]))
         if name in posts

@@ -179,14 +179,16 @@ BODIES: dict[str, Callable[[], Posts]] = {
 }  # fmt: skip
 
 
-def post_all(target: Target, posts: Posts) -> None:
+def encoded(posts: Posts) -> list[tuple[str, bytes]]:
+    return [(path, body if isinstance(body, bytes) else json.dumps(body).encode()) for path, body in posts]
+
+
+def post_all(target: Target, posts: list[tuple[str, bytes]]) -> None:
     """Send the requests in turn, again and again, each on a connection of its own."""
-    encoded: Iterator[tuple[str, Any]] = cycle(
-        [(path, body if isinstance(body, bytes) else json.dumps(body).encode()) for path, body in posts]
-    )
+    in_turn: Iterator[tuple[str, bytes]] = cycle(posts)
 
     def client() -> None:
         while not target.is_over:
-            target.post(*next(encoded))
+            target.post(*next(in_turn))
 
     side_by_side(CLIENTS, client)

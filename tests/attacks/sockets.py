@@ -57,6 +57,16 @@ def _again(target: Target, number: int, use: Callable[[list[socket.socket]], Non
             target.pause(0.1)
 
 
+def _side_by_side(target: Target, number: int, use: Callable[[socket.socket], None], **options: int) -> None:
+    """Use one connection after the other, on ``number`` threads, while there is time."""
+
+    def client() -> None:
+        while not target.is_over:
+            target.connect(use, **options)
+
+    side_by_side(number, client)
+
+
 def unread_streams(target: Target) -> None:
     """Streams of endless answers whose clients never read."""
 
@@ -126,29 +136,27 @@ def huge_headers(target: Target) -> None:
             b"GET /health HTTP/1.1\r\nHost: 127.0.0.1\r\nAuthorization: Bearer " + b"k" * 60_000 + b"\r\n\r\n",
         ]
     )
+
+    def use(made: socket.socket) -> None:
+        with suppress(ConnectionError):
+            made.sendall(next(heads))
+            made.shutdown(socket.SHUT_WR)
+        target.count_status(made)
+
     while not target.is_over:
-        with target.connection() as made:
-            with suppress(ConnectionError):
-                made.sendall(next(heads))
-                made.shutdown(socket.SHUT_WR)
-            target.count_status(made)
+        target.connect(use)
 
 
 def endless_bodies(target: Target) -> None:
     """Bodies in chunks, without a length and without an end."""
     head = b"POST /v1/chat/completions HTTP/1.1\r\nHost: 127.0.0.1\r\nTransfer-Encoding: chunked\r\n\r\n"
 
-    def client() -> None:
+    def use(made: socket.socket) -> None:
+        made.sendall(head)
         while not target.is_over:
-            with target.connection() as made:
-                try:
-                    made.sendall(head)
-                    while not target.is_over:
-                        made.sendall(b"10000\r\n" + b" " * 65536 + b"\r\n")
-                except ConnectionError:
-                    target.count("closed by the server")
+            made.sendall(b"10000\r\n" + b" " * 65536 + b"\r\n")
 
-    side_by_side(4, client)
+    _side_by_side(target, 4, use)
 
 
 def small_requests(target: Target) -> None:
@@ -166,71 +174,59 @@ def small_requests(target: Target) -> None:
         ]
     )
 
-    def client() -> None:
-        while not target.is_over:
-            with target.connection() as made:
-                made.sendall(next(kinds))
-                target.count_status(made)
+    def use(made: socket.socket) -> None:
+        made.sendall(next(kinds))
+        target.count_status(made)
 
-    side_by_side(8, client)
+    _side_by_side(target, 8, use)
 
 
 def watchers(target: Target) -> None:
     """Dashboards: followers of events that do not read, and pollers of metrics and state."""
     paths = itertools.cycle(["/metrics", "/kvlab/state", "/slots", "/openapi.json"])
 
-    def client() -> None:
-        while not target.is_over:
-            with target.connection() as made:
-                made.sendall(request(next(paths), b"", method="GET"))
-                target.count_status(made)
+    def use(made: socket.socket) -> None:
+        made.sendall(request(next(paths), b"", method="GET"))
+        target.count_status(made)
 
     with ExitStack() as stack:
         for made in _open(target, stack, 50, receive_buffer=1024):
             with suppress(OSError):
                 made.sendall(request("/kvlab/events", b"", method="GET"))
-        side_by_side(2, client)
+        _side_by_side(target, 2, use)
 
 
 def pipelines(target: Target) -> None:
     """Thousands of requests on one connection, whose answers are not read."""
     one = b"GET /v1/models HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n"
 
-    def client() -> None:
-        while not target.is_over:
-            with target.connection(receive_buffer=1024) as made:
-                made.settimeout(1)
-                made.sendall(one * 5_000)
-                target.count("sent")
+    def use(made: socket.socket) -> None:
+        made.settimeout(1)
+        made.sendall(one * 5_000)
+        target.count("sent")
 
-    side_by_side(4, client)
+    _side_by_side(target, 4, use, receive_buffer=1024)
 
 
 def half_closed(target: Target) -> None:
     """Clients that close their side behind the request, leave in the middle of it, or reset the connection."""
     whole = request(CHAT, chat("hi", **ENDLESS))
 
-    def client() -> None:
-        for i in itertools.count():
-            if target.is_over:
-                return
-            with target.connection() as made:
-                if i % 3 == 0:
-                    made.sendall(whole)
-                    made.shutdown(socket.SHUT_WR)
-                    made.recv(1024)
-                    target.pause(0.2)
-                elif i % 3 == 1:
-                    made.sendall(whole[:-20])
-                    made.shutdown(socket.SHUT_WR)
-                    made.recv(1024)
-                else:
-                    made.sendall(whole)
-                    made.recv(10)
-                    made.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\x01\0\0\0\0\0\0\0")  # close is a reset
-                target.count("left")
+    turns = itertools.count()
 
-    side_by_side(4, client)
+    def use(made: socket.socket) -> None:
+        kind = next(turns) % 3
+        made.sendall(whole[:-20] if kind == 1 else whole)
+        if kind < 2:
+            made.shutdown(socket.SHUT_WR)
+            made.recv(1024)
+            target.pause(0.2)
+        else:
+            made.recv(10)
+            made.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\x01\0\0\0\0\0\0\0")  # close is a reset
+        target.count("left")
+
+    _side_by_side(target, 4, use)
 
 
 SOCKETS: dict[str, Callable[[Target], None]] = {

@@ -7,8 +7,8 @@ import socket
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -17,18 +17,22 @@ MAX_WAIT_S = 20.0
 
 
 class Target:
-    """The server under attack, until ``seconds`` are over. ``outcomes`` counts what came back. Thread-safe."""
+    """The server under attack, until ``seconds`` are over. ``outcomes`` counts what came back. Thread-safe.
 
-    def __init__(self, url: str, seconds: float) -> None:
+    On a slow machine an attack goes on until something has come back, for ``most_seconds`` at most.
+    """
+
+    def __init__(self, url: str, seconds: float, most_seconds: float) -> None:
         parts = urlsplit(url)
         self.address = (parts.hostname or "127.0.0.1", parts.port or 80)
         self._until = time.monotonic() + seconds
+        self._at_most = time.monotonic() + most_seconds
         self._lock = threading.Lock()
         self.outcomes: Counter[str] = Counter()
 
     @property
     def seconds_left(self) -> float:
-        return self._until - time.monotonic()
+        return (self._until if self.outcomes else self._at_most) - time.monotonic()
 
     @property
     def is_over(self) -> bool:
@@ -42,28 +46,30 @@ class Target:
         """Sleep, but no longer than the attack lasts."""
         time.sleep(max(0.0, min(seconds, self.seconds_left)))
 
-    @contextmanager
-    def connection(self, receive_buffer: int | None = None) -> Iterator[socket.socket]:
-        """Connect; what the server does to the connection is counted, and nothing is raised."""
+    def connect(self, use: Callable[[socket.socket], None], *, receive_buffer: int | None = None) -> None:
+        """Connect and ``use`` the connection; what the server does to it is counted, and nothing is raised."""
         with socket.socket() as made:
             if receive_buffer is not None:
                 made.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer)
             made.settimeout(max(0.1, min(MAX_WAIT_S, self.seconds_left + 1)))
             try:
                 made.connect(self.address)
-                yield made
+                use(made)
             except TimeoutError:
                 self.count("timeout")
             except OSError as error:
                 self.count(type(error).__name__)
                 self.pause(0.05)  # a refused connection costs the attacker nothing: no busy loop of its own
 
-    def post(self, path: str, body: Any) -> None:
+    def post(self, path: str, content: bytes) -> None:
         """Send a request on a new connection, wait for its answer, and count its status."""
-        with self.connection() as made:
+
+        def use(made: socket.socket) -> None:
             with suppress(ConnectionError):  # the server may answer and close before it has read all
-                made.sendall(request(path, body))
+                made.sendall(request(path, content))
             self.count_status(made)
+
+        self.connect(use)
 
     def count_status(self, made: socket.socket) -> None:
         """Read an answer up to its end and count its status."""

@@ -13,6 +13,7 @@ import mlx.core as mx
 import numpy as np
 from mlx_lm.models.cache import make_prompt_cache
 
+from kvlab import backends
 from kvlab.models import LoadedModel
 
 TIE = 1e-3
@@ -119,6 +120,7 @@ class Reference:
     def __init__(self, loaded: LoadedModel, skipped: list[list[int]]) -> None:
         self._loaded, self._skipped = loaded, skipped
         self._passes: list[Pass] = []
+        self._threads = backends.current().threads(loaded.model)
         self.verdict = Verdict()
 
     def check(self, answers: list[Answer], *, seconds: float = float("inf")) -> list[Answer]:
@@ -133,6 +135,7 @@ class Reference:
 
     def _logits(self, ids: np.ndarray) -> np.ndarray:
         """The logits behind each of ``ids``, ``[n, vocabulary]``."""
+        self._threads.choose(1)  # several threads wait for one another on a machine that servers keep busy
         base = max(self._passes, key=lambda made: made.shared_with(ids), default=None)
         cache, logits, start = make_prompt_cache(self._loaded.model), [], 0
         if base is not None and (start := base.shared_with(ids)):
