@@ -5,10 +5,12 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from kvlab.backends.open_files import keep_limits
 from kvlab.backends.x86.blas_library import prepare
 from kvlab.version import __version__ as __version__
 
 prepare()  # before MLX is imported: see kvlab/backends/x86/blas_library.py
+keep_limits()  # before mlx-lm is imported, which changes them
 
 if TYPE_CHECKING:
     from kvlab.decoder import Completion, Decoder
