@@ -63,7 +63,7 @@ class Tier(TierIndex, MissMemory, Protocol):
         ...
 
     def quarantine(self, key: bytes) -> None:
-        """Set aside a block that is not the one that the index named."""
+        """Act on a block that is not the one that the index named: one of the two is bad. It is not found again."""
         ...
 
     def write(self, blocks: Sequence[Block], heads: Sequence[tuple[bytes, bytes]] = ()) -> set[bytes]:

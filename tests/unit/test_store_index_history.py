@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule, run_state_machine_as_test
 
 from kvlab.store import Store, commands
-from kvlab.store.ssd import blockfile
+from kvlab.store.ssd import blockfile, tier
 from tests.processes import ROOT, environment
 from tests.soaking import times
 from tests.store_kit import fetch, opened, put, sound
@@ -293,3 +293,30 @@ def test_no_history_of_index_and_files_breaks_the_budget_or_serves_wrong_bytes(c
         suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
     )  # fmt: skip
     run_state_machine_as_test(History, settings=how)
+
+
+@pytest.mark.parametrize("length", ["= 32", "< 32"], ids=["full blocks", "tails"])
+def test_index_that_names_the_wrong_blocks_costs_no_sound_block(
+    tmp_path: Path, length: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The class: rows that are well formed and lie; the files that they name are sound under their own names."""
+    root = tmp_path / "store"
+    filled(root, TALKS)
+    names = block_names(root)
+    db = sqlite3.connect(root / "catalog.sqlite")
+    rows = db.execute(f"SELECT id, key FROM blocks WHERE length(tokens) {length} ORDER BY id LIMIT 2").fetchall()
+    (one, key_of_one), (two, key_of_two) = rows
+    db.execute("UPDATE blocks SET key = X'00' WHERE id = ?", (one,))
+    db.execute("UPDATE blocks SET key = ? WHERE id = ?", (key_of_one, two))
+    db.execute("UPDATE blocks SET key = ? WHERE id = ?", (key_of_two, one))
+    db.commit()
+    db.close()
+    monkeypatch.setattr(tier, "RETRY_S", 0.0)
+    ends = [tokens[:end] for tokens in TALKS for end in (len(tokens), 5, 13)]
+    with opened(root) as store:
+        for tokens in ends:
+            fetch(store, tokens)
+        store.flush()
+        assert [fetch(store, tokens).tokens for tokens in ends] == [len(tokens) for tokens in ends]
+        sound(store)
+    assert block_names(root) == names

@@ -12,6 +12,7 @@ import errno
 import logging
 import math
 import os
+import sqlite3
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -247,22 +248,25 @@ class SsdTier:
     def _read_locked(self, folder: StoreFolder, key: bytes, *, trust: bool = True) -> Block:
         """Read again with the folder's write lock held, so that no other process changes the file meanwhile.
 
-        A bad block is set aside; without ``trust`` the block is set aside even if the file is sound.
+        A bad block is set aside. Without ``trust`` the index has named the wrong block: where the file is sound, the
+        index is not, and is rebuilt from the files at the next opening.
         """
-        nbytes, reason = 0, "the index led to another block"
+        nbytes = 0
         try:
             with folder.index.write():
                 row = folder.index.one("SELECT bytes FROM blocks WHERE key = ? AND owner IS NULL", key)
                 if row is None:
                     raise TierMiss("it was evicted")
                 nbytes = row[0]
-                if trust:
-                    try:
-                        return blockfile.read(folder.path(key), key)
-                    except UNREAD as error:
-                        if not is_lost(folder.file(key), error):
-                            raise self._out_of_reach(key, error) from None
-                        reason = str(error)
+                try:
+                    block = blockfile.read(folder.path(key), key)
+                    if trust:
+                        return block
+                    raise sqlite3.IntegrityError("it names the wrong blocks")
+                except UNREAD as error:
+                    if not is_lost(folder.file(key), error):
+                        raise self._out_of_reach(key, error) from None
+                    reason = str(error)
                 folder.set_aside(key)
         except TROUBLE as error:
             self._fail(error)
