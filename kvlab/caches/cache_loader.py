@@ -108,7 +108,8 @@ class CacheLoader:
         self._views.clear()
         self._head_views.clear()
         self._layout = None
-        rows = _rows_by_leaf(self._arrays)
+        known = {name for name, _ in self._leaves}
+        rows = {leaf: arrays for leaf, arrays in _rows_by_leaf(self._arrays).items() if leaf in known}
         filled = [
             _rows_of(name, rows) if is_cuttable(cache) else _state_of(name, cache, checkpoint or {})
             for name, cache in self._leaves
@@ -145,7 +146,10 @@ def _rows_by_leaf(arrays: Mapping[str, mx.array]) -> dict[str, dict[str, mx.arra
 
 
 def _rows_of(leaf: str, rows: Mapping[str, dict[str, mx.array]]) -> dict[str, mx.array]:
-    """Return the rows of one leaf: none for a layer that its model never uses. Raises PayloadError for half of them."""
+    """Return the rows of one leaf; none where only others have some, because its model never uses it.
+
+    Raises PayloadError where keys or values are missing.
+    """
     found = rows.get(leaf, {})
     if rows and not found:
         return {}

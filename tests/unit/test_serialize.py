@@ -148,6 +148,15 @@ def test_loader_refuses_payloads_of_other_caches_and_fills_nothing(spoil):
     assert all(cache.empty() for cache in second)
 
 
+def test_a_layer_that_its_model_never_uses_stays_empty():
+    first = [KVCache(), KVCache(), KVCache()]
+    for cache in (first[0], first[2]):
+        feed(cache, mx.float32)
+    second = [KVCache(), KVCache(), KVCache()]
+    fill(second, to_blocks(serialize.token_rows(first), 0, TOKENS, BLOCK), None)
+    assert [cache.offset for cache in second] == [TOKENS, 0, TOKENS]
+
+
 def kv_cache(keys: mx.Dtype, values: mx.Dtype) -> KVCache:
     cache = KVCache()
     cache.update_and_fetch(rows(TOKENS, 1, keys), rows(TOKENS, 2, values))
