@@ -5,6 +5,8 @@ Every test runs with every template of ``tests/templates``, through both protoco
 
 from __future__ import annotations
 
+import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +14,10 @@ import pytest
 
 from kvlab.models import LoadedModel
 from kvlab.server.errors import ApiError
+from kvlab.server.generation.harmony_parser import HarmonyParser
+from kvlab.server.generation.output_parser import CallReader, OutputParser
 from kvlab.server.generation.prompt_cache import RenderedPrompt
+from kvlab.server.structured.tool_families.choose import tool_format
 from tests.template_kit import FAMILIES, TemplateModel, from_anthropic, from_openai, with_template
 
 TOOLS = [
@@ -345,6 +350,24 @@ def test_without_remembered_tokens_prompts_part_at_the_last_answer(model: Templa
         same = next((i for i, (a, b) in enumerate(zip(before.ids, after.ids, strict=False)) if a != b), len(before.ids))
         assert_in_order(model.loaded.decode(after.ids[:same]), "be brief", "question one")
         before = after
+
+
+@pytest.mark.parametrize(
+    "inside", ["@mira", "end </tool_call> here", '"}}]</s> and <|im_end|>', "two\nlines", "ä {'x': 1}"]
+)
+def test_calls_are_read_back_from_what_the_template_writes(model: TemplateModel, inside: str) -> None:
+    """The form of calls that a template shows to a model is the form in which its answers are searched for calls."""
+    tokenizer, marker = model.loaded.tokenizer, "marker"
+    form = tool_format(tokenizer)
+    messages = [user("go"), called("a", {"handle": inside}), result("a", marker)]
+    before = model.prompts.text(messages[:1], TOOLS).removesuffix("<think>\n")
+    whole = model.prompts.text(messages, TOOLS)
+    start = len(os.path.commonprefix([before, whole]))
+    answer = whole[start : whole.index(marker)]
+    kind = HarmonyParser if form.family == "harmony" else OutputParser
+    parser = kind(tokenizer.detokenizer, calls=CallReader(form, TOOLS))
+    found = [call for piece in [*parser.feed(answer), *parser.finish()] for call in piece.calls]
+    assert [(call.name, json.loads(call.arguments)) for call in found] == [("findbadge", {"handle": inside})]
 
 
 # -- thinking ---------------------------------------------------------------------------------------------------------

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from typing import Any
 
 from kvlab.server.generation.output_parser import CONTENT, REASONING, OutputParser, OutputPiece
 from kvlab.server.structured.tool_families.harmony_calls import CALL, CHANNEL, END, MESSAGE, RECIPIENT, RETURN, START
@@ -17,10 +18,12 @@ MAX_HEADER_CHARACTERS = 300
 class HarmonyParser(OutputParser):
     """Parses the channels: ``analysis`` is reasoning, a message to a function is a call, all else is content.
 
-    Takes the arguments of :class:`OutputParser`.
+    Takes the arguments of :class:`OutputParser`, and ``continues``: the prompt has already begun the content.
     """
 
-    _in_header = True
+    def __init__(self, *arguments: Any, continues: bool = False, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self._in_header = not continues
 
     def _parse_text(self, pieces: list[OutputPiece], final: bool = False) -> bool:
         if not self._in_header:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import time
 from collections.abc import Mapping
@@ -100,8 +101,10 @@ class ServedModel:
         if request.plain:  # their text is sent as it is
             return OutputParser(detokenizer, stop=request.stop, verbatim=request.schema is not None)
         may_call = request.tools and request.tool_choice != "none"
-        kind = HarmonyParser if isinstance(self.tool_format, HarmonyCalls) else OutputParser
-        return kind(
+        kind: Any = OutputParser
+        if isinstance(self.tool_format, HarmonyCalls):
+            kind = functools.partial(HarmonyParser, continues=request.prompt.continues)
+        parser: OutputParser = kind(
             detokenizer,
             thinking=self.thinking,
             calls=CallReader(self.tool_format, request.tools, trusted) if may_call else None,
@@ -110,6 +113,7 @@ class ServedModel:
             verbatim=request.schema is not None,
             dropped=self.loaded.tokenizer.structural_markers,
         )
+        return parser
 
     def compile_grammar(self, request: GenerationRequest) -> None:
         """Compile the request's grammar, beside the event loop. Raises ApiError 400 for an impossible schema."""
