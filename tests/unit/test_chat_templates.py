@@ -326,6 +326,28 @@ def test_several_calls_of_one_answer_lose_nothing(model: TemplateModel) -> None:
         assert later.ids == from_openai(model.forget(), messages, TOOLS).ids
 
 
+def test_a_turn_without_thinking_is_remembered_for_one_with_it(model: TemplateModel) -> None:
+    """A required call excludes thinking for one turn: only the beginning of its answer differs, and stays as it was."""
+    for first, then in ((TOOLS, {}), (TOOLS, {"chat_template_kwargs": {"enable_thinking": True}})):
+        prompt = from_openai(model, [user("go")], first, tool_choice="required")
+        known = answered(model, prompt, called("a"))
+        assert_grown(
+            model, known, from_openai(model, [user("go"), called("a"), result("a")], first, **then), "code is 417"
+        )
+
+
+def test_a_broken_prefix_is_traced_to_the_client_s_message(model: TemplateModel) -> None:
+    """Where messages are merged or left out, the index is the client's."""
+    messages = [{"role": "system", "content": words} for words in ("be brief", "", "be kind")]
+    messages += [user("first question"), said("first answer"), user("second question")]
+    prompt = from_openai(model, messages)
+    place = shown(model, prompt).index("second question")
+    token = next(i for i in range(len(prompt.ids)) if len(model.loaded.decode(prompt.ids[: i + 1])) > place + 3)
+    # GLM's messages end with no token; Phi's conversations with one more.
+    if model.name not in ("glm4", "phi4_mini"):
+        assert model.prompts.message_at(prompt, token) == 5
+
+
 def test_prompts_of_one_tenant_never_hold_another_s_answers(model: TemplateModel) -> None:
     known = answered(model, from_openai(model, [user("go")], tenant="a"), said("gone", reasoning_content="secret"))
     messages = [user("go"), said("gone", reasoning_content="secret"), user("on")]

@@ -9,9 +9,19 @@ from typing import Any
 
 from kvlab.models import LoadedModel
 from kvlab.server.errors import ApiError
-from kvlab.server.generation.conversation import TemplateMessage
+from kvlab.server.generation.conversation import TemplateMessage, canonical
 from kvlab.server.generation.template_dialect import TemplateDialect, probe
 from kvlab.server.generation.template_messages import Tools, adapt
+
+THINKING_OPTION = "enable_thinking"
+HISTORY = canonical(
+    [
+        {"role": "system", "content": "system"},
+        {"role": "user", "content": "user"},
+        {"role": "assistant", "content": "answer", "reasoning_content": "thinking"},
+        {"role": "user", "content": "user"},
+    ]
+)
 
 
 class ChatTemplate:
@@ -68,6 +78,20 @@ class ChatTemplate:
             ends = [at for end in self._ends if (at := rest.find(end)) >= 0]
             rest = rest[min(ends) :] if ends else ""
         return rest if rest and text.endswith(rest) else None
+
+    def history_options(self, options: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the options that change how a conversation is rendered, beyond the beginning of the next answer."""
+        return {k: v for k, v in options.items() if k != THINKING_OPTION or self._thinking_changes_history}
+
+    @functools.cached_property
+    def _thinking_changes_history(self) -> bool:
+        rendered = set()
+        for options in ({}, {THINKING_OPTION: True}, {THINKING_OPTION: False}):
+            try:
+                rendered.add(self._render(HISTORY, (), options, generation=False))
+            except ApiError:
+                return True
+        return len(rendered) > 1
 
     def count_ends(self, text: str) -> int:
         """Count the tokens in ``text`` that end an answer."""

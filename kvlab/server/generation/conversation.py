@@ -32,14 +32,21 @@ BILLING_LINE = re.compile(
 
 
 def canonical(messages: Iterable[Message]) -> tuple[TemplateMessage, ...]:
-    """Return the conversation in canonical form. Raises ApiError 400 for content that is no text. Idempotent.
+    """Return the conversation in canonical form. Raises ApiError 400 for content that is no text. Idempotent."""
+    return canonical_with_places(messages)[0]
+
+
+def canonical_with_places(messages: Iterable[Message]) -> tuple[tuple[TemplateMessage, ...], tuple[int, ...]]:
+    """Return the conversation in canonical form, and for each message where it begins in ``messages``.
 
     Content is a string; leading system messages are one; thinking is ``reasoning_content``; the arguments of calls are
     mappings where they are JSON objects; calls are numbered in their order, and results carry number and name.
+    Raises ApiError 400.
     """
     made: list[TemplateMessage] = []
+    places: list[int] = []
     calls = _Calls()
-    for message in messages:
+    for place, message in enumerate(messages):
         role = ROLES.get(str(message.get("role")), str(message.get("role")))
         one = {k: v for k, v in message.items() if k not in (*REASONING_FIELDS, *CALL_FIELDS)}
         one |= {"role": role, "content": text_of(message.get("content"), role)}
@@ -55,7 +62,8 @@ def canonical(messages: Iterable[Message]) -> tuple[TemplateMessage, ...]:
         elif role == "tool":
             one |= calls.of_result(message)
         made.append(one)
-    return tuple(made)
+        places.append(place)
+    return tuple(made), tuple(places)
 
 
 def text_of(content: object, role: str) -> str:

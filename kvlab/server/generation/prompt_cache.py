@@ -13,7 +13,14 @@ from kvlab.models import LoadedModel
 from kvlab.server.errors import ApiError
 from kvlab.server.generation.answer_memory import AnswerMemory, Known
 from kvlab.server.generation.chat_template import ChatTemplate
-from kvlab.server.generation.conversation import Message, TemplateMessage, canonical, key_parts, merged_answer
+from kvlab.server.generation.conversation import (
+    Message,
+    TemplateMessage,
+    canonical,
+    canonical_with_places,
+    key_parts,
+    merged_answer,
+)
 from kvlab.server.generation.thinking import thinking_markers
 from kvlab.server.limits import MAX_CHARS_PER_TOKEN
 
@@ -32,6 +39,7 @@ class RenderedPrompt:
         messages: the conversation in canonical form.
         tools: the tools that the template was given.
         options: what else the template was given.
+        places: the index of each message in the conversation as the client sent it.
         tenant: the client that it belongs to.
         reasoning: it ends inside a thinking block.
         known: the answer whose tokens it begins with; None where the template rendered all of it.
@@ -41,6 +49,7 @@ class RenderedPrompt:
     messages: tuple[TemplateMessage, ...]
     tools: tuple[Message, ...]
     options: Mapping[str, Any] = field(default_factory=dict)
+    places: tuple[int, ...] = ()
     tenant: str = ""
     reasoning: bool = False
     known: Known | None = None
@@ -97,7 +106,8 @@ class PromptCache:
         Raises ApiError 400 for content that is no text, and where the template refuses the conversation.
         """
         options = dict(options or {})
-        conversation = _answerable(canonical(messages))
+        conversation, places = canonical_with_places(messages)
+        conversation = _answerable(conversation)
         text = self.template.text(conversation, tools, options)
         ids, known = self._encode_after_answer(text, conversation, tools, options, tenant)
         if known is not None and not self._fits(len(ids), max_tokens):
@@ -105,7 +115,7 @@ class PromptCache:
             if len(rendered) < len(ids):
                 ids, known = rendered, None
         reasoning = self._thinking is not None and text.rstrip().endswith(self._thinking[0])
-        return RenderedPrompt(ids, conversation, tuple(tools), options, tenant, reasoning, known)
+        return RenderedPrompt(ids, conversation, tuple(tools), options, places, tenant, reasoning, known)
 
     def text(
         self,
@@ -139,7 +149,7 @@ class PromptCache:
         self.answers.add(key, prompt.tenant, [*prompt.ids, *ids], prompt.known)
 
     def message_at(self, prompt: RenderedPrompt, token: int) -> int:
-        """Return the index of the message that holds token number ``token`` of the prompt; tools belong to the first.
+        """Return the index of the client's message that holds token number ``token``; tools belong to the first.
 
         End tokens separate the messages, where the template writes one after each.
         """
@@ -151,7 +161,7 @@ class PromptCache:
                 high = middle
             else:
                 low = middle + 1
-        return low
+        return prompt.places[low] if prompt.places else low
 
     def _reaches(self, prompt: RenderedPrompt, index: int, before: str) -> bool:
         """Whether the conversation up to message ``index`` is longer than ``before``."""
@@ -197,7 +207,7 @@ class PromptCache:
         self, messages: Sequence[TemplateMessage], tools: Sequence[Message], options: Mapping[str, Any], tenant: str
     ) -> list[bytes]:
         """Return a hash for every prefix of the conversation, of one tenant and one model."""
-        given = [self._model, tenant, list(tools), dict(options)]
+        given = [self._model, tenant, list(tools), self.template.history_options(options)]
         digest = hashlib.sha256(json.dumps(given, sort_keys=True, default=str).encode())
         keys = []
         for message in messages:
