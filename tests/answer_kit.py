@@ -8,10 +8,9 @@ import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from kvlab.server.generation.harmony_parser import HarmonyParser
+from kvlab.server.generation.harmony_parser import HarmonyParser, MuseParser
 from kvlab.server.generation.output_parser import CONTENT, REASONING, CallReader, OutputParser, OutputPiece
 from kvlab.server.structured.tool_families.choose import tool_format
-from kvlab.server.structured.tool_families.harmony_calls import HarmonyCalls
 from kvlab.server.structured.tool_formats import ToolFormat
 
 Arguments = Mapping[str, Any]
@@ -323,6 +322,9 @@ TOOLS = [
 ]
 
 
+PARSERS: dict[str, type[OutputParser]] = {"harmony": HarmonyParser, "muse-spark": MuseParser}
+
+
 class Answer(NamedTuple):
     """What a client gets: text, reasoning, calls with parsed arguments; and the parser."""
 
@@ -333,7 +335,7 @@ class Answer(NamedTuple):
 
 
 def parser_of(family: ToolFormat | None, **options: Any) -> OutputParser:
-    kind = HarmonyParser if isinstance(family, HarmonyCalls) else OutputParser
+    kind = PARSERS.get(family.family if family else "", OutputParser)
     offered = options.pop("tools", TOOLS)
     trusted = options.pop("trusted", False)
     return kind(NoTokens(), calls=CallReader(family, offered, trusted) if family and offered else None, **options)

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
+from typing import Any
 
 import mlx.core as mx
 import numpy as np
 import pytest
+from mlx_lm import tokenizer_utils
 
 from kvlab.models import LoadedModel
 from kvlab.server.structured.grammar import Constraint, Grammars, Trigger
 from tests.answer_kit import FAMILIES, Family, read
+from tests.template_kit import Family as StyledFamily
+from tests.template_kit import write_model
 
 PROPERTIES = {
     "handle": {"type": "string"},
@@ -76,3 +81,46 @@ def test_calls_that_begin_by_themselves_follow_their_schema(bundled, grammars, f
         answer = read(family.format, text, tools=TOOLS)
         assert answer.calls, text
         assert json.dumps(answer.calls[0][1])
+
+
+DEEPSEEK = ("calls▁begin", "calls▁end", "call▁begin", "call▁end")
+SPECIAL = {
+    "harmony": ("<|start|>", "<|channel|>", "<|message|>", "<|end|>", "<|call|>", "<|return|>", "<|constrain|>"),
+    "deepseek-v3": ("<｜tool▁sep｜>", *(f"<｜tool▁{text}｜>" for text in DEEPSEEK)),
+    "mistral-args": ("[TOOL_CALLS]", "[ARGS]"),
+    "hermes": ("<tool_call>", "</tool_call>"),
+}
+"""Markers that are tokens of the family's vocabulary."""
+
+
+class Vocabulary:
+    """The bundled vocabulary with special tokens, as far as grammars look at a model."""
+
+    def __init__(self, folder: Path, special: tuple[str, ...]) -> None:
+        style = StyledFamily("qwen2_5", ("<|im_end|>", *[text for text in special if text == "<|call|>"]), special)
+        self.tokenizer = tokenizer_utils.load(write_model(style, folder))
+        self.eos = frozenset(self.tokenizer.convert_tokens_to_ids(end) for end in style.ends)
+        self.vocab_size, self.name = len(self.tokenizer), "styled"
+
+    def encode(self, text: str) -> list[int]:
+        return list(self.tokenizer.encode(text, add_special_tokens=False))
+
+    def decode(self, ids: Any) -> str:
+        return str(self.tokenizer.decode(list(ids)))
+
+
+@pytest.mark.parametrize("name", SPECIAL)
+def test_markers_that_are_special_tokens_are_written_as_such(name, tmp_path):
+    family = next(family for family in FAMILIES if family.name == name)
+    vocabulary = Vocabulary(tmp_path / "model", SPECIAL[name])
+    grammars = Grammars(vocabulary)
+    for lenient in (False, True):
+        lark = family.format.grammar(TOOLS, grammars.literal, many=False, lenient=lenient)
+        for seed in SEEDS:
+            trigger = Trigger(family.format.trigger, grammars.compile(lark), once=True) if lenient else None
+            matcher = None if lenient else grammars.compile(lark)
+            constraint = grammars.constraint(max_tokens=LIMIT, matcher=matcher, trigger=trigger)
+            text = draw(vocabulary, constraint, seed, said=family.format.trigger if lenient else "")
+            assert read(family.format, text, tools=TOOLS).calls, text
+            first = vocabulary.encode(text)[0]
+            assert vocabulary.decode([first]) in SPECIAL[name]

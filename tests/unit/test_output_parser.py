@@ -13,8 +13,8 @@ from kvlab.server.generation.output_parser import OutputParser, first_marker, un
 from kvlab.server.generation.thinking import thinking_markers
 from tests.answer_kit import FAMILIES, FamilyTokenizer, parser_of, read
 
-NAMES = ("hermes", "qwen3-coder", "llama3", "harmony")
-HERMES, QWEN, LLAMA, HARMONY = (next(f.format for f in FAMILIES if f.name == name) for name in NAMES)
+NAMES = ("hermes", "qwen3-coder", "llama3", "harmony", "muse-spark")
+HERMES, QWEN, LLAMA, HARMONY, MUSE = (next(f.format for f in FAMILIES if f.name == name) for name in NAMES)
 THINKING = ("<think>", "</think>")
 CALL = '<tool_call>\n{"name": "find", "arguments": {"text": "a"}}\n</tool_call>'
 FOUND = ("find", {"text": "a"})
@@ -81,7 +81,7 @@ def test_markers_in_json_of_a_schema_are_text(value, cuts, thinks):
     said = "is it?</think>\n" + text if thinks else text
     answer = read(HERMES, said, cuts, tools=(), thinking=THINKING, reasoning=thinks, verbatim=True)
     assert json.loads(answer.content) == value
-    assert answer.reasoning == ("is it?" if thinks else "")
+    assert (answer.content, answer.reasoning) == (text, "is it?" if thinks else "")
 
 
 @pytest.mark.parametrize("cuts", CUTTINGS)
@@ -273,6 +273,16 @@ def test_channels_are_reasoning_content_and_calls(cuts):
     preamble = f'<|channel|>commentary<|message|>I look.<|end|><|start|>assistant{TO_FIND}{{"text": "a"}}'
     answer = read(HARMONY, preamble, cuts)
     assert (answer.content, answer.calls) == ("I look.", [FOUND])
+
+
+@pytest.mark.parametrize("cuts", CUTTINGS)
+def test_messages_to_recipients_are_reasoning_content_and_calls(cuts):
+    call = '<atem:function_calls>\n<atem:invoke name="find">\n<atem:parameter name="text">a</atem:parameter>\n'
+    call += "</atem:invoke>\n</atem:function_calls>"
+    text = f"to=self<|message|>Hm.<|eom|><|start|>assistant to=find<|message|>{call}<|eom|>"
+    answer = read(MUSE, f"{text}<|start|>assistant to=user<|message|>It is 4.<|eot|>", cuts)
+    assert (answer.reasoning, answer.content, answer.calls) == ("Hm.", "It is 4.", [FOUND])
+    assert read(MUSE, "Plain words.", cuts).content == "Plain words."
 
 
 @pytest.mark.parametrize("cuts", CUTTINGS)

@@ -1,4 +1,4 @@
-"""Answers of gpt-oss: messages in channels, each behind a header."""
+"""Answers that are messages, each behind a header: gpt-oss, and Muse Spark in a form of its own."""
 
 from __future__ import annotations
 
@@ -21,6 +21,8 @@ class HarmonyParser(OutputParser):
     Takes the arguments of :class:`OutputParser`, and ``continues``: the prompt has already begun the content.
     """
 
+    _ends: tuple[str, ...] = (END, RETURN, CALL, START, CHANNEL)
+
     def __init__(self, *arguments: Any, continues: bool = False, **options: Any) -> None:
         super().__init__(*arguments, **options)
         self._in_header = not continues
@@ -40,24 +42,33 @@ class HarmonyParser(OutputParser):
                 self._in_header, self._kind = False, CONTENT
                 return True
             return False
-        self._read_header(self._buffer[:at], at + len(MESSAGE))
+        header = self._buffer[:at]
+        if self._begins_call(header):
+            self._call_start, self._seen, self._kind = "", 0, CONTENT
+        else:
+            self._kind, self._in_header = self._kind_of(header), False
+            self._buffer = self._buffer[at + len(MESSAGE) :]
         return True
 
-    def _read_header(self, header: str, size: int) -> None:
-        if self._calls is not None and re.search(RECIPIENT, header):
-            self._call_start, self._seen, self._kind = "", 0, CONTENT
-            return
+    def _begins_call(self, header: str) -> bool:
+        """Whether the message behind ``header`` is the arguments of a call."""
+        return self._calls is not None and re.search(RECIPIENT, header) is not None
+
+    def _kind_of(self, header: str) -> str:
+        """Return the kind of the text behind ``header``."""
         channel = re.search(r"<\|channel\|>\s*(\w*)", header)
         thinks = channel is not None and channel[1] == "analysis"
-        self._kind = REASONING if thinks or re.search(r"\bto=(?!functions\.)", header) else CONTENT
-        self._buffer, self._in_header = self._buffer[size:], False
+        return REASONING if thinks or re.search(r"\bto=(?!functions\.)", header) else CONTENT
 
     def _markers(self) -> tuple[str, ...]:
         if self._verbatim and self._kind == CONTENT:
             return ()
-        return END, RETURN, CALL, START, CHANNEL
+        return (*self._ends, *self._starts)
 
     def _at_marker(self, marker: str) -> None:
+        if marker in self._starts:
+            super()._at_marker(marker)
+            return
         if marker not in (START, CHANNEL):
             self._buffer = self._buffer[len(marker) :]
         self._in_header = True
@@ -65,3 +76,15 @@ class HarmonyParser(OutputParser):
     def _end_call(self, pieces: list[OutputPiece], extent: Extent | Progress) -> None:
         super()._end_call(pieces, extent)
         self._in_header = not self._plain
+
+
+class MuseParser(HarmonyParser):
+    """Parses messages to a recipient: those to ``self`` are reasoning; calls stand in their text."""
+
+    _ends = ("<|eom|>", "<|eot|>", START)
+
+    def _begins_call(self, header: str) -> bool:
+        return False
+
+    def _kind_of(self, header: str) -> str:
+        return REASONING if re.search(r"\bto=self\b", header) else CONTENT

@@ -178,9 +178,9 @@ class OutputParser:
             if text:
                 pieces.append(OutputPiece(REASONING, text))
             return
+        text = self._held_whitespace + text
+        text = text.lstrip() if self._after_marker else text
         if self._strips_whitespace:  # templates put line breaks around calls and after thinking
-            text = self._held_whitespace + text
-            text = text.lstrip() if self._after_marker else text
             kept = text.rstrip()
             text, self._held_whitespace = kept, text[len(kept) :]
         if text:

@@ -17,7 +17,7 @@ from kvlab.policies import Policy
 from kvlab.server.errors import ApiError
 from kvlab.server.generation.answer_memory import AnswerMemory
 from kvlab.server.generation.choice import Choice
-from kvlab.server.generation.harmony_parser import HarmonyParser
+from kvlab.server.generation.harmony_parser import HarmonyParser, MuseParser
 from kvlab.server.generation.output_parser import CallReader, OutputParser
 from kvlab.server.generation.prompt_cache import PromptCache
 from kvlab.server.generation.request import GenerationRequest
@@ -29,9 +29,11 @@ from kvlab.server.settings import Settings
 from kvlab.server.structured import json_schema
 from kvlab.server.structured.grammar import Constraint, Grammars, Trigger
 from kvlab.server.structured.tool_families.choose import tool_format
-from kvlab.server.structured.tool_families.harmony_calls import HarmonyCalls
 from kvlab.server.structured.tool_formats import json_rule
 from kvlab.store.from_policy import open_answer_files
+
+MESSAGE_PARSERS = {"harmony": HarmonyParser, "muse-spark": MuseParser}
+"""Parsers of the families whose answers are messages, each behind a header; all others have one form."""
 
 
 class ServedModel:
@@ -101,9 +103,8 @@ class ServedModel:
         if request.plain:  # their text is sent as it is
             return OutputParser(detokenizer, stop=request.stop, verbatim=request.schema is not None)
         may_call = request.tools and request.tool_choice != "none"
-        kind: Any = OutputParser
-        if isinstance(self.tool_format, HarmonyCalls):
-            kind = functools.partial(HarmonyParser, continues=request.prompt.continues)
+        kind: Any = MESSAGE_PARSERS.get(self.tool_format.family)
+        kind = OutputParser if kind is None else functools.partial(kind, continues=request.prompt.continues)
         parser: OutputParser = kind(
             detokenizer,
             thinking=self.thinking,

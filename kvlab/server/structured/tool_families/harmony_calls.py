@@ -20,6 +20,7 @@ class HarmonyCalls(HeadedCalls):
         header = f"{CHANNEL}commentary to=functions.{{name}} <|constrain|>json{MESSAGE}"
         pattern = rf"(?:(?!<\|message\|>)[\s\S])*?{RECIPIENT}(?:(?!<\|message\|>)[\s\S])*<\|message\|>"
         super().__init__("harmony", "", header=header, header_pattern=pattern, closer=CALL)
+        self._closer = ""  # it ends the answer, as an end token does: it is read, and not written by a grammar
         self.trigger = f"{CHANNEL}commentary to=functions."
 
     def calls_rule(self, literal: Literal, *, many: bool, lenient: bool) -> str:
