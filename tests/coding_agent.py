@@ -123,8 +123,8 @@ def billing(number: int) -> str:
     )
 
 
-class Claude:
-    """Sends the session as Claude Code does: streamed messages, tokens counted before each.
+class Client:
+    """Sends a session, one turn at a time.
 
     Args:
         session: what is said; it grows with every turn.
@@ -134,7 +134,35 @@ class Claude:
     """
 
     def __init__(self, session: Session, *, max_tokens: int = 48, force_calls: bool = False, key: str = "-") -> None:
-        self.session, self._max_tokens, self._force_calls, self._key = session, max_tokens, force_calls, key
+        self.session, self._max_tokens, self._force_calls = session, max_tokens, force_calls
+        # One client for all turns: a new one reads the machine's certificates each time, which takes long.
+        self._http = httpx.Client(timeout=120, headers={"x-kvlab": "1", "authorization": f"Bearer {key}"})
+
+    def turn(self, url: str) -> Turn:
+        """Ask for an answer, and add it to the session. Raises Refused, or an error of httpx."""
+        raise NotImplementedError
+
+    @property
+    def _is_forced(self) -> bool:
+        return self._force_calls and len(self.session.turns) % 2 == 0
+
+    def _post(self, url: str, body: Any) -> Any:
+        made = self._http.post(url, json=body)
+        if made.status_code != 200:
+            raise Refused(url, made.status_code, made.text[:500])
+        return made.json()
+
+    def _events(self, url: str, body: Any) -> Iterator[Any]:
+        with self._http.stream("POST", url, json=body) as response:
+            if response.status_code != 200:
+                raise Refused(url, response.status_code, response.read().decode()[:500])
+            for line in response.iter_lines():
+                if line.startswith("data: "):
+                    yield json.loads(line[6:])
+
+
+class Claude(Client):
+    """Sends messages as Claude Code does: streamed, their tokens counted before."""
 
     def body(self) -> dict[str, Any]:
         session, number = self.session, len(self.session.turns) + 1
@@ -155,7 +183,7 @@ class Claude:
     def turn(self, url: str) -> Turn:
         """Count the tokens, ask for an answer, and add it to the session."""
         number, body = len(self.session.turns) + 1, self.body()
-        counted = _post(url, "/v1/messages/count_tokens", body, self._key)["input_tokens"]
+        counted = self._post(url + "/v1/messages/count_tokens", body)["input_tokens"]
         blocks, usage, miss = self._stream(url, {**body, **self._options(), "stream": True})
         cached = usage["cache_read_input_tokens"]
         prompt = usage["input_tokens"] + usage["cache_creation_input_tokens"] + cached
@@ -166,15 +194,14 @@ class Claude:
         return made
 
     def _options(self) -> dict[str, Any]:
-        forced = self._force_calls and len(self.session.turns) % 2 == 0
-        return {"max_tokens": self._max_tokens} | ({"tool_choice": {"type": "any"}} if forced else {})
+        return {"max_tokens": self._max_tokens} | ({"tool_choice": {"type": "any"}} if self._is_forced else {})
 
     def _stream(self, url: str, body: Any) -> tuple[list[Message], dict[str, Any], str]:
         blocks: list[Message] = []
         usage: dict[str, Any] = {}
         miss = ""
         arguments: dict[int, str] = {}
-        for event in _events(url, "/v1/messages", body, self._key):
+        for event in self._events(url + "/v1/messages", body):
             if event["type"] == "content_block_start":
                 blocks.append(dict(event["content_block"]))
             elif event["type"] == "content_block_delta":
@@ -195,15 +222,12 @@ class Claude:
     def _other_requests(self, url: str, number: int) -> None:
         if number % 3 == 0:
             words = {"model": "claude-haiku-4-5", "messages": [{"role": "user", "content": "quota"}]}
-            _post(url, "/v1/messages", {**words, "max_tokens": 1}, self._key)
-            _post(url, "/v1/messages/count_tokens", {**words, "tools": self.body()["tools"][:1]}, self._key)
+            self._post(url + "/v1/messages", {**words, "max_tokens": 1})
+            self._post(url + "/v1/messages/count_tokens", {**words, "tools": self.body()["tools"][:1]})
 
 
-class Proxy:
-    """Sends the session as proxies from Claude Code to OpenAI's protocol do, not streamed. Arguments as Claude's."""
-
-    def __init__(self, session: Session, *, max_tokens: int = 48, force_calls: bool = False, key: str = "-") -> None:
-        self.session, self._max_tokens, self._force_calls, self._key = session, max_tokens, force_calls, key
+class Proxy(Client):
+    """Sends what proxies from Claude Code to OpenAI's protocol send, not streamed."""
 
     def body(self) -> dict[str, Any]:
         session, number = self.session, len(self.session.turns) + 1
@@ -215,9 +239,9 @@ class Proxy:
 
     def turn(self, url: str) -> Turn:
         number, body = len(self.session.turns) + 1, self.body()
-        choice = "required" if self._force_calls and number % 2 else "auto"
+        choice = "required" if self._is_forced else "auto"
         options = {"max_tokens": self._max_tokens, "tool_choice": choice}
-        made = _post(url, "/v1/chat/completions", body | options, self._key)
+        made = self._post(url + "/v1/chat/completions", body | options)
         message, usage = made["choices"][0]["message"], made["usage"]
         blocks = []
         if message.get("reasoning_content"):
@@ -235,7 +259,7 @@ class Proxy:
         self.session.go_on(blocks or [text("")], turn)
         if number % 3 == 0:
             quota = {"model": "claude-haiku-4-5", "messages": [{"role": "user", "content": "quota"}], "max_tokens": 1}
-            _post(url, "/v1/chat/completions", quota, self._key)
+            self._post(url + "/v1/chat/completions", quota)
         return turn
 
 
@@ -279,25 +303,3 @@ def _for_openai(message: Message, *, last: bool) -> list[Message]:
                 for call in calls
             ]  # fmt: skip
     return [*made, turn]
-
-
-def _post(url: str, path: str, body: Any, key: str) -> Any:
-    """Raises Refused, or an error of httpx."""
-    made = httpx.post(url + path, json=body, headers=_headers(key), timeout=120)
-    if made.status_code != 200:
-        raise Refused(path, made.status_code, made.text[:500])
-    return made.json()
-
-
-def _events(url: str, path: str, body: Any, key: str) -> Iterator[Any]:
-    """Events of a stream. Raises as ``_post``."""
-    with httpx.stream("POST", url + path, json=body, headers=_headers(key), timeout=120) as response:
-        if response.status_code != 200:
-            raise Refused(path, response.status_code, response.read().decode()[:500])
-        for line in response.iter_lines():
-            if line.startswith("data: "):
-                yield json.loads(line[6:])
-
-
-def _headers(key: str) -> dict[str, str]:
-    return {"x-kvlab": "1", "authorization": f"Bearer {key}"}

@@ -8,6 +8,7 @@ import select
 import socket
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -150,23 +151,26 @@ def question(number: int, **fields: Any) -> dict[str, Any]:
 
 @dataclass
 class Report:
-    """What the clients of a server saw: the longest waits, wrong and unfinished answers, and the server's memory."""
+    """What the clients of a server saw: the longest waits, wrong answers, and the server's memory.
+
+    ``cut`` and ``unanswered`` count streams and newcomers that got no whole answer, by status; 0 is no status.
+    """
 
     answers: int = 0
     wrong: int = 0
-    cut: list[int] = field(default_factory=list)
+    cut: Counter[int] = field(default_factory=Counter)
     gap: Wait = Wait()
     first: Wait = Wait()
     newcomers: int = 0
     newcomer: Wait = Wait()
-    unanswered: list[int] = field(default_factory=list)
+    unanswered: Counter[int] = field(default_factory=Counter)
     most_rss: int = 0
 
     def __str__(self) -> str:
         return (
-            f"{self.answers} answers, {self.wrong} wrong, cut {self.cut}; longest gap {_ms(self.gap)}, "
+            f"{self.answers} answers, {self.wrong} wrong, cut {dict(self.cut)}; longest gap {_ms(self.gap)}, "
             f"first token {_ms(self.first)}; {self.newcomers} newcomers, {_ms(self.newcomer)}, "
-            f"unanswered {self.unanswered}; RSS {self.most_rss / 1e6:.0f} MB"
+            f"unanswered {dict(self.unanswered)}; RSS {self.most_rss / 1e6:.0f} MB"
         )
 
 
@@ -191,7 +195,7 @@ def watch(url: str, process: int, right: list[str], goes_on: Callable[[], bool])
             report.newcomers += 1
             report.newcomer = longer(report.newcomer, heard.whole)
             if not heard.complete:
-                report.unanswered.append(heard.status)
+                report.unanswered[heard.status] += 1
             report.most_rss = max(report.most_rss, resident(process))
 
     thread = threading.Thread(target=newcomers)
@@ -203,7 +207,7 @@ def watch(url: str, process: int, right: list[str], goes_on: Callable[[], bool])
             report.answers += 1
             report.gap, report.first = longer(report.gap, heard.gap), longer(report.first, heard.first)
             if not heard.complete:
-                report.cut.append(heard.status)
+                report.cut[heard.status] += 1
             elif heard.text != right[number % len(right)]:
                 report.wrong += 1
     finally:

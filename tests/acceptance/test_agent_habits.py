@@ -76,5 +76,6 @@ def test_each_turn_starts_from_the_one_before(
         server.__exit__()
         for share, turn in zip([0.0, *shares(talk.turns)], talk.turns, strict=True):
             print(f"{turn}: {share:.3f} of the seen, {turn.cached / turn.prompt:.3f} of the prompt")
+    assert all(turn.counted in (None, turn.prompt) for turn in talk.turns)
     assert sum(turn.calls for turn in talk.turns) >= 4
     assert min(shares(talk.turns)) >= LEAST_CACHED

@@ -79,14 +79,14 @@ def attacked(server: Served, right: list[str], seconds: float, *groups: tuple[st
             right,
             lambda: server.process.poll() is None and any(attacker.is_running for attacker in attackers),
         )
+        if server.process.poll() is not None:
+            return report, [f"the server ended with status {server.process.returncode}"]
         outcomes = {name: came for attacker in attackers for name, came in attacker.outcomes().items()}
     finally:
         for attacker in attackers:
             attacker.stop()
     print(outcomes, report, sep="\n")
     broken = [f"{name}: nothing came back" for name, came in outcomes.items() if not came]
-    if server.process.poll() is not None:
-        return report, [f"the server ended with status {server.process.returncode}"]
     if report.gap.charged > MAX_GAP_S or report.gap.wall > MAX_WALL_S:
         broken.append("a gap in the stream")
     for wait in (report.first, report.newcomer):
@@ -95,9 +95,9 @@ def attacked(server: Served, right: list[str], seconds: float, *groups: tuple[st
     if report.wrong:
         broken.append("other tokens than without attackers")
     if report.cut:
-        broken.append(f"streams that ended early, with status {report.cut}")
+        broken.append(f"streams that ended early, with status {dict(report.cut)}")
     if report.unanswered:
-        broken.append(f"newcomers who got no answer, but status {report.unanswered}")
+        broken.append(f"newcomers who got no answer, but status {dict(report.unanswered)}")
     held, limits = stated_bytes(server)
     broken += [f"{name}: {held[name]} bytes held" for name in limits if held.get(name, 0) > limits[name]]
     if report.most_rss > before + sum(limits.values()) + MAX_RSS_GROWTH:

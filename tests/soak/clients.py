@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
 import threading
 import time
@@ -73,6 +74,7 @@ class Clients:
         self.totals = Totals()
         self._url, self._right = url, right
         self._over = threading.Event()
+        self._http = httpx.Client(timeout=120)
         work: list[Callable[[Random], None]] = [self._agent] * agents + [self._asker, self._leaver]
         self._threads = [
             threading.Thread(target=self._run, args=(work_, Random(f"{seed}/{i}"))) for i, work_ in enumerate(work)
@@ -110,7 +112,7 @@ class Clients:
         client = rng.choice([Claude, Proxy])(_session(rng), max_tokens=80, key=rng.choice(KEYS))
         while len(client.session.turns) < TURNS and not self._over.is_set():
             if rng.random() < 0.1:
-                client.session.tools = rng.sample(TOOLS, rng.randrange(2, len(TOOLS)))
+                client.session.tools = _changed(rng)
                 self.totals.count("tool lists changed")
             try:
                 turn = client.turn(self._url)
@@ -133,7 +135,7 @@ class Clients:
         for number, body in enumerate(fixed_questions()):
             if self._over.is_set():
                 return
-            made = httpx.post(f"{self._url}/v1/chat/completions", json=body, headers=headers, timeout=120)
+            made = self._http.post(f"{self._url}/v1/chat/completions", json=body, headers=headers)
             if made.status_code != 200:
                 self._note_refusal(made.text[:300], made.status_code)
                 continue
@@ -144,7 +146,7 @@ class Clients:
                 f"{rng.choice(LOOKUPS).format(thing='badge', name=rng.choice(NAMES))} {RULES[: rng.randrange(1500)]}"
             )
             body = {"messages": [{"role": "user", "content": words}], "max_tokens": 24}
-            made = httpx.post(f"{self._url}/v1/chat/completions", json=body, headers=headers, timeout=120)
+            made = self._http.post(f"{self._url}/v1/chat/completions", json=body, headers=headers)
             if made.status_code == 200:
                 self.totals.texts[made.json()["id"]] = answer_of(made)
             else:
@@ -159,7 +161,7 @@ class Clients:
         headers = {"authorization": f"Bearer {rng.choice(KEYS)}"}
         patience = rng.choice([0.01, 0.1, 60])
         try:
-            with httpx.stream("POST", self._url + path, json=body, headers=headers,
+            with self._http.stream("POST", self._url + path, json=body, headers=headers,
                               timeout=httpx.Timeout(60, read=patience)) as response:  # fmt: skip
                 if response.status_code != 200:
                     self._note_refusal(response.read().decode()[:300], response.status_code)
@@ -170,6 +172,17 @@ class Clients:
             pass
         self.totals.count("left early")
         self._over.wait(rng.random())
+
+
+def _changed(rng: Random) -> list[dict[str, Any]]:
+    """The tools in another order, some with another description.
+
+    None is left out: the model knows their names, and without one of them a grammar would have to choose for it.
+    """
+    tools = copy.deepcopy(rng.sample(TOOLS, len(TOOLS)))
+    for tool in tools[:2]:
+        tool["function"]["description"] += f" Changed {rng.randrange(1000)}."
+    return tools
 
 
 def _session(rng: Random) -> Session:

@@ -69,10 +69,15 @@ class Verdict:
 
 
 class Recording:
-    """Reads a recording as it grows, and checks that nothing cached is another tenant's."""
+    """Reads a recording as it grows, and checks that nothing cached is another tenant's.
 
-    def __init__(self, path: Path) -> None:
-        self._path, self._offset = path, 0
+    Args:
+        path: what a recording server writes.
+        eos: the model's end tokens, which an answer's KV holds and its tokens do not.
+    """
+
+    def __init__(self, path: Path, eos: set[int]) -> None:
+        self._path, self._eos, self._offset = path, eos, 0
         self._running: dict[str, tuple[list[int], str]] = {}
         self._submitted: dict[str, Counter[int]] = {}
         self.leaks: list[str] = []
@@ -105,8 +110,9 @@ class Recording:
             prefix = prefix_hashes(answer.prompt[: answer.cached])[-1]
             if self._submitted[answer.tenant][prefix] < 2:
                 self.leaks.append(f"{answer.request}: {answer.cached} tokens were cached for {answer.tenant!r}")
-        own = prefix_hashes(answer.ids)[len(answer.prompt) :]
-        self._submitted[answer.tenant].update(own)
+        hashes = prefix_hashes(answer.ids)
+        ends = [hash((hashes[-1], token)) for token in self._eos]
+        self._submitted[answer.tenant].update([*hashes[len(answer.prompt) :], *ends])
 
 
 class Reference:

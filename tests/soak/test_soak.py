@@ -121,7 +121,8 @@ class Servers:
         self._read_log()
 
     def _read_log(self) -> None:
-        self.failures += [line for line in self.now.log if '"level": "error"' in line or "Traceback" in line][:5]
+        bad = [i for i, line in enumerate(self.now.log) if '"level": "error"' in line or "Traceback" in line]
+        self.failures += ["".join(self.now.log[i : i + 40]) for i in bad[:3]]
 
 
 def uncached_answers(folder: Path) -> tuple[list[str], list[list[int]]]:
@@ -131,7 +132,7 @@ def uncached_answers(folder: Path) -> tuple[list[str], list[list[int]]]:
     recorder = ("tests.soak.recording_server", str(folder / "recording.jsonl"))
     with Served("--policy", "full", home=folder, module=recorder) as server:
         made = [httpx.post(f"{server.url}/v1/chat/completions", json=body, timeout=120) for body in fixed_questions()]
-    prompts = [answer.prompt for answer in Recording(folder / "recording.jsonl").new()]
+    prompts = [answer.prompt for answer in Recording(folder / "recording.jsonl", set()).new()]
     return [answer_of(response) for response in made], prompts
 
 
@@ -160,7 +161,7 @@ def soak(bundled: LoadedModel, folder: Path, plan: Plan) -> dict[str, Any]:
     right, prompts = uncached_answers(folder / "reference")
     servers = Servers(folder)
     clients, samples = Clients(servers.url, right), Samples()
-    recording, reference = Recording(servers.recording), Reference(bundled, prompts)
+    recording, reference = Recording(servers.recording, set(bundled.eos)), Reference(bundled, prompts)
     waiting: list[Answer] = []
     began, answers = time.monotonic(), 0
     try:
