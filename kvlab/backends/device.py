@@ -42,6 +42,13 @@ def overlaps_with_host() -> bool:
     return not is_cpu()
 
 
+def shares_memory_with_host() -> bool:
+    """Return whether the host reads arrays where they are: on CPUs and Metal, not on CUDA, which moves them."""
+    import mlx.core as mx
+
+    return is_cpu() or mx.metal.is_available()
+
+
 def device_name() -> str:
     """Return one line: ``gpu: Apple M3 Max`` or ``cpu: Intel(R) Xeon(R), 2 cores``."""
     import mlx.core as mx

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -54,5 +53,4 @@ def random_qwen3(*, layers: int = 6, width: int = 384, seed: int = 0, vocabulary
     mx.eval(model.parameters())
     name = f"qwen3-random-{layers}x{width}"
     tokenizer = SimpleNamespace(eos_token_ids=[END], vocab_size=vocabulary)
-    fingerprint = hashlib.sha256(f"{name} {seed}".encode()).hexdigest()[:32]
-    return LoadedModel(model, tokenizer, name, Path(), fingerprint, "float32", layers)
+    return LoadedModel(model, tokenizer, name, Path(), "float32", layers)

@@ -1,5 +1,6 @@
 """Live KV: the layer caches of a policy, the attention hook, and how caches become arrays to store."""
 
+from kvlab.caches.attention_hook import rehook
 from kvlab.caches.batch import BatchLayerCache
 from kvlab.caches.batching_trial import Batching
 from kvlab.caches.factory import batching, can_share, check_model, layerwise_model, make_caches, own_caches
@@ -10,5 +11,5 @@ from kvlab.caches.sequential import SequentialModel
 
 __all__ = [
     "BatchLayerCache", "Batching", "Eviction", "KVBuffer", "LayerCache", "LayerPlace", "SequentialModel", "batching",
-    "can_share", "check_model", "layerwise_model", "make_caches", "own_caches",
+    "can_share", "check_model", "layerwise_model", "make_caches", "own_caches", "rehook",
 ]  # fmt: skip

@@ -56,18 +56,28 @@ def examine(model: str | None = None, *, seconds: float = 0.5) -> list[dict[str,
 
 
 def _model(model: str | None) -> list[dict[str, Any]]:
-    """Where the model is, its fingerprint, and whether its quantized weights would be expanded."""
+    """Where the model is, its fingerprint as loading gives it, and whether its quantized weights would be expanded."""
     try:
         report = models.report_weights(model)
     except ModelError as error:
         if model is not None:
             raise
         return [_row("model", f"missing: {error}")]
-    digest = models.fingerprint(report.path, dequantized=report.dequantizes)
-    rows = [_row("model", str(report.path)), _row("model_fingerprint", digest), _row("dequantize", str(report))]
+    rows = [_row("model", str(report.path)), _row("model_fingerprint", _fingerprint(model, report))]
+    rows.append(_row("dequantize", str(report)))
     if report.plan is not None:
         rows.append(_row("dequantize_needed", report.plan.needed, "bytes"))
     return rows
+
+
+def _fingerprint(model: str | None, report: models.WeightsReport) -> str:
+    """The fingerprint of the model in memory, or why it was not loaded."""
+    needed = sum(file.stat().st_size for file in report.path.glob("model*.safetensors"))
+    if report.dequantizes and report.plan is not None:
+        needed = max(needed, report.plan.needed)
+    if needed > device.available_bytes():
+        return f"not computed: loading takes {needed / 1e9:.2f} GB, more than is available"
+    return models.load(model).fingerprint
 
 
 def folder_bytes(folder: Path) -> int:

@@ -3,25 +3,29 @@
 from __future__ import annotations
 
 import itertools
+import queue
 import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 from kvlab.backends import mlx_threads
-from kvlab.caches import Batching, check_model
+from kvlab.caches import Batching, check_model, rehook
 from kvlab.decoder.config import DecoderConfig
 from kvlab.decoder.event_emitter import EventEmitter, EventSink
 from kvlab.decoder.request import Processor, Request, Sampler, check_request
 from kvlab.decoder.reuse import nothing_at_rest
 from kvlab.decoder.scheduler import Scheduler
 from kvlab.decoder.stream import Completion, Stream
-from kvlab.errors import KvlabError
-from kvlab.models import LoadedModel
+from kvlab.errors import KvlabError, ModelError
+from kvlab.models import LoadedModel, evaluate_arrays
 from kvlab.policies import Policy
 from kvlab.recording import events
 from kvlab.store import Namespace, Store
 from kvlab.store.from_policy import open_store
+
+MAX_FUTILE_CHANGES = 8
+"""Changes of the model, each after a single step, before it is taken for one that changes itself."""
 
 
 class Decoder:
@@ -29,6 +33,10 @@ class Decoder:
 
     MLX work happens on the decoder's own thread; every method may be called from any thread. Use it as a context
     manager, or :meth:`close` it.
+
+    The model may be changed meanwhile (another adapter, other weights, quantized): between two steps that is noticed,
+    and running requests continue with the changed model, which computes their tokens so far anew. KV of before is not
+    used again until the model is what it was.
 
     Args:
         loaded: the model, see :func:`kvlab.models.load`.
@@ -57,19 +65,48 @@ class Decoder:
         self.config = replace(config or DecoderConfig(), **settings)
         self.loaded = loaded
         self.policy = Policy.parse(policy)
-        check_model(loaded.model, self.policy)
         self._emitter = EventEmitter(recorder)
         self._owns_store = store is None
+        self._inbox: queue.SimpleQueue[Request | int | None] = queue.SimpleQueue()
         self.store = store or open_store(self.policy)
         try:
-            self._scheduler = Scheduler(loaded, self.policy, self.store, self._emitter, self.config)
+            self._scheduler = self._new_scheduler()
         except BaseException:
             self._close_store()
             raise
         self._numbers = itertools.count()
         self._closed = False
-        self._thread = threading.Thread(target=self._scheduler.run, name="kvlab-decoder", daemon=True)
+        self._thread = threading.Thread(target=self._serve, name="kvlab-decoder", daemon=True)
         self._thread.start()
+
+    def _new_scheduler(self) -> Scheduler:
+        """Make a scheduler for the model as it is now. Raises ModelError where the policy cannot be used with it."""
+        rehook(self.loaded.model)
+        check_model(self.loaded.model, self.policy)
+        return Scheduler(self.loaded, self.policy, self.store, self._emitter, self.config, self._inbox)
+
+    def _serve(self) -> None:
+        """Serve until the inbox says to end, with another scheduler each time that the model was changed."""
+        futile = 0
+        requests = self._scheduler.run()
+        while requests is not None:
+            futile = futile + 1 if self._scheduler.steps < 2 else 0
+            try:
+                if futile > MAX_FUTILE_CHANGES:
+                    raise ModelError("the model changes its own arrays or settings whenever it computes")
+                self._scheduler = self._new_scheduler()
+            except Exception as error:  # noqa: BLE001 - a changed model may fail in any way, and may be changed again
+                for request in requests:
+                    request.stream.fail(_changed(error))
+                requests = []
+            requests = self._scheduler.run(requests)
+
+    def _evaluate_changes(self) -> None:
+        """Evaluate what was changed, on the thread that changed it: the decoder's thread cannot. Raises ModelError."""
+        try:
+            evaluate_arrays(self.loaded.model)
+        except RuntimeError as error:
+            raise _changed(error) from error
 
     def submit(
         self,
@@ -97,11 +134,14 @@ class Decoder:
 
         Raises:
             KvlabError: an empty prompt, a token outside the vocabulary, ``max_tokens`` below 1, a request that can
-                never fit the live memory, or a closed decoder.
+                never fit the live memory, a closed decoder, or a model that was changed on another thread and not
+                evaluated there.
         """
         if self._closed:
             raise KvlabError("this decoder is closed: make a new one")
         check_request(self.loaded, prompt, max_tokens)
+        if self._scheduler.watch.may_have_changed():
+            self._evaluate_changes()
         if self._scheduler.budget is not None:
             self._scheduler.budget.check(len(prompt), max_tokens)
         request = Request(
@@ -168,3 +208,10 @@ class Decoder:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+def _changed(error: Exception) -> ModelError:
+    """Return the error for a changed model that cannot be used."""
+    said = str(error).strip().splitlines()
+    hint = "call mx.eval(model.parameters()) on the thread that changes it, or restore it"
+    return ModelError(f"the model was changed and cannot be used now ({said[0] if said else error!r}): {hint}")

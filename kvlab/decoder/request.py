@@ -31,6 +31,7 @@ class Request:
         cached: leading tokens that were reused, by tier in ``by_tier``; ``miss`` says why the next one was not.
         tokens: generated tokens, and ``times`` when they came.
         prefilled: prompt tokens that events have reported.
+        is_decoding: its whole context is computed, and tokens follow one by one.
         path: the nodes of the prefix tree that it reads.
         evictions: those to report: tokens at that time, layer, and eviction.
         waits_for_prefix_of: the request whose prefill computes ``waits_for_tokens`` tokens that both share.
@@ -62,6 +63,7 @@ class Request:
     tokens: list[int] = field(default_factory=list)
     times: list[float] = field(default_factory=list)
     prefilled: int = 0
+    is_decoding: bool = False
     path: list[Any] = field(default_factory=list)
     evictions: list[tuple[int, int, Eviction]] = field(default_factory=list)
     waits_for_prefix_of: Request | None = None
@@ -96,6 +98,7 @@ class Request:
         """Start, or continue after a preemption; return the tokens to compute or reuse."""
         self.cached = self.stored = self.prefilled = self.checkpointed = 0
         self.checkpoints = ()
+        self.is_decoding = False
         self.by_tier = {}
         self.context_array = np.array(self.context, np.int32)
         return self.context

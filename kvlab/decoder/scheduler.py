@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import queue
 import time
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -37,9 +38,12 @@ class Scheduler:
     """Serves the messages of ``inbox``: a request, the number of a request to cancel, or None to end.
 
     ``run`` and all that it calls belong to one thread; public attributes may be read from any. Arguments are those of
-    :class:`kvlab.decoder.Decoder`.
+    :class:`kvlab.decoder.Decoder`. A scheduler serves one model: when it is changed, ``run`` returns, and another
+    scheduler continues.
 
     Attributes:
+        watch: notices that the model was changed.
+        steps: number of steps so far.
         reuse: finds and stores KV at rest; None where the policy has no reuse.
         batching: whether sequences are computed side by side or one by one, and why.
         budget: that of live memory; None where it has no limit.
@@ -54,7 +58,9 @@ class Scheduler:
         store: Store | None,
         emitter: EventEmitter,
         config: DecoderConfig,
+        inbox: queue.SimpleQueue[Request | int | None],
     ) -> None:
+        self.watch = loaded.watch()
         self._loaded, self._policy, self._emitter, self._config = loaded, policy, emitter, config
         self._backend: Backend = current()
         self._prefill_step = config.prefill_step or self._backend.prefill_step
@@ -77,10 +83,10 @@ class Scheduler:
         self._prefill_budget = PrefillBudget(
             self._prefill_step, depth, preemptible=self._layerwise is not None and self._backend.is_preemptible
         )
-        self.inbox: queue.SimpleQueue[Request | int | None] = queue.SimpleQueue()
+        self.inbox = inbox
         self._waiting = Admission(self.budget, self._prefixes, self.reuse)
         self._active: dict[int, Request] = {}
-        self.live_bytes = self.retained_bytes = 0
+        self.live_bytes = self.retained_bytes = self.steps = 0
         self._threads = self._backend.threads(loaded.model)
         self._generator = self._new_generator()
 
@@ -116,25 +122,56 @@ class Scheduler:
             prefill_step_size=self._prefill_step,
         )
 
-    def run(self) -> None:
-        """Serve until the inbox says to end. All MLX work except decoding goes to the backend's prefill stream."""
-        with mx.stream(self._backend.prefill_stream(self._generator.stream)):
-            self._run()
+    def run(self, requests: Sequence[Request] = ()) -> list[Request] | None:
+        """Serve ``requests``, and then the inbox, until it says to end; return None then.
 
-    def _run(self) -> None:
-        while self._read_inbox():
+        Return the unfinished requests when the model was changed: what they generated stays, their KV is dropped. All
+        MLX work except decoding goes to the backend's prefill stream.
+        """
+        for request in requests:
+            self._waiting.put(request)
+        with mx.stream(self._backend.prefill_stream(self._generator.stream)):
+            return self._run()
+
+    def _run(self) -> list[Request] | None:
+        is_open, unfinished = True, None
+        while unfinished is None and (is_open := self._read_inbox()):
+            if not self._is_same_model():
+                unfinished = self._hand_over()
+                break
             try:
                 self._admit()
                 if self._active:
                     self._step()
             except Exception as error:  # noqa: BLE001 - any error of the model ends the requests it computed
                 self._fail_all(error)
-        for request in [*self._waiting, *self._active.values()]:
+        for request in [] if is_open else [*self._waiting, *self._active.values()]:
             self._cancel(request)
         self._release_processors()
         if self.reuse:
             self.reuse.close()
         self._generator.close()
+        return unfinished
+
+    def _hand_over(self) -> list[Request]:
+        """Stop all requests, which another scheduler continues from their tokens; retained sequences are dropped."""
+        self._release(0)
+        for request in list(self._active.values()):
+            if request.pushed > len(request.tokens):  # its first token was handed out, but not reported yet
+                token = self._generator.first_token(request.uid)
+                request.tokens.append(token)
+                if token in self._loaded.eos or [token] in [list(stop) for stop in request.stop]:
+                    self._finish(request, "stop", 0, None, None)
+                elif len(request.tokens) >= request.max_tokens:
+                    self._finish(request, "length", 0, None, None)
+            if request.uid is not None:
+                self._drop(request)
+                self._waiting.put(request)
+        return list(self._waiting)
+
+    def _is_same_model(self) -> bool:
+        """Return whether all KV was computed by the model as it was: else it is neither stored nor retained."""
+        return not self.watch.has_changed()
 
     def _read_inbox(self) -> bool:
         """Take new requests and cancellations; wait when there are none to serve. False: time to close."""
@@ -202,7 +239,7 @@ class Scheduler:
     def _preempt(self, request: Request) -> None:
         """Preempt a running request: store its KV, and queue it again."""
         [(caches, tokens)] = self._generator.remove([request.uid], return_prompt_caches=True).values()
-        if self.reuse:
+        if self.reuse and self._is_same_model():
             self.reuse.keep(request, caches, tokens)
         self._drop(request)
         self._emitter.emit(events.Paused, request, len(request.tokens), self.live_bytes)
@@ -238,7 +275,8 @@ class Scheduler:
         self._active[request.uid] = request
 
     def _step(self) -> None:
-        decoding = sum(bool(request.tokens) for request in self._active.values())
+        self.steps += 1
+        decoding = sum(request.is_decoding and bool(request.tokens) for request in self._active.values())
         prefilling = min(self._config.prefill_batch, len(self._active) - decoding)
         self._generator.prefill_step_size = self._prefill_budget.chunk(prefilling, decoding)
         prefill = self._generator.prefill
@@ -265,8 +303,9 @@ class Scheduler:
         request = self._active[prompt.uid]
         self._emitter.prefill(request, *prompt.progress)
         if prompt.end_of_prompt:
+            request.is_decoding = True
             self._hand_out_first(request)
-        elif prompt.end_of_segment and self.reuse and self.reuse.wants_checkpoints:
+        elif prompt.end_of_segment and self.reuse and self.reuse.wants_checkpoints and self._is_same_model():
             caches, tokens = self._generator.extract_cache([prompt.uid])[prompt.uid]
             self.reuse.keep_checkpoint(request, caches, tokens)
             request.checkpointed = len(tokens)
@@ -281,7 +320,8 @@ class Scheduler:
         kv_bytes = self._kv_bytes(request, share) if wanted else 0
         self._emitter.token(request, kv_bytes)
         self._hand_out(request, response.token)
-        if self.reuse and any(layer.retention.prompt_rows is not None for layer in request.layers):
+        has_prompt = any(layer.retention.prompt_rows is not None for layer in request.layers)
+        if self.reuse and has_prompt and self._is_same_model():
             self.reuse.keep_prompt(request, request.caches)
         if response.finish_reason is not None:
             for layer in request.layers:
@@ -318,9 +358,10 @@ class Scheduler:
         """End a request: store its KV, retain or drop its caches, and end its stream once the KV can be found."""
         self._emitter.evictions(request, include_latest=True)
         completion = request.completion(reason, kv_bytes, self._loaded.eos)
-        if self.reuse and caches:
+        is_same_model = caches and self._is_same_model()
+        if self.reuse and is_same_model:
             self.reuse.keep(request, caches, tokens)
-        if self._prefixes and self._config.retain and caches and reason != "cancelled":
+        if self._prefixes and self._config.retain and is_same_model and reason != "cancelled":
             self._deactivate(request)
             self._prefixes.retain(request, tokens, room=0 if self.budget else RETAINED_SPARE_ROWS)
             self._release(self._config.retain)

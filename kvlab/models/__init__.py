@@ -2,7 +2,6 @@
 
 from kvlab.models.dequantization import DequantizationPlan
 from kvlab.models.evaluation import evaluate_arrays
-from kvlab.models.fingerprints import fingerprint
 from kvlab.models.folders import BUNDLED, bundled_path
 from kvlab.models.kv_dtype import DTYPES, kv_dtype
 from kvlab.models.loaded import LoadedModel, for_template
@@ -16,7 +15,6 @@ __all__ = [
     "WeightsReport",
     "bundled_path",
     "evaluate_arrays",
-    "fingerprint",
     "for_template",
     "kv_dtype",
     "load",

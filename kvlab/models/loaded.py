@@ -6,7 +6,7 @@ import contextlib
 import functools
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -14,41 +14,61 @@ import mlx.nn as nn
 
 from kvlab.errors import ModelError
 from kvlab.models.evaluation import evaluate_arrays
+from kvlab.models.fingerprints import Fingerprints
 from kvlab.models.folders import BUNDLED, bundled_path
+from kvlab.models.watch import ModelWatch
 
 CONTEXT = "max_position_embeddings"
 
 
 @dataclass(frozen=True, eq=False)
 class LoadedModel:
-    """A model with its tokenizer, and what its KV is keyed by.
+    """A model with its tokenizer.
 
     Every array of ``model`` is evaluated, so that any thread can run it: pass a model built by hand on the thread that
     built it.
 
     Attributes:
-        fingerprint: covers the config, every weight and ``dequantized``, not the name.
+        name: that of the folder or of the hub; with an adapter, ``name+adapter``.
+        path: the folder of the model.
         dtype: what the model computes its KV in.
         dequantized: its weights are quantized on disk and were expanded when they were loaded.
+        adapter: the folder of the adapter that was loaded with it; None without.
     """
 
     model: nn.Module
     tokenizer: Any  # mlx_lm's TokenizerWrapper
     name: str
     path: Path
-    fingerprint: str
     dtype: str
     n_layers: int
     dequantized: bool = False
+    adapter: Path | None = None
+    _fingerprints: Fingerprints = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
         evaluate_arrays(self.model)
+        object.__setattr__(self, "_fingerprints", Fingerprints(self.model))
+
+    @property
+    def fingerprint(self) -> str:
+        """What the KV of the model is keyed by: see :class:`kvlab.models.fingerprints.Fingerprints`.
+
+        It is that of the model as it is now: a layer that was changed, quantized, cast or given an adapter after
+        loading gives another one. A model that is loaded again, in another process too, has the same.
+        """
+        return self._fingerprints.now()
+
+    def watch(self) -> ModelWatch:
+        """Return a watch that notices when the model is changed."""
+        return ModelWatch(self._fingerprints)
 
     @property
     def argument(self) -> str:
         """What `--model` takes to load it again: empty for the bundled one, a hub id, or a folder."""
-        bundled = self.name == BUNDLED and self.path == bundled_path()
-        return "" if bundled else self.name if "/" in self.name else str(self.path)
+        name = self.name.removesuffix(f"+{self.adapter.name}") if self.adapter else self.name
+        bundled = name == BUNDLED and self.path == bundled_path()
+        return "" if bundled else name if "/" in name else str(self.path)
 
     @functools.cached_property
     def eos(self) -> frozenset[int]:

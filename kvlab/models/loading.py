@@ -14,7 +14,6 @@ from kvlab.backends import device
 from kvlab.errors import BackendWarning, ModelError
 from kvlab.models.dequantization import DequantizationPlan, dequantize_weights, plan
 from kvlab.models.evaluation import evaluate_arrays
-from kvlab.models.fingerprints import fingerprint
 from kvlab.models.folders import resolve
 from kvlab.models.kv_dtype import DTYPES, kv_dtype
 from kvlab.models.loaded import LoadedModel, first_line
@@ -50,8 +49,7 @@ def load(model: str | Path | None = None, *, dtype: str | None = None, dequantiz
         evaluate_arrays(network)
     except (RuntimeError, ValueError) as error:  # weights are read only now: a file may be cut
         raise _cannot_load(name, folder, error) from error
-    digest = fingerprint(path, dequantized=expand)
-    return LoadedModel(network, tokenizer, name, path, digest, kv_dtype(network), len(network.layers), expand)
+    return LoadedModel(network, tokenizer, name, path, kv_dtype(network), len(network.layers), expand)
 
 
 @dataclass(frozen=True)

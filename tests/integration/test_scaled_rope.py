@@ -68,7 +68,7 @@ def test_hand_built_model_runs_on_another_thread_than_the_one_that_built_it(tmp_
     def build() -> LoadedModel:
         model, _ = load_model(folder)
         tokenizer = SimpleNamespace(eos_token_ids=[2], vocab_size=261)
-        return LoadedModel(model, tokenizer, "hand-built", folder, "0" * 32, "float32", len(model.layers))
+        return LoadedModel(model, tokenizer, "hand-built", folder, "float32", len(model.layers))
 
     with ThreadPoolExecutor(1) as thread:
         loaded = thread.submit(build).result()

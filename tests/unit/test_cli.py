@@ -14,7 +14,7 @@ from kvlab.backends import device
 from kvlab.bench import gemm
 from kvlab.cli.main import main, split_policies
 from kvlab.errors import KvlabError, PolicyError
-from kvlab.models import fingerprint
+from kvlab.models import load
 from kvlab.policies import Policy, registry
 from tests.helpers import random_model_folder
 from tests.quantized import quantize_folder
@@ -179,7 +179,7 @@ def test_doctor_says_what_it_makes_of_a_models_weights(
     assert main(["doctor", "--json", "--model", str(folder)]) == 0
     found = {row["metric"]: row for row in json.loads(capsys.readouterr().out)["rows"]}
     assert found["model"]["value"] == str(folder)
-    assert found["model_fingerprint"]["value"] == fingerprint(folder, dequantized=True)
+    assert found["model_fingerprint"]["value"] == load(folder).fingerprint
     assert found["dequantize"]["value"].endswith("KVLAB_DEQUANTIZE=0 prevents it")
     assert found["dequantize_needed"]["unit"] == "bytes"
     assert found["available_memory"]["value"] == 1 << 40

@@ -2,7 +2,6 @@
 
 import json
 import shutil
-import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -52,7 +51,6 @@ def test_half_precision_becomes_float32_on_the_cpu_only_when_not_asked(tmp_path:
     asked = load(folder, dtype="bfloat16")
     assert asked.dtype == "bfloat16"
     assert asked.model.model.layers[0].self_attn.q_proj.weight.dtype == mx.bfloat16
-    assert load(folder).fingerprint == asked.fingerprint
     with pytest.raises(ModelError, match="float32, float16, bfloat16"):
         load(folder, dtype="int4")
 
@@ -112,38 +110,6 @@ def test_template_that_refuses_is_a_model_error(qwen3: LoadedModel) -> None:
         qwen3.render([{"role": "assistant", "content": "", "tool_calls": [{"function": {"name": "f"}}]}])
 
 
-def test_fingerprint_covers_weights_and_config_but_not_the_name(tmp_path: Path) -> None:
-    first = random_model_folder("llama", tmp_path / "a")
-    same = random_model_folder("llama", tmp_path / "b")
-    other_weights = random_model_folder("llama", tmp_path / "c", seed=1)
-    other_config = random_model_folder("llama", tmp_path / "d", rope_theta=5e5)
-    prints = [models.fingerprint(folder) for folder in (first, same, other_weights, other_config)]
-    assert prints[0] == prints[1]
-    assert len(set(prints)) == 3
-    config = json.loads((same / "config.json").read_text())
-    (same / "config.json").write_text(json.dumps({"transformers_version": "9", "_name_or_path": "x", **config}))
-    assert models.fingerprint(same) == prints[0]
-
-
-def test_fingerprint_is_remembered_until_the_file_changes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    folder = random_model_folder("llama", tmp_path / "m")
-    monkeypatch.setenv("KVLAB_HOME", str(tmp_path / "home"))
-    now = time.time()
-    monkeypatch.setattr(time, "time", lambda: now + 60)  # the file counts as settled
-    before = models.fingerprint(folder)
-    (memo,) = (tmp_path / "home" / "fingerprints").iterdir()
-    known = json.loads(memo.read_text())
-    memo.write_text(json.dumps({**known, "sha256": "remembered"}))
-    assert models.fingerprint(folder) != before, "the memo is what was read"
-    weights = bytearray((folder / "model.safetensors").read_bytes())
-    weights[-1] ^= 1
-    (folder / "model.safetensors").write_bytes(weights)
-    changed = models.fingerprint(folder)
-    memo.write_text("torn {")
-    assert models.fingerprint(folder) == changed
-    assert changed != before
-
-
 @pytest.mark.parametrize(
     ("model", "says"),
     [
@@ -168,8 +134,6 @@ def test_folders_that_hold_no_model_say_what_is_missing(tmp_path: Path) -> None:
     (folder / "model.safetensors").unlink()
     with pytest.raises(ModelError, match="cannot load the model in"):
         load(folder)
-    with pytest.raises(ModelError, match="holds no model"):
-        models.fingerprint(folder)
 
 
 def test_unknown_architecture_is_a_model_error(tmp_path: Path) -> None:

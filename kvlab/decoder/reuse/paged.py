@@ -42,12 +42,13 @@ class PagedPrefixCache(PrefixCache):
             )
         self._store = store
         self._deposits = Deposits(in_background=current().copies_in_background)
+        self._fingerprint = loaded.fingerprint  # a model that is changed gets another prefix cache
         self._block = policy.reuse.block
         self._every = policy.reuse.checkpoint
         self.wants_checkpoints = serialize.has_state(make_caches(loaded.model, policy))
 
     def namespace(self, tenant: str = "") -> Namespace:
-        return Namespace(self.loaded.fingerprint, self.policy.storage_key, self.loaded.dtype, self._block, tenant)
+        return Namespace(self._fingerprint, self.policy.storage_key, self.loaded.dtype, self._block, tenant)
 
     def set_busy(self, is_busy: bool) -> None:
         self._store.set_background_priority(is_busy)
