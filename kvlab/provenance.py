@@ -36,6 +36,7 @@ def provenance(model: LoadedModel | None = None, *, seed: int | None = None, **m
     }
     if model is not None:
         facts |= {"model": model.name, "model_fingerprint": model.fingerprint, "dtype": model.dtype}
+        facts |= {"adapter": str(model.adapter)} if model.adapter else {}
     if seed is not None:
         facts["seed"] = seed
     return facts | more

@@ -19,7 +19,7 @@ from kvlab.bench.request_times import TokenTimes, no_end, random_prompt
 from kvlab.bench.session import SECONDS, BenchSession, Clock
 from kvlab.bench.speed import ModelSpeed, measure_speed
 from kvlab.decoder import Decoder
-from kvlab.models import LoadedModel, load
+from kvlab.models import LoadedModel, ModelSource, load
 
 SHARED = 2048
 PRIVATE = 512
@@ -53,7 +53,7 @@ class DecodeMeasurement:
 
 def run(
     *,
-    model: str | None = None,
+    model: str | ModelSource | None = None,
     seed: int = 0,
     seconds: float = SECONDS,
     cases: Sequence[tuple[str, int]] = CASES,

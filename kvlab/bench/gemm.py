@@ -10,13 +10,14 @@ import numpy as np
 
 from kvlab.bench.session import BenchSession, Clock
 from kvlab.errors import RunError
+from kvlab.models import ModelSource
 
 SIZES = (512, 1024, 2048)
 
 
 def run(
     *,
-    model: str | None = None,
+    model: str | ModelSource | None = None,
     seed: int = 0,
     seconds: float = 3.0,
     sizes: tuple[int, ...] = SIZES,

@@ -11,6 +11,7 @@ from mlx_lm.models.cache import BatchKVCache, KVCache
 
 from kvlab.bench.session import SECONDS, BenchSession, Clock
 from kvlab.caches import LayerCache
+from kvlab.models import ModelSource
 from kvlab.policies import Policy
 
 SHAPE = (2, 64)
@@ -22,7 +23,7 @@ SIZES = (4, 64)
 
 def run(
     *,
-    model: str | None = None,
+    model: str | ModelSource | None = None,
     seed: int = 0,
     seconds: float = SECONDS,
     rounds: int = 15,

@@ -14,7 +14,7 @@ from mlx_lm.generate import BatchGenerator
 from kvlab.bench.request_times import no_end, random_prompt
 from kvlab.bench.session import SECONDS, BenchSession, Clock
 from kvlab.decoder import Decoder
-from kvlab.models import LoadedModel, load
+from kvlab.models import LoadedModel, ModelSource, load
 
 PREFILL_STEP = 512
 PROMPT = 256
@@ -26,7 +26,7 @@ Way = Callable[[list[list[int]], int], float]
 
 def run(
     *,
-    model: str | None = None,
+    model: str | ModelSource | None = None,
     seed: int = 0,
     seconds: float = SECONDS,
     ns: tuple[int, ...] = (1, 8),

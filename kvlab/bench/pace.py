@@ -14,7 +14,7 @@ from kvlab.bench.request_times import TokenTimes, no_end, random_prompt
 from kvlab.bench.session import SECONDS, BenchSession, Clock
 from kvlab.bench.speed import measure_speed
 from kvlab.decoder import Decoder
-from kvlab.models import LoadedModel, load
+from kvlab.models import LoadedModel, ModelSource, load
 
 LONG, LEAST_LONG = 8000, 256
 OTHERS = 8
@@ -30,7 +30,7 @@ others; attention to all that came before makes it longer still."""
 
 def run(
     *,
-    model: str | None = None,
+    model: str | ModelSource | None = None,
     seed: int = 0,
     seconds: float = SECONDS,
     rounds: int = 3,

@@ -20,7 +20,7 @@ from kvlab.bench.session import SECONDS, BenchSession, Clock
 from kvlab.bench.speed import measure_speed
 from kvlab.decoder import Completion, Decoder
 from kvlab.errors import RunError
-from kvlab.models import LoadedModel, load
+from kvlab.models import LoadedModel, ModelSource, load
 from kvlab.policies import Policy
 from kvlab.recording import events
 from kvlab.store import Namespace, Store
@@ -47,7 +47,7 @@ NAP = 0.01
 
 def run(
     *,
-    model: str | None = None,
+    model: str | ModelSource | None = None,
     seed: int = 0,
     seconds: float = SECONDS,
     rounds: int = 7,

@@ -17,7 +17,7 @@ from kvlab.bench.session import SECONDS, BenchSession, Clock
 from kvlab.caches import own_caches
 from kvlab.decoder import Decoder
 from kvlab.errors import RunError
-from kvlab.models import LoadedModel, load
+from kvlab.models import LoadedModel, ModelSource, load
 from kvlab.policies import Policy
 from kvlab.workloads import load_workload
 
@@ -27,7 +27,7 @@ POLICY = "tiered"
 
 def run(
     *,
-    model: str | None = None,
+    model: str | ModelSource | None = None,
     seed: int = 0,
     seconds: float = SECONDS,
     conversations: int = 15,

@@ -6,7 +6,7 @@ import time
 from pathlib import Path
 
 from kvlab.experiments.run import compare
-from kvlab.experiments.runner import ModelLike
+from kvlab.models import ModelLike
 from kvlab.results import Results, new_run_folder
 from kvlab.results.summary import text_table
 

@@ -15,11 +15,12 @@ from kvlab.backends import current, device
 from kvlab.backends.x86 import blas_library
 from kvlab.bench import gemm
 from kvlab.errors import ModelError
+from kvlab.models import ModelSource
 
 LIBRARIES = ("mlx", "mlx-lm", "transformers", "numpy", "polars", "zarr", "altair")
 
 
-def examine(model: str | None = None, *, seconds: float = 0.5) -> list[dict[str, Any]]:
+def examine(model: str | ModelSource | None = None, *, seconds: float = 0.5) -> list[dict[str, Any]]:
     """Tidy rows: versions, device, memory, BLAS, GEMM rates (``seconds`` long), ``model`` or the bundled one, folders.
 
     Raises ModelError for a ``model`` that cannot be loaded; the bundled one is then said to be missing.
@@ -55,7 +56,7 @@ def examine(model: str | None = None, *, seconds: float = 0.5) -> list[dict[str,
     return rows
 
 
-def _model(model: str | None) -> list[dict[str, Any]]:
+def _model(model: str | ModelSource | None) -> list[dict[str, Any]]:
     """Where the model is, its fingerprint as loading gives it, and whether its quantized weights would be expanded."""
     try:
         report = models.report_weights(model)
@@ -70,7 +71,7 @@ def _model(model: str | None) -> list[dict[str, Any]]:
     return rows
 
 
-def _fingerprint(model: str | None, report: models.WeightsReport) -> str:
+def _fingerprint(model: str | ModelSource | None, report: models.WeightsReport) -> str:
     """The fingerprint of the model in memory, or why it was not loaded."""
     needed = sum(file.stat().st_size for file in report.path.glob("model*.safetensors"))
     if report.dequantizes and report.plan is not None:

@@ -26,6 +26,9 @@ Document = dict[str, Any]
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON document, and nothing else.")
 model_option = click.option("--model", metavar="MODEL", help="A folder or a Hugging Face id; else the bundled model.")
+adapter_option = click.option(
+    "--adapter", metavar="DIR", help="Folder of an adapter for the model, as mlx_lm.lora writes it."
+)
 out_option = click.option(
     "--out", metavar="DIR", type=click.Path(file_okay=False, path_type=Path), help="Run folder; else one in runs/."
 )
@@ -73,6 +76,7 @@ def demo(out: Path | None, as_json: bool) -> None:
 @click.option("--policies", "specs", multiple=True, required=True, metavar="A,B,...", help="Policies; may be repeated.")
 @click.option("--workload", required=True, metavar="NAME", help=f"One of: {', '.join(workload_names())}.")
 @model_option
+@adapter_option
 @click.option("--turns", type=click.IntRange(min=1), help="Turns of each conversation.")
 @click.option("--n", type=click.IntRange(min=1), help="Conversations.")
 @click.option("--concurrency", type=click.IntRange(min=1), help="Conversations at a time; else all.")
@@ -86,6 +90,7 @@ def compare(
     specs: tuple[str, ...],
     workload: str,
     model: str | None,
+    adapter: str | None,
     turns: int | None,
     n: int | None,
     concurrency: int | None,
@@ -108,6 +113,7 @@ def compare(
             seed=seed,
             concurrency=concurrency,
             tokens=tokens,
+            adapter=adapter,
             out=out,
         )
         return results.document("compare")
@@ -140,14 +146,15 @@ def policies(as_json: bool) -> None:
 
 @cli.command()
 @model_option
+@adapter_option
 @json_option
-def doctor(model: str | None, as_json: bool) -> None:
+def doctor(model: str | None, adapter: str | None, as_json: bool) -> None:
     """What kvlab runs on: device, versions, memory, BLAS, folders, and what it makes of a model's weights."""
 
     def examine() -> Document:
         from kvlab.cli import doctor
 
-        return _document("doctor", doctor.examine(model))
+        return _document("doctor", doctor.examine(_source(model, adapter)))
 
     def show(document: Document) -> None:
         found = document["rows"]
@@ -161,10 +168,11 @@ def doctor(model: str | None, as_json: bool) -> None:
 @cli.command(epilog=f"NAME is one of: {', '.join(benchmarks.names())}")
 @click.argument("name", metavar="NAME")
 @model_option
+@adapter_option
 @click.option("--seconds", type=click.FloatRange(min=1), help="About how long it may take; else four minutes.")
 @seed_option
 @json_option
-def bench(name: str, model: str | None, seconds: float | None, seed: int, as_json: bool) -> None:
+def bench(name: str, model: str | None, adapter: str | None, seconds: float | None, seed: int, as_json: bool) -> None:
     """Measure one operation beside its yardstick, such as MLX's matrix products beside NumPy's.
 
     Sizes follow the time there is; what was left out is said on stderr and in rows.
@@ -173,7 +181,7 @@ def bench(name: str, model: str | None, seconds: float | None, seed: int, as_jso
     budget = {} if seconds is None else {"seconds": seconds}
 
     def measure() -> Document:
-        return _document(f"bench {name}", run(model=model, seed=seed, **budget), seed=seed)
+        return _document(f"bench {name}", run(model=_source(model, adapter), seed=seed, **budget), seed=seed)
 
     def show(document: Document) -> None:
         rows = [
@@ -272,6 +280,15 @@ def _top_level_items(text: str) -> list[str]:
         else:
             items[-1] += letter
     return items
+
+
+def _source(model: str | None, adapter: str | None) -> Any:
+    """What loads the model: with an adapter, both in one value."""
+    if adapter is None:
+        return model
+    from kvlab.models import ModelSource
+
+    return ModelSource(model, adapter)
 
 
 def _parameters(values: Mapping[str, Any]) -> str:

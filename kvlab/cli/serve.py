@@ -13,6 +13,9 @@ from kvlab.errors import KvlabError
 @click.command()
 @click.option("--policy", default="tiered", show_default=True, metavar="POLICY", help="What to serve, such as tiered.")
 @click.option("--model", "models", multiple=True, metavar="MODEL", help="A folder or a hub id; may be repeated.")
+@click.option(
+    "--adapter", "adapters", multiple=True, metavar="DIR", help="Of the model; with several, one each or none."
+)
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on; others need a key.")
 @click.option("--port", type=click.IntRange(0, 65535), default=8080, show_default=True, help="0 takes a free one.")
 @click.option("--api-key", "keys", multiple=True, metavar="KEY", help="Let in; may be repeated. Else KVLAB_API_KEY.")
@@ -39,6 +42,7 @@ from kvlab.errors import KvlabError
 def serve(
     policy: str,
     models: tuple[str, ...],
+    adapters: tuple[str, ...],
     host: str,
     port: int,
     keys: tuple[str, ...],
@@ -68,7 +72,7 @@ def serve(
     from kvlab.server.http_server import HttpServer
     from kvlab.server.listening_socket import bound_socket
     from kvlab.server.logs import to_stderr
-    from kvlab.server.notebook import models_by_name
+    from kvlab.server.notebook import models_by_name, with_adapters
     from kvlab.server.settings import Settings
 
     given = keys or tuple(filter(None, [os.environ.get("KVLAB_API_KEY")]))
@@ -97,7 +101,7 @@ def serve(
     socket = bound_socket(settings.host, settings.port)
     sys.setswitchinterval(0.0005)  # the decoder's thread must not wait long for a busy event loop
     to_stderr()
-    app = create_app(parsed, models_by_name(list(models) or [BUNDLED]), settings)
+    app = create_app(parsed, models_by_name(with_adapters(models or (BUNDLED,), adapters)), settings)
     shown, number = socket.getsockname()[:2]
     url = f"http://{f'[{shown}]' if ':' in shown else shown}:{number}"
 

@@ -41,8 +41,9 @@ class Cell:
         return hashlib.sha256(json.dumps(self.content(), sort_keys=True).encode()).hexdigest()[:16]
 
     def content(self) -> dict[str, Any]:
-        """Return all fields of the cell, ready for JSON."""
-        return {**asdict(self.run), "repeat": self.repeat, "exact": self.exact, "events": list(self.events)}
+        """Return all fields of the cell, ready for JSON; without an adapter, none is named."""
+        run = {key: value for key, value in asdict(self.run).items() if key != "adapter" or value is not None}
+        return {**run, "repeat": self.repeat, "exact": self.exact, "events": list(self.events)}
 
     @property
     def policy(self) -> str:
@@ -88,9 +89,10 @@ def _uncached(run: Run) -> Outcome:
 
 
 def _with_model(run: Run) -> Run:
-    return replace(run, model=_loaded(None if run.model is None else str(run.model)))
+    model = _loaded(*(None if part is None else str(part) for part in (run.model, run.adapter)))
+    return replace(run, model=model, adapter=None)
 
 
 @functools.lru_cache(maxsize=2)
-def _loaded(model: str | None) -> models.LoadedModel:
-    return models.load(model)
+def _loaded(model: str | None, adapter: str | None) -> models.LoadedModel:
+    return models.load(model, adapter=adapter)

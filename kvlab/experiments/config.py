@@ -21,6 +21,7 @@ from kvlab.workloads import load_workload
 AXES: Mapping[str, type] = {
     "workload": str,
     "model": str,
+    "adapter": str,
     "turns": int,
     "n": int,
     "concurrency": int,
@@ -42,6 +43,7 @@ class Experiment:
     ``policies`` may hold ``{key}`` for a key of ``grid``; ``grid`` holds pairs of key and values.
 
     Args:
+        adapter: folder of an adapter to load with the model; None, or empty text in a grid, for none.
         n: conversations; None is as many as ``concurrency``.
         repeats: how often every cell is measured.
         exact: compare the tokens of lossless policies with those of no cache, which is run beside them.
@@ -53,6 +55,7 @@ class Experiment:
     title: str = ""
     workload: str = "agent"
     model: str | None = None
+    adapter: str | None = None
     turns: int | None = None
     n: int | None = None
     concurrency: int = 1
@@ -89,7 +92,8 @@ class Experiment:
     @staticmethod
     def _run(policy: str, seed: int, values: Mapping[str, Any]) -> Run:
         n = values["n"] if values["n"] is not None else values["concurrency"]
-        return Run(str(Policy.parse(policy)), seed=seed, **{**values, "n": n})
+        adapter = values["adapter"] or None
+        return Run(str(Policy.parse(policy)), seed=seed, **{**values, "n": n, "adapter": adapter})
 
 
 def read_experiment(path: str | Path) -> Experiment:

@@ -34,6 +34,8 @@ def serve_in_new_process(
         folder = Path(name)
         order = {
             "model": str(model.path),
+            "adapter": str(model.adapter) if model.adapter else None,
+            "fingerprint": model.fingerprint,
             "dtype": model.dtype,
             "dequantize": model.dequantized,
             "policy": str(policy),

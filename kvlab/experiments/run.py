@@ -8,7 +8,8 @@ from html import escape
 from pathlib import Path
 
 from kvlab.errors import RunError
-from kvlab.experiments.runner import REFERENCE, Key, ModelLike, Runner
+from kvlab.experiments.runner import REFERENCE, Key, Runner
+from kvlab.models import ModelLike, with_adapter
 from kvlab.policies import Module, Policy
 from kvlab.results import Results, make_folder, merged, new_run_folder
 from kvlab.results.summary import text_table
@@ -31,6 +32,7 @@ class Run:
         concurrency: conversations that run at once; the `n` of the rows.
         restart: serve the second half of every conversation in a new process, where the policy has an SSD tier.
         tokens: length of a prompt, for workloads with that option; None is the workload's own.
+        adapter: folder of an adapter to load with the model; None for none.
     """
 
     policy: PolicyLike
@@ -42,6 +44,7 @@ class Run:
     concurrency: int = 1
     restart: bool = False
     tokens: int | None = None
+    adapter: str | Path | None = None
 
     def execute(self, *, progress: bool = True) -> Results:
         """Run it. Raises KvlabError for an impossible policy, workload, model or setting."""
@@ -50,7 +53,8 @@ class Run:
 
     def harness(self, *, progress: bool = True, folder: Path | None = None) -> Runner:
         """Make the Runner of its prompts and model, for this policy and any other; SSD tiers lie in `folder`."""
-        parts = (self.workload, self.model, self.turns, self.n, self.seed, self.concurrency)
+        model = with_adapter(self.model, self.adapter)
+        parts = (self.workload, model, self.turns, self.n, self.seed, self.concurrency)
         return Runner(*parts, progress, folder, self.tokens)
 
     def _repr_html_(self) -> str:
@@ -76,10 +80,11 @@ def run(
     concurrency: int = 1,
     restart: bool = False,
     tokens: int | None = None,
+    adapter: str | Path | None = None,
     progress: bool = True,
 ) -> Results:
     """Run a policy on a workload: `Run(policy, workload, model, ...).execute()`."""
-    one = Run(policy, workload, model, turns, n, seed, concurrency, restart, tokens)
+    one = Run(policy, workload, model, turns, n, seed, concurrency, restart, tokens, adapter)
     return one.execute(progress=progress)
 
 
@@ -94,6 +99,7 @@ def compare(
     concurrency: int = 1,
     restart: bool = False,
     tokens: int | None = None,
+    adapter: str | Path | None = None,
     folder: Path | None = None,
     progress: bool = True,
 ) -> Results:
@@ -106,7 +112,7 @@ def compare(
     if not policies:
         raise RunError("no policies to compare; write some, such as full,paged,tiered")
     asked = list(dict.fromkeys(Policy.parse(policy) for policy in policies))
-    harness = Runner(workload, model, turns, n, seed, concurrency, progress, folder, tokens)
+    harness = Runner(workload, with_adapter(model, adapter), turns, n, seed, concurrency, progress, folder, tokens)
     if folder is not None:
         make_folder(folder)
     uncached = harness.serve(REFERENCE)
@@ -132,6 +138,7 @@ def compare_command(
     seed: int = 0,
     concurrency: int | None = None,
     tokens: int | None = None,
+    adapter: str | None = None,
     out: Path | None = None,
 ) -> Results:
     """Run `kvlab compare`: print the table, write the run and its report to `out`.
@@ -151,6 +158,7 @@ def compare_command(
         seed=seed,
         concurrency=concurrency or n,
         tokens=tokens,
+        adapter=adapter,
         folder=folder,
     )
     at_once = results.rows[0]["n"]

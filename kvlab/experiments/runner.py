@@ -16,7 +16,7 @@ from kvlab.decoder import logit_distance
 from kvlab.errors import RunError
 from kvlab.experiments.conversations import ServedTurn, Turn, serve_turns
 from kvlab.experiments.restart import serve_in_new_process
-from kvlab.models import LoadedModel
+from kvlab.models import LoadedModel, ModelLike
 from kvlab.policies import Policy
 from kvlab.policies.ssd_folder import survives_restart, with_ssd_folder
 from kvlab.provenance import provenance
@@ -31,7 +31,6 @@ DISTANCE_REQUESTS = 8
 DISTANCE_PREFILL_STEP = 512
 """Prompt tokens at a time meanwhile: chunks of other lengths give other last bits."""
 Key = tuple[str, int]
-ModelLike = str | Path | LoadedModel | None
 
 
 @dataclass
@@ -166,6 +165,7 @@ class Runner:
 
     def provenance(self) -> dict[str, Any]:
         facts = {"model_argument": self.model.argument} if self.model.argument else {}
+        facts |= {"adapter_argument": str(self.model.adapter)} if self.model.adapter else {}
         return provenance(self.model, seed=self.seed, workload=self.workload.name, concurrency=self.n, **facts)
 
     def _row(self, policy: Policy, key: Key, metric: str, value: float, phase: str, **more: Any) -> Row:

@@ -68,8 +68,8 @@ def run_command(path: Path, out: Path | None = None, *, progress: bool = True) -
 
 def table(experiment: Experiment, results: Results) -> str:
     """Return the summary as text, a line for each policy and point of the grid."""
-    varied = [name for name, _ in experiment.grid if name in ("workload", "model", "concurrency", "tokens")]
-    column = {"concurrency": "n"}
+    varied = [name for name, _ in experiment.grid if name in ("workload", "model", "adapter", "concurrency", "tokens")]
+    column = {"concurrency": "n", "adapter": "model"}
     rows: list[dict[str, Any]] = []
     for row in results.rows:
         if row.get("kind") == TOGETHER:

@@ -5,11 +5,13 @@ from __future__ import annotations
 import dataclasses
 import json
 import sys
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
-from kvlab.errors import KvlabError
+from kvlab.errors import KvlabError, RunError
 from kvlab.experiments.conversations import ServedTurn, Turn, serve_turns
-from kvlab.models import load
+from kvlab.models import LoadedModel, load
 from kvlab.policies import Policy
 from kvlab.recording.recorder import Recorder
 
@@ -25,7 +27,7 @@ def main(order_file: str) -> int:
     try:
         turns = [Turn(**{**turn, "prompt": tuple(turn["prompt"])}) for turn in order["turns"]]
         serve_turns(
-            load(order["model"], dtype=order["dtype"], dequantize=order["dequantize"]),
+            _same_model(order),
             Policy.parse(order["policy"]),
             turns,
             concurrency=order["concurrency"],
@@ -38,6 +40,18 @@ def main(order_file: str) -> int:
         return 2
     recorder.save(order["record"])
     return 0
+
+
+def _same_model(order: Mapping[str, Any]) -> LoadedModel:
+    """Load the model of the process before. Raises RunError where loading does not give the same."""
+    for dtype in dict.fromkeys((order["dtype"], None)):  # some weights may be of another dtype than the KV
+        loaded = load(order["model"], adapter=order["adapter"], dtype=dtype, dequantize=order["dequantize"])
+        if loaded.fingerprint == order["fingerprint"]:
+            return loaded
+    raise RunError(
+        "the model was changed after it was loaded, so that a new process cannot load it: save it to a folder with "
+        "mlx_lm.utils.save and give that, or run without restart"
+    )
 
 
 if __name__ == "__main__":

@@ -12,19 +12,28 @@ import mlx.nn as nn
 
 from kvlab.backends import device
 from kvlab.errors import BackendWarning, ModelError
+from kvlab.models.adapters import adapter_folder, apply_adapter
 from kvlab.models.dequantization import DequantizationPlan, dequantize_weights, plan
 from kvlab.models.evaluation import evaluate_arrays
 from kvlab.models.folders import resolve
 from kvlab.models.kv_dtype import DTYPES, kv_dtype
 from kvlab.models.loaded import LoadedModel, first_line
+from kvlab.models.source import ModelSource
 
 SWITCH = "KVLAB_DEQUANTIZE"
 
 
-def load(model: str | Path | None = None, *, dtype: str | None = None, dequantize: bool | None = None) -> LoadedModel:
+def load(
+    model: str | Path | ModelSource | None = None,
+    *,
+    adapter: str | Path | None = None,
+    dtype: str | None = None,
+    dequantize: bool | None = None,
+) -> LoadedModel:
     """Load the bundled model (None or ``tiny``), a folder, or a Hugging Face id.
 
     Args:
+        adapter: the folder of an adapter that ``mlx_lm.lora`` wrote for this model: LoRA, DoRA or whole weights.
         dtype: float32, float16 or bfloat16: casts the weights. By default they stay as they are, except that half
             precision becomes float32 on the CPU, where half-precision products never reach BLAS.
         dequantize: expand quantized weights (True), or leave them as they are (False). By default they are expanded
@@ -36,8 +45,10 @@ def load(model: str | Path | None = None, *, dtype: str | None = None, dequantiz
     """
     if dtype is not None and dtype not in DTYPES:
         raise ModelError(f"no dtype {dtype!r}; there are {', '.join(DTYPES)}")
-    name, folder = resolve(model)
-    network, tokenizer, path = _read(name, folder)
+    source = ModelSource.of(model, adapter)
+    name, folder = resolve(source.model)
+    tuned = None if source.adapter is None else adapter_folder(source.adapter)
+    network, tokenizer, path = _read(name, folder, tuned)
     wanted = dtype or ("float32" if device.computes_in_float32() else None)
     planned = plan(network, wanted or "float32")
     expand = planned is not None and _decide(planned, wanted, dequantize)
@@ -49,7 +60,8 @@ def load(model: str | Path | None = None, *, dtype: str | None = None, dequantiz
         evaluate_arrays(network)
     except (RuntimeError, ValueError) as error:  # weights are read only now: a file may be cut
         raise _cannot_load(name, folder, error) from error
-    return LoadedModel(network, tokenizer, name, path, kv_dtype(network), len(network.layers), expand)
+    shown = f"{name}+{tuned.name}" if tuned else name
+    return LoadedModel(network, tokenizer, shown, path, kv_dtype(network), len(network.layers), expand, tuned)
 
 
 @dataclass(frozen=True)
@@ -77,24 +89,28 @@ class WeightsReport:
         return f"no: {self.plan}; {SWITCH}=1 does it all the same"
 
 
-def report_weights(model: str | Path | None = None) -> WeightsReport:
+def report_weights(model: str | Path | ModelSource | None = None) -> WeightsReport:
     """What :func:`load` would make of a model's weights. Raises ModelError as it does."""
-    network, _, path = _read(*resolve(model))
+    source = ModelSource.of(model)
+    network, _, path = _read(*resolve(source.model), adapter_folder(source.adapter) if source.adapter else None)
     dtype = "float32" if device.computes_in_float32() else None
     planned = plan(network, "float32")
     return WeightsReport(path, planned, planned is not None and _decide(planned, dtype, None, warn=False))
 
 
-def _read(name: str, folder: Path | None) -> tuple[nn.Module, Any, Path]:
-    """The network, whose weights are not read yet, its tokenizer and its folder. Raises ModelError."""
+def _read(name: str, folder: Path | None, adapter: Path | None) -> tuple[nn.Module, Any, Path]:
+    """The network with its adapter, whose weights are not read yet, its tokenizer and its folder. Raises ModelError."""
     import mlx_lm
     from mlx_lm.utils import hf_repo_to_path
 
     try:
         network, tokenizer = mlx_lm.load(str(folder) if folder else name, lazy=True)[:2]
-        return network, tokenizer, folder or hf_repo_to_path(name)
+        path = folder or hf_repo_to_path(name)
     except Exception as error:  # mlx-lm, transformers and the hub client raise nearly everything
         raise _cannot_load(name, folder, error) from error
+    if adapter is not None:
+        apply_adapter(network, adapter)
+    return network, tokenizer, path
 
 
 def _cannot_load(name: str, folder: Path | None, error: Exception) -> ModelError:

@@ -8,7 +8,10 @@ from typing import Any
 
 
 def serve_line(policy: str, provenance: Mapping[str, Any] | None = None) -> str:
-    """Return `kvlab serve --policy '…'`, with `--model` where the rows are not of the bundled model."""
+    """Return `kvlab serve --policy '…'`, with `--model` and `--adapter` where the rows are not of the bundled model."""
     quoted = f"'{policy}'" if "'" not in policy else shlex.quote(policy)
-    model = (provenance or {}).get("model_argument")
-    return f"kvlab serve --policy {quoted}" + (f" --model {shlex.quote(model)}" if model else "")
+    facts = provenance or {}
+    options = (("--model", facts.get("model_argument")), ("--adapter", facts.get("adapter_argument")))
+    return f"kvlab serve --policy {quoted}" + "".join(
+        f" {name} {shlex.quote(value)}" for name, value in options if value
+    )

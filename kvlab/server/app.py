@@ -13,7 +13,7 @@ from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
 from kvlab.errors import KvlabError
-from kvlab.models import LoadedModel
+from kvlab.models import LoadedModel, ModelSource
 from kvlab.policies import Full, Policy
 from kvlab.server import kv_files, ops_routes
 from kvlab.server.anthropic import routes as anthropic_routes
@@ -33,7 +33,9 @@ from kvlab.server.settings import Settings
 from kvlab.version import __version__
 
 
-def create_app(policy: Policy, sources: Mapping[str, str | Path | LoadedModel], settings: Settings) -> FastAPI:
+def create_app(
+    policy: Policy, sources: Mapping[str, str | Path | ModelSource | LoadedModel], settings: Settings
+) -> FastAPI:
     """Make an ASGI application that serves ``sources`` (models to load, by name) under one policy.
 
     The first model is loaded before the application accepts requests. ``app.state.service`` is the Service.

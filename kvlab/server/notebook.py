@@ -5,18 +5,19 @@ from __future__ import annotations
 import html
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 from kvlab.errors import KvlabError
-from kvlab.models import BUNDLED, LoadedModel
+from kvlab.models import BUNDLED, LoadedModel, ModelSource
+from kvlab.models.adapters import adapter_folder
 from kvlab.policies import Module, Policy, parse_bytes
 from kvlab.server.listening_socket import bound_socket
 from kvlab.server.settings import Settings
 
-Source = str | Path | LoadedModel
+Source = str | Path | ModelSource | LoadedModel
 SIZE_SETTINGS = ("live_memory", "model_memory", "max_body", "body_memory")
 
 
@@ -31,7 +32,8 @@ def serve(
 
     Args:
         policy: a Policy or its spec.
-        model: a folder, a hub id, a loaded model, or several by name; None is the bundled model.
+        model: a folder, a hub id, a ``ModelSource`` with an adapter, a loaded model, or several by name; None is the
+            bundled model.
         port: the port to listen on; 0 takes a free one.
         settings: the other fields of :class:`Settings`, such as ``api_keys`` or ``max_concurrency``; sizes may be
             text, such as ``live_memory="8GB"``.
@@ -113,12 +115,30 @@ def served_models(model: Source | Mapping[str, Source] | None) -> dict[str, Sour
     return models_by_name([BUNDLED if model is None else model])
 
 
+def with_adapters(models: Sequence[str], adapters: Sequence[str]) -> list[Source]:
+    """Give each model its adapter, in this order; ``none`` is no adapter. Raises KvlabError where numbers differ."""
+    if not adapters:
+        return list(models)
+    if len(adapters) != len(models):
+        raise KvlabError(
+            f"{len(models)} models and {len(adapters)} adapters; write one --adapter a --model, in the same order, "
+            "or --adapter none"
+        )
+    return [
+        model if adapter == "none" else ModelSource(model, adapter)
+        for model, adapter in zip(models, adapters, strict=True)
+    ]
+
+
 def models_by_name(models: list[Source]) -> dict[str, Source]:
     """Name each model: hub ids as they are, folders by their last part. Raises KvlabError for two of one name."""
     made: dict[str, Source] = {}
     for model in models:
         if isinstance(model, LoadedModel):
             name = model.name
+        elif isinstance(model, ModelSource):
+            [(name, _)] = models_by_name([BUNDLED if model.model is None else model.model]).items()
+            name = name if model.adapter is None else f"{name}+{adapter_folder(model.adapter).name}"
         else:
             name = Path(model).expanduser().resolve().name if Path(model).expanduser().is_dir() else str(model)
         if name in made:

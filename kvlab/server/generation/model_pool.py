@@ -10,7 +10,7 @@ from pathlib import Path
 
 from kvlab.backends.mlx_threads import apart
 from kvlab.errors import KvlabError
-from kvlab.models import LoadedModel, load
+from kvlab.models import LoadedModel, ModelSource, load
 from kvlab.server.errors import ApiError
 from kvlab.server.generation.served_model import ServedModel
 
@@ -19,14 +19,14 @@ class ModelPool:
     """Models by name. Everything but ``close`` runs on one event loop.
 
     Args:
-        sources: models by name: a folder, a hub id, or a loaded model (which is never unloaded).
+        sources: models by name: a folder, a hub id, one of both with an adapter, or a loaded model (never unloaded).
         open_model: makes a ServedModel of a loaded model.
         budget: bytes of weights held at once; the least recently used idle model leaves first. None keeps all.
     """
 
     def __init__(
         self,
-        sources: Mapping[str, str | Path | LoadedModel],
+        sources: Mapping[str, str | Path | ModelSource | LoadedModel],
         open_model: Callable[[LoadedModel], ServedModel],
         budget: int | None = None,
     ) -> None:
@@ -93,6 +93,9 @@ class ModelPool:
             self.open.popitem()[1].close()
 
 
-def _file_bytes(source: str | Path) -> int:
-    folder = Path(source).expanduser()
+def _file_bytes(source: str | Path | ModelSource) -> int:
+    model = ModelSource.of(source).model
+    if model is None:  # the bundled one
+        return 0
+    folder = Path(model).expanduser()
     return sum(file.stat().st_size for file in folder.glob("model*.safetensors")) if folder.is_dir() else 0
