@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 
 # What a composed policy is coloured by is its most telling module: the first of these that it has.
@@ -25,7 +26,7 @@ def policy_colors(policies: Sequence[str]) -> dict[str, str]:
     seen: dict[str, int] = {}
     others = 0
     for policy in dict.fromkeys(policies):
-        modules = [part.partition(":")[0].strip() for part in policy.split("|")]
+        modules = [re.split(r"[:(]", part, maxsplit=1)[0].strip() for part in policy.split("|")]
         family = next((name for name in FAMILIES if name in modules), modules[0])
         unknown = [name for name in modules if name not in FAMILIES and name != "none"]
         family = unknown[0] if unknown else family

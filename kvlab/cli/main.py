@@ -6,7 +6,6 @@ import contextlib
 import importlib
 import json
 import os
-import re
 import shutil
 import sys
 import textwrap
@@ -201,19 +200,12 @@ def split_policies(texts: Iterable[str]) -> list[str]:
     A comma starts a new policy unless a ``key=`` follows it: that is the next parameter of the policy before. ``;``
     always starts a new one, and commas in parentheses never do. Raises PolicyError.
     """
+    from kvlab.policies.grammar import split_specs, split_top_level
+
     specs: list[str] = []
     for text in texts:
-        for part in text.split(";"):
-            own: list[str] = []
-            for item in _top_level_items(part):
-                if re.match(r"\s*\w+\s*=", item):
-                    if not own:
-                        raise PolicyError(f"'{item.strip()}' sets a parameter of no policy; write name:{item.strip()}")
-                    own[-1] += f",{item}"
-                else:
-                    own.append(item)
-            specs += own
-    specs = [spec.strip() for spec in specs]
+        for part in split_top_level(text, ";"):
+            specs += split_specs(part)
     if not specs or not all(specs):
         raise PolicyError("an empty policy in the list; write names separated by commas, such as full,paged,tiered")
     return specs
@@ -268,18 +260,6 @@ def _document(command: str, rows: Iterable[Mapping[str, Any]], **facts: Any) -> 
     from kvlab.provenance import document, provenance
 
     return document(command, rows, provenance(**facts))
-
-
-def _top_level_items(text: str) -> list[str]:
-    """Split at commas outside parentheses."""
-    items, depth = [""], 0
-    for letter in text:
-        depth += {"(": 1, ")": -1}.get(letter, 0)
-        if letter == "," and depth == 0:
-            items.append("")
-        else:
-            items[-1] += letter
-    return items
 
 
 def _source(model: str | None, adapter: str | None) -> Any:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from kvlab.errors import PolicyError
-from kvlab.policies.grammar import parse_module
+from kvlab.policies.grammar import parse_module, split_top_level
 from kvlab.policies.slots import DEFAULTS, SLOTS, Module
 
 
@@ -25,9 +25,9 @@ class Policy:
     __slots__ = ("_given",)
     _given: Mapping[str, Module]
 
-    def __init__(self, *modules: Module):
+    def __init__(self, *modules: Module | str):
         given: dict[str, Module] = {}
-        for module in modules:
+        for module in (one for part in modules for one in _modules(part)):
             if module.slot in given:
                 raise PolicyError(
                     f"two policies for one slot ({module.slot}): '{given[module.slot]}' and '{module}'; keep one"
@@ -45,15 +45,9 @@ class Policy:
         """Read a spec such as ``paged:block=64|quantized:bits=4``; return a Policy, also for a Policy or a Module.
 
         Raises:
-            PolicyError: the spec cannot be read, or its modules cannot work together.
+            PolicyError: the spec cannot be read, its modules cannot work together, or it is no policy at all.
         """
-        if isinstance(text, Policy):
-            return text
-        if isinstance(text, Module):
-            return Policy(text)
-        if not text.strip():
-            raise PolicyError("an empty policy: write a name such as full, paged or tiered")
-        return Policy(*(parse_module(part) for part in text.split("|")))
+        return text if isinstance(text, Policy) else Policy(*_modules(text))
 
     @property
     def retention(self) -> Module:
@@ -85,9 +79,11 @@ class Policy:
         """Specs of the modules that change stored KV, for the block key; empty for exact KV."""
         return "|".join(filter(None, (self.retention.storage_key, self.codec.storage_key)))
 
-    def __or__(self, other: Policy | Module) -> Policy:
-        more = other._given.values() if isinstance(other, Policy) else (other,)
-        return Policy(*self._given.values(), *more)
+    def __or__(self, other: Policy | Module | str) -> Policy:
+        return Policy(*self._given.values(), *_modules(other))
+
+    def __ror__(self, other: str) -> Policy:
+        return Policy(*_modules(other), *self._given.values())
 
     def _resolved(self) -> tuple[Module | None, ...]:
         return tuple(getattr(self, slot) for slot in SLOTS)
@@ -120,6 +116,21 @@ class Policy:
             for slot, module in zip(SLOTS, self._resolved(), strict=True)
         )
         return f"<table><caption><code>{self}</code></caption>{cells}</table>"
+
+
+def _modules(part: Any) -> Iterable[Module]:
+    """Return the modules of a spec, a policy or a module. Raises PolicyError for anything else."""
+    if isinstance(part, Policy):
+        return part._given.values()
+    if isinstance(part, Module):
+        return (part,)
+    if isinstance(part, str):
+        if not part.strip():
+            raise PolicyError("an empty policy: write a name such as full, paged or tiered")
+        return tuple(parse_module(one) for one in split_top_level(part, "|"))
+    if isinstance(part, type):
+        raise PolicyError(f"{part.__name__} is a class: write {part.__name__}() to use it in a policy")
+    raise PolicyError(f"{part!r} is no policy: write a spec such as 'paged|quantized', a Policy or a module")
 
 
 def default(slot: str) -> Module:

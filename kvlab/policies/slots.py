@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
+import typing
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -26,8 +29,9 @@ class Module:
     """One choice of a policy. A subclass gives its name, its slot and its paper, and checks its parameters.
 
     A concrete subclass sets ``name`` and is from then on known to :func:`registry` and to the spec grammar; no other
-    registration is needed. ``is_lossless`` says that a retention or codec changes neither keys and values nor which of
-    them are visible; ``encodes_groups``, that a codec encodes several rows together.
+    registration is needed. A field of a module type makes it a wrapper: ``name(inner):key=value``. ``is_lossless`` says
+    that a retention or codec changes neither keys and values nor which of them are visible; ``encodes_groups``, that a
+    codec encodes several rows together.
     """
 
     name: ClassVar[str] = ""
@@ -36,10 +40,15 @@ class Module:
     is_lossless: ClassVar[bool] = False
     encodes_groups: ClassVar[bool] = False
 
-    def __or__(self, other: Module | Policy) -> Policy:
+    def __or__(self, other: Module | Policy | str) -> Policy:
         from kvlab.policies.policy import Policy  # which imports this module
 
         return Policy(self) | other
+
+    def __ror__(self, other: str) -> Policy:
+        from kvlab.policies.policy import Policy
+
+        return Policy.parse(other) | self
 
     def check(self, policy: Policy) -> None:
         """Raise PolicyError where this module cannot work with the others of ``policy``."""
@@ -56,12 +65,7 @@ class Module:
 
     def spec(self) -> str:
         """Return ``name``, or ``name:key=value,...`` with the parameters that differ from their defaults."""
-        pairs = [
-            f"{field.name}={format_value(getattr(self, field.name))}"
-            for field in dataclasses.fields(self)
-            if getattr(self, field.name) != field.default
-        ]
-        return f"{self.name}:{','.join(pairs)}" if pairs else self.name
+        return self._written([f for f in dataclasses.fields(self) if getattr(self, f.name) != f.default], Module.spec)
 
     def __str__(self) -> str:
         return self.spec()
@@ -77,8 +81,16 @@ class Module:
 
     def full_spec(self) -> str:
         """Return ``name:key=value,...`` with all parameters, so that a later change of defaults does not change it."""
-        pairs = [f"{field.name}={format_value(getattr(self, field.name))}" for field in dataclasses.fields(self)]
-        return f"{self.name}:{','.join(pairs)}" if pairs else self.name
+        return self._written(dataclasses.fields(self), Module.full_spec)
+
+    def _written(self, fields: Iterable[dataclasses.Field[Any]], write: Callable[[Module], str]) -> str:
+        """Return the spec with these fields; where a module in parentheses is among them, all are written."""
+        inner = [getattr(self, name) for name in inner_fields(type(self))]
+        given = [field for field in fields if field.name not in inner_fields(type(self))]
+        has_inner = len(given) < len(list(fields))
+        inside = ",".join(write(module) for module in inner if module is not None) if has_inner else ""
+        pairs = ",".join(f"{field.name}={format_value(getattr(self, field.name))}" for field in given)
+        return self.name + (f"({inside})" if inside else "") + (f":{pairs}" if pairs else "")
 
 
 @dataclass(frozen=True)
@@ -90,6 +102,32 @@ class ModuleInfo:
     parameters: dict[str, Any]
     paper: str
     summary: str
+
+
+def field_kinds(cls: type[Module]) -> dict[str, Any]:
+    """Return the declared types of a module's fields. Raises PolicyError where one cannot be resolved."""
+    try:
+        return typing.get_type_hints(cls)
+    except NameError as error:
+        raise PolicyError(
+            f"the types of '{cls.name}' cannot be read ({error}): define or import them at the top of its file"
+        ) from error
+
+
+def inner_fields(cls: type[Module]) -> dict[str, type[Module]]:
+    """Return the fields of a wrapper that hold modules, with the module type that each takes, in their order."""
+    return _inner_fields(typing.cast(Any, cls))
+
+
+@functools.cache
+def _inner_fields(cls: Any) -> dict[str, type[Module]]:
+    kinds = field_kinds(cls)
+    found: dict[str, type[Module]] = {}
+    for name in (field.name for field in dataclasses.fields(cls)):
+        for option in typing.get_args(kinds[name]) or (kinds[name],):
+            if isinstance(option, type) and issubclass(option, Module):
+                found[name] = option
+    return found
 
 
 def known_modules() -> dict[str, type[Module]]:
@@ -113,7 +151,7 @@ def registry() -> list[ModuleInfo]:
         ModuleInfo(
             name,
             cls.slot,
-            {field.name: field.default for field in dataclasses.fields(cls)},
+            {field.name: _shown_default(field) for field in dataclasses.fields(cls)},
             cls.paper,
             (cls.__doc__ or "").strip().splitlines()[0],
         )
@@ -124,4 +162,12 @@ def registry() -> list[ModuleInfo]:
 
 def format_value(value: Any) -> str:
     """Return a parameter's text in a spec; a whole float keeps its point, so that 1.0 is not read as 1."""
+    if isinstance(value, bool):
+        return str(value).lower()
     return "none" if value is None else repr(value) if isinstance(value, float) else str(value)
+
+
+def _shown_default(field: dataclasses.Field[Any]) -> Any:
+    if field.default is dataclasses.MISSING:
+        return "required" if field.default_factory is dataclasses.MISSING else str(field.default_factory())
+    return str(field.default) if isinstance(field.default, Module) else field.default

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import ClassVar, Self
 
 from kvlab.errors import PolicyError
+from kvlab.policies.grammar import is_balanced
 from kvlab.policies.policy import Policy
 from kvlab.policies.sizes import format_bytes, parse_bytes
 from kvlab.policies.slots import Module
@@ -139,5 +140,7 @@ def check_folder(tiers: Tiered | Snapshot) -> None:
     for field in ("ram", "ssd"):
         object.__setattr__(tiers, field, format_bytes(parse_bytes(getattr(tiers, field))))
     check_replacement(tiers.name, tiers.replace)
-    if tiers.dir is not None and any(mark in tiers.dir for mark in ",|"):
-        raise PolicyError(f"{tiers.name}: the folder '{tiers.dir}' has a ',' or '|' in its name; choose another")
+    if tiers.dir is not None and (any(mark in tiers.dir for mark in ",|") or not is_balanced(tiers.dir)):
+        raise PolicyError(
+            f"{tiers.name}: the folder '{tiers.dir}' has ',', '|' or a single parenthesis in its name; choose another"
+        )

@@ -117,7 +117,7 @@ def test_what_is_lossless_and_what_keys_the_blocks(spec, lossless, storage_key):
     ("spec", "words"),
     [
         ("", "empty policy"),
-        ("nothing-of-the-kind", ", full, "),
+        ("nothing-of-the-kind", " full, "),
         ("quantised", "did you mean 'quantized'"),
         ("quantized:bits=3", "bits=8, bits=4 or bits=2"),
         ("quantized:group=48", "group=32"),
