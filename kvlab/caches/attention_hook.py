@@ -33,11 +33,6 @@ def install(model: nn.Module) -> None:
             setattr(namespace, FUNCTION_NAME, dispatch(plain))
 
 
-def rehook(model: nn.Module) -> None:
-    """Have the next :func:`install` look at every module again: layers may have been replaced since the last one."""
-    object.__setattr__(model, HOOKED_ATTRIBUTE, False)
-
-
 def dispatch(plain: Callable[..., mx.array]) -> Callable[..., mx.array]:
     """Return a function that calls ``cache.attend`` where it exists, and ``plain`` otherwise."""
 

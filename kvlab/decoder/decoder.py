@@ -10,7 +10,7 @@ from dataclasses import replace
 from typing import Any
 
 from kvlab.backends import mlx_threads
-from kvlab.caches import Batching, check_model, rehook
+from kvlab.caches import Batching, check_model, forget_results_of_another
 from kvlab.decoder.config import DecoderConfig
 from kvlab.decoder.event_emitter import EventEmitter, EventSink
 from kvlab.decoder.request import Processor, Request, Sampler, check_request
@@ -81,7 +81,7 @@ class Decoder:
 
     def _new_scheduler(self) -> Scheduler:
         """Make a scheduler for the model as it is now. Raises ModelError where the policy cannot be used with it."""
-        rehook(self.loaded.model)
+        forget_results_of_another(self.loaded.model, self.loaded.fingerprint)
         check_model(self.loaded.model, self.policy)
         return Scheduler(self.loaded, self.policy, self.store, self._emitter, self.config, self._inbox)
 

@@ -89,6 +89,7 @@ class Scheduler:
         self.live_bytes = self.retained_bytes = self.steps = 0
         self._threads = self._backend.threads(loaded.model)
         self._generator = self._new_generator()
+        self.watch.has_changed()  # trials note what they find on the model: looked at now, not at the first request
 
     def _make_budget(self, live_memory: int | None) -> LiveMemoryBudget | None:
         if live_memory is None:

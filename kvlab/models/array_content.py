@@ -35,6 +35,8 @@ class ArrayDigests:
     def update(self, arrays: Iterable[mx.array]) -> None:
         """Compute the digests that are not known; evaluates the arrays."""
         new = [array for array in arrays if not self._is_known(array)]
+        if not new:
+            return
         mx.eval(new)
         with ThreadPoolExecutor(HASH_THREADS) as pool:
             hashed = list(pool.map(_digest, map(_host_bytes, new)))

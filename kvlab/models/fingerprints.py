@@ -21,8 +21,8 @@ FORMAT = "kvlab model 1"
 """Raising its number gives every model another fingerprint."""
 FINGERPRINT_BYTES = 16
 
-NOT_COMPUTED_WITH = ("._no_grad", "._kvlab_hooked")
-"""Attributes of modules that change no result: which arrays are trained, and a mark of kvlab's own."""
+NOT_COMPUTED_WITH = ("._no_grad", "._kvlab_")
+"""How attributes begin that change no result: which arrays are trained, and what kvlab notes on a model."""
 
 
 class Fingerprints:
@@ -97,7 +97,7 @@ class _Walk:
         elif isinstance(name := getattr(value, "__qualname__", None), str):
             self._write(f"{value.__module__} {name}")  # a function of C++
         self._class(type(value))
-        held = [(label, part) for label, part in parts(value) if label not in NOT_COMPUTED_WITH]
+        held = [(label, part) for label, part in parts(value) if not label.startswith(NOT_COMPUTED_WITH)]
         if isinstance(value, set | frozenset):
             held = [("", part) for _, part in sorted(held, key=lambda part: repr(_leaf(part[1])))]
         elif not isinstance(value, list | tuple):

@@ -1,19 +1,22 @@
 """A model that was changed after loading never gets KV that it would not have computed itself."""
 
+import inspect
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
 import pytest
+from mlx_lm.models import qwen3
 
 from kvlab.bench.request_times import no_end
+from kvlab.caches import factory
 from kvlab.decoder import Decoder
 from kvlab.errors import ModelError
 from kvlab.models import LoadedModel, load
 from tests.architectures import RECIPES, write_recipe
 from tests.helpers import random_model_folder
-from tests.model_changes import CHANGES, add_adapter
+from tests.model_changes import CHANGES, Doubled, add_adapter
 
 LENGTH, TOKENS = 150, 10
 PROMPT = [5 + (7 * i) % 240 for i in range(LENGTH)]
@@ -202,3 +205,42 @@ def test_checkpoints_and_latent_rows_are_kept_apart_as_well(name: str, tmp_path:
     with Decoder(load(tmp_path / "model"), policy) as decoder:
         after = answer(decoder)
         assert after.tokens == before.tokens and after.cached_tokens > 0
+
+
+def test_trials_are_repeated_for_a_changed_model_and_only_then(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    loaded = load(folder)
+    tried: list[Any] = []
+    plain = factory.try_batch
+    monkeypatch.setattr(factory, "try_batch", lambda *arguments: tried.append(1) or plain(*arguments))
+    for _ in range(2):
+        with Decoder(loaded, "paged") as decoder:
+            answer(decoder)
+    once = len(tried)
+    assert once > 0
+    mlp = loaded.model.layers[0].mlp
+    mlp.__class__ = Doubled
+    with Decoder(loaded, "paged") as decoder:
+        assert answer(decoder).tokens == uncached(loaded)
+    assert len(tried) == 2 * once
+
+
+def test_attention_of_a_file_that_was_not_there_before_is_hooked(folder: Path) -> None:
+    """A layer that is replaced by one of another file calls attention by a name of that file."""
+    loaded = load(folder)
+    with Decoder(loaded, "quantized:bits=8") as decoder:
+        before = answer(decoder)
+    block = loaded.model.layers[0]
+    old = block.self_attn
+    block.self_attn = qwen3.Attention(qwen3_arguments(loaded.model.args))
+    block.self_attn.update({name: old[name].parameters() for name in ("q_proj", "k_proj", "v_proj", "o_proj")})
+    mx.eval(loaded.model.parameters())
+    with Decoder(loaded, "quantized:bits=8") as decoder:
+        after = answer(decoder)
+    with Decoder(loaded, "full") as decoder:
+        assert after.tokens[0] == answer(decoder).tokens[0]
+    assert after.tokens != before.tokens
+
+
+def qwen3_arguments(args: Any) -> Any:
+    names = inspect.signature(qwen3.ModelArgs).parameters
+    return qwen3.ModelArgs.from_dict({**{name: getattr(args, name, None) for name in names}, "model_type": "qwen3"})
