@@ -7,6 +7,7 @@ from __future__ import annotations
 
 MAX_HEADER_BYTES = 32_768
 """Request line and headers together; a key, a path and a query string are bounded by it."""
+MAX_KEY_CHARS = 4_096
 MAX_SMALL_BODY_BYTES = 65_536
 """Bodies of paths that take no prompt; others up to this size do not count against ``Settings.body_memory``."""
 MAX_JSON_DEPTH = 128

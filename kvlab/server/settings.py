@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from kvlab.errors import KvlabError
-from kvlab.server.limits import MAX_SMALL_BODY_BYTES
+from kvlab.server.limits import MAX_KEY_CHARS, MAX_SMALL_BODY_BYTES
 from kvlab.server.loopback import is_loopback
 from kvlab.server.origins import AllowedOrigins
 
@@ -79,6 +79,8 @@ class Settings:
         for name in ("header_seconds", "body_seconds", "request_seconds", "send_seconds", "heartbeat"):
             if getattr(self, name) <= 0:
                 raise KvlabError(f"{name}={getattr(self, name)} must be above 0 seconds")
+        if any(len(key) > MAX_KEY_CHARS for key in self.keys):
+            raise KvlabError(f"an API key may have {MAX_KEY_CHARS} characters: give a shorter one")
         if self.max_body > max(self.body_memory, MAX_SMALL_BODY_BYTES):
             raise KvlabError(f"max_body={self.max_body} must be at most body_memory={self.body_memory}")
         if self.queue < 0 or self.drain < 0:

@@ -62,6 +62,8 @@ def test_a_server_for_others_needs_a_key():
         ({"port": 70000}, "port 70000"),
         ({"api_keys": (" ",)}, "empty API key"),
         ({"api_keys": "secret"}, "a tuple of keys"),
+        ({"admin_keys": "secret"}, "admin_keys is a tuple of keys"),
+        ({"api_keys": ("k" * 5000,)}, "4096 characters"),
         ({"heartbeat": 0}, "heartbeat"),
         ({"live_memory": 0}, "live_memory"),
     ],
