@@ -89,8 +89,7 @@ class Service:
                 stack.enter_context(self.limit.admit(places, labels.tenant))
                 model = await stack.enter_async_context(self.pool.use(model_name))
                 requests = await self.run_in_worker(parse, model, size=labels.body_bytes)
-                for request in requests:
-                    await self.run_in_worker(model.compile_grammar, request, size=labels.body_bytes)
+                requests = [await model.compile_grammar(request) for request in requests]
             session = GenerationSession(self, model, requests, stack, labels)
             stack.push_async_callback(session.close)
             session.start()

@@ -33,7 +33,7 @@ TOOLS = [
     }
     for name in ("find", "find_all")
 ]
-LIMIT = 160
+LIMIT = 240
 SEEDS = range(3)
 
 

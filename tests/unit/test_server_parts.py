@@ -148,7 +148,7 @@ def test_a_pause_changes_neither_draws_nor_log_probabilities():
 
 def test_shortest_completion_is_short(bundled, grammars):
     closer = ShortestCompletion(grammars.tokenizer, bundled.vocab_size, bundled.eos)
-    matcher = grammars.compile("%llguidance {}\nstart: json\njson: " + json_rule({"type": "object"}))
+    matcher = grammars.compile("%llguidance {}\nstart: json\njson: " + json_rule({"type": "object"})).deep_copy()
     for token in bundled.encode('{"a": [1, {"b": "some words and {braces'):
         assert matcher.consume_token(token)
     plan = closer.plan(matcher, 100)

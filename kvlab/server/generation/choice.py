@@ -21,7 +21,7 @@ from kvlab.server.generation.request import (
 )
 from kvlab.server.generation.sampling import Logprobs, TokenLogprob
 from kvlab.server.logs import log
-from kvlab.server.structured.grammar import Constraint
+from kvlab.server.structured.constraint import Constraint
 from kvlab.server.structured.tool_formats import is_json
 
 

@@ -9,6 +9,7 @@ from typing import Any
 from kvlab.decoder import Completion
 from kvlab.server.generation.prompt_cache import RenderedPrompt
 from kvlab.server.generation.sampling import Sampling, TokenLogprob
+from kvlab.server.structured.request_grammar import RequestGrammar
 from kvlab.server.structured.tool_formats import ToolCall
 
 
@@ -28,6 +29,7 @@ class GenerationRequest:
         logprobs: number of likeliest tokens to report, None for no report.
         plain: a plain completion: no calls, no thinking, and its answer is not remembered.
         first_index: the index of its first choice in the response.
+        grammar: the compiled grammar of its answers; None before it is compiled, and for free text.
     """
 
     prompt: RenderedPrompt
@@ -42,6 +44,7 @@ class GenerationRequest:
     logprobs: int | None = None
     plain: bool = False
     first_index: int = 0
+    grammar: RequestGrammar | None = None
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ import functools
 import json
 import time
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from mlx.utils import tree_flatten
@@ -26,10 +27,9 @@ from kvlab.server.generation.thinking import thinking_markers
 from kvlab.server.generation.token_bytes import TokenBytes
 from kvlab.server.logs import log
 from kvlab.server.settings import Settings
-from kvlab.server.structured import json_schema
-from kvlab.server.structured.grammar import Constraint, Grammars, Trigger
+from kvlab.server.structured.grammar import Grammars
+from kvlab.server.structured.request_grammar import RequestGrammars, Wanted
 from kvlab.server.structured.tool_families.choose import tool_format
-from kvlab.server.structured.tool_formats import json_rule
 from kvlab.store.from_policy import open_answer_files
 
 MESSAGE_PARSERS = {"harmony": HarmonyParser, "muse-spark": MuseParser}
@@ -52,6 +52,7 @@ class ServedModel:
         )
         self.grammars = Grammars(loaded)
         self.tool_format = tool_format(loaded.tokenizer)
+        self.request_grammars = RequestGrammars(self.grammars, self.tool_format)
         self.thinking = thinking_markers(loaded.tokenizer)
         self.token_bytes = TokenBytes(loaded.tokenizer)
         log("reading answers", model=self.name, calls=self.tool_format.family, thinking=(self.thinking or ("",))[0])
@@ -64,6 +65,7 @@ class ServedModel:
         self.prompts = PromptCache(loaded, context=self.context, answers=answers)
 
     def close(self) -> None:
+        self.request_grammars.close()
         self.decoder.close()
 
     def limit_tokens(self, prompt_tokens: int, max_tokens: int | None, default: int) -> int:
@@ -80,7 +82,7 @@ class ServedModel:
 
     def start_choice(self, index: int, request: GenerationRequest, tenant: str, tags: Mapping[str, Any]) -> Choice:
         """Submit one answer to the decoder. Call it on the event loop that reads the answer."""
-        constraint = None if request.plain and request.schema is None else self._constraint(request)
+        constraint = None if request.grammar is None else request.grammar.constraint(request.max_tokens)
         logprobs = Logprobs(request.logprobs) if request.logprobs is not None else None
         sample = sampler(request.sampling, index, self.loaded.vocab_size)
         chain: list[Any] = processors(request.sampling, len(request.prompt.ids))
@@ -116,37 +118,22 @@ class ServedModel:
         )
         return parser
 
-    def compile_grammar(self, request: GenerationRequest) -> None:
-        """Compile the request's grammar, beside the event loop. Raises ApiError 400 for an impossible schema."""
-        if not request.plain or request.schema is not None:
-            self._constraint(request)
+    async def compile_grammar(self, request: GenerationRequest) -> GenerationRequest:
+        """Return the request with its compiled grammar; cancelling ends the compilation.
 
-    def _constraint(self, request: GenerationRequest) -> Constraint | None:
-        grammars = self.grammars
-        thinking = self.thinking[1] if self.thinking and request.prompt.reasoning else None
-        if request.schema is not None:
-            first = self.tool_format.answer_start(grammars.literal) or ("gap" if thinking else "")
-            lark = f"%llguidance {{}}\nstart: {first} json\ngap: /[ \\n]*/\njson: "
-            lark += json_rule(json_schema.normal(request.schema))
-        elif request.tool_choice == "required":
-            gap = "/[ \\n]*/" if thinking else ""
-            lark = self.tool_format.grammar(
-                request.tools, grammars.literal, many=request.parallel_calls, lenient=False, first=gap
-            )
-        elif request.tool_choice == "auto" and request.tools and self.tool_format.steered:
-            lark = self.tool_format.grammar(request.tools, grammars.literal, many=False, lenient=True)
-            try:
-                trigger = Trigger(self.tool_format.trigger, grammars.compile(lark))
-            except ApiError:  # no grammar for this schema: the call is checked when it is complete
-                return None
-            return grammars.constraint(max_tokens=request.max_tokens, trigger=trigger)
-        else:
-            return None
-        matcher = grammars.compile(lark)
-        if thinking:
-            trigger = Trigger(thinking, matcher, once=True, with_text=False)
-            return grammars.constraint(max_tokens=request.max_tokens, trigger=trigger)
-        return grammars.constraint(max_tokens=request.max_tokens, matcher=matcher)
+        It takes bounded time on threads of its own, beside the event loop and the decoder. Raises ApiError 400 for a
+        schema that is too large, and for an impossible one.
+        """
+        if request.plain and request.schema is None:
+            return request
+        wanted = Wanted(
+            tools=request.tools,
+            tool_choice=request.tool_choice,
+            many=request.parallel_calls,
+            schema=request.schema,
+            thinking=self.thinking[1] if self.thinking and request.prompt.reasoning else "",
+        )
+        return replace(request, grammar=await self.request_grammars.prepare(wanted))
 
 
 def _defaults(loaded: LoadedModel) -> Sampling:

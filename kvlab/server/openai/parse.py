@@ -43,7 +43,7 @@ def parse_chat(body: ChatRequest, model: ServedModel, settings: Settings, tenant
         sampling=parse_sampling(body, model),
         n=body.n or 1,
         stop=stop_strings(body.stop),
-        tool_choice="none" if schema is not None else tool_choice,
+        tool_choice=tool_choice,
         tools=tuple(callable_tools),
         parallel_calls=body.parallel_tool_calls is not False,
         schema=schema,

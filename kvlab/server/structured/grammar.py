@@ -1,53 +1,117 @@
-"""Grammars on the decoder's logits: a token that cannot lead to valid text is never sampled."""
+"""Compiled grammars of one model, kept for the next requests."""
 
 from __future__ import annotations
 
 import threading
+import time
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import llguidance.hf
-import mlx.core as mx
-import numpy as np
 from llguidance import LLMatcher, LLTokenizer
+from llguidance._lib import LLParserLimits
 
-from kvlab.backends.device import overlaps_with_host
 from kvlab.models import LoadedModel
 from kvlab.server.errors import ApiError
-from kvlab.server.structured.shortest_completion import ShortestCompletion
+from kvlab.server.structured.constraint import Constraint, Trigger, Vocabulary
+from kvlab.server.structured.shortest_completion import Hints, ShortestCompletion
 from kvlab.server.structured.tool_formats import quoted
+from kvlab.server.structured.trial import MAX_MASK_CPU_S, PARSER_LIMITS
 
-MAX_COMPILED_GRAMMARS = 128
+__all__ = ["CompiledGrammar", "Grammars", "Trigger"]
+
+MAX_GRAMMAR_CACHE_BYTES = 128 << 20
 """Kept for the next requests: an agent sends the same tools with each of them."""
-CANDIDATE_TOKENS = 4
-"""Near the token limit, so many of the likeliest tokens are tried for whether the text can still be completed."""
-MAX_COMPLETION_TOKENS = 512
+BASE_BYTES = 100_000
+BYTES_A_CHARACTER = 64
+"""Memory of a compiled grammar, from the growth of the process over some thousand grammars."""
+MAX_COMPLETION_TOKENS = 4096
 """Tokens of the longest completion that is looked for."""
+MAX_PLAN_CPU_S = 2.0
+MAX_ENDINGS, MAX_ENDING_CHARACTERS = 64, 100
+COMPILER_STACK_BYTES = 64 << 20
+"""llguidance follows nesting and references on its stack; a thread's usual one holds about 500 of them."""
+
+
+@dataclass(frozen=True)
+class CompiledGrammar:
+    """A grammar at its start, and what is known of the texts that it allows.
+
+    Args:
+        matcher: the matcher at the start; copy it before use.
+        shortest: tokens of a short complete text; cut after :data:`MAX_COMPLETION_TOKENS`.
+        growth: most tokens that one choice adds to the shortest completion.
+        hints: what helps to complete its texts.
+        nbytes: an estimate of its memory.
+    """
+
+    matcher: LLMatcher
+    shortest: tuple[int, ...]
+    growth: int
+    hints: Hints
+    nbytes: int
+
+    def deep_copy(self) -> LLMatcher:
+        """Return a matcher at the grammar's start."""
+        return self.matcher.deep_copy()
 
 
 class Grammars:
-    """Compiles and keeps the grammars of one model. Thread-safe."""
+    """Compiles and keeps the grammars of one model. Thread-safe; a compilation holds up no other.
 
-    def __init__(self, loaded: LoadedModel) -> None:
+    Args:
+        loaded: the model, for its tokenizer.
+        max_bytes: memory of the grammars that are kept.
+        mask_seconds: CPU time that one token may take, on average over the shortest text.
+    """
+
+    def __init__(
+        self, loaded: LoadedModel, *, max_bytes: int = MAX_GRAMMAR_CACHE_BYTES, mask_seconds: float = MAX_MASK_CPU_S
+    ) -> None:
         self._loaded = loaded
+        self.max_bytes, self._mask_seconds = max_bytes, mask_seconds
         self._lock = threading.Lock()
+        self._building = threading.Lock()
         self._tokenizer: LLTokenizer | None = None
-        self._completion: ShortestCompletion | None = None
-        self._compiled: OrderedDict[str, LLMatcher] = OrderedDict()
+        self._vocabulary: Vocabulary | None = None
+        self._compiled: OrderedDict[str, CompiledGrammar] = OrderedDict()
+
+    @property
+    def nbytes(self) -> int:
+        """Memory of the grammars that are kept, an estimate."""
+        with self._lock:
+            return sum(grammar.nbytes for grammar in self._compiled.values())
+
+    def __len__(self) -> int:
+        return len(self._compiled)
 
     @property
     def tokenizer(self) -> LLTokenizer:
         """llguidance's copy of the vocabulary, built at first use (about a second for a large one)."""
-        if self._tokenizer is None:
-            try:
-                self._tokenizer = llguidance.hf.from_tokenizer(
-                    self._loaded.tokenizer._tokenizer,
-                    n_vocab=self._loaded.vocab_size,
-                    eos_token=sorted(self._loaded.eos),
-                )
-            except ValueError as error:
-                raise ApiError(400, f"{self._loaded.name} has a tokenizer without grammar support: {error}") from error
-        return self._tokenizer
+        with self._building:
+            if self._tokenizer is None:
+                try:
+                    self._tokenizer = llguidance.hf.from_tokenizer(
+                        self._loaded.tokenizer._tokenizer,
+                        n_vocab=self._loaded.vocab_size,
+                        eos_token=sorted(self._loaded.eos),
+                    )
+                except ValueError as error:
+                    why = f"{self._loaded.name} has a tokenizer without grammar support: {error}"
+                    raise ApiError(400, why) from error
+            return self._tokenizer
+
+    @property
+    def vocabulary(self) -> Vocabulary:
+        """What is known of every token, built at first use."""
+        tokenizer = self.tokenizer
+        with self._building:
+            if self._vocabulary is None:
+                completion = ShortestCompletion(tokenizer, self._loaded.vocab_size, self._loaded.eos)
+                self._vocabulary = Vocabulary(tokenizer, completion)
+            return self._vocabulary
 
     def literal(self, text: str) -> str:
         """Write Lark for exactly ``text``; special tokens are referred to by number."""
@@ -64,155 +128,79 @@ class Grammars:
         joined = "".join(part for part in parts)
         return " ".join(parts) if "\ufffd" not in joined else quoted(text)
 
-    def compile(self, lark: str) -> LLMatcher:
-        """Return a matcher at the grammar's start. Raises ApiError 400 when a schema in it has no grammar."""
+    def compile(
+        self, lark: str, *, growth: int = 0, endings: Sequence[str] = (), multiples: bool = False
+    ) -> CompiledGrammar:
+        """Return the compiled grammar, a kept one where there is one.
+
+        Args:
+            lark: the grammar. Its schemas must be within the limits of :mod:`schema_limits`.
+            growth: most tokens that one choice adds to the shortest completion; 0 takes those of the shortest text.
+            endings: texts whose ends may complete a string under a pattern or format.
+            multiples: some of its numbers are multiples.
+
+        Raises:
+            ApiError: 400 when it has no matcher, or one that takes too long.
+        """
         with self._lock:
-            matcher = self._compiled.get(lark)
-            if matcher is None:
-                matcher = LLMatcher(self.tokenizer, lark, log_level=0)
-                if matcher.is_error():
-                    why = matcher.get_error().split("<state>")[0].split("<grammar>")[0].strip()
-                    raise ApiError(400, f"this schema cannot be enforced: {' '.join(why.split())[:400]}")
-                self._compiled[lark] = matcher
-                if len(self._compiled) > MAX_COMPILED_GRAMMARS:
-                    self._compiled.popitem(last=False)
-            self._compiled.move_to_end(lark)
-            return matcher.deep_copy()
+            if (found := self._compiled.get(lark)) is not None:
+                self._compiled.move_to_end(lark)
+                return found
+        vocabulary = self.vocabulary
+        made: CompiledGrammar = _on_large_stack(
+            lambda: self._compile(vocabulary, lark, growth, tuple(endings), multiples)
+        )
+        with self._lock:
+            self._compiled[lark] = made
+            while len(self._compiled) > 1 and sum(g.nbytes for g in self._compiled.values()) > self.max_bytes:
+                self._compiled.popitem(last=False)
+        return made
+
+    def _compile(
+        self, vocabulary: Vocabulary, lark: str, growth: int, endings: tuple[str, ...], multiples: bool
+    ) -> CompiledGrammar:
+        matcher = LLMatcher(self.tokenizer, lark, log_level=0, limits=LLParserLimits(**PARSER_LIMITS))
+        if matcher.is_error():
+            why = matcher.get_error().split("\n")[0]
+            why = why.partition("failed to compile JSON schema: ")[2] or why
+            raise ApiError(400, f"this schema cannot be enforced: {why[:200]}")
+        completion = vocabulary.completion
+        began = time.thread_time()
+        texts = [text[:MAX_ENDING_CHARACTERS] for text in endings[:MAX_ENDINGS]]
+        hints = completion.hints(lark, texts, multiples=multiples)
+        shortest: list[int] = completion.plan(matcher, 1, hints)
+        if time.thread_time() - began < self._mask_seconds:
+            shortest = completion.plan(matcher, MAX_COMPLETION_TOKENS, hints)
+        if time.thread_time() - began > max(MAX_PLAN_CPU_S, self._mask_seconds * len(shortest)):
+            raise ApiError(400, "this schema cannot be enforced: each token takes too long; send a simpler one")
+        return CompiledGrammar(
+            matcher, tuple(shortest), growth or len(shortest) + 16, hints, BASE_BYTES + BYTES_A_CHARACTER * len(lark)
+        )
 
     def constraint(
-        self, *, max_tokens: int, matcher: LLMatcher | None = None, trigger: Trigger | None = None
+        self, *, max_tokens: int, matcher: CompiledGrammar | None = None, trigger: Trigger | None = None
     ) -> Constraint:
         """Make a logits processor that enforces ``matcher`` from the first token, or a trigger's once it is met."""
-        if self._completion is None:
-            self._completion = ShortestCompletion(self.tokenizer, self._loaded.vocab_size, self._loaded.eos)
-        return Constraint(self.tokenizer, self._completion, max_tokens, matcher, trigger)
+        return Constraint(self.vocabulary, max_tokens, matcher, trigger)
 
 
-class Trigger:
-    """A text that starts a grammar when the model writes it; the grammar begins with that text."""
+def _on_large_stack(work: Callable[[], Any]) -> Any:
+    """Call ``work`` on a thread with a large stack; return its result or raise its error."""
+    outcome: list[Any] = []
 
-    def __init__(self, text: str, matcher: LLMatcher, *, once: bool = False, with_text: bool = True) -> None:
-        self.text, self.matcher, self.once, self.with_text = text.encode(), matcher, once, with_text
+    def run() -> None:
+        try:
+            outcome.extend((True, work()))
+        except BaseException as error:  # noqa: BLE001 - raised again by the caller
+            outcome.extend((False, error))
 
-
-class Constraint:
-    """A logits processor for one sequence. Decoder thread only.
-
-    mlx-lm calls processors with the tokens so far while the newest of them is still being computed. On a GPU the
-    forward pass is started first; the wait for that token and the computation of the mask overlap with it. After a
-    pause the processor is called with the same tokens once more.
-
-    Near ``max_tokens`` only tokens are allowed after which the text can still be completed; at the end the shortest
-    completion is taken. So the token limit does not cut JSON apart.
-    """
-
-    def __init__(
-        self,
-        tokenizer: LLTokenizer,
-        completion: ShortestCompletion,
-        max_tokens: int,
-        matcher: LLMatcher | None,
-        trigger: Trigger | None,
-    ) -> None:
-        self._tokenizer, self._completion = tokenizer, completion
-        self._tokens_left = max_tokens
-        self._matcher, self._trigger = matcher, trigger
-        self._tail = b""
-        self._position = 0
-        self._plan: list[int] | None = None
-        self._plan_position = 0
-        self._check_at = max_tokens // 2
-        self._growth = 0
-        self._starts_early = overlaps_with_host()
-        self.failure = ""
-
-    def __call__(self, tokens: mx.array, logits: mx.array) -> mx.array:
-        if 0 < self._position < tokens.size:
-            newest = tokens[-1:]
-            mx.async_eval(newest)  # queued before the forward pass: ready when the last step is
-            if self._starts_early:
-                mx.async_eval(logits)
-            self._advance(int(np.array(newest)[0]))
-        self._position = tokens.size
-        if self._matcher is None:
-            return logits
-        if self._plan is None and self._tokens_left <= self._check_at:
-            logits = self._look_ahead(self._matcher, logits)
-        if self._plan is not None and (step := self._position - self._plan_position) < len(self._plan):
-            return _allow_only(logits, [self._plan[step]])
-        return self._masked(self._matcher, logits)
-
-    def _advance(self, token: int) -> None:
-        self._tokens_left -= 1
-        if self._matcher is not None:
-            self._matcher.consume_token(token)
-            if self._matcher.is_error():
-                self._fail(self._matcher)
-            elif self._trigger is not None and self._matcher.is_stopped():
-                self._matcher, self._plan = None, None  # the call is complete: free text follows
-        elif self._trigger is not None:
-            self._look_for_trigger(self._trigger, token)
-
-    def _look_for_trigger(self, trigger: Trigger, token: int) -> None:
-        self._tail = (self._tail + self._text(token))[-256:]
-        at = self._tail.find(trigger.text)
-        if at < 0:
-            return
-        rest, self._tail = self._tail[at + len(trigger.text) :], b""
-        matcher = trigger.matcher.deep_copy()
-        prefix = [*(self._tokenizer.tokenize_bytes(trigger.text, parse_special=True) if trigger.with_text else ())]
-        prefix += self._tokenizer.tokenize_bytes(rest) if rest else []
-        if matcher.try_consume_tokens(prefix) == len(prefix):
-            self._matcher, self._check_at = matcher, self._tokens_left // 2
-        if trigger.once:
-            self._trigger = None
-
-    def _text(self, token: int) -> bytes:
-        text = self._tokenizer.decode_bytes([token])
-        return text.lstrip(b"\xff") if self._tokenizer.is_special_token(token) else text
-
-    def _look_ahead(self, matcher: LLMatcher, logits: mx.array) -> mx.array:
-        """Compare the shortest completion with the tokens left; near the limit, return the logits of fitting tokens."""
-        plan = self._completion.plan(matcher, self._tokens_left)
-        spare = self._tokens_left - len(plan)
-        if spare <= 2:
-            self._plan, self._plan_position = plan, self._position
-            return logits
-        if not self._growth:  # most tokens that one choice can add: those of another such object, in a list for example
-            start = matcher.deep_copy()
-            start.reset()
-            self._growth = len(self._completion.plan(start, MAX_COMPLETION_TOKENS))
-        if spare > self._growth:
-            self._check_at = self._tokens_left - max(1, (spare - self._growth) // 2)
-            return logits
-        self._check_at = self._tokens_left  # from here on at every call, also at a repeated one after a pause
-        likely = np.argsort(np.array(self._masked(matcher, logits)[0].astype(mx.float32)))[: -CANDIDATE_TOKENS - 1 : -1]
-        fitting = [int(token) for token in likely if self._completion.fits(matcher, int(token), self._tokens_left - 1)]
-        return _allow_only(logits, fitting or plan[:1] or [self._completion.end])
-
-    def _masked(self, matcher: LLMatcher, logits: mx.array) -> mx.array:
-        mask = allowed_tokens(matcher, logits.shape[-1])
-        if matcher.is_error():
-            self._fail(matcher)
-            return _allow_only(logits, [self._completion.end])
-        return mx.where(mx.array(mask), logits, -mx.inf)
-
-    def _fail(self, matcher: LLMatcher) -> None:
-        # An exception here would end every request of the batch.
-        self.failure = matcher.get_error().split("\n")[0]
-        if self._trigger is not None:
-            self._matcher, self._plan = None, None
-
-
-def allowed_tokens(matcher: LLMatcher, size: int) -> np.ndarray:
-    """Return which tokens may come next, bool ``[size]``."""
-    bits = np.unpackbits(np.frombuffer(matcher.compute_bitmask(), np.uint8), bitorder="little")
-    if len(bits) >= size:
-        return bits[:size].astype(bool)
-    return np.concatenate([bits, np.zeros(size - len(bits), np.uint8)]).astype(bool)
-
-
-def _allow_only(logits: mx.array, tokens: Sequence[int]) -> mx.array:
-    keep = np.zeros(logits.shape[-1], bool)
-    keep[list(tokens)] = True
-    return mx.where(mx.array(keep), logits, -mx.inf)
+    usual = threading.stack_size(COMPILER_STACK_BYTES)
+    try:
+        thread = threading.Thread(target=run, name="kvlab-grammar")
+        thread.start()
+    finally:
+        threading.stack_size(usual)
+    thread.join()
+    if not outcome[0]:
+        raise outcome[1]
+    return outcome[1]

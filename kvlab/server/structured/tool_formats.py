@@ -8,13 +8,14 @@ from enum import Enum
 from typing import Any, NamedTuple
 
 from kvlab.server.structured import json_schema
+from kvlab.server.structured.enforceable import Enforceable, enforceable
 
 Tool = Mapping[str, Any]
 Literal = Callable[[str], str]
 """Writes Lark for exactly this text; markers that are single tokens become token references."""
 
 # The spacing of chat templates: a call that is rendered again equals the generated text.
-SPACING = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
+SPACING = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": ", "coerce_one_of": True}
 
 Parser = Callable[[str, list[Tool]], Any]
 """Parses the text of a call; raises any error."""
@@ -141,15 +142,26 @@ class ToolFormat:
 
     # -- writing ----------------------------------------------------------------------------------------------------
 
-    def grammar(self, tools: Sequence[Tool], literal: Literal, *, many: bool, lenient: bool, first: str = "") -> str:
+    def grammar(
+        self,
+        tools: Sequence[Tool],
+        literal: Literal,
+        *,
+        many: bool,
+        lenient: bool,
+        first: str = "",
+        otherwise: str = "",
+    ) -> str:
         """Write Lark for one call of any of ``tools``, or for one or more with ``many``.
 
-        ``lenient`` ignores keywords of schemas that grammars do not support. ``first`` is Lark for the text before
-        the first call.
+        ``lenient`` allows any spacing around a call, and leaves wrong parts of schemas open. ``first`` is Lark for the
+        text before the first call, ``otherwise`` for what may stand in the place of calls.
         """
         rules = [self.call_rule(i, tool, literal, lenient) for i, tool in enumerate(tools)]
         one = " | ".join(f"call_{i}" for i in range(len(tools)))
         body = self.calls_rule(literal, many=many, lenient=lenient)
+        if otherwise:
+            body = f"({body} | {otherwise})"
         return "\n".join(["%llguidance {}", f"start: {first} {body}", f"any: {one}", *rules])
 
     def calls_rule(self, literal: Literal, *, many: bool, lenient: bool) -> str:
@@ -163,7 +175,7 @@ class ToolFormat:
         """Write the rules of ``call_i``, a call of ``tool`` without its markers."""
         name = json.dumps(tool["function"]["name"], ensure_ascii=False)
         opening = f'{{"name": {name}, "arguments": '
-        arguments = f"args_{i}: {json_rule(json_schema.parameters(tool), lenient)}"
+        arguments = f"args_{i}: {json_rule(arguments_schema(tool, lenient))}"
         return f"call_{i}: {quoted(opening)} args_{i} {quoted('}')}\n{arguments}"
 
     def answer_start(self, literal: Literal) -> str:
@@ -203,10 +215,27 @@ def quoted(text: str) -> str:
     return json.dumps(text, ensure_ascii=False)
 
 
-def json_rule(schema: Any, lenient: bool = False) -> str:
-    """Write Lark for JSON under a normal schema, with the spacing of templates."""
+class EnforceableSchema(dict[str, Any]):
+    """A schema of arguments that is enforceable as it stands."""
+
+
+def arguments_schema(tool: Tool, lenient: bool) -> Mapping[str, Any]:
+    """Return the enforceable schema of a tool's arguments. Raises ApiError 400."""
+    given = tool["function"].get("parameters")
+    return given if isinstance(given, EnforceableSchema) else enforceable_arguments(tool, strict=not lenient).schema
+
+
+def enforceable_arguments(tool: Tool, *, strict: bool) -> Enforceable:
+    """Return what a grammar can enforce of a tool's arguments. Raises ApiError 400."""
+    function = tool["function"]
+    schema = function.get("parameters") or {"type": "object", "properties": {}}
+    return enforceable(schema, f"tool {function['name']!r}", strict=strict, is_object=True)
+
+
+def json_rule(schema: Any) -> str:
+    """Write Lark for JSON under an enforceable schema, with the spacing of templates."""
     schema = schema if isinstance(schema, Mapping) else {}
-    return "%json " + json.dumps({**schema, "x-guidance": {**SPACING, "lenient": lenient}})
+    return "%json " + json.dumps({**schema, "x-guidance": SPACING})
 
 
 def is_json(text: str) -> bool:

@@ -6,9 +6,17 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
-from kvlab.server.structured import json_schema
 from kvlab.server.structured.tool_families.json_text import is_start_of, json_end, json_value, skip_space
-from kvlab.server.structured.tool_formats import Extent, Literal, Progress, Tool, ToolFormat, json_rule, quoted
+from kvlab.server.structured.tool_formats import (
+    Extent,
+    Literal,
+    Progress,
+    Tool,
+    ToolFormat,
+    arguments_schema,
+    json_rule,
+    quoted,
+)
 
 NAME = "{name}"
 MAX_HEADER_CHARACTERS = 512
@@ -110,7 +118,7 @@ class HeadedCalls(ToolFormat):
 
     def call_rule(self, i: int, tool: Tool, literal: Literal, lenient: bool) -> str:
         before, _, after = self._header.partition(NAME)
-        arguments = f"args_{i}: {json_rule(json_schema.parameters(tool), lenient)}"
+        arguments = f"args_{i}: {json_rule(arguments_schema(tool, lenient))}"
         name = quoted(tool["function"]["name"])
         parts = [_literals(before, literal), name, _literals(after, literal), f"args_{i}"]
         parts.append(_literals(self._closer, literal))

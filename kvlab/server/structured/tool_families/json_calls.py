@@ -6,9 +6,17 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
-from kvlab.server.structured import json_schema
 from kvlab.server.structured.tool_families.json_text import json_end, json_value, skip_space
-from kvlab.server.structured.tool_formats import Extent, Literal, Progress, Tool, ToolFormat, json_rule, quoted
+from kvlab.server.structured.tool_formats import (
+    Extent,
+    Literal,
+    Progress,
+    Tool,
+    ToolFormat,
+    arguments_schema,
+    json_rule,
+    quoted,
+)
 
 SEPARATORS = ",;"
 
@@ -91,5 +99,5 @@ class JsonCalls(ToolFormat):
     def call_rule(self, i: int, tool: Tool, literal: Literal, lenient: bool) -> str:
         name = json.dumps(tool["function"]["name"], ensure_ascii=False)
         opening = f'{{"{self.keys[0]}": {name}, "{self.keys[1]}": '
-        arguments = f"args_{i}: {json_rule(json_schema.parameters(tool), lenient)}"
+        arguments = f"args_{i}: {json_rule(arguments_schema(tool, lenient))}"
         return f"call_{i}: {quoted(opening)} args_{i} {quoted('}')}\n{arguments}"

@@ -9,7 +9,16 @@ from typing import Any, NamedTuple
 from kvlab.server.structured import json_schema
 from kvlab.server.structured.tool_families.json_calls import JsonCalls
 from kvlab.server.structured.tool_families.json_text import is_start_of, json_value, skip_space
-from kvlab.server.structured.tool_formats import Extent, Literal, Progress, Tool, ToolFormat, json_rule, quoted
+from kvlab.server.structured.tool_formats import (
+    Extent,
+    Literal,
+    Progress,
+    Tool,
+    ToolFormat,
+    arguments_schema,
+    json_rule,
+    quoted,
+)
 
 KEY = "{key}"
 NAME = "{name}"
@@ -162,12 +171,14 @@ class TaggedCalls(ToolFormat):
         return wrapped + (f" ({quoted(chr(10))} {wrapped})*" if many else "")
 
     def call_rule(self, i: int, tool: Tool, literal: Literal, lenient: bool) -> str:
-        schema, tags = json_schema.parameters(tool), self._tags
+        schema, tags = arguments_schema(tool, lenient), self._tags
         parts, rules = [literal(tags.call.replace(NAME, tool["function"]["name"]))], []
         required = schema.get("required") or []
         ending = ("\n" if tags.on_own_lines else "") + tags.value_end + tags.between_values
         for j, (key, kind) in enumerate((schema.get("properties") or {}).items()):
             value = f"value_{i}_{j}"
+            if isinstance(kind, Mapping) and "$defs" in schema:
+                kind = {**kind, "$defs": schema["$defs"]}
             rules.append(self._value_rule(value, f"json_{i}_{j}", kind, ending, literal, lenient))
             part = f"{literal(tags.key.replace(KEY, key))} {value}"
             parts.append(part if key in required else f"({part})?")
@@ -180,7 +191,7 @@ class TaggedCalls(ToolFormat):
         if is_text(kind) and isinstance(kind.get("enum"), list):
             return f"{value}: ({' | '.join(quoted(str(option)) for option in kind['enum'])}) {literal(ending)}"
         if not is_text(kind):
-            return f"{value}: {inner} {literal(ending)}\n{inner}: {json_rule(kind, lenient)}"
+            return f"{value}: {inner} {literal(ending)}\n{inner}: {json_rule(kind)}"
         if "<[" in literal(ending):  # a special token ends the text: no text can hold one
             return f"{value}: {inner} {literal(ending)}\n{inner}: /(.|\\n)*/"
         escaped = ending.replace("\n", "\\n").replace("/", "\\/")
