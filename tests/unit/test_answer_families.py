@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from kvlab.server.generation.prompt_cache import PromptCache
 from kvlab.server.structured.tool_families.choose import tool_format
-from tests.answer_kit import FAMILIES, TOOLS, Family, FamilyTokenizer, holds_ambiguous, read
+from tests.answer_kit import FAMILIES, PARSERS, TOOLS, Family, FamilyTokenizer, holds_ambiguous, read
 from tests.template_kit import FAMILIES as STYLES
 from tests.template_kit import with_template
 
@@ -22,6 +22,14 @@ MARKERS = [
     "<tool_call|>", "<end_function_call>", "<|END_ACTION|>", "</function_calls>", "</param>", "}", "]", ")", '"', "'",
     "\\", "\\\"", "\n", "{", "[", ";", ", ", "é", "漢", "🎉", "\u2028", "</to", "ol_call>", "]]", "null", "5", "true",
 ]  # fmt: skip
+PARTS = [
+    "to=functions.find ", "<|start|>assistant", "<|channel|>final<|message|>", "[ARGS]{}", "call:find{}", "[find()]",
+    '{"name": "find", "arguments": {}}', '{"name": "find", "parameters": {}}', '<invoke name="find">', "find",
+    "<function=find>\n</function>", "<start_function_call>", "<minimax:tool_call>", "<TOOLCALL>", "<|tool_call|>",
+    "<｜tool▁calls▁begin｜>", "<｜tool▁call▁begin｜>", "<｜tool▁sep｜>", "<|tool_call>", "<tool_calls>", "{}", "[]",
+    "</tool_calls>", "functools",
+]  # fmt: skip
+"""Pieces that calls are made of, in any order."""
 TEXT = st.lists(st.one_of(st.sampled_from(MARKERS), st.text(max_size=6)), max_size=6).map("".join)
 KEYS = st.sampled_from(["a", "b_c", "path"])
 INNER = st.dictionaries(KEYS, st.one_of(TEXT, st.integers(), st.booleans(), st.lists(TEXT, max_size=2)), max_size=2)
@@ -66,12 +74,21 @@ def test_any_arguments_come_back_in_any_chunking(family, given_arguments, cuts, 
 
 
 @pytest.mark.parametrize("family", FAMILIES, ids=by_name)
-@given(text=st.lists(st.sampled_from(MARKERS), max_size=8).map("".join), cuts=CUTS)
+@given(text=st.lists(st.sampled_from(MARKERS + PARTS), max_size=8).map("".join), cuts=CUTS, limited=st.booleans())
 @QUICK
-def test_text_does_not_depend_on_how_it_is_cut(family, text, cuts):
-    """Class: text full of markers that make no call."""
-    whole, cut = read(family.format, text), read(family.format, text, cuts)
+def test_text_does_not_depend_on_how_it_is_cut(family, text, cuts, limited):
+    """Class: text full of markers and of pieces of calls."""
+    options = {"thinking": ("<think>", "</think>"), "limited": limited}
+    whole, cut = read(family.format, text, **options), read(family.format, text, cuts, **options)
     assert (cut.content, cut.reasoning, cut.calls) == (whole.content, whole.reasoning, whole.calls)
+
+
+@pytest.mark.parametrize("family", [f for f in FAMILIES if f.name not in PARSERS], ids=by_name)
+@given(text=st.lists(st.sampled_from(MARKERS + PARTS), max_size=8).map("".join), cuts=CUTS)
+@QUICK
+def test_answer_without_a_call_is_the_text_that_was_said(family, text, cuts):
+    answer = read(family.format, text, cuts)
+    assert answer.calls or answer.content == text
 
 
 @pytest.mark.parametrize("family", [f for f in FAMILIES if f.name != "harmony"], ids=by_name)
