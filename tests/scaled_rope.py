@@ -5,11 +5,21 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from tests.architectures import RECIPES, Recipe
+from tests.architectures import RECIPES, WINDOW, Recipe
 
-ARCHITECTURES = ("llama", "qwen3", "gpt-oss", "deepseek-v3")
+_WINDOWED = {
+    "num_hidden_layers": 2,
+    "sliding_window": WINDOW,
+    "layer_types": ["sliding_attention", "full_attention"],
+}
+_RECIPES = {
+    **{name: RECIPES[name] for name in ("llama", "qwen3", "gpt-oss", "deepseek-v3", "gemma3")},
+    "olmo3": Recipe("olmo3", _WINDOWED, stateful=True),
+    "exaone4": Recipe("exaone4", {**_WINDOWED, "sliding_window_pattern": "LG"}, stateful=True),
+}
+ARCHITECTURES = tuple(_RECIPES)
 _ORIGINAL = 4096
-_FREQUENCIES = {"llama": 32, "qwen3": 32, "gpt-oss": 32, "deepseek-v3": 8}
+_FREQUENCIES = {name: 8 if name == "deepseek-v3" else 32 for name in ARCHITECTURES}
 """Half the width that is rotated."""
 
 
@@ -29,5 +39,5 @@ ROPE_TYPES = ("llama3", "yarn", "longrope")
 
 def scaled_recipe(architecture: str, rope_type: str) -> Recipe:
     """The recipe of ``architecture`` with scaled rotary embeddings."""
-    recipe = RECIPES[architecture]
+    recipe = _RECIPES[architecture]
     return replace(recipe, config=recipe.config | {"rope_scaling": scaling(rope_type, _FREQUENCIES[architecture])})

@@ -16,6 +16,7 @@ from kvlab.decoder import Decoder
 from kvlab.models import LoadedModel, load
 from tests.architectures import write_recipe
 from tests.scaled_rope import ARCHITECTURES, ROPE_TYPES, UNSUPPORTED, scaled_recipe
+from tests.server_kit import Local
 
 PROMPTS = [[5 + (7 * i + seed) % 200 for i in range(length)] for seed, length in ((1, 41), (2, 9), (3, 67))]
 TOKENS = 8
@@ -74,3 +75,17 @@ def test_hand_built_model_runs_on_another_thread_than_the_one_that_built_it(tmp_
         loaded = thread.submit(build).result()
     with Decoder(loaded, "full") as decoder:
         assert len(decoder.generate(PROMPTS[0], max_tokens=TOKENS, logits_processors=[no_end(loaded)]).tokens) == TOKENS
+
+
+@pytest.mark.parametrize(
+    ("architecture", "rope_type"), [("gpt-oss", "yarn"), ("olmo3", "yarn"), ("exaone4", "llama3"), ("gemma3", "llama3")]
+)
+def test_a_server_answers_the_first_request_of_a_model_with_scaled_rope(
+    architecture: str, rope_type: str, tmp_path: Path
+) -> None:
+    write_recipe(scaled_recipe(architecture, rope_type), tmp_path / "model")
+    with Local("paged", tmp_path / "model") as server:
+        for text in ("first", "second"):
+            answer = server.post("/v1/completions", {"prompt": text, "max_tokens": 3, "temperature": 0})
+            assert answer.status_code == 200, answer.text
+            assert answer.json()["usage"]["completion_tokens"] > 0
