@@ -17,6 +17,7 @@ from kvlab.caches.attention_hook import install
 from kvlab.caches.batching_trial import Batching, differ, try_batch
 from kvlab.caches.codecs import make_codec
 from kvlab.caches.known_faults import NOT_IN_BATCHES, NOT_IN_CHUNKS, SHORT_WINDOWS, fault_of
+from kvlab.caches.known_parts import check_parts
 from kvlab.caches.layer_cache import LayerCache
 from kvlab.caches.layerwise import LayerwiseModel
 from kvlab.caches.restore_trial import try_restore
@@ -36,8 +37,9 @@ def check_model(model: nn.Module, policy: Policy) -> None:
 
     A policy that changes the KV cache is tried on three tokens: models that compute attention in ways of their own
     (multi-head latent attention, layers that share keys) would give wrong answers or fail. One that reuses KV is tried
-    by restoring a few tokens.
+    by restoring a few tokens. Raises PolicyError for a module that nothing would carry out.
     """
+    check_parts(policy)
     file = type(model).__module__.rpartition(".")[2]
     if fault := fault_of(model, NOT_IN_CHUNKS):
         raise ModelError(f"mlx-lm's {file} cannot be used, because {fault}: choose another model")
@@ -136,6 +138,7 @@ def make_caches(
         PolicyError: ``policy`` cannot be read, or a part of it is a module that the live caches do not know.
     """
     policy = Policy.parse(policy)
+    check_parts(policy)
     if policy.lossless:
         caches = native_caches(model)
     else:

@@ -2,6 +2,7 @@
 
 from kvlab.models.dequantization import DequantizationPlan
 from kvlab.models.evaluation import evaluate_arrays
+from kvlab.models.fingerprints import code_fingerprint
 from kvlab.models.folders import BUNDLED, bundled_path
 from kvlab.models.kv_dtype import DTYPES, kv_dtype
 from kvlab.models.loaded import LoadedModel, for_template
@@ -17,6 +18,7 @@ __all__ = [
     "ModelSource",
     "WeightsReport",
     "bundled_path",
+    "code_fingerprint",
     "evaluate_arrays",
     "for_template",
     "kv_dtype",

@@ -61,6 +61,14 @@ class Fingerprints:
             return walk.digest.hexdigest(), walk.state
 
 
+def code_fingerprint(*kinds: type) -> str:
+    """Return a digest of the code of classes, with what their methods call: 32 hexadecimal digits."""
+    walk = _Walk(ArrayDigests())
+    for kind in kinds:
+        walk.visit_class(kind)
+    return walk.digest.hexdigest()
+
+
 class _Walk:
     """Writes everything under a model into a digest, always in the same order."""
 
@@ -96,7 +104,7 @@ class _Walk:
             self._function(value)
         elif isinstance(name := getattr(value, "__qualname__", None), str):
             self._write(f"{value.__module__} {name}")  # a function of C++
-        self._class(type(value))
+        self.visit_class(type(value))
         held = [(label, part) for label, part in parts(value) if not label.startswith(NOT_COMPUTED_WITH)]
         if isinstance(value, set | frozenset):
             held = [("", part) for _, part in sorted(held, key=lambda part: repr(_leaf(part[1])))]
@@ -107,7 +115,7 @@ class _Walk:
             self._write(label)
             self.visit(part)
 
-    def _class(self, kind: type) -> None:
+    def visit_class(self, kind: type) -> None:
         self._write(f"class {kind.__module__} {kind.__qualname__}")
         for base in own_classes(kind):
             if id(base) in self._places:

@@ -8,7 +8,7 @@ from typing import Any
 
 from kvlab.errors import PolicyError
 from kvlab.policies.grammar import parse_module, split_top_level
-from kvlab.policies.slots import DEFAULTS, SLOTS, Module
+from kvlab.policies.slots import DEFAULTS, SLOTS, Module, check_name
 
 
 class Policy:
@@ -32,6 +32,7 @@ class Policy:
                 raise PolicyError(
                     f"two policies for one slot ({module.slot}): '{given[module.slot]}' and '{module}'; keep one"
                 )
+            check_name(module)
             given[module.slot] = module
         object.__setattr__(self, "_given", given)
         for module in given.values():

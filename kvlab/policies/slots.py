@@ -104,6 +104,16 @@ class ModuleInfo:
     summary: str
 
 
+def check_name(module: Module) -> None:
+    """Raise PolicyError for a module whose class has no name of its own: its spec and key would be another's."""
+    cls = type(module)
+    if not cls.__dict__.get("name"):
+        raise PolicyError(
+            f"{cls.__name__} has no name of its own, and would pass for '{module.name}': "
+            'give the class a line such as name: ClassVar[str] = "mine"'
+        )
+
+
 def field_kinds(cls: type[Module]) -> dict[str, Any]:
     """Return the declared types of a module's fields. Raises PolicyError where one cannot be resolved."""
     try:

@@ -14,17 +14,22 @@ import numpy as np
 from kvlab.backends import current
 from kvlab.caches import make_caches, serialize
 from kvlab.caches.cache_loader import CacheLoader
+from kvlab.caches.codecs import make_codec
 from kvlab.decoder.prefill.segments import checkpoint_segments
 from kvlab.decoder.request import Request
 from kvlab.decoder.reuse.base import PrefixCache
 from kvlab.decoder.reuse.deposits import Deposits
 from kvlab.errors import PolicyError
-from kvlab.models import LoadedModel
+from kvlab.models import LoadedModel, code_fingerprint
 from kvlab.policies import Module, Paged, Policy, Scorer
 from kvlab.store import Match, Namespace, Store
 
 MAX_BAD_CHECKPOINTS = 16
 """Bad checkpoints in a row after which a request is computed from its first token."""
+
+PACKAGE_NAME = __name__.partition(".")[0]
+CODE_DIGITS = 16
+"""Digits of the digest of a module's code in a block key."""
 
 log = logging.getLogger("kvlab.decoder")
 
@@ -43,12 +48,13 @@ class PagedPrefixCache(PrefixCache):
         self._store = store
         self._deposits = Deposits(in_background=current().copies_in_background)
         self._fingerprint = loaded.fingerprint  # a model that is changed gets another prefix cache
+        self._policy_key = policy_key(policy)
         self._block = policy.reuse.block
         self._every = policy.reuse.checkpoint
         self.wants_checkpoints = serialize.has_state(make_caches(loaded.model, policy))
 
     def namespace(self, tenant: str = "") -> Namespace:
-        return Namespace(self._fingerprint, self.policy.storage_key, self.loaded.dtype, self._block, tenant)
+        return Namespace(self._fingerprint, self._policy_key, self.loaded.dtype, self._block, tenant)
 
     def set_busy(self, is_busy: bool) -> None:
         self._store.set_background_priority(is_busy)
@@ -200,6 +206,18 @@ class PagedPrefixCache(PrefixCache):
             blocks, size = blocks + put.blocks, size + put.bytes
         if blocks:
             self.on_stored(request, blocks, size, time.perf_counter() - started)
+
+
+def policy_key(policy: Policy) -> str:
+    """Return the policy's part of the block key: its storage key, and the code of modules that are not kvlab's own.
+
+    A codec that is defined anew under its name, as in a notebook, may write other rows.
+    """
+    kinds: list[type] = [type(module) for module in (policy.retention, policy.codec) if module.storage_key]
+    if policy.codec.storage_key:
+        kinds.append(type(make_codec(policy.codec)))
+    own = [kind for kind in kinds if kind.__module__.partition(".")[0] != PACKAGE_NAME]
+    return f"{policy.storage_key}#{code_fingerprint(*own)[:CODE_DIGITS]}" if own else policy.storage_key
 
 
 def nothing_of(match: Match, miss: str) -> Match:
