@@ -89,23 +89,32 @@ class Admission:
             source, tokens = self._prefixes.source(request, self._reuse.limit(request))
             if source is None or tokens < source.computed + MIN_SHARED_TOKENS:
                 source = None
-        elif self._reuse is not None and self._reuse.wants_checkpoints:
-            source, tokens = self._checkpoint_source(request, active, self._reuse)
+        elif self._reuse is not None and (self._reuse.wants_checkpoints or self._reuse.keeps_parts):
+            source, tokens = self._source_at_rest(request, active, self._reuse)
         is_computed = source is not None and source.uid in active and self._shared(source) < tokens
         return (source, tokens) if is_computed else (None, 0)
 
+    def most_awaited(self, source: Request) -> int:
+        """Return the largest number of tokens of ``source`` that a request waits for; 0 where none does."""
+        return max((one.waits_for_tokens for one in self._waiting if one.waits_for_prefix_of is source), default=0)
+
     @staticmethod
-    def _checkpoint_source(
+    def _source_at_rest(
         request: Request, active: Mapping[int, Request], reuse: PrefixCache
     ) -> tuple[Request | None, int]:
-        """Return the active request whose prefill will keep the longest checkpoint of a common prefix, and where."""
+        """Return the active request whose prefill will keep the longest part of a common prefix, and its tokens.
+
+        That part ends at a checkpoint where the model needs one, and at any token before the last one elsewhere.
+        """
         best, longest, shared = None, 0, 0
         context = np.array(request.context[: reuse.limit(request)], np.int32)
         for other in active.values():
             if other.tenant != request.tenant:
                 continue
             common = common_prefix(context, other.context_array)
-            ahead = max((at for at in other.checkpoints if at <= common), default=0)
+            ahead = min(common, len(other.context_array) - 1)
+            if reuse.wants_checkpoints:
+                ahead = max((at for at in other.checkpoints if at <= common), default=0)
             known = max(other.cached, other.checkpointed)
             if ahead > longest and ahead >= known + MIN_TOKENS_AFTER_CHECKPOINT:
                 best, longest, shared = other, ahead, common

@@ -18,6 +18,7 @@ import numpy as np
 from mlx_lm.generate import BatchGenerator
 from mlx_lm.models.cache import make_prompt_cache
 
+from kvlab.caches import batching
 from kvlab.decoder.decoder import Decoder
 from kvlab.models import LoadedModel
 from kvlab.policies import Policy
@@ -90,7 +91,12 @@ def alone(loaded: LoadedModel, prompts: Prompts, prefill_step: int) -> Logits:
 
 
 def in_mlx_lm_batch(loaded: LoadedModel, prompts: Prompts, wanted: Logits, prefill_step: int) -> Logits:
-    """Compute the logits of all requests in one batch of mlx-lm's own, led along the answers of ``wanted``."""
+    """Compute the logits of all requests in one batch of mlx-lm's own, led along the answers of ``wanted``.
+
+    Where mlx-lm's batch of this model is wrong or fails, they are ``wanted`` itself: then the bound is no distance.
+    """
+    if not batching(loaded.model):
+        return wanted
     return _in_mlx_lm(loaded, prompts, leaders(loaded, wanted), prefill_step)
 
 

@@ -35,7 +35,8 @@ class Request:
         path: the nodes of the prefix tree that it reads.
         evictions: those to report: tokens at that time, layer, and eviction.
         waits_for_prefix_of: the request whose prefill computes ``waits_for_tokens`` tokens that both share.
-        checkpoints: token counts at which its prefill keeps a checkpoint; the latest one kept is ``checkpointed``.
+        checkpoints: token counts at which its prefill keeps a checkpoint.
+        checkpointed: tokens of its prompt that are at rest, and with them what other layers need.
         context_array: the context, int32, for comparison.
     """
 

@@ -310,6 +310,17 @@ class Scheduler:
             caches, tokens = self._generator.extract_cache([prompt.uid])[prompt.uid]
             self.reuse.keep_checkpoint(request, caches, tokens)
             request.checkpointed = len(tokens)
+        elif self.reuse and self.reuse.keeps_parts and self._prefixes is None:
+            self._keep_part(request, self.reuse)
+
+    def _keep_part(self, request: Request, reuse: PrefixCache) -> None:
+        """Keep the computed part of a prompt, once it holds what others wait for."""
+        awaited = self._waiting.most_awaited(request)
+        if awaited > request.checkpointed:
+            caches, tokens = self._generator.extract_cache([request.uid])[request.uid]
+            if len(tokens) >= awaited:
+                reuse.keep(request, caches, tokens)
+                request.checkpointed = len(tokens)
 
     def _take_token(self, response: Any, now: float, share: int) -> None:
         """Handle a decoded token, as mlx-lm reports it; ``share`` is its KV in bytes where no layer cache counts it."""

@@ -34,6 +34,9 @@ class PrefixCache(ABC):
     wants_checkpoints: bool = False
     """Whether prompts are cut where :meth:`keep_checkpoint` is called, since some layers' state cannot be cut."""
 
+    keeps_parts: bool = False
+    """Whether KV of the first part of a prompt, up to any token, can be kept while the rest is computed."""
+
     def __init__(self, loaded: LoadedModel, policy: Policy, store: Store | None) -> None:
         self.loaded, self.policy, self.store = loaded, policy, store
         self.on_stored: OnStored = lambda *_: None

@@ -52,6 +52,7 @@ class PagedPrefixCache(PrefixCache):
         self._block = policy.reuse.block
         self._every = policy.reuse.checkpoint
         self.wants_checkpoints = serialize.has_state(make_caches(loaded.model, policy))
+        self.keeps_parts = policy.retention.is_lossless and not self.wants_checkpoints
 
     def namespace(self, tenant: str = "") -> Namespace:
         return Namespace(self._fingerprint, self._policy_key, self.loaded.dtype, self._block, tenant)
