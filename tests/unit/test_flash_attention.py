@@ -111,6 +111,22 @@ def test_mask_of_another_shape_is_refused():
         flash_attention.flash_attention(mx.zeros((KV_HEADS, 4, 3, DIM)), [(keys, keys)], np.ones((4, 99), bool))
 
 
+@pytest.mark.parametrize(
+    ("keys", "values"),
+    [
+        ((1, 2, 9, 32), (1, 2, 9, 32)),  # narrower than the queries, as with latent attention
+        ((1, 2, 9, 64), (1, 2, 9, 64)),
+        ((1, 1, 9, 48), (1, 1, 9, 48)),
+        ((1, 2, 9, 48), (1, 2, 8, 48)),
+        ((1, 2, 9, 48), (1, 1, 9, 48)),
+    ],
+)
+def test_arrays_that_do_not_belong_together_are_refused_before_blas_reads_them(keys, values):
+    sound = (mx.zeros((1, 2, 4, 48)), mx.zeros((1, 2, 4, 16)))
+    with pytest.raises(ValueError, match="do not belong together"):
+        flash_attention.flash_attention(mx.zeros((2, 3, 2, 48)), [sound, (mx.zeros(keys), mx.zeros(values))])
+
+
 @pytest.mark.parametrize(("heads", "cores_here"), [(1, 2), (3, 2), (2, 2), (2, 8), (5, 1)])
 def test_blocks_divide_evenly_among_cores(heads, cores_here):
     cuts = flash_attention._cuts(700, 2, heads, cores_here)

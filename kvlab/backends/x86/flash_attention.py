@@ -59,8 +59,13 @@ def flash_attention(queries: mx.array, segments: Sequence[Segment], mask: Mask =
             or None for all of it.
 
     Raises:
-        ValueError: a mask of another shape.
+        ValueError: shapes that do not belong together: BLAS would read memory behind an array.
     """
+    for keys, values in segments:
+        if (keys.shape[1], keys.shape[3]) != (queries.shape[0], queries.shape[3]) or keys.shape[:3] != values.shape[:3]:
+            raise ValueError(
+                f"queries {queries.shape}, keys {keys.shape} and values {values.shape} do not belong together"
+            )
     if isinstance(mask, np.ndarray) and mask.shape != (queries.shape[1], segments[-1][0].shape[2]):
         raise ValueError(f"the mask's shape {mask.shape} is not that of queries and keys of the last segment")
     evaluate(queries, segments)
