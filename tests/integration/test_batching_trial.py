@@ -139,9 +139,9 @@ def test_the_trial_runs_once_for_a_model_and_says_so_in_the_log(
     monkeypatch.setattr("kvlab.caches.factory.try_batch", counted)
     with caplog.at_level(logging.WARNING, "kvlab.caches"):
         for _ in range(3):
-            make_caches(loaded.model, "full")
             with Decoder(loaded, "full") as decoder:
                 assert "padded prefill" in str(decoder.batching)
+            make_caches(loaded.model, "full")
     assert len(calls) == 1
     [line] = caplog.messages
     assert "jamba" in line and "one by one" in line
