@@ -189,7 +189,12 @@ class _StoreCollector:
         answers = GaugeMetricFamily(
             "kvlab_answer_bytes", "Bytes of the tokens of answers that are remembered.", labels=["model", "tier"]
         )
+        most = GaugeMetricFamily(
+            "kvlab_answer_bytes_limit", "The limit of kvlab_answer_bytes.", labels=["model", "tier"]
+        )
         for name, model in list(self._models.items()):
+            most.add_metric([name, RAM.name], model.prompts.answers.budget)
+            most.add_metric([name, SSD.name], model.prompts.answers.file_budget)
             answers.add_metric([name, RAM.name], model.prompts.answers.nbytes)
             answers.add_metric([name, SSD.name], model.prompts.answers.file_bytes)
             live.add_metric([name], model.decoder.live_bytes())
@@ -203,7 +208,7 @@ class _StoreCollector:
             evictions.add_metric([name], _count(stats.get("evictions", 0)))
             spills.add_metric([name], _count(stats.get("spills", 0)))
             written.add_metric([name], stats.get("bytes_written", 0))
-        yield from (answers, live, warm, rest, blocks, evictions, spills, written)
+        yield from (answers, most, live, warm, rest, blocks, evictions, spills, written)
 
 
 def _count(value: Any) -> float:

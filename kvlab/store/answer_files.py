@@ -72,7 +72,7 @@ class AnswerFiles:
     """
 
     def __init__(self, root: Path, budget: int) -> None:
-        self._root, self._budget = root, budget
+        self._root, self.budget = root, budget
         self._numbers = itertools.count()
         self._warned = False
         self.nbytes = 0
@@ -94,7 +94,7 @@ class AnswerFiles:
     def write(self, key: bytes, tenant: str, record: AnswerRecord, used: Sequence[bytes] = ()) -> None:
         """Write a record, whole or not at all, and note that those of ``used`` are needed, the last one most."""
         data = _encoded(key, record)
-        if len(data) > self._budget * PRUNE_TO or len(record.tokens) > MAX_TOKENS:
+        if len(data) > self.budget * PRUNE_TO or len(record.tokens) > MAX_TOKENS:
             return
         name = _name(key, tenant)
         part = f"{name}.{os.getpid()}-{next(self._numbers)}.part"
@@ -113,7 +113,7 @@ class AnswerFiles:
             for earlier in used:
                 with contextlib.suppress(FileNotFoundError):
                     os.utime(_name(earlier, tenant), dir_fd=folder, follow_symlinks=False)
-            if self.nbytes > self._budget:
+            if self.nbytes > self.budget:
                 self._prune(folder)
 
     def _prune(self, folder: int) -> None:
@@ -126,10 +126,10 @@ class AnswerFiles:
             else:
                 found.append((state.st_mtime_ns, name, state.st_size))
         self.nbytes = sum(size for _, _, size in found)
-        if self.nbytes <= self._budget:
+        if self.nbytes <= self.budget:
             return
         for _, name, size in sorted(found):
-            if self.nbytes <= self._budget * PRUNE_TO:
+            if self.nbytes <= self.budget * PRUNE_TO:
                 break
             _unlink(folder, name)
             self.nbytes -= size

@@ -506,3 +506,6 @@ def test_memories_are_shown_beside_their_limits(bundled):
         for name in ("recent_answers_bytes", "request_bodies_bytes", "connections"):
             assert 0 <= gauge(server, name) <= gauge(server, f"{name}_limit")
         assert gauge(server, "recent_answers_bytes") > 0
+        for tier in ("ram", "ssd"):
+            label = f'{{model="tiny",tier="{tier}"}}'
+            assert 0 <= gauge(server, f"answer_bytes{label}") <= gauge(server, f"answer_bytes_limit{label}")

@@ -38,7 +38,7 @@ class AnswerMemory:
 
     def __init__(self, budget: int = MAX_ANSWER_BYTES, files: AnswerFiles | None = None) -> None:
         self.nbytes = 0
-        self._budget, self._files = budget, files
+        self.budget, self._files = budget, files
         self._lock = threading.Lock()
         self._entries: OrderedDict[bytes, AnswerRecord] = OrderedDict()
 
@@ -49,6 +49,11 @@ class AnswerMemory:
     def file_bytes(self) -> int:
         """Bytes of the entries on disk."""
         return self._files.nbytes if self._files is not None else 0
+
+    @property
+    def file_budget(self) -> int:
+        """Bytes that the entries on disk may have."""
+        return self._files.budget if self._files is not None else 0
 
     def find(self, key: bytes, tenant: str) -> list[int] | None:
         """Return the tokens that were remembered under ``key``; None where any of them are gone."""
@@ -103,7 +108,7 @@ class AnswerMemory:
         for key, _ in chain:
             if key in self._entries:
                 self._entries.move_to_end(key)
-        while self.nbytes > self._budget:
+        while self.nbytes > self.budget:
             self.nbytes -= _bytes(self._entries.popitem(last=False)[1])
 
 
