@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from kvlab.server.errors import ApiError
+from kvlab.server.errors import ApiError, shutting_down
 from kvlab.server.metrics import ServerMetrics
 from kvlab.server.settings import Settings
 
@@ -32,7 +32,7 @@ class ConcurrencyLimit:
         Raises ApiError 429 when the queue is full, 503 at shutdown, 400 for more than could ever run.
         """
         if self.closed:
-            raise ApiError(503, "the server is shutting down", headers={"retry-after": "10"})
+            raise shutting_down()
         if n > self._max_generations:
             raise ApiError(
                 400, f"the request asks for {n} answers, and this server takes {self._max_generations}: send fewer"

@@ -57,5 +57,10 @@ class ApiError(KvlabError):
         return {"error": {"message": self.message, "type": kind, "param": self.param, "code": self.code}}
 
 
+def shutting_down() -> ApiError:
+    """Make the error of a request that this server will not answer, and another one soon may."""
+    return ApiError(503, "the server is shutting down", headers={"retry-after": "10"})
+
+
 def _cut(text: str, most: int) -> str:
     return text if len(text) <= most else text[: most - 1] + "…"

@@ -15,7 +15,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from kvlab.server.access import Client, client_of
 from kvlab.server.body_reader import BodyReader
-from kvlab.server.errors import ApiError
+from kvlab.server.errors import ApiError, shutting_down
 from kvlab.server.limits import MAX_LOGGED_CHARS
 from kvlab.server.logs import log
 from kvlab.server.origins import AllowedOrigins, CrossOriginMiddleware
@@ -136,13 +136,13 @@ class AccessMiddleware:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        status = 500
+        status, started = 500, False
         scope.setdefault("state", {})["client"] = Client("", False)
 
         async def send_in_time(message: Message) -> None:
-            nonlocal status
+            nonlocal status, started
             if message["type"] == "http.response.start":
-                status = message["status"]
+                status, started = message["status"], True
             try:
                 async with asyncio.timeout(self._settings.send_seconds):
                     await send(message)
@@ -157,8 +157,16 @@ class AccessMiddleware:
         except ApiError as error:
             await _respond_with(error, scope, receive, send_in_time)
         else:
-            with suppress(ClientStalled):
+            try:
                 await self._behind_origins(scope, receive, send_in_time)
+            except ClientStalled:
+                pass
+            except asyncio.CancelledError:  # the shutdown has waited for its time
+                if started:
+                    with suppress(asyncio.CancelledError):  # the event loop may end meanwhile
+                        await close_connection(scope)
+                else:
+                    await _respond_with(shutting_down(), scope, receive, send_in_time)
         finally:
             self._count_response(scope, status)
 

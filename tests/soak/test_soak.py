@@ -223,7 +223,7 @@ def test_answers_stay_right_while_servers_end(bundled: LoadedModel, tmp_path: Pa
 
 @pytest.mark.soak
 def test_agents_live_on_a_server_for_long(bundled: LoadedModel, tmp_path: Path) -> None:
-    plan = Plan(SOAK_SECONDS, restarts=max(2, int(SOAK_SECONDS / 60)), answers=30)
+    plan = Plan(SOAK_SECONDS, restarts=max(2, int(SOAK_SECONDS / 120)), answers=30)
     summary = soak(bundled, tmp_path, plan)
     print(json.dumps(summary, indent=1))
     check(summary, plan)
