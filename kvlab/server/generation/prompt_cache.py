@@ -26,6 +26,8 @@ from kvlab.server.limits import MAX_CHARS_PER_TOKEN
 
 UNKNOWN_CONTEXT = 1 << 20
 """Tokens that a context is taken to have where none is known."""
+MAX_RENDERINGS = 3
+"""Answers whose end is looked for before the template's own rendering is taken: each costs a rendering."""
 MIN_ROOM_SHARE = 8
 """One part in so many of the context is left for an answer before thinking that a template drops is dropped."""
 
@@ -191,6 +193,7 @@ class PromptCache:
     ) -> tuple[list[int], Known | None]:
         answered = [i for i, message in enumerate(messages) if message["role"] == "assistant"]
         keys = self._keys(messages, tools, options, tenant) if answered else []
+        tries = MAX_RENDERINGS
         for i in reversed(answered):
             ids = self.answers.find(keys[i], tenant)
             if ids is None:
@@ -201,6 +204,9 @@ class PromptCache:
             rest = self.template.text_after(text, messages, i, tools, options)
             if rest is not None:
                 return [*ids, *self.encode(rest)], known
+            tries -= 1
+            if not tries:
+                break
         return self.encode(text), None
 
     def _keys(
