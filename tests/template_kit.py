@@ -140,9 +140,10 @@ def from_openai(
 def from_anthropic(
     model: Any, messages: Sequence[Any], tools: Any = None, tenant: str = "", **more: Any
 ) -> RenderedPrompt:
-    """The prompt of a request to Anthropic's endpoint; ``tools`` are written as OpenAI's are. Thinks, as the other."""
-    functions = [tool["function"] for tool in tools or []]
+    """The prompt of a request to Anthropic's endpoint; ``tools`` may be written as OpenAI's. Thinks, as the other."""
+    functions = [tool["function"] for tool in tools or [] if "function" in tool]
     offered = [{"name": f["name"], "description": f["description"], "input_schema": f["parameters"]} for f in functions]
+    offered = offered or tools
     given = {"messages": messages, "tools": offered or None, "max_tokens": 64, "thinking": {"type": "enabled"}, **more}
     [request] = parse_messages(MessagesRequest.model_validate(given), model, Settings(), tenant)
     return request.prompt

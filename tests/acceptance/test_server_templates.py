@@ -125,8 +125,8 @@ QUESTION = [{"role": "user", "content": "The code of @mira is #417. " * 8 + "Wha
 
 
 def test_a_key_never_gets_another_s_thinking(thinker: Path) -> None:
-    keys = ("key-of-anna", "key-of-bert")
-    with Local("paged", load(thinker), api_keys=keys) as server:
+    keys, admin = ("key-of-anna", "key-of-bert"), "key-of-carl"
+    with Local("paged", load(thinker), api_keys=keys, admin_keys=(admin,)) as server:
 
         def ask(key: str, messages: list[Any]) -> dict[str, Any]:
             body = {"messages": messages, "max_tokens": 24}
@@ -149,7 +149,7 @@ def test_a_key_never_gets_another_s_thinking(thinker: Path) -> None:
             assert cached(other) < other["usage"]["prompt_tokens"]
         own, foreign = ask(keys[0], whole)["usage"], ask(keys[1], whole)["usage"]
         assert own["prompt_tokens"] > foreign["prompt_tokens"]
-        metrics = server.get("/metrics", headers={"authorization": f"Bearer {keys[0]}"}).text
+        metrics = server.get("/metrics", headers={"authorization": f"Bearer {admin}"}).text
         [line] = [
             line for line in metrics.splitlines() if line.startswith("kvlab_answer_bytes") and 'tier="ram"' in line
         ]

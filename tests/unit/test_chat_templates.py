@@ -177,6 +177,23 @@ def test_two_calls_get_their_own_results(model: TemplateModel) -> None:
     assert_in_order(shown(model, again), "desk nine", "more", "@mira", "badge five")
 
 
+def test_tools_do_not_depend_on_spelling(model: TemplateModel) -> None:
+    """Fields that clients leave out or add: no description, no parameters, strict, the other protocol's form."""
+    empty = {"type": "object", "properties": {}}
+    function = {"name": "findbadge", "description": "", "parameters": empty}
+    wanted = from_openai(model, [user("go")], [{"type": "function", "function": function}]).ids
+    for fields in (
+        {},
+        {"description": None},
+        {"parameters": empty, "strict": True},
+        {"description": "", "strict": False},
+    ):
+        tools = [{"type": "function", "function": {"name": "findbadge", **fields}}]
+        assert from_openai(model, [user("go")], tools).ids == wanted
+    offered = [{"name": "findbadge", "input_schema": empty, "cache_control": {"type": "ephemeral"}}]
+    assert from_anthropic(model, [user("go")], offered).ids == wanted
+
+
 def test_old_function_calls_are_calls(model: TemplateModel) -> None:
     function = {"name": "findbadge", "arguments": '{"handle": "@mira"}'}
     old = [

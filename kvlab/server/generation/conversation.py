@@ -66,6 +66,17 @@ def canonical_with_places(messages: Iterable[Message]) -> tuple[tuple[TemplateMe
     return tuple(made), tuple(places)
 
 
+def canonical_tools(tools: Iterable[Message]) -> tuple[TemplateMessage, ...]:
+    """Return tools with every field that templates read, and with none that says how calls are generated."""
+    made = []
+    for tool in tools:
+        function = tool["function"]
+        fields = {"name": function["name"], "description": function.get("description") or ""}
+        fields["parameters"] = function.get("parameters") or {"type": "object", "properties": {}}
+        made.append({"type": "function", "function": fields})
+    return tuple(made)
+
+
 def text_of(content: object, role: str) -> str:
     """Return the text of a message's content: a string, a list of parts, or nothing. Raises ApiError 400."""
     if content is None:

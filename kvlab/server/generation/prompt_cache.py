@@ -17,6 +17,7 @@ from kvlab.server.generation.conversation import (
     Message,
     TemplateMessage,
     canonical,
+    canonical_tools,
     canonical_with_places,
     key_parts,
     merged_answer,
@@ -107,7 +108,7 @@ class PromptCache:
 
         Raises ApiError 400 for content that is no text, and where the template refuses the conversation.
         """
-        options = dict(options or {})
+        options, tools = dict(options or {}), canonical_tools(tools)
         conversation, places = canonical_with_places(messages)
         conversation = _answerable(conversation)
         text = self.template.text(conversation, tools, options)
@@ -117,7 +118,7 @@ class PromptCache:
             if len(rendered) < len(ids):
                 ids, known = rendered, None
         reasoning = self._thinking is not None and text.rstrip().endswith(self._thinking[0])
-        return RenderedPrompt(ids, conversation, tuple(tools), options, places, tenant, reasoning, known)
+        return RenderedPrompt(ids, conversation, tools, options, places, tenant, reasoning, known)
 
     def text(
         self,
@@ -127,7 +128,7 @@ class PromptCache:
         generation: bool = True,
     ) -> str:
         """Render a conversation as text. Raises ApiError 400."""
-        return self.template.text(canonical(messages), tools, options or {}, generation)
+        return self.template.text(canonical(messages), canonical_tools(tools), options or {}, generation)
 
     def encode(self, text: str) -> list[int]:
         """Encode ``text`` as token ids. Raises ApiError 400 for invalid Unicode, and for what no context could hold."""
