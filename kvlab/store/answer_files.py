@@ -158,11 +158,15 @@ class AnswerFiles:
 
 
 def remove_answers(root: Path, *, before: float = float("inf"), tenant: str | None = None) -> None:
-    """Delete the records last used before a time; of one tenant, or of all of them. Raises ``OSError``."""
+    """Delete the records last used at a time or before; of one tenant, or of all of them. Raises ``OSError``.
+
+    A use that lies in the future, since the clock was set back, counts as one just now.
+    """
+    now = time.time()
     ending = ".answer" if tenant is None else f"-{tenant or NO_TENANT}.answer"
     with contextlib.suppress(FileNotFoundError), no_links.folder(root, layout.ANSWERS) as folder:
         for name, state in _files(folder):
-            if state.st_mtime < before and ending in name:
+            if min(state.st_mtime, now) <= before and ending in name:
                 _unlink(folder, name)
 
 

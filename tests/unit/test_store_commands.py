@@ -163,3 +163,18 @@ def test_command_line_prints_rows_and_sets_the_exit_status(folder: Path) -> None
     run("prune", "--keep", "lots", status=2)
     assert "removed" in run("prune", "--keep", "1KB", "--unused", "0s")
     assert "removed" in run("clear", "--yes")
+
+
+@pytest.mark.parametrize("how", [{"keep": 0}, {"unused": 0.0}])
+def test_prune_removes_answers_also_after_the_clock_was_set_back(
+    folder: Path, how: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answers = folder / "answers"
+    answers.mkdir(exist_ok=True)
+    (answers / f"{'a' * 64}-open.answer").write_bytes(b"x")
+    now = time.time()
+    monkeypatch.setattr(time, "time", lambda: now - 3600)
+    commands.prune(folder, unused=60.0)
+    assert list(answers.iterdir()), "used just now"
+    commands.prune(folder, **how)
+    assert not list(answers.iterdir())

@@ -13,7 +13,7 @@ import pytest
 
 from kvlab.errors import StoreError
 from kvlab.store import commands
-from kvlab.store.ssd.layout import FOLDERS, MARKER
+from kvlab.store.ssd.layout import ANSWERS, FOLDERS, MARKER
 from tests.store_kit import fetch, opened, put
 from tests.store_writer import talk
 from tests.unit.test_store_other_folders import TALKS, filled, state
@@ -48,7 +48,7 @@ def use(root: Path) -> list[str]:
     return refused
 
 
-@pytest.mark.parametrize("name", [*FOLDERS, "blocks/a", "blocks/0"])
+@pytest.mark.parametrize("name", [*FOLDERS, ANSWERS, "blocks/a", "blocks/0"])
 @pytest.mark.parametrize("dangling", [False, True])
 def test_link_in_place_of_a_folder_is_refused(tmp_path: Path, name: str, dangling: bool) -> None:
     root, mine = filled(tmp_path / "store"), outside(tmp_path)

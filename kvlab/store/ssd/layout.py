@@ -79,7 +79,7 @@ def is_regular(found: os.stat_result) -> bool:
 
 def check_links(root: Path) -> None:
     """Refuse a store with a link where its own folders and files should be. Raises ``StoreError`` or ``OSError``."""
-    for name in (*FOLDERS, *(f"{BLOCKS}/{shard}" for shard in SHARDS)):
+    for name in (*FOLDERS, ANSWERS, *(f"{BLOCKS}/{shard}" for shard in SHARDS)):
         mode = _mode(root / name)
         if mode is not None and not stat.S_ISDIR(mode):
             what = "a link" if stat.S_ISLNK(mode) else "no folder"
