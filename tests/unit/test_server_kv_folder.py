@@ -6,6 +6,7 @@ way, and links or other things in place of a folder or file.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import shutil
@@ -18,10 +19,12 @@ from typing import Any
 
 import pytest
 
+from kvlab.models import LoadedModel
 from kvlab.server import kv_folder
 from kvlab.server.errors import ApiError
 from kvlab.server.kv_folder import KVFolder
 from kvlab.store.ssd import no_links
+from tests.server_kit import Local, chat
 
 
 @pytest.fixture
@@ -95,6 +98,25 @@ def test_full_disk_is_an_answer_and_is_as_full_as_before(small_disk: Path, monke
             folder.write("large", [bytes(1 << 20)])
         assert error.value.status == 507
     assert os.statvfs(small_disk).f_bfree == free and folder.sizes() == {"small": 1000}
+
+
+def test_client_is_told_that_the_disk_is_full_and_others_go_on(
+    small_disk: Path, bundled: LoadedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("KVLAB_HOME", str(small_disk))
+    with Local("paged", bundled) as server:
+        body = chat("Some long question about many things, asked once.", max_tokens=4)
+        assert server.post("/v1/chat/completions", body).status_code == 200
+        filler = small_disk / "filler"
+        with filler.open("wb", buffering=0) as file, contextlib.suppress(OSError):
+            while file.write(bytes(4096)):
+                pass
+        answer = server.post("/slots/0?action=save", {"filename": "mine"})
+        assert answer.status_code == 507 and "No space left" in answer.json()["error"]["message"]
+        assert server.get("/slots").json() == []
+        assert not [path for path in (small_disk / "slots").rglob("*") if path.is_file()]
+        filler.unlink()
+        assert server.post("/v1/chat/completions", body).status_code == 200
 
 
 @pytest.mark.parametrize("mask", [0o000, 0o022, 0o077])
