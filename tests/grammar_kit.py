@@ -40,7 +40,7 @@ class GrammarKit:
         constraint = prepared.constraint(max_tokens)
         assert constraint is not None
         tokens = generate(self.loaded, constraint, max_tokens, **options)
-        assert not constraint.failure
+        assert not constraint.failure, constraint.failure
         return self.loaded.decode(tokens)
 
 

@@ -192,6 +192,10 @@ class _StoreCollector:
         most = GaugeMetricFamily(
             "kvlab_answer_bytes_limit", "The limit of kvlab_answer_bytes.", labels=["model", "tier"]
         )
+        grammars = GaugeMetricFamily("kvlab_grammar_bytes", "Bytes of compiled grammars, estimated.", labels=["model"])
+        most_grammars = GaugeMetricFamily(
+            "kvlab_grammar_bytes_limit", "The limit of kvlab_grammar_bytes.", labels=["model"]
+        )
         for name, model in list(self._models.items()):
             most.add_metric([name, RAM.name], model.prompts.answers.budget)
             most.add_metric([name, SSD.name], model.prompts.answers.file_budget)
@@ -199,6 +203,8 @@ class _StoreCollector:
             answers.add_metric([name, SSD.name], model.prompts.answers.file_bytes)
             live.add_metric([name], model.decoder.live_bytes())
             warm.add_metric([name], model.decoder.retained_bytes())
+            grammars.add_metric([name], model.grammars.nbytes)
+            most_grammars.add_metric([name], model.grammars.max_bytes)
             if model.decoder.store is None:
                 continue
             stats = model.decoder.store.stats()
@@ -208,7 +214,7 @@ class _StoreCollector:
             evictions.add_metric([name], _count(stats.get("evictions", 0)))
             spills.add_metric([name], _count(stats.get("spills", 0)))
             written.add_metric([name], stats.get("bytes_written", 0))
-        yield from (answers, most, live, warm, rest, blocks, evictions, spills, written)
+        yield from (answers, most, live, warm, grammars, most_grammars, rest, blocks, evictions, spills, written)
 
 
 def _count(value: Any) -> float:

@@ -245,6 +245,11 @@ def completion_details(event: ChoiceEnd) -> dict[str, Any]:
     }
 
 
+def answer_details(event: ChoiceEnd) -> dict[str, Any]:
+    """Return the ``kvlab`` field of an answer: its numbers, and what its grammar left open."""
+    return completion_details(event) | ({"unenforced": list(event.unenforced)} if event.unenforced else {})
+
+
 def assistant_message(choice: Choice) -> Mapping[str, Any]:
     """Return the assistant message that a client sends back for this answer."""
     calls = [{"function": {"name": c.call.name, "arguments": c.call.arguments}} for c in choice.calls]

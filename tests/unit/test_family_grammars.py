@@ -12,7 +12,8 @@ import pytest
 from mlx_lm import tokenizer_utils
 
 from kvlab.models import LoadedModel
-from kvlab.server.structured.grammar import Constraint, Grammars, Trigger
+from kvlab.server.structured.constraint import Constraint, Trigger
+from kvlab.server.structured.grammar import Grammars
 from tests.answer_kit import FAMILIES, Family, read
 from tests.template_kit import Family as StyledFamily
 from tests.template_kit import write_model
@@ -33,7 +34,8 @@ TOOLS = [
     }
     for name in ("find", "find_all")
 ]
-LIMIT = 240
+SPARE = 20
+"""Tokens beyond those of the shortest call."""
 SEEDS = range(3)
 
 
@@ -42,10 +44,10 @@ def grammars(bundled: LoadedModel) -> Grammars:
     return Grammars(bundled)
 
 
-def draw(loaded: LoadedModel, constraint: Constraint, seed: int, said: str = "") -> str:
-    """The text that random logits make under a constraint, after the tokens of ``said``."""
+def draw(loaded: LoadedModel, constraint: Constraint, limit: int, seed: int, said: str = "") -> str:
+    """The text that random logits make under a constraint, after the tokens of ``said``; at most ``limit`` tokens."""
     rng, made, forced = np.random.default_rng(seed), [1], loaded.encode(said)
-    while len(made) <= LIMIT:
+    while len(made) <= limit:
         logits = mx.array(rng.normal(0, 3, (1, loaded.vocab_size)).astype(np.float32))
         token = int(mx.argmax(constraint(mx.array(made), logits)).item())
         token = forced[len(made) - 1] if len(made) <= len(forced) else token
@@ -59,8 +61,10 @@ def draw(loaded: LoadedModel, constraint: Constraint, seed: int, said: str = "")
 @pytest.mark.parametrize("many", [False, True])
 def test_required_calls_are_read_by_their_family(bundled, grammars, family: Family, many):
     lark = family.format.grammar(TOOLS, grammars.literal, many=many, lenient=False)
+    grammar = grammars.compile(lark)
+    limit = len(grammar.shortest) + SPARE
     for seed in SEEDS:
-        text = draw(bundled, grammars.constraint(max_tokens=LIMIT, matcher=grammars.compile(lark)), seed)
+        text = draw(bundled, grammars.constraint(max_tokens=limit, matcher=grammar), limit, seed)
         answer = read(family.format, text, tools=TOOLS, trusted=True)
         assert answer.calls, text
         assert answer.content == "", text
@@ -74,10 +78,12 @@ def test_required_calls_are_read_by_their_family(bundled, grammars, family: Fami
 @pytest.mark.parametrize("family", [f for f in FAMILIES if f.format.steered], ids=lambda f: f.name)
 def test_calls_that_begin_by_themselves_follow_their_schema(bundled, grammars, family: Family):
     lark = family.format.grammar(TOOLS, grammars.literal, many=False, lenient=True)
+    grammar = grammars.compile(lark)
+    limit = len(grammar.shortest) + SPARE
     for seed in SEEDS:
-        trigger = Trigger(family.format.trigger, grammars.compile(lark), once=True)
-        constraint = grammars.constraint(max_tokens=LIMIT, trigger=trigger)
-        text = draw(bundled, constraint, seed, said=family.format.trigger)
+        trigger = Trigger(family.format.trigger, grammar, once=True)
+        constraint = grammars.constraint(max_tokens=limit, trigger=trigger)
+        text = draw(bundled, constraint, limit, seed, said=family.format.trigger)
         answer = read(family.format, text, tools=TOOLS)
         assert answer.calls, text
         assert json.dumps(answer.calls[0][1])

@@ -10,7 +10,7 @@ from kvlab.server.errors import ApiError
 from kvlab.server.generation.request import ChoiceEnd, TextDelta, ToolCallEvent
 from kvlab.server.http import sse
 from kvlab.server.logs import log
-from kvlab.server.service import GenerationSession, completion_details
+from kvlab.server.service import GenerationSession, answer_details
 
 STOP_REASONS = {"stop": "end_turn", "length": "max_tokens", "tool_calls": "tool_use"}
 
@@ -98,7 +98,7 @@ class MessageResponse:
             }
         }
         if self._details:
-            fields["kvlab"] = {"policy": str(self.session.model.policy), **completion_details(event)}
+            fields["kvlab"] = {"policy": str(self.session.model.policy), **answer_details(event)}
         return fields
 
 

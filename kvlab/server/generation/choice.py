@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import secrets
 from collections.abc import AsyncGenerator
+from dataclasses import replace
 
 from kvlab.decoder import Completion, Stream
 from kvlab.errors import KvlabError
@@ -148,7 +149,11 @@ class Choice:
         if self.calls and not self._parser.cut:
             reason = "tool_calls"
         self.hides_text = self.hides_text or self._parser.hides_text
-        return ChoiceEnd(self.index, reason, completion, len(self.tokens), self._parser.stopped)
+        end = ChoiceEnd(self.index, reason, completion, len(self.tokens), self._parser.stopped)
+        if self.request.grammar is None:
+            return end
+        calls = [(event.call.name, event.call.arguments) for event in self.calls]
+        return replace(end, unenforced=tuple(self.request.grammar.report(self.text, calls)))
 
     def _check_grammar(self, completion: Completion) -> None:
         """Raise ApiError where a grammar was promised and did not hold: the client must not take the rest for whole."""

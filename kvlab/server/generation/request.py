@@ -84,6 +84,8 @@ class ChoiceEnd:
     """The stop string that ended it."""
     diverged_message: int | None = None
     """The index of the message at which the prompt parted from KV of an earlier prompt."""
+    unenforced: tuple[Mapping[str, str], ...] = ()
+    """What the grammar left open of the client's schemas, and what of it the answer violates."""
 
 
 ChoiceEvent = TextDelta | ToolCallEvent | Heartbeat | ChoiceEnd

@@ -16,6 +16,9 @@ from kvlab.decoder.request import Processor, Sampler
 SUM_CHUNK_TOKENS = 256
 """Tokens whose probabilities are summed together, before these sums are."""
 
+MIN_TEMPERATURE = 1e-4
+"""Below it sampling is greedy: logits divided by it overflow in 16 bits, and at 1e-38 in 32 bits too."""
+
 
 class Sampling(NamedTuple):
     """Parameters of sampling. ``temperature`` 0 and ``top_p`` 0 are greedy; ``top_k`` 0 and ``min_p`` 0 are off."""
@@ -34,7 +37,8 @@ class Sampling(NamedTuple):
 def sampler(sampling: Sampling, choice: int, size: int) -> Sampler | None:
     """Return a request's sampler, None for greedy. Unseeded requests with equal parameters share one, so that mlx-lm
     samples them in one call."""
-    if sampling.temperature == 0 or sampling.top_p == 0:  # no mass leaves the likeliest token
+    # Below the least temperature, and without mass for others, nothing but the likeliest token is left.
+    if sampling.temperature < MIN_TEMPERATURE or sampling.top_p == 0:
         return None
     top_k = sampling.top_k if sampling.top_k < size else 0
     if sampling.seed is None:

@@ -13,7 +13,7 @@ from kvlab.server.generation.sampling import TokenLogprob
 from kvlab.server.generation.token_bytes import offsets, shown
 from kvlab.server.http import sse
 from kvlab.server.logs import log
-from kvlab.server.service import GenerationSession, completion_details
+from kvlab.server.service import GenerationSession, answer_details
 
 PING = b": still here\n\n"
 
@@ -62,7 +62,7 @@ class ResponseShape:
     def details(self, ended: list[ChoiceEnd]) -> dict[str, Any]:
         if not self._details or not ended:
             return {}
-        return {"kvlab": {"policy": str(self.session.model.policy), **completion_details(ended[0])}}
+        return {"kvlab": {"policy": str(self.session.model.policy), **answer_details(ended[0])}}
 
     async def answer(self) -> dict[str, Any]:
         """Return the complete answer."""

@@ -10,7 +10,7 @@ import numpy as np
 from llguidance import LLMatcher, LLTokenizer
 
 from kvlab.backends.device import overlaps_with_host
-from kvlab.server.structured.numbers import TAIL_BYTES, NumberBounds
+from kvlab.server.structured.numbers import TAIL_BYTES, NumberBounds, is_long_number
 from kvlab.server.structured.shortest_completion import Hints, ShortestCompletion, allowed_tokens
 
 CANDIDATE_TOKENS = 8
@@ -220,6 +220,9 @@ class Constraint:
             return _allow_only(logits, [self._completion.end])
         if not self._completion.in_free_string(allowed):
             self._vocabulary.numbers.restrict(allowed, self._written[-TAIL_BYTES:])
+            is_long = self._grammar.hints.multiples and is_long_number(self._written[-TAIL_BYTES:])
+            if is_long and (last := self._completion.end_of_number(matcher, allowed)):
+                return _allow_only(logits, last[:1])
         return mx.where(mx.array(allowed), logits, -mx.inf)
 
     def _fail(self, matcher: LLMatcher) -> None:

@@ -30,8 +30,9 @@ FORMATS = {
 """The string formats that grammars enforce, with a short text of each. Others are annotations."""
 MAX_MULTIPLE = 1_000
 """Least common multiple of all multipleOf in a schema, in units of their last digit: states of its automaton."""
-LARGEST_MULTIPLE = 10**15
-"""Bound of a number under multipleOf whose schema has none."""
+MAX_BOUND_OF_MULTIPLE = 10_000
+"""Largest bound that is enforced together with multipleOf: the product of both automata runs out of states."""
+BOUNDS = ("minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum")
 MAX_PATTERN_LENGTH_BOUND = 100
 """Largest minLength or maxLength that is enforced together with a pattern or format."""
 CHECKED_KEYWORDS = (
@@ -260,7 +261,7 @@ class _Writer:
         path = at[: -len(key) - 1]
         if key in ("minItems", "maxItems", "minLength", "maxLength", "minProperties", "maxProperties"):
             made[key] = count(key, value, at)
-        elif key in ("minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum"):
+        elif key in BOUNDS:
             if isinstance(value, bool):  # the draft of 2010: a mark on minimum or maximum
                 made[key] = value
             elif not isinstance(value, int | float) or not math.isfinite(value):
@@ -309,13 +310,10 @@ class _Writer:
                 if made.get(key, 0) > MAX_PATTERN_LENGTH_BOUND:
                     del made[key]
                     self._leave_open(path, key, "beside a pattern or format")
-        if "multipleOf" in made:  # its automaton ends a number at few places: without bounds one could go on for ever
-            for bound, mark, value in (
-                ("minimum", "exclusiveMinimum", -LARGEST_MULTIPLE),
-                ("maximum", "exclusiveMaximum", LARGEST_MULTIPLE),
-            ):
-                if mark not in made:
-                    made.setdefault(bound, value)
+        bounds = [abs(made[key]) for key in BOUNDS if key in made]
+        if "multipleOf" in made and bounds and max(*bounds, 100 * self._multiple) > MAX_BOUND_OF_MULTIPLE:
+            del made["multipleOf"]
+            self._leave_open(path, "multipleOf", "beside such bounds")
         if made.get("minProperties", 0) > max(1, len(made.get("required", ()))):
             self._leave_open(path, "minProperties", "a grammar does not see that a name repeats")
         optional = set(made.get("properties", ())) - set(made.get("required", ()))

@@ -9,6 +9,7 @@ import numpy as np
 
 MAX_INTEGER_DIGITS = 40
 MAX_FRACTION_DIGITS = 40
+MAX_MULTIPLE_DIGITS = 18
 MAX_EXPONENT_DIGITS = 2
 """With 40 digits before it, a number stays below 1e140: far from infinity, which begins at 1.8e308."""
 TAIL_BYTES = 128
@@ -48,6 +49,12 @@ class NumberBounds:
         beyond = [token for token, text in pairs if allowed[token] and not _is_bounded(number + text)]
         if len(beyond) < int(allowed.sum()):  # else the grammar wants so many digits
             allowed[beyond] = False
+
+
+def is_long_number(tail: bytes) -> bool:
+    """True when ``tail`` ends in a number of as many digits as a multiple should have: it ends where it next can."""
+    match = _NUMBER_AT_END.search(tail)
+    return match is not None and len(match.group(1)) >= MAX_MULTIPLE_DIGITS
 
 
 def _is_bounded(number: bytes) -> bool:

@@ -129,7 +129,7 @@ class ShortestCompletion:
         """True inside a string without a pattern: a rare letter and a brace are both allowed nowhere else."""
         return bool(self._letters) and bool(allowed[self._letters].all())
 
-    def _end_of_number(self, matcher: LLMatcher, allowed: np.ndarray) -> list[int]:
+    def end_of_number(self, matcher: LLMatcher, allowed: np.ndarray) -> list[int]:
         """Return up to three digits that end a number which may not end yet, as under multipleOf; else nothing."""
         if not allowed[self._digits].any() or not self._is_numeric[allowed].all():
             return []
@@ -165,7 +165,7 @@ class ShortestCompletion:
                 for empty in self._empty:
                     if allowed[empty[0]] and matcher.validate_tokens(empty) == len(empty):
                         return empty
-                if hints.multiples and (number := self._end_of_number(matcher, allowed)):
+                if hints.multiples and (number := self.end_of_number(matcher, allowed)):
                     return number
             costs = (self._longest if letters else self._outside) + _REPEAT_COST * chosen[self._kind]
         token = int(np.where(allowed, costs, np.iinfo(np.int64).max).argmin())

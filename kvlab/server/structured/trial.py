@@ -42,6 +42,8 @@ class Trials:
     ) -> None:
         self._guidance, self._cpu_seconds, self._mask_seconds = guidance, cpu_seconds, mask_seconds
         self._turns = asyncio.Semaphore(MAX_TRIALS)
+        self.running = 0
+        """Processes that run now."""
 
     async def run(self, sources: Sequence[Enforceable], wheres: Sequence[str], *, strict: bool) -> list[Enforceable]:
         """Return the schemas with the parts opened that do not compile. Cancelling it ends the process.
@@ -77,6 +79,7 @@ class Trials:
         process = await asyncio.create_subprocess_exec(
             sys.executable, "-P", script, stdin=pipe, stdout=pipe, stderr=asyncio.subprocess.DEVNULL
         )
+        self.running += 1
         try:
             out, _ = await asyncio.wait_for(process.communicate(work), MAX_TRIAL_WALL_S)
         except TimeoutError:
@@ -85,6 +88,7 @@ class Trials:
             if process.returncode is None:
                 process.kill()
                 await process.wait()
+            self.running -= 1
         lines = out.split(b"\n")[:-1]
         return lines, process.returncode if process.returncode is not None else -1
 
