@@ -121,12 +121,13 @@ def test_markers_that_are_special_tokens_are_written_as_such(name, tmp_path):
     vocabulary = Vocabulary(tmp_path / "model", SPECIAL[name])
     grammars = Grammars(vocabulary)
     for lenient in (False, True):
-        lark = family.format.grammar(TOOLS, grammars.literal, many=False, lenient=lenient)
+        grammar = grammars.compile(family.format.grammar(TOOLS, grammars.literal, many=False, lenient=lenient))
+        limit = len(grammar.shortest) + SPARE
         for seed in SEEDS:
-            trigger = Trigger(family.format.trigger, grammars.compile(lark), once=True) if lenient else None
-            matcher = None if lenient else grammars.compile(lark)
-            constraint = grammars.constraint(max_tokens=LIMIT, matcher=matcher, trigger=trigger)
-            text = draw(vocabulary, constraint, seed, said=family.format.trigger if lenient else "")
+            trigger = Trigger(family.format.trigger, grammar, once=True) if lenient else None
+            constraint = grammars.constraint(max_tokens=limit, matcher=None if lenient else grammar, trigger=trigger)
+            said = family.format.trigger if lenient else ""
+            text = draw(vocabulary, constraint, limit, seed, said=said)
             assert read(family.format, text, tools=TOOLS).calls, text
             first = vocabulary.encode(text)[0]
             assert vocabulary.decode([first]) in SPECIAL[name]
