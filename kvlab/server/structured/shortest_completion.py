@@ -21,6 +21,7 @@ _REPEAT_COST = 200_000
 
 
 _LAZY_TEXT = re.compile(r"\[lazy\]: /\(\.\|\\n\)\*(.*)/$", re.MULTILINE)
+_ESCAPED = re.compile(r"\\(.)")
 _LAST_LITERAL = re.compile(r'^(?:call_\d+|start):.*?("(?:[^"\\]|\\.)*")[ )+*?]*$', re.MULTILINE)
 
 
@@ -95,7 +96,7 @@ class ShortestCompletion:
 
     def hints(self, lark: str, endings: Sequence[str], *, multiples: bool) -> Hints:
         """Return the hints of a grammar: ``endings`` of strings, and those of texts and calls as Lark has them."""
-        text_ends = {text.replace("\\n", "\n").replace("\\/", "/") for text in _LAZY_TEXT.findall(lark)}
+        text_ends = {_ESCAPED.sub(lambda m: "\n" if m[1] == "n" else m[1], text) for text in _LAZY_TEXT.findall(lark)}
         call_ends = {json.loads(text) for text in _LAST_LITERAL.findall(lark)}
 
         def encoded(texts: Set[str]) -> tuple[list[int], ...]:

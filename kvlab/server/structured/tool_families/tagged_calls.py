@@ -194,7 +194,7 @@ class TaggedCalls(ToolFormat):
             return f"{value}: {inner} {literal(ending)}\n{inner}: {json_rule(kind)}"
         if "<[" in literal(ending):  # a special token ends the text: no text can hold one
             return f"{value}: {inner} {literal(ending)}\n{inner}: /(.|\\n)*/"
-        escaped = ending.replace("\n", "\\n").replace("/", "\\/")
+        escaped = re.sub(r"([|()\[\]{}.*+?^$\\])", r"\\\1", ending).replace("\n", "\\n").replace("/", "\\/")
         return f"{value}[lazy]: /(.|\\n)*{escaped}/"
 
 
