@@ -213,6 +213,8 @@ def test_answer_without_the_json_that_was_promised_is_an_error(script, stream, t
     assert "without the JSON" in ask(script, FORMS[0][0], stream, **options).error
     script.says(text, "length")
     assert ask(script, FORMS[0][0], stream, **options) == Said(text, "", [], "length")
+    script.says(text + "END")  # the client's own stop string may cut what it likes
+    assert ask(script, FORMS[0][0], stream, stop=["END"], **options) == Said(text, "", [], "stop")
 
 
 @pytest.mark.parametrize("stream", [False, True])

@@ -162,7 +162,8 @@ class Choice:
         is_whole = bool(self.calls) and not self.text.strip() and not self._parser.cut
         if failure and (wants_json or wants_calls) and not is_whole:
             raise ApiError(400, f"this schema is too complex to enforce, write a simpler one: {failure}")
-        if wants_json and completion.finish_reason == "stop" and not self.calls and not is_json(self.text):
+        by_itself = completion.finish_reason == "stop" and self._parser.stopped is None
+        if wants_json and by_itself and not self.calls and not is_json(self.text):
             raise ApiError(500, "the model ended its answer without the JSON of response_format; ask again")
 
 
