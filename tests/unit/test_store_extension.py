@@ -17,6 +17,7 @@ from kvlab.policies import Paged, Policy, Tiered
 from kvlab.recording import events
 from kvlab.recording.recorder import Recorder
 from kvlab.results import row
+from kvlab.server.access import Client
 from kvlab.server.metrics import ServerMetrics
 from kvlab.store import Store
 from kvlab.store.from_policy import open_store
@@ -121,7 +122,7 @@ def test_rows_recordings_charts_and_the_server_know_the_new_tier(own: Any) -> No
     steps = pl.DataFrame({"step": [1], "ram": [1], "attic": [2]})
     assert own.ATTIC.color in str(charts.bytes_at_rest(steps).to_dict())
 
-    state = ServerMetrics({}).state()
+    state = ServerMetrics({}).state(Client("", sees_all=True))
     assert state["tiers"][-1] == {"name": "attic", "label": "attic", "color": own.ATTIC.color}
 
 
