@@ -58,7 +58,7 @@ def test_ci_tests_the_decisions_of_a_mac_after_the_readmes_command_and_then_styl
     said = [line for line in done.stdout.splitlines() if line and not line.startswith("$")]
     assert said[0] == "the README"
     mac, *others = said[1:]
-    assert mac.startswith("backend=mlx pytest tests/unit tests/integration tests/acceptance/test_decoder")
+    assert mac.startswith("backend=mlx pytest tests/unit tests/integration tests/zoo tests/acceptance/test_decoder")
     assert "tests/acceptance/test_server_clients.py" in mac
     assert others == ["backend= ruff check", "backend= ruff format --check", "backend= mypy"]
 
