@@ -232,10 +232,10 @@ def test_errors_are_clear_and_of_the_right_kind(client):
                 **chat("x"),
                 "response_format": {
                     "type": "json_schema",
-                    "json_schema": {"schema": {"type": "string", "pattern": "(?=a)"}},
+                    "json_schema": {"schema": {"type": "integer", "minimum": 5, "maximum": 3}},
                 },
             },
-            "enforced",
+            "response_format cannot be satisfied",
         ),
     ):
         with pytest.raises(openai.BadRequestError, match=words) as error:

@@ -17,7 +17,7 @@ _NAMES = {
 }
 TYPES = {name: standard for standard, names in _NAMES.items() for name in names.split()}
 """The JSON type of each plain name, in lower case. Other names leave the type open."""
-_GENERIC = re.compile(r"(\w+)\s*(?:<.*>|\[.*\]|\(.*\))", re.DOTALL)
+_GENERIC = re.compile(r"(\w+)\s*(?:<.*>|\[.*\]\w*|\(.*\))", re.DOTALL)
 
 
 def json_type(name: object) -> str | None:
