@@ -151,7 +151,7 @@ def test_a_key_never_gets_another_s_thinking(thinker: Path) -> None:
         assert own["prompt_tokens"] > foreign["prompt_tokens"]
         metrics = server.get("/metrics", headers={"authorization": f"Bearer {admin}"}).text
         [line] = [
-            line for line in metrics.splitlines() if line.startswith("kvlab_answer_bytes") and 'tier="ram"' in line
+            line for line in metrics.splitlines() if line.startswith("kvlab_answer_bytes{") and 'tier="ram"' in line
         ]
         assert float(line.rpartition(" ")[2]) > 0
 
