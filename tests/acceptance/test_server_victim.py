@@ -1,11 +1,10 @@
 """One client's stream while others send what costs most: it goes on, says the same, and newcomers are answered.
 
-The product's promise: no gap of 0.5 s in a stream, and a newcomer is answered within 2 s. A test must not fail because
-its machine is busy, so only *charged* time is held against the server (:class:`tests.victim.Wait`): time in which the
-client was run and the server used CPU. The time that passed is printed beside it, with a loose limit of its own. Beside
-one kind of attackers the charged time keeps the promise; beside all kinds at once, which also share the machine's two
-cores with what is measured, it keeps MIXTURE_MARGIN times as much. An attack that breaks a bound is repeated, twice at
-most: a fault of the server shows each time.
+The product's promise: no gap of 0.5 s in a stream, and a newcomer is answered within 2 s. Times depend on the machine,
+so they are part of the soak only, where nothing else should run; there only *charged* time is held against the server
+(:class:`tests.victim.Wait`): time in which the client was run and the server used CPU. The time that passed is printed
+beside it, with a loose limit of its own. An attack that breaks a bound is repeated, twice at most: a fault of the
+server shows each time. On any machine the answers are right, the server lives on, and its memory stays within limits.
 """
 
 from __future__ import annotations
@@ -24,10 +23,9 @@ from tests.attacks.bodies import BODIES
 from tests.attacks.sockets import SOCKETS
 from tests.processes import ROOT, environment
 from tests.server_kit import Served
-from tests.victim import QUESTIONS, listen, question, resident, watch
+from tests.victim import QUESTIONS, Report, listen, question, resident, watch
 
 MAX_GAP_S, MAX_FIRST_S = 0.5, 2.0
-MIXTURE_MARGIN = 3
 MAX_WALL_S = 30.0
 """For what a server waits for without using CPU, on a machine that runs many other things."""
 MAX_RSS_GROWTH = 500_000_000
@@ -73,8 +71,11 @@ def stated_bytes(server: Served) -> tuple[dict[str, float], dict[str, float]]:
     return held, limits
 
 
-def attacked(server: Served, right: list[str], groups: Sequence[tuple[str, ...]], margin: float = 1) -> list[str]:
-    """Attack for SECONDS, each group from a process of its own; return which bounds the server breaks."""
+def attacked(server: Served, right: list[str], groups: Sequence[tuple[str, ...]], timed: bool) -> list[str]:
+    """Attack for SECONDS, each group from a process of its own; return which bounds the server breaks.
+
+    Bounds on time count where ``timed``.
+    """
     process, before = server.process.pid, resident(server.process.pid)
     attackers = [Attackers(server.url, SECONDS, *names) for names in groups]
     try:
@@ -92,17 +93,12 @@ def attacked(server: Served, right: list[str], groups: Sequence[tuple[str, ...]]
             attacker.stop()
     print(outcomes, report, sep="\n")
     broken = [f"{name}: nothing came back" for name, came in outcomes.items() if not came]
-    if report.gap.charged > margin * MAX_GAP_S or report.gap.wall > MAX_WALL_S:
-        broken.append("a gap in the stream")
-    for what, wait in (("a first token", report.first), ("a newcomer's answer", report.newcomer)):
-        if wait.charged > margin * MAX_FIRST_S or wait.wall > MAX_WALL_S:
-            broken.append(f"{what} that came late")
+    if timed:
+        broken += late(report)
     if report.wrong:
         broken.append("other tokens than without attackers")
     if report.cut:
         broken.append(f"streams that ended early, with status {dict(report.cut)}")
-    if report.unanswered:
-        broken.append(f"newcomers who got no answer, but status {dict(report.unanswered)}")
     held, limits = stated_bytes(server)
     broken += [f"{name}: {held[name]} bytes held" for name in limits if held.get(name, 0) > limits[name]]
     if report.most_rss > before + sum(limits.values()) + MAX_RSS_GROWTH:
@@ -110,17 +106,30 @@ def attacked(server: Served, right: list[str], groups: Sequence[tuple[str, ...]]
     return broken
 
 
-def hold(home: Path, groups: Sequence[tuple[str, ...]], margin: float = 1) -> None:
-    """Attack a new server up to ATTEMPTS times, until all bounds hold once."""
+def late(report: Report) -> list[str]:
+    """Return which bounds on time are broken."""
+    broken = []
+    if report.gap.charged > MAX_GAP_S or report.gap.wall > MAX_WALL_S:
+        broken.append("a gap in the stream")
+    for what, wait in (("a first token", report.first), ("a newcomer's answer", report.newcomer)):
+        if wait.charged > MAX_FIRST_S or wait.wall > MAX_WALL_S:
+            broken.append(f"{what} that came late")
+    if report.unanswered:
+        broken.append(f"newcomers who got no answer, but status {dict(report.unanswered)}")
+    return broken
+
+
+def hold(home: Path, groups: Sequence[tuple[str, ...]], *, timed: bool) -> None:
+    """Attack a new server, where ``timed`` up to ATTEMPTS times, until all bounds hold once."""
     broken: list[str] = []
-    for _ in range(ATTEMPTS):
+    for _ in range(ATTEMPTS if timed else 1):
         with Served("--policy", "paged", home=home) as server:
             quiet = [listen(server.url, server.process.pid, question(i)) for i in range(len(QUESTIONS))]
             assert all(heard.complete for heard in quiet)
             right = [heard.text for heard in quiet]
             assert len({*right}) == len(right)
             print(f"alone: gaps {[round(1e3 * heard.gap.wall) for heard in quiet]} ms")
-            broken = attacked(server, right, groups, margin)
+            broken = attacked(server, right, groups, timed)
             assert len(server.log) < 20_000, "a storm of log lines"
         if not broken:
             return
@@ -131,11 +140,16 @@ def hold(home: Path, groups: Sequence[tuple[str, ...]], margin: float = 1) -> No
 MIXTURE = (tuple(BODIES), tuple(SOCKETS))
 
 
+def test_answers_stay_right_beside_all_attackers_at_once(tmp_path: Path) -> None:
+    hold(tmp_path, MIXTURE, timed=False)
+
+
+@pytest.mark.soak
 def test_a_stream_goes_on_beside_all_attackers_at_once(tmp_path: Path) -> None:
-    hold(tmp_path, MIXTURE, MIXTURE_MARGIN)
+    hold(tmp_path, MIXTURE, timed=True)
 
 
 @pytest.mark.soak
 @pytest.mark.parametrize("name", [*BODIES, *SOCKETS])
 def test_a_stream_goes_on_beside_one_kind_of_attackers(tmp_path: Path, name: str) -> None:
-    hold(tmp_path, [(name,)])
+    hold(tmp_path, [(name,)], timed=True)

@@ -156,6 +156,7 @@ def test_tools_of_other_types_are_left_out_beside_functions(other):
 
 
 def test_tools_without_a_name_are_refused():
-    for tools in ([{"type": "function", "function": {}}], [{"type": "function"}], ["a"], "a"):
+    nameless = [{"type": "function", "function": {}}], [{"type": "function"}]
+    for tools in (*nameless, ["a"], "a", [None], [None, None], [[]]):
         with pytest.raises(ValidationError, match="tools"):
             openai(tools=tools)

@@ -21,11 +21,12 @@ def openai_tools(tools: Any) -> Any:
     """
     if not isinstance(tools, list) or not tools:
         return tools
-    made = [_openai_tool(tool) for tool in tools]
-    if all(tool is None for tool in made):
+    forms = [(tool, _openai_tool(tool)) for tool in tools]
+    made = [form for tool, form in forms if form is not None or not isinstance(tool, Mapping)]
+    if not made:
         kinds = ", ".join(sorted({str(tool.get("type")) for tool in tools}))
         raise ValueError(f"tools of type {kinds} are not supported: send functions with a JSON schema")
-    return [tool for tool in made if tool is not None]
+    return made
 
 
 def anthropic_tools(tools: Any) -> Any:
