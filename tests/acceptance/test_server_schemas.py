@@ -1,10 +1,8 @@
 """Calls required of random weights: kinds of schemas, and all of the Berkeley Function Calling Leaderboard."""
 
 import json
-import os
 import shutil
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 import jsonschema
 import openai
@@ -13,9 +11,9 @@ import pytest
 import kvlab  # noqa: F401 - before MLX
 from kvlab.models import bundled_path, load
 from kvlab.server import serve
+from tests.catalogue import functions, needs_catalogue
 from tests.helpers import random_model_folder
 
-CATALOGUE = Path(os.environ.get("KVLAB_BFCL") or Path(__file__).parents[3] / "shared" / "data" / "bfcl")
 PARTS = 6
 TYPES = {"dict": "object", "float": "number", "tuple": "array"}
 
@@ -40,11 +38,6 @@ KINDS = [
     },
 ]
 """One schema for each thing that catalogues do with them."""
-
-
-def functions() -> list[dict]:
-    lines = [line for file in sorted(CATALOGUE.glob("*.json")) for line in file.read_text().splitlines()]
-    return [function for line in lines for function in json.loads(line)["function"]]
 
 
 def as_json_schema(part):
@@ -138,7 +131,7 @@ def test_lists_of_objects_end_within_any_length(client):
 
 
 @pytest.mark.soak
-@pytest.mark.skipif(not CATALOGUE.is_dir(), reason="the catalogue is not here; set KVLAB_BFCL to its folder")
+@needs_catalogue
 @pytest.mark.parametrize("part", range(PARTS))
 def test_required_calls_of_the_whole_catalogue_are_valid(client, part):
     check(client, functions()[part::PARTS], f"part {part + 1} of {PARTS}")
