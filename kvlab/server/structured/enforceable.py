@@ -11,7 +11,14 @@ from urllib.parse import unquote
 
 from kvlab.server.errors import ApiError
 from kvlab.server.structured import schema_limits as limits
-from kvlab.server.structured.keyword_values import WrongKeyword, constants, count, disjoint, strings
+from kvlab.server.structured.keyword_values import (
+    WrongKeyword,
+    constants,
+    count,
+    disjoint,
+    names_all_properties,
+    strings,
+)
 from kvlab.server.structured.patterns import example, why_unenforceable
 from kvlab.server.structured.type_names import json_type
 
@@ -102,8 +109,8 @@ class _Writer:
 
     def write(self, is_object: bool) -> Enforceable:
         top = self._schema(self._root, "", True)
-        if is_object and (not top or "type" not in top):
-            top = {"type": "object", **(top or {})}
+        if is_object:
+            top = self._object(top)
         references, made = {"": self._references}, {"": top}
         paths = {}
         while self._pending:
@@ -121,6 +128,13 @@ class _Writer:
             self._cheap = False
         return Enforceable(schema, tuple(self._unenforced), paths, tuple(self._endings), self._cheap)
 
+    def _object(self, top: Any) -> dict[str, Any]:
+        """Return the form of a schema that allows objects only."""
+        types = top.get("type", ["object"]) if isinstance(top, Mapping) else ["object"]
+        if "object" not in ([types] if isinstance(types, str) else types):
+            top = self._wrong("/type", "the arguments of a tool are an object")
+        return {**(top or {}), "type": "object"}
+
     # -- one schema -------------------------------------------------------------------------------------------------
 
     def _schema(self, node: Any, path: str, close: bool) -> Any:
@@ -135,13 +149,12 @@ class _Writer:
         except WrongKeyword as wrong:
             del self._unenforced[before:]
             return self._wrong(wrong.path, wrong.what)
-        if isinstance(node.get("properties"), Mapping) and close and not any(key in node for key in _OPENS):
+        named = isinstance(node.get("properties"), Mapping)
+        if named and close and not any(key in node for key in _OPENS) and names_all_properties(node):
             self._close(made)
         return made
 
     def _close(self, made: dict[str, Any]) -> None:
-        if "additionalProperties" in made:
-            return
         for name in made.get("required", ()):
             made["properties"].setdefault(name, {})
         made["additionalProperties"] = False

@@ -129,7 +129,13 @@ class Grammars:
         return " ".join(parts) if "\ufffd" not in joined else quoted(text)
 
     def compile(
-        self, lark: str, *, growth: int = 0, endings: Sequence[str] = (), multiples: bool = False
+        self,
+        lark: str,
+        *,
+        growth: int = 0,
+        endings: Sequence[str] = (),
+        multiples: bool = False,
+        what: str = "this schema",
     ) -> CompiledGrammar:
         """Return the compiled grammar, a kept one where there is one.
 
@@ -138,9 +144,10 @@ class Grammars:
             growth: most tokens that one choice adds to the shortest completion; 0 takes those of the shortest text.
             endings: texts whose ends may complete a string under a pattern or format.
             multiples: some of its numbers are multiples.
+            what: whose schema it is, for messages.
 
         Raises:
-            ApiError: 400 when it has no matcher, or one that takes too long.
+            ApiError: 400, which names ``what``, when it has no matcher, or one that takes too long.
         """
         with self._lock:
             if (found := self._compiled.get(lark)) is not None:
@@ -148,7 +155,7 @@ class Grammars:
                 return found
         vocabulary = self.vocabulary
         made: CompiledGrammar = _on_large_stack(
-            lambda: self._compile(vocabulary, lark, growth, tuple(endings), multiples)
+            lambda: self._compile(vocabulary, lark, growth, tuple(endings), multiples, what)
         )
         with self._lock:
             self._compiled[lark] = made
@@ -157,13 +164,13 @@ class Grammars:
         return made
 
     def _compile(
-        self, vocabulary: Vocabulary, lark: str, growth: int, endings: tuple[str, ...], multiples: bool
+        self, vocabulary: Vocabulary, lark: str, growth: int, endings: tuple[str, ...], multiples: bool, what: str
     ) -> CompiledGrammar:
         matcher = LLMatcher(self.tokenizer, lark, log_level=0, limits=LLParserLimits(**PARSER_LIMITS))
         if matcher.is_error():
             why = matcher.get_error().split("\n")[0]
             why = why.partition("failed to compile JSON schema: ")[2] or why
-            raise ApiError(400, f"this schema cannot be enforced: {why[:200]}")
+            raise ApiError(400, f"{what} cannot be enforced: {why[:200]}")
         completion = vocabulary.completion
         began = time.thread_time()
         texts = [text[:MAX_ENDING_CHARACTERS] for text in endings[:MAX_ENDINGS]]
@@ -172,7 +179,7 @@ class Grammars:
         if time.thread_time() - began < self._mask_seconds:
             shortest = completion.plan(matcher, MAX_COMPLETION_TOKENS, hints)
         if time.thread_time() - began > max(MAX_PLAN_CPU_S, self._mask_seconds * len(shortest)):
-            raise ApiError(400, "this schema cannot be enforced: each token takes too long; send a simpler one")
+            raise ApiError(400, f"{what} cannot be enforced: each token takes too long; send a simpler one")
         return CompiledGrammar(
             matcher, tuple(shortest), growth or len(shortest) + 16, hints, BASE_BYTES + BYTES_A_CHARACTER * len(lark)
         )

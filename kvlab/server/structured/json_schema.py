@@ -15,6 +15,7 @@ from jsonschema.validators import extend  # type: ignore[import-untyped]
 from referencing import Registry
 from referencing.exceptions import Unresolvable
 
+from kvlab.server.structured.keyword_values import names_all_properties
 from kvlab.server.structured.type_names import json_type
 
 MAX_VALIDATION_STEPS = 20_000
@@ -58,7 +59,7 @@ def normal(schema: Any, close: bool = True) -> Any:
     for key in _ONE:
         if isinstance(made.get(key), Mapping):
             made[key] = normal(made[key], key in ("items", "additionalProperties"))
-    if named and close and "additionalProperties" not in made and not any(key in made for key in (*_LISTS, *_PARTS)):
+    if named and close and not any(key in made for key in (*_LISTS, *_PARTS)) and names_all_properties(made):
         made["additionalProperties"] = False
         if isinstance(made.get("required"), list):
             open_names: dict[str, Any] = {name: {} for name in made["required"] if isinstance(name, str)}

@@ -66,3 +66,13 @@ def disjoint(options: list[Any]) -> bool:
             if isinstance(part, Mapping) and "const" in part:
                 tags.setdefault(name, []).append(json.dumps(part["const"], sort_keys=True))
     return any(len(set(values)) == len(values) == len(options) for values in tags.values())
+
+
+def names_all_properties(node: Mapping[str, Any]) -> bool:
+    """True unless a schema says that its objects may have, or must have, properties that it does not name."""
+    if any(key in node for key in ("additionalProperties", "enum", "const")):
+        return False
+    lists = [node.get(key) for key in ("properties", "required")]
+    names = {name for names in lists if isinstance(names, Mapping | list) for name in names if isinstance(name, str)}
+    least = node.get("minProperties", 0)
+    return not isinstance(least, int | float) or least <= len(names)

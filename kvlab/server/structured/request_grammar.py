@@ -182,8 +182,9 @@ class RequestGrammars:
 
     def _compile(self, wanted: Wanted, sources: list[Enforceable], wheres: list[str]) -> CompiledGrammar:
         length = sum(len(json.dumps(source.schema)) for source in sources)
+        what = f"the schema of {wheres[0]}" + (f", with {len(wheres) - 1} more," if len(wheres) > 1 else "")
         if length > MAX_GRAMMAR_BYTES:
-            raise ApiError(400, f"the schemas have {length} bytes, at most {MAX_GRAMMAR_BYTES}: send fewer tools")
+            raise ApiError(400, f"{what} has {length} bytes, at most {MAX_GRAMMAR_BYTES}: send smaller or fewer ones")
         growth = float(CALL_BYTES)
         for source, where in zip(sources, wheres, strict=True):
             smallest, heaviest = sizes(source.schema)
@@ -196,6 +197,7 @@ class RequestGrammars:
             growth=int(min(max(growth, MIN_GROWTH_TOKENS), MAX_GROWTH_TOKENS)),
             endings=tuple(endings),
             multiples=any('"multipleOf"' in json.dumps(source.schema) for source in sources),
+            what=what,
         )
 
     def _lark(self, wanted: Wanted, sources: list[Enforceable]) -> str:

@@ -19,7 +19,9 @@ from llguidance._lib import LLParserLimits
 
 STACK_BYTES = 64 << 20
 MAX_ROUNDS = 12
-CLIENT_ERRORS = ("Unsatisfiable schema", "no value satisfies it", "takes too long")
+UNSATISFIABLE = ("Unsatisfiable schema", "no value satisfies it")
+TOO_LONG = "takes too long"
+NO_TEXT = "Unsatisfiable schema: no text has its pattern, format and length together"
 
 
 class Trial:
@@ -42,10 +44,17 @@ class Trial:
                 return ""
             return "no value satisfies it"
         first = matcher.get_error().split("\n")[0]
-        return first.partition("failed to compile JSON schema: ")[2] or first
+        if "Regex is empty" in first:  # the rest quotes llguidance's automaton
+            return NO_TEXT
+        first = first.partition("failed to compile JSON schema: ")[2] or first
+        return first.partition(": (And ")[0].partition(":  (And ")[0]
 
     def locate(self, schema: dict[str, Any]) -> tuple[str, Any, Any, str]:
-        """Return path, container, key and error of the innermost part of ``schema`` that does not compile alone."""
+        """Return path, container, key and error of the innermost part of ``schema`` that does not compile alone.
+
+        An option or a property may be one that nothing satisfies: such a part counts only where nothing satisfies the
+        whole either, and something would without it.
+        """
         definitions = {"$defs": schema["$defs"]} if "$defs" in schema else {}
         path, error = "", self.error(schema)
         holder: Any = None
@@ -54,16 +63,26 @@ class Trial:
         while error:
             for name, container, child_key in parts(node, not path):
                 child = container[child_key]
-                if child is True or child == {}:
+                if isinstance(child, bool) or child == {}:
                     continue
                 alone = child if isinstance(child, dict) else {"type": "null", "not": {}}
-                found = "no value satisfies it" if child is False else self.error({**alone, **definitions})
-                if found and child is not False:
+                found = self.error({**alone, **definitions})
+                if not found or kind(found) != kind(error):
+                    continue
+                if kind(error) != "unsatisfiable" or self.is_cause(node, definitions, container, child_key):
                     path, holder, key, error, node = path + name, container, child_key, found, child
                     break
             else:
                 return path, holder, key, error
         return path, holder, key, ""
+
+    def is_cause(self, node: dict[str, Any], definitions: Mapping[str, Any], container: Any, key: Any) -> bool:
+        """True if something satisfies ``node`` with this part opened."""
+        part, container[key] = container[key], {}
+        try:
+            return kind(self.error({**node, **definitions})) != "unsatisfiable"
+        finally:
+            container[key] = part
 
     def repair(self, schema: dict[str, Any], strict: bool) -> dict[str, Any]:
         """Open the parts that do not compile; return the schema, the parts and, where there is one, the error."""
@@ -72,7 +91,7 @@ class Trial:
             path, holder, key, error = self.locate(schema)
             if not error:
                 return {"schema": schema, "opened": opened, "error": None}
-            if strict and any(words in error for words in CLIENT_ERRORS):
+            if strict and kind(error):
                 return {"schema": schema, "opened": opened, "error": [path, error]}
             opened.append([path, error])
             if holder is None:
@@ -80,6 +99,13 @@ class Trial:
             else:
                 holder[key] = {}
         return {"schema": {}, "opened": [["", "it has too many parts that do not compile"]], "error": None}
+
+
+def kind(error: str) -> str:
+    """Return what a client did wrong; empty for what only the compiler cannot do."""
+    if any(words in error for words in UNSATISFIABLE):
+        return "unsatisfiable"
+    return "too long" if TOO_LONG in error else ""
 
 
 def parts(node: dict[str, Any], is_root: bool) -> Iterator[tuple[str, Any, Any]]:
