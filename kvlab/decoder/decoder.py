@@ -18,7 +18,7 @@ from kvlab.decoder.reuse import nothing_at_rest
 from kvlab.decoder.scheduler import Scheduler
 from kvlab.decoder.stream import Completion, Stream
 from kvlab.errors import KvlabError, ModelError
-from kvlab.models import LoadedModel, evaluate_arrays
+from kvlab.models import LoadedModel, evaluate_own_arrays
 from kvlab.policies import Policy
 from kvlab.recording import events
 from kvlab.store import Namespace, Store
@@ -101,13 +101,6 @@ class Decoder:
                 requests = []
             requests = self._scheduler.run(requests)
 
-    def _evaluate_changes(self) -> None:
-        """Evaluate what was changed, on the thread that changed it: the decoder's thread cannot. Raises ModelError."""
-        try:
-            evaluate_arrays(self.loaded.model)
-        except RuntimeError as error:
-            raise _changed(error) from error
-
     def submit(
         self,
         prompt: Sequence[int],
@@ -134,14 +127,13 @@ class Decoder:
 
         Raises:
             KvlabError: an empty prompt, a token outside the vocabulary, ``max_tokens`` below 1, a request that can
-                never fit the live memory, a closed decoder, or a model that was changed on another thread and not
-                evaluated there.
+                never fit the live memory, or a closed decoder.
         """
         if self._closed:
             raise KvlabError("this decoder is closed: make a new one")
         check_request(self.loaded, prompt, max_tokens)
         if self._scheduler.watch.may_have_changed():
-            self._evaluate_changes()
+            evaluate_own_arrays(self.loaded.model)  # the decoder's thread cannot evaluate what this one has changed
         if self._scheduler.budget is not None:
             self._scheduler.budget.check(len(prompt), max_tokens)
         request = Request(

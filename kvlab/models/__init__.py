@@ -1,7 +1,7 @@
 """Models: the bundled one, a folder or a Hugging Face id, with an adapter; and the fingerprint that keys their KV."""
 
 from kvlab.models.dequantization import DequantizationPlan
-from kvlab.models.evaluation import evaluate_arrays
+from kvlab.models.evaluation import evaluate_arrays, evaluate_own_arrays
 from kvlab.models.fingerprints import code_fingerprint
 from kvlab.models.folders import BUNDLED, bundled_path
 from kvlab.models.kv_dtype import DTYPES, kv_dtype
@@ -20,6 +20,7 @@ __all__ = [
     "bundled_path",
     "code_fingerprint",
     "evaluate_arrays",
+    "evaluate_own_arrays",
     "for_template",
     "kv_dtype",
     "load",

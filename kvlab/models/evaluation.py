@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import Any
 
 import mlx.core as mx
@@ -17,3 +18,17 @@ def evaluate_arrays(root: Any) -> None:
     cannot compute them: "There is no Stream(cpu, 0) in current thread".
     """
     mx.eval(list(arrays(root)))
+
+
+def evaluate_own_arrays(root: Any) -> None:
+    """Evaluate what this thread can, as :func:`evaluate_arrays`; leave what another thread made and did not evaluate.
+
+    Some models assign their arrays anew whenever they compute, as Gemma 3n clips its coefficients: the thread that
+    computes evaluates those.
+    """
+    try:
+        evaluate_arrays(root)
+    except RuntimeError:
+        for array in arrays(root):
+            with suppress(RuntimeError):
+                mx.eval(array)

@@ -124,7 +124,8 @@ def test_the_folder_deleted_under_a_running_decoder(answers: Answers, tmp_path: 
     answers.filled(folder)
     with answers.decoder(folder, ram=1) as decoder:  # so little RAM that every block comes from the folder
         streams = [decoder.submit(prompt, max_tokens=TOKENS) for prompt in PROMPTS]
-        shutil.rmtree(folder)
+        while folder.exists():  # the decoder may write into it meanwhile
+            shutil.rmtree(folder, ignore_errors=True)
         done = [stream.result().tokens for stream in streams]
         assert done == [answers.of(prompt) for prompt in PROMPTS]
         answers.ask(decoder)
