@@ -121,6 +121,12 @@ class HttpProtocol(H11Protocol):
         elif self._header_timer is None:
             self._await_header()
 
+    def on_response_complete(self) -> None:
+        super().on_response_complete()
+        # What came before the answer was complete is the beginning of the next header.
+        if self.is_idle and self._header_timer is None and self.conn.trailing_data[0]:
+            self._await_header()
+
     def timeout_keep_alive_handler(self) -> None:
         super().timeout_keep_alive_handler()
         # Its last answer may be unread: a closing transport waits for that without end.

@@ -19,6 +19,7 @@ import pytest
 
 import kvlab  # noqa: F401 - before MLX
 from kvlab.server.generation.prompt_cache import PromptCache
+from kvlab.server.http_server import KEEP_ALIVE_SECONDS
 from tests.processes import environment
 from tests.server_kit import Endpoint, Local, Served, chat, endless
 
@@ -43,8 +44,8 @@ def written(path: str, body: Any, *headers: str) -> bytes:
     return "\r\n".join(lines).encode() + b"\r\n\r\n" + content
 
 
-def is_closed(client: socket.socket, seconds: float = 30) -> bool:
-    """Whether the server closes a connection in this time; what it sends before is read."""
+def is_closed(client: socket.socket, seconds: float = KEEP_ALIVE_SECONDS / 2) -> bool:
+    """Whether the server closes a connection in this time, before it closes every idle one; what it sends is read."""
     until = time.monotonic() + seconds
     while select.select([client], [], [], max(0, until - time.monotonic()))[0]:
         try:
