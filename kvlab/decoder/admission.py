@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 
 import numpy as np
 
+from kvlab.decoder.fair_share import Shares
 from kvlab.decoder.memory_budget import LiveMemoryBudget
 from kvlab.decoder.prefill.segments import MIN_TOKENS_AFTER_CHECKPOINT
 from kvlab.decoder.prefix_tree import MIN_SHARED_TOKENS, PrefixTree, common_prefix
@@ -41,6 +42,10 @@ class Admission:
         """Queue a request behind all of a higher priority, and behind those of its own that were submitted earlier."""
         behind = (i for i, other in enumerate(self._waiting) if other.rank > request.rank)
         self._waiting.insert(next(behind, len(self._waiting)), request)
+
+    def in_turn(self, active: Mapping[int, Request]) -> list[Request]:
+        """Return the waiting requests in the order of service beside the ``active`` ones."""
+        return Shares(active.values()).in_turn(self._waiting) if self._waiting else []
 
     def remove(self, request: Request) -> None:
         """Take a request out of the queue. Raises ValueError where it is not in it."""

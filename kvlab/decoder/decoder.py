@@ -112,6 +112,7 @@ class Decoder:
         tags: Mapping[str, Any] | None = None,
         tenant: str = "",
         priority: int = 0,
+        group: str | None = None,
     ) -> Stream:
         """Queue a request and return at once.
 
@@ -124,6 +125,8 @@ class Decoder:
             tenant: salts the block keys, so that tenants never share KV at rest.
             max_tokens: most tokens to generate.
             priority: requests of higher priority start first, and are preempted last.
+            group: where places are short, tenants share them evenly, and so do the groups of a tenant, such as the
+                answers of one HTTP request; None is a group of its own.
 
         Raises:
             KvlabError: an empty prompt, a token outside the vocabulary, ``max_tokens`` below 1, a request that can
@@ -146,6 +149,7 @@ class Decoder:
             tags=dict(tags or {}),
             tenant=tenant,
             priority=priority,
+            group=group,
         )
         self._emitter.emit(events.Submitted, request, len(request.prompt), max_tokens, request.tags)
         self._scheduler.inbox.put(request)

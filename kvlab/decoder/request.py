@@ -24,6 +24,7 @@ class Request:
     """One request from its submission to its end. Times are ``time.perf_counter`` seconds.
 
     Attributes:
+        group: requests of one group share places as one; None is a group of its own.
         uid: its number in mlx-lm's generator while it runs.
         caches: its layer caches while it has any; ``layers`` are those that are kvlab's own.
         stored: leading tokens that were given to the store.
@@ -49,6 +50,7 @@ class Request:
     tags: Mapping[str, Any]
     tenant: str
     priority: int = 0
+    group: object = None
     submitted: float = field(default_factory=time.perf_counter)
     admitted: float = 0.0
     lookup_s: float = 0.0
@@ -75,6 +77,9 @@ class Request:
     context_array: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int32))
     _start: dict[str, Any] = field(default_factory=dict)
 
+    def __post_init__(self) -> None:
+        self.group = self.stream if self.group is None else self.group
+
     @property
     def context(self) -> list[int]:
         """The prompt and the generated tokens: where a preempted request continues."""
@@ -84,6 +89,11 @@ class Request:
     def rank(self) -> tuple[int, int]:
         """Order of service: by higher priority, then by earlier submission."""
         return (-self.priority, self.number)
+
+    @property
+    def is_reported(self) -> bool:
+        """Whether mlx-lm has reported all tokens that were handed out: only then it can start again from its tokens."""
+        return self.pushed <= len(self.tokens)
 
     @property
     def computed(self) -> int:

@@ -18,6 +18,7 @@ from kvlab.caches.serialize import has_state, own_layers
 from kvlab.decoder.admission import Admission
 from kvlab.decoder.config import DecoderConfig
 from kvlab.decoder.event_emitter import EventEmitter
+from kvlab.decoder.fair_share import KEPT_SHARE, PATIENCE_S, Shares
 from kvlab.decoder.memory_budget import LiveMemoryBudget, measure
 from kvlab.decoder.prefill.batch_generator import ChunkedBatchGenerator
 from kvlab.decoder.prefill.budget import PrefillBudget
@@ -91,12 +92,16 @@ class Scheduler:
         self._generator = self._new_generator()
         self.watch.has_changed()  # trials note what they find on the model: looked at now, not at the first request
 
+    @property
+    def _can_preempt(self) -> bool:
+        """Whether a running request can leave its place, and continue later from KV at rest."""
+        return self.reuse is not None and self._policy.retention.is_lossless
+
     def _make_budget(self, live_memory: int | None) -> LiveMemoryBudget | None:
         if live_memory is None:
             return None
         cost = measure(self._loaded, self._make_caches(2))
-        preempts = self.reuse is not None and self._policy.retention.is_lossless
-        return LiveMemoryBudget(live_memory, cost, self._policy.retention, preempts=preempts)
+        return LiveMemoryBudget(live_memory, cost, self._policy.retention, preempts=self._can_preempt)
 
     def _make_caches(self, prompt_tokens: int, request: Request | None = None) -> list[Any]:
         """Make empty caches for one sequence; ``request``, if known, gives its tokens to scorers."""
@@ -205,11 +210,16 @@ class Scheduler:
             self.reuse.settle()
 
     def _admit(self) -> None:
-        for request in self._waiting:
-            if len(self._active) >= self._config.max_concurrency or not self._make_room(request):
+        for request in self._waiting.in_turn(self._active):
+            taken = None if self._has_place(request) else self._place_to_take(request)
+            if taken is None and not self._has_place(request):
                 return
             if self._waiting.waits_for_prefix(request, self._active):
                 continue
+            if taken is not None:
+                self._preempt(taken)
+            if not self._make_room(request):
+                return
             self._waiting.remove(request)
             request.admitted = request.admitted or time.perf_counter()
             try:
@@ -218,6 +228,18 @@ class Scheduler:
             except Exception as error:  # noqa: BLE001 - an error of one request must not end the others
                 self._drop(request)
                 request.stream.fail(error)
+
+    def _has_place(self, request: Request) -> bool:
+        """Return whether a place is free for the request."""
+        most, holds = self._config.max_concurrency, Shares(self._active.values()).holds_place(request)
+        kept = most // KEPT_SHARE if holds and not self._can_preempt else 0
+        return most - len(self._active) > kept
+
+    def _place_to_take(self, request: Request) -> Request | None:
+        """Return a running request that gives its place to this one, which has waited long enough; else None."""
+        if not self._can_preempt or time.perf_counter() - request.submitted < PATIENCE_S:
+            return None
+        return Shares(self._active.values()).over_share(request)
 
     def _make_room(self, request: Request) -> bool:
         """Return whether the request may start, after releasing retained sequences if needed."""
@@ -244,6 +266,7 @@ class Scheduler:
             self.reuse.keep(request, caches, tokens)
         self._drop(request)
         self._emitter.emit(events.Paused, request, len(request.tokens), self.live_bytes)
+        self.live_bytes = self._measure()
         self._waiting.put(request)
 
     def _insert(self, request: Request) -> None:
@@ -346,11 +369,10 @@ class Scheduler:
             if self._release_one():
                 continue
             # A first token that was handed out early must be reported before its request can start from its tokens.
-            reported = [request for request in self._active.values() if request.pushed <= len(request.tokens)]
+            reported = [request for request in self._active.values() if request.is_reported]
             if len(self._active) < 2 or not reported:
                 return
             self._preempt(max(reported, key=lambda request: request.rank))
-            self.live_bytes = self._measure()
 
     def _hand_out_first(self, request: Request) -> None:
         """Hand out the first token when it is sampled, one round before mlx-lm reports it."""

@@ -121,7 +121,7 @@ class Dropped(Event):
 
 @dataclass(frozen=True)
 class Paused(Event):
-    """Live memory was short: the request was preempted after ``tokens`` tokens and continues later from KV at rest."""
+    """Live memory or places were short: the request was preempted after ``tokens`` tokens, and continues later."""
 
     tokens: int
     live_bytes: int

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -10,14 +11,23 @@ from kvlab.server.errors import ApiError, shutting_down
 from kvlab.server.metrics import ServerMetrics
 from kvlab.server.settings import Settings
 
+OPEN_SHARE = 0.75
+"""Of all places: so many are there for whoever comes first, the others for single answers of who has few."""
+
 
 class ConcurrencyLimit:
-    """Counts generations and refuses those beyond the limit. Admitted ones wait in the decoder. One event loop."""
+    """Counts generations and refuses those beyond the limit. Admitted ones wait in the decoder. One event loop.
+
+    Once some are taken, the last quarter of the places is for requests for one answer, of tenants that hold less than
+    half of all: neither a request for many answers nor another tenant shuts them out.
+    """
 
     def __init__(self, settings: Settings, metrics: ServerMetrics) -> None:
         self._max_generations = settings.max_concurrency + settings.queue
         self._metrics = metrics
+        self._open = max(1, int(OPEN_SHARE * self._max_generations))
         self._generations = 0
+        self._of_tenant: Counter[str] = Counter()
         self.closing = asyncio.Event()
 
     @property
@@ -37,7 +47,9 @@ class ConcurrencyLimit:
             raise ApiError(
                 400, f"the request asks for {n} answers, and this server takes {self._max_generations}: send fewer"
             )
-        if self._generations + n > self._max_generations:
+        takes_many = n > 1 or (tenant and self._of_tenant[tenant] >= self._max_generations // 2)
+        most = self._open if takes_many and self._generations else self._max_generations
+        if self._generations + n > most:
             raise ApiError(
                 429,
                 f"{self._generations} generations are running or waiting, and no more may wait; try again shortly",
@@ -45,9 +57,13 @@ class ConcurrencyLimit:
                 headers={"retry-after": "1"},
             )
         self._generations += n
+        self._of_tenant[tenant] += n
         self._metrics.running(tenant, n)
         try:
             yield
         finally:
             self._generations -= n
+            self._of_tenant[tenant] -= n
+            if not self._of_tenant[tenant]:
+                del self._of_tenant[tenant]
             self._metrics.running(tenant, -n)

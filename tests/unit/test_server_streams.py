@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncGenerator
+from contextlib import ExitStack
 
 import pytest
 
@@ -138,6 +139,36 @@ def test_tokens_that_are_read_in_between_never_overflow():
         assert not tokens.overflowed
 
     asyncio.run(run())
+
+
+def is_full(limit: ConcurrencyLimit, n: int, tenant: str = "") -> bool:
+    try:
+        with limit.admit(n, tenant):
+            return False
+    except ApiError as error:
+        assert error.status == 429
+        return True
+
+
+def test_requests_for_many_answers_leave_places_for_others():
+    limit = ConcurrencyLimit(Settings(max_concurrency=4, queue=4), ServerMetrics({}))
+    with limit.admit(4):
+        assert is_full(limit, 4)
+        with limit.admit(2):
+            assert is_full(limit, 2)
+            with limit.admit(1), limit.admit(1):
+                assert is_full(limit, 1)
+    assert not is_full(limit, 8)
+
+
+def test_a_tenant_leaves_places_for_others():
+    limit = ConcurrencyLimit(Settings(max_concurrency=4, queue=4), ServerMetrics({}))
+    with ExitStack() as stack:
+        for _ in range(6):
+            stack.enter_context(limit.admit(1, "a"))
+        assert is_full(limit, 1, "a")
+        assert not is_full(limit, 1, "b")
+    assert not is_full(limit, 1, "a")
 
 
 def test_places_are_counted_and_given_back():

@@ -97,6 +97,7 @@ class ServedModel:
             logits_processors=chain,
             tags=tags,
             tenant=tenant,
+            group=str(tags["request"]),
         )
         return Choice(index, request, stream, parser, constraint, logprobs)
 
