@@ -97,3 +97,15 @@ def endless(content: str, **fields: Any) -> dict[str, Any]:
 def chat(content: str, **fields: Any) -> dict[str, Any]:
     """A chat request of one user message."""
     return {"messages": [{"role": "user", "content": content}], "max_tokens": 8, **fields}
+
+
+def stated_bytes(server: Endpoint, **options: Any) -> tuple[dict[str, float], dict[str, float]]:
+    """Return what ``/metrics`` says that the server holds, and its limits, by what is held.
+
+    ``options`` are those of the request.
+    """
+    text = server.get("/metrics", **options).text
+    samples = re.findall(r"^kvlab_(\w+?)_bytes(_limit)?(\{[^}]*\})? (\S+)$", text, re.M)
+    held = {name + labels: float(number) for name, limit, labels, number in samples if not limit}
+    limits = {name + labels: float(number) for name, limit, labels, number in samples if limit}
+    return held, limits

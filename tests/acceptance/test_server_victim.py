@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -22,7 +21,7 @@ import pytest
 from tests.attacks.bodies import BODIES
 from tests.attacks.sockets import SOCKETS
 from tests.processes import ROOT, environment
-from tests.server_kit import Served
+from tests.server_kit import Served, stated_bytes
 from tests.victim import QUESTIONS, Report, listen, question, resident, watch
 
 MAX_GAP_S, MAX_FIRST_S = 0.5, 2.0
@@ -60,15 +59,6 @@ class Attackers:
         if self._process.poll() is None:
             self._process.kill()
             self._process.wait()
-
-
-def stated_bytes(server: Served) -> tuple[dict[str, float], dict[str, float]]:
-    """Return what ``/metrics`` says that the server holds, and its limits, by what is held."""
-    text = server.get("/metrics").text
-    samples = re.findall(r"^kvlab_(\w+?)_bytes(_limit)?(\{[^}]*\})? (\S+)$", text, re.M)
-    held = {name + labels: float(number) for name, limit, labels, number in samples if not limit}
-    limits = {name + labels: float(number) for name, limit, labels, number in samples if limit}
-    return held, limits
 
 
 def attacked(server: Served, right: list[str], groups: Sequence[tuple[str, ...]], timed: bool) -> list[str]:

@@ -29,6 +29,9 @@ MAX_SESSIONS = 50
 KEYS_PER_STATEMENT = 500
 """Bound variables that SQLite gets in one statement."""
 
+LOG_BYTES = 4 << 20
+"""The log is cut to this size when it was written back, which SQLite does at about this size."""
+
 APPLICATION_ID = 0x6B760000
 """SQLite's application id of an index; the format is added to it."""
 
@@ -86,6 +89,7 @@ class SsdIndex:
                 # On macOS: checkpoints flush the drive; after a commit the tier does, once for the whole batch.
                 self._db.execute("PRAGMA checkpoint_fullfsync=ON")
                 self._db.execute("PRAGMA temp_store=MEMORY")
+                self._db.execute(f"PRAGMA journal_size_limit={LOG_BYTES}")
                 self._create()
             elif self._version() != FORMAT:
                 raise sqlite3.DatabaseError("another format")
