@@ -5,12 +5,13 @@ Workloads know no model, tokenizer, store or decoder: they consist of messages i
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from kvlab.errors import WorkloadError
-from kvlab.workloads.grading import grade_call, grade_values
+from kvlab.workloads.grading import calls_of, grade_call, grade_values
 
 Message = dict[str, Any]
 Tool = dict[str, Any]
@@ -26,6 +27,9 @@ class WorkloadRequest:
     turn holds `reference`, never the model's own words, so that every policy sees the same prompts. Rendered by an
     append-only chat template, the prompt of turn t (with its generation prompt) is a string prefix of the prompt of
     turn t + 1.
+
+    `question` and `wanted` say in text, for a reader, what was asked and what the right answer is. By default they are
+    the text of the last user message, and the text of the reference or its calls as JSON (empty without a reference).
     """
 
     conversation: str
@@ -35,6 +39,15 @@ class WorkloadRequest:
     reference: Message | None
     kind: str
     max_tokens: int
+    question: str = ""
+    wanted: str = ""
+
+    def __post_init__(self) -> None:
+        asked = next((message for message in reversed(self.messages) if message["role"] == "user"), None)
+        if asked and not self.question:
+            object.__setattr__(self, "question", text_of(asked))
+        if self.reference and not self.wanted:
+            object.__setattr__(self, "wanted", text_of(self.reference))
 
     def grade(self, text: str) -> dict[str, float]:
         """Grade the model's `text` with scores in [0, 1]; `{}` where no answer is right or wrong (small talk, replays).
@@ -65,6 +78,17 @@ class Workload:
     def requests(self) -> list[WorkloadRequest]:
         """Return all requests, conversation by conversation, in turn order; the same ones at every call."""
         raise NotImplementedError
+
+
+def text_of(message: Message) -> str:
+    """Return what a message says as text: its calls as JSON, else its content with the text of all its parts."""
+    if message.get("tool_calls"):
+        calls = [dict(zip(("name", "arguments"), call, strict=True)) for call in calls_of(message)]
+        return json.dumps(calls[0] if len(calls) == 1 else calls, ensure_ascii=False)
+    content = message.get("content") or ""
+    if isinstance(content, str):
+        return content
+    return "\n".join(part["text"] for part in content if isinstance(part, dict) and isinstance(part.get("text"), str))
 
 
 def system(content: str) -> Message:

@@ -26,11 +26,19 @@ def parse_call(text: str) -> tuple[str, dict[str, Any]] | None:
     return name, arguments
 
 
-def call_of(message: dict[str, Any]) -> tuple[str, dict[str, Any]]:
-    """Return `(name, arguments)` of the first tool call of a message; arguments may be a JSON string or a dict."""
-    function = message["tool_calls"][0]["function"]
-    arguments = function["arguments"]
-    return function["name"], json.loads(arguments) if isinstance(arguments, str) else arguments
+def calls_of(message: dict[str, Any]) -> list[tuple[str, Any]]:
+    """Return `(name, arguments)` of every tool call of a message; arguments given as text of JSON are read."""
+    functions = [call["function"] for call in message["tool_calls"]]
+    return [(function["name"], _read_arguments(function["arguments"])) for function in functions]
+
+
+def _read_arguments(arguments: Any) -> Any:
+    if not isinstance(arguments, str):
+        return arguments
+    try:
+        return json.loads(arguments)
+    except json.JSONDecodeError:  # a model may have written them
+        return arguments
 
 
 def grade_call(text: str, reference: dict[str, Any], tools: Sequence[dict[str, Any]]) -> dict[str, float]:
@@ -40,7 +48,7 @@ def grade_call(text: str, reference: dict[str, Any], tools: Sequence[dict[str, A
     if parsed is None:
         return {"tool_call": 0.0, "argument": 0.0, "accuracy": 0.0}
     name, arguments = parsed
-    right_name, right_arguments = call_of(reference)
+    right_name, right_arguments = calls_of(reference)[0]
     valid = name in schemas and set(schemas[name].get("required", ())) <= set(arguments)
     argument = arguments == right_arguments
     return {

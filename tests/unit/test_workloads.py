@@ -279,3 +279,29 @@ def test_real_trajectories_replay(bundled: LoadedModel) -> None:
     assert all(len(r.tools) == 14 for r in requests)
     for earlier, later in pairwise(r for r in requests if r.conversation == "transcript-0"):
         assert rendered(bundled, later).startswith(rendered(bundled, earlier))
+
+
+def request_of(*messages: Any, reference: Any = None, **fields: str) -> WorkloadRequest:
+    return WorkloadRequest("c", 1, tuple(messages), (), reference, "answer", 8, **fields)
+
+
+def test_a_request_says_what_is_asked_and_wanted() -> None:
+    """For any form of message: text, parts, calls, none at all; what a workload says itself counts."""
+    parts = [{"type": "text", "text": "a"}, {"type": "image_url", "image_url": {}}, {"type": "text", "text": "b"}]
+    call = {"type": "function", "function": {"name": "add", "arguments": '{"x": 1}'}}
+    broken = {"type": "function", "function": {"name": "add", "arguments": '{"x": '}}
+    tool = {"role": "tool", "content": "3"}
+    asked = [
+        request_of(user("first"), assistant("A."), user("second"), reference=assistant("B.")),
+        request_of({"role": "user", "content": parts}, tool, reference={"role": "assistant", "tool_calls": [call]}),
+        request_of(user("x"), reference={"role": "assistant", "content": None, "tool_calls": [call, broken]}),
+        request_of({"role": "system", "content": "S"}),
+        request_of(user("long"), reference=assistant("B."), question="short", wanted="b"),
+    ]
+    assert [(one.question, one.wanted) for one in asked] == [
+        ("second", "B."),
+        ("a\nb", '{"name": "add", "arguments": {"x": 1}}'),
+        ("x", '[{"name": "add", "arguments": {"x": 1}}, {"name": "add", "arguments": "{\\"x\\": "}]'),
+        ("", ""),
+        ("short", "b"),
+    ]
