@@ -2,6 +2,7 @@
 
 from kvlab.policies.codecs import Quantized, Raw
 from kvlab.policies.grammar import parse_module
+from kvlab.policies.labels import policy_labels
 from kvlab.policies.policy import Policy
 from kvlab.policies.retention import Full, Rotating
 from kvlab.policies.reuse import NoReuse, Paged
@@ -16,5 +17,5 @@ from kvlab.policies.tiers import Ram, Snapshot, Tiered
 __all__ = [
     "SLOTS", "Full", "KNorm", "Module", "ModuleInfo", "NoReuse", "Paged", "Policy", "Quantized", "Ram", "Random",
     "Raw", "Rotating", "ScoreContext", "Scorer", "SnapKV", "Snapshot", "Tiered", "format_bytes", "parse_bytes",
-    "parse_module", "registry",
+    "parse_module", "policy_labels", "registry",
 ]  # fmt: skip

@@ -95,14 +95,19 @@ class Policy:
     def __hash__(self) -> int:
         return hash(self._resolved())
 
-    def __str__(self) -> str:
+    @property
+    def named(self) -> dict[str, Module]:
+        """The modules that the spec names, by slot; those that the others imply are left out."""
         named = {slot: module for slot in SLOTS if (module := getattr(self, slot)) is not None}
-        # A choice that the others imply is left out, so that equal policies have one spelling; tiers may imply reuse.
+        # In this order, so that equal policies have one spelling; tiers may imply reuse.
         for slot in ("retention", "codec", "tiers", "reuse"):
             fewer = {key: module for key, module in named.items() if key != slot}
             if Policy(*fewer.values()) == self:
                 named = fewer
-        return "|".join(module.spec() for module in named.values()) or "full"
+        return named
+
+    def __str__(self) -> str:
+        return "|".join(module.spec() for module in self.named.values()) or "full"
 
     def __repr__(self) -> str:
         return f"Policy('{self}')"

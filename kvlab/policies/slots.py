@@ -65,7 +65,7 @@ class Module:
 
     def spec(self) -> str:
         """Return ``name``, or ``name:key=value,...`` with the parameters that differ from their defaults."""
-        return self._written([f for f in dataclasses.fields(self) if getattr(self, f.name) != f.default], Module.spec)
+        return self.written([f for f in dataclasses.fields(self) if getattr(self, f.name) != f.default], Module.spec)
 
     def __str__(self) -> str:
         return self.spec()
@@ -81,9 +81,9 @@ class Module:
 
     def full_spec(self) -> str:
         """Return ``name:key=value,...`` with all parameters, so that a later change of defaults does not change it."""
-        return self._written(dataclasses.fields(self), Module.full_spec)
+        return self.written(dataclasses.fields(self), Module.full_spec)
 
-    def _written(self, fields: Iterable[dataclasses.Field[Any]], write: Callable[[Module], str]) -> str:
+    def written(self, fields: Iterable[dataclasses.Field[Any]], write: Callable[[Module], str]) -> str:
         """Return the spec with these fields; where a module in parentheses is among them, all are written."""
         inner = [getattr(self, name) for name in inner_fields(type(self))]
         given = [field for field in fields if field.name not in inner_fields(type(self))]
