@@ -18,12 +18,17 @@ if ON_MAC:  # processes that tests start get Metal's attention as this one does
     os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [_metal, os.environ.get("PYTHONPATH")]))
 
 import pytest  # noqa: E402
+from hypothesis import settings  # noqa: E402
 
 import kvlab  # noqa: E402, F401
 from kvlab import backends  # noqa: E402
 from kvlab.models import LoadedModel, bundled_path, load  # noqa: E402
 from tests.helpers import FLOAT32, FLOAT32_HEAD, FOUR_BITS, SIXTEEN_BITS, Weights, random_model  # noqa: E402
 from tests.metal import fused_attention  # noqa: E402
+
+# No example has a time limit, since no test may need a fast machine.
+settings.register_profile("kvlab", deadline=None)
+settings.load_profile("kvlab")
 
 if ON_MAC:
     fused_attention.install()

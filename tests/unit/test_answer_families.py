@@ -45,9 +45,7 @@ ARGUMENTS = st.fixed_dictionaries(
     },
 )
 CUTS = st.lists(st.integers(1, 9), max_size=6)
-QUICK = settings(
-    max_examples=15, deadline=None, suppress_health_check=[HealthCheck.filter_too_much, HealthCheck.too_slow]
-)
+QUICK = settings(max_examples=15, suppress_health_check=[HealthCheck.filter_too_much, HealthCheck.too_slow])
 
 
 def by_name(family: Family) -> str:

@@ -51,7 +51,7 @@ def test_each_turn_is_found_and_costs_only_its_own_tokens() -> None:
     assert memory.nbytes == 50 * (ENTRY_BYTES + 4 * 100)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.lists(st.tuples(st.integers(0, 12), st.integers(0, 12), st.integers(1, 40)), max_size=60))
 def test_bytes_stay_within_the_budget_whatever_is_added(steps: list[tuple[int, int, int]]) -> None:
     """Branches, repeated keys, parents that are gone: what is found is what was added last, and bytes are bounded."""
@@ -125,7 +125,7 @@ def test_a_parent_that_is_gone_makes_a_miss(root: Path) -> None:
     assert memory.find(key(1), "") is not None
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(at=st.integers(0, 167), bit=st.integers(0, 7))
 def test_a_flipped_bit_makes_a_miss(tmp_path_factory: pytest.TempPathFactory, at: int, bit: int) -> None:
     root = tmp_path_factory.mktemp("store")

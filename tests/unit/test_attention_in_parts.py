@@ -88,7 +88,7 @@ leaves = st.tuples(st.just("leave"), st.integers(0, 99))
 actions = st.lists(st.one_of(joins, leaves, st.just(("append", 0))), max_size=60)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(actions)
 def test_bucket_keeps_rows_of_each_sequence_through_joins_leaves_and_growth(steps):
     bucket = LengthBucket(RawCodec(), BucketRule(slots=SLOTS))

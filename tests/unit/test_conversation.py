@@ -80,7 +80,7 @@ def by_call(messages: Any) -> list[Any]:
     return made
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(st.lists(TURN, max_size=4), st.data())
 def test_every_spelling_has_one_canonical_form(turns: list[Turn], data: st.DataObject) -> None:
     one, other = canonical(spelled(turns, data.draw)), canonical(spelled(turns, data.draw))
@@ -92,7 +92,7 @@ def test_every_spelling_has_one_canonical_form(turns: list[Turn], data: st.DataO
     assert ordered[0] == ordered[1]
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(st.lists(TURN, min_size=1, max_size=4))
 def test_both_protocols_have_one_canonical_form(turns: list[Turn]) -> None:
     plain: list[dict[str, Any]] = []

@@ -15,7 +15,7 @@ import mlx.nn as nn
 import mlx_lm
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from mlx.utils import tree_flatten
 
@@ -69,7 +69,6 @@ def test_fingerprints_of_all_changes_differ(loaded: LoadedModel) -> None:
     assert len(seen) == len(CHANGES) + 1
 
 
-@settings(deadline=None)
 @given(data=st.data())
 def test_any_element_of_any_array_counts(data: st.DataObject, changed_often: LoadedModel) -> None:
     name, array = data.draw(st.sampled_from(tree_flatten(changed_often.model.parameters())))

@@ -14,9 +14,7 @@ from kvlab.server.structured.request_grammar import Wanted
 from kvlab.server.structured.type_names import json_type
 from tests.grammar_kit import GrammarKit, tool
 
-FEW = settings(
-    max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
-)
+FEW = settings(max_examples=12, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 TEXT = {"type": "string"}
 
 

@@ -79,7 +79,6 @@ def test_random_schemas_are_refused_in_words_or_kept(kit, form, count):
     @seed(count)
     @settings(
         max_examples=count,
-        deadline=None,
         database=None,
         phases=[Phase.generate],
         suppress_health_check=list(HealthCheck),
@@ -97,7 +96,6 @@ def test_random_tools_that_may_be_called_are_never_refused_but_for_their_size(ki
     @seed(count)
     @settings(
         max_examples=count,
-        deadline=None,
         database=None,
         phases=[Phase.generate],
         suppress_health_check=list(HealthCheck),

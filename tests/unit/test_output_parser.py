@@ -22,7 +22,7 @@ CUTTINGS = [(), (1,), (3, 5)]
 MARKERS = ["<think>", "</think>", "<tool_call>", "</tool_call>", '"', "<", "</", "\n", " ", "{"]
 TEXT = st.lists(st.one_of(st.sampled_from(MARKERS), st.text(max_size=4)), max_size=8).map("".join)
 CUTS = st.lists(st.integers(1, 7), max_size=5)
-QUICK = settings(max_examples=60, deadline=None)
+QUICK = settings(max_examples=60)
 
 
 # -- text and stop strings ------------------------------------------------------------------------------------------

@@ -8,7 +8,7 @@ from typing import ClassVar
 
 import mlx.core as mx
 import pytest
-from hypothesis import example, given
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from kvlab.policies import KNorm, Policy, ScoreContext, Scorer, policy_labels
@@ -90,6 +90,7 @@ def is_policy(text: str) -> bool:
         return False
 
 
+@settings(max_examples=30)
 @given(st.lists(whole.filter(is_policy), min_size=1, max_size=10))
 @example(["snapkv:budget=0.5", "snapkv:budget=0.25"])
 def test_labels_read_as_their_policies_and_are_as_long_as_they_must_be(texts: list[str]) -> None:

@@ -6,7 +6,7 @@ from typing import Any, ClassVar
 
 import mlx.core as mx
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from kvlab.charts.colors import policy_colors
@@ -115,7 +115,6 @@ scorers: Any = st.recursive(
 )  # fmt: skip
 
 
-@settings(deadline=None)
 @given(st.lists(scorers, min_size=1, max_size=4), st.sampled_from((",", ";", " , ")))
 def test_lists_of_nested_policies_round_trip(modules: list[Module], mark: str) -> None:
     policies = [module | Paged(block=64) for module in modules]

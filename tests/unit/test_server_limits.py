@@ -7,7 +7,7 @@ import asyncio
 import json
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
@@ -47,7 +47,6 @@ def depth(value: object) -> int:
     return 0 if inner is None else 1 + max(map(depth, inner), default=0)
 
 
-@settings(deadline=None)
 @given(VALUES, st.integers(1, 9), st.booleans())
 def test_scan_measures_any_json_in_any_chunks(value, size, ascii_only):
     text = json.dumps(value, ensure_ascii=ascii_only).encode()
@@ -58,7 +57,6 @@ def test_scan_measures_any_json_in_any_chunks(value, size, ascii_only):
     assert parse_json(text) == value
 
 
-@settings(deadline=None)
 @given(st.binary(max_size=60))
 def test_any_bytes_are_parsed_or_refused(body):
     try:

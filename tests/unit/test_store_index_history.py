@@ -289,7 +289,7 @@ class History(RuleBasedStateMachine):
 @times(10)
 def test_no_history_of_index_and_files_breaks_the_budget_or_serves_wrong_bytes(count: int) -> None:
     how = settings(
-        max_examples=count, stateful_step_count=25, deadline=None, derandomize=count == 10,
+        max_examples=count, stateful_step_count=25, derandomize=count == 10,
         suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
     )  # fmt: skip
     run_state_machine_as_test(History, settings=how)

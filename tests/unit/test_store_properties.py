@@ -175,7 +175,7 @@ class Tight(Machine):
 @pytest.mark.parametrize("machine", [Roomy, Tight])
 def test_no_sequence_of_accidents_gives_a_wrong_byte(machine: type[RuleBasedStateMachine], count: int) -> None:
     how = settings(
-        max_examples=count, stateful_step_count=40, deadline=None, derandomize=count == 8,
+        max_examples=count, stateful_step_count=40, derandomize=count == 8,
         suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
     )  # fmt: skip
     run_state_machine_as_test(machine, settings=how)

@@ -41,7 +41,7 @@ TEXT = st.text(alphabet=st.one_of(st.sampled_from("ab \n☃漢🎉é"), st.chara
 
 
 @given(text=TEXT)
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_bytes_of_tokens_joined_are_the_text(tokenizer, text):
     """Class: any text, in vocabularies of both kinds."""
     of = TokenBytes(tokenizer).of
