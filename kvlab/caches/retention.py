@@ -21,6 +21,9 @@ from kvlab.policies import Full, Module, Rotating, ScoreContext, Scorer
 NAN_CHECK_DELAY_TOKENS = 3
 """Tokens after which scores are checked for NaN: they have been computed by then, so that the check does not wait."""
 
+MAX_TRIAL_TOKENS = 4
+"""Most tokens of a trial of a policy, which nobody needs to be warned of."""
+
 Mask = mx.array | str | None
 
 
@@ -264,13 +267,9 @@ class TopScores(Retention):
         budget = self._scorer.rows(prompt, self.place.layer, self.place.n_layers)
         if budget < 1:
             raise PolicyError(f"{self._scorer} keeps {budget} rows of layer {self.place.layer}: it must be 1 or more")
-        if budget <= self._scorer.window < prompt and not self.place.layer:
-            warnings.warn(
-                f"{self._scorer} keeps {budget} rows of {prompt}, which its window of {self._scorer.window} fills: "
-                f"only the latest stay; write a larger budget or a smaller window",
-                PolicyWarning,
-                stacklevel=2,
-            )
+        if budget <= self._scorer.window and max(budget, MAX_TRIAL_TOKENS) < prompt:
+            # The same words for every prompt and layer, so that Python shows them once.
+            warnings.warn(_window_fills_budget(self._scorer), PolicyWarning, stacklevel=2)
         return budget
 
     def _context(self, rows: KVBuffer, queries: mx.array | None, offset: int, scale: float) -> ScoreContext:
@@ -376,6 +375,16 @@ class TopScores(Retention):
 
     def _held(self) -> list[mx.array]:
         return [*self._queries, *(array for array in (self._kept, self._accumulated) if array is not None)]
+
+
+def _window_fills_budget(scorer: Scorer) -> str:
+    window = scorer.window
+    is_share = type(scorer).rows is Scorer.rows and isinstance(scorer.budget, float) and scorer.budget <= 1
+    few = f"of a prompt below {math.ceil((window + 0.5) / scorer.budget):,} tokens" if is_share else "of a short prompt"
+    return (
+        f"{scorer} keeps no more rows {few} than its window of {window} fills, so that only the latest tokens stay; "
+        f"write a larger budget, such as budget={2 * window}, or a smaller window"
+    )
 
 
 def _taken(positions: mx.array, index: mx.array) -> mx.array:

@@ -17,7 +17,7 @@ from typing import Any
 import click
 
 from kvlab import bench as benchmarks
-from kvlab.errors import KvlabError, PolicyError
+from kvlab.errors import BackendWarning, KvlabError, PolicyError, PolicyWarning
 from kvlab.version import __version__
 from kvlab.workloads import names_with_option, workload_names
 
@@ -38,6 +38,7 @@ class Lazy(click.Group):
     """A group that imports some of its commands on first use, so that ``--help`` stays quick."""
 
     elsewhere = {
+        "ask": "kvlab.cli.ask:ask",
         "lab": "kvlab.cli.lab:lab",
         "store": "kvlab.cli.store:app",
         "serve": "kvlab.cli.serve:serve",
@@ -213,7 +214,7 @@ def split_policies(texts: Iterable[str]) -> list[str]:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command line. Exit status: 0; 2 for wrong input, with one line on stderr; 130 when interrupted."""
-    warnings.showwarning = _show_warning
+    warnings.showwarning = _Warnings()
     try:
         return cli.main(args=arguments, prog_name="kvlab", standalone_mode=False) or 0
     except click.exceptions.NoArgsIsHelpError as error:
@@ -239,11 +240,16 @@ def _wrong(message: str) -> int:
     return 2
 
 
-def _show_warning(message: Warning | str, category: type[Warning], *_: Any, **__: Any) -> None:
-    from kvlab.errors import BackendWarning
+class _Warnings:
+    """Shows kvlab's own warnings, each once; a library's deprecations are no news to the user."""
 
-    if issubclass(category, BackendWarning):  # a library's deprecations are no news to the user
-        click.echo(f"kvlab: warning: {message}", err=True)
+    def __init__(self) -> None:
+        self._shown: set[str] = set()
+
+    def __call__(self, message: Warning | str, category: type[Warning], *_: Any, **__: Any) -> None:
+        if issubclass(category, BackendWarning | PolicyWarning) and str(message) not in self._shown:
+            self._shown.add(str(message))
+            click.echo(f"kvlab: warning: {message}", err=True)
 
 
 def _answer(as_json: bool, work: Callable[[], Document], show: Callable[[Document], None] = lambda _: None) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,11 @@ from kvlab.inspection.tokens import TokenState, token_states, tokens_html
 from kvlab.models import LoadedModel
 from kvlab.policies import Module, Policy
 from kvlab.recording.recorder import Recorder
+
+INCOMPLETE = "\ufffd"
+"""What decoders write for bytes that are no whole character."""
+MAX_CHARACTER_TOKENS = 4
+"""Most tokens of one character: one for each byte in UTF-8."""
 
 Prompt = str | Sequence[Mapping[str, Any]] | Sequence[int]
 
@@ -53,6 +58,11 @@ class RequestTrace:
     @property
     def answer(self) -> str:
         return "".join(self.texts[self.prompt_tokens :])
+
+    @property
+    def kept_tokens(self) -> float:
+        """Tokens of prompt and answer that no head has evicted at the end, as a mean over layers and heads."""
+        return sum(1 - state.gone for state in self.states())
 
     def states(self, step: int | None = None, layer: int | None = None, head: int | None = None) -> list[TokenState]:
         """Return the state of every token up to a decode step (None: the last), of one layer and head or over all."""
@@ -96,10 +106,12 @@ def watch(
     model: str | Path | LoadedModel | None = None,
     *,
     max_tokens: int = 32,
+    on_token: Callable[[int], None] = lambda _: None,
 ) -> list[RequestTrace]:
     """Serve the first prompt alone, then the others together, so that they can start from its KV and share theirs.
 
-    A prompt is a text, a conversation of messages, or token ids. Greedy decoding. Raises KvlabError.
+    A prompt is a text, a conversation of messages, or token ids. Greedy decoding. ``on_token`` is called with each
+    token of the first answer as it comes. Raises KvlabError.
     """
     if not prompts:
         raise RunError("no prompts to watch; give one or more, such as a text or a list of messages")
@@ -109,7 +121,10 @@ def watch(
     recorder = Recorder()
     # No sequence stays warm: the traces show KV at rest.
     with Decoder(loaded, parsed, recorder=recorder, retain=0) as decoder:
-        first = decoder.generate(ids[0], max_tokens=max_tokens)
+        stream = decoder.submit(ids[0], max_tokens=max_tokens)
+        for token in stream:
+            on_token(token)
+        first = stream.result()
         others = [decoder.submit(prompt, max_tokens=max_tokens) for prompt in ids[1:]]
         done = [first, *(stream.result() for stream in others)]
     evicted = recorder.frame("evicted").select("request", "layer", "head", "position", "step")
@@ -125,12 +140,32 @@ def watch(
 
 
 def pieces(ids: Sequence[int], loaded: LoadedModel) -> list[str]:
-    """Return the text that each token adds, decoded after the token before it, which decides about leading spaces."""
-    texts = [loaded.decode(ids[:1])] if ids else []
-    for before, token in zip(ids, ids[1:], strict=False):
-        alone, both = loaded.decode([before]), loaded.decode([before, token])
-        texts.append(both[len(alone) :] if both.startswith(alone) else loaded.decode([token]))
+    """Return the text that each token adds, decoded after the token before it, which decides about leading spaces.
+
+    A character that several tokens make up is the text of the last of them.
+    """
+    texts: list[str] = []
+    before: list[int] = []
+    open_tokens: list[int] = []
+    for token in ids:
+        open_tokens.append(token)
+        text = _added(before, open_tokens, loaded)
+        if text.endswith(INCOMPLETE) and len(open_tokens) < MAX_CHARACTER_TOKENS:
+            texts.append("")
+            continue
+        texts.append(text)
+        before, open_tokens = open_tokens, []
+    if open_tokens:
+        texts[-1] = _added(before, open_tokens, loaded)
     return texts
+
+
+def _added(before: Sequence[int], tokens: Sequence[int], loaded: LoadedModel) -> str:
+    """Return the text that ``tokens`` add to that of ``before``."""
+    if not before:
+        return loaded.decode(tokens)
+    alone, both = loaded.decode(before), loaded.decode([*before, *tokens])
+    return both[len(alone) :] if both.startswith(alone) else loaded.decode(tokens)
 
 
 def prompt_ids(prompt: Prompt, loaded: LoadedModel) -> list[int]:

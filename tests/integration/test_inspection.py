@@ -28,6 +28,18 @@ def test_the_pieces_are_the_text(bundled: LoadedModel, prompts: list[str]) -> No
     assert "".join(pieces(ids, bundled)) == bundled.decode(ids)
 
 
+CHARACTERS = ["½ of it: ünïcode", "日本語のテキスト", "👩\u200d👧 and 😀😀", "é"]
+
+
+@pytest.mark.parametrize("text", CHARACTERS)
+def test_a_character_of_several_tokens_is_whole(bundled: LoadedModel, text: str) -> None:
+    ids = bundled.encode(text)
+    texts = pieces(ids, bundled)
+    assert len(texts) == len(ids) and "".join(texts) == text
+    begun = pieces(ids[:-1], bundled)  # an answer may be cut within a character
+    assert len(begun) == len(ids) - 1 and text.startswith("".join(begun).rstrip("\ufffd"))
+
+
 def test_an_evicted_token_is_one_that_every_head_lost(bundled: LoadedModel, prompts: list[str]) -> None:
     (seen,) = watch("snapkv:budget=0.4", prompts[:1], bundled, max_tokens=6)
     states = seen.states(0)

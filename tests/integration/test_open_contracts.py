@@ -1,6 +1,8 @@
 """What a module of one's own may do: each contract is used by a small module that needs it."""
 
 import math
+import re
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -231,9 +233,45 @@ def test_scores_that_are_no_numbers_are_refused(llama: LoadedModel, from_token: 
         decoder.generate(PROMPT, max_tokens=tokens)
 
 
-def test_a_budget_that_its_window_fills_warns(llama: LoadedModel) -> None:
-    with pytest.warns(PolicyWarning, match="keeps 9 rows of 90, which its window of 32 fills"):
-        held(llama, "snapkv:budget=0.1")
+@dataclass(frozen=True)
+class NarrowEnd(Scorer):
+    """Fewer rows in later layers than its window of queries."""
+
+    name: ClassVar[str] = "narrow-end-of-test"
+    window: int = 16  # type: ignore[assignment]
+
+    def rows(self, prompt_tokens: int, layer: int, n_layers: int) -> int:
+        return 40 if layer == 0 else 8
+
+    def score(self, context: ScoreContext) -> mx.array:
+        return context.positions.astype(mx.float32)
+
+
+@pytest.mark.parametrize(
+    ("spec", "tokens", "says"),
+    [
+        ("snapkv:budget=0.1", 90, "of a prompt below 325 tokens than its window of 32 fills.*such as budget=64"),
+        ("snapkv:budget=0.5", 20, "of a prompt below 65 tokens"),  # all of the prompt is in the window
+        ("narrow-end-of-test", 90, "of a short prompt than its window of 16 fills"),  # in later layers only
+    ],
+)
+def test_a_budget_that_its_window_fills_is_one_warning_for_all_prompts_and_layers(
+    llama: LoadedModel, spec: str, tokens: int, says: str
+) -> None:
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("default")
+        for prompt in (PROMPT[:tokens], PROMPT[1 : tokens - 1]):
+            with Decoder(llama, spec) as decoder:
+                decoder.generate(prompt, max_tokens=4)
+    [warning] = [one for one in caught if one.category is PolicyWarning]
+    assert re.search(says, str(warning.message))
+
+
+@pytest.mark.parametrize(("spec", "tokens"), [("snapkv:budget=0.5", 90), ("snapkv:budget=40", 30), ("knorm", 9)])
+def test_a_budget_above_the_window_or_the_prompt_is_no_warning(llama: LoadedModel, spec: str, tokens: int) -> None:
+    with warnings.catch_warnings(), Decoder(llama, spec) as decoder:
+        warnings.simplefilter("error", PolicyWarning)
+        decoder.generate(PROMPT[:tokens], max_tokens=4)
 
 
 # -- retention, codecs and reuse that nothing carries out -------------------------------------------------------------
