@@ -5,6 +5,7 @@ The `.py` (jupytext, percent format) is what is edited; the `.ipynb` is made fro
 
 from __future__ import annotations
 
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,8 @@ from nbclient import NotebookClient
 HERE = Path(__file__).resolve().parent
 WIDGET = "application/vnd.jupyter.widget-view+json"
 TIMEOUT_S = 180  # of one cell
+PROGRESS = re.compile(r"\d+%\|.*\| \d+/\d+ \[")
+"""A bar of tqdm, as it stands at the end of its line."""
 
 
 def names() -> list[str]:
@@ -59,12 +62,20 @@ def settle(notebook: Any) -> Any:
                 if not set(output.data) - {"text/plain"}:
                     continue
             if output.get("name") == "stderr":
-                continue
+                output.text = without_progress(output.text)
+                if not output.text.strip():
+                    continue
             kept.append(output)
         cell.outputs = kept
         cell.metadata.pop("execution", None)
     notebook.metadata.pop("widgets", None)
     return notebook
+
+
+def without_progress(text: str) -> str:
+    """What was written to stderr, warnings above all, without progress bars, which begin a line again and again."""
+    lines = [line.rpartition("\r")[2] for line in text.replace("\r\n", "\n").splitlines(keepends=True)]
+    return "".join(line for line in lines if not PROGRESS.search(line))
 
 
 def main(wanted: list[str]) -> int:

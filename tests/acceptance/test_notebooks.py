@@ -47,7 +47,7 @@ def test_committed_notebooks_show_without_a_kernel_and_name_no_place(name: str) 
     outputs = [output for cell in made.cells if cell.cell_type == "code" for output in cell.outputs]
     assert "widgets" not in made.metadata and outputs
     for output in outputs:
-        assert output.output_type != "error"
+        assert output.output_type != "error" and output.get("name") != "stderr", output
         data = output.get("data", {})
         assert "application/vnd.jupyter.widget-view+json" not in data
         if LAB in data:
@@ -55,6 +55,26 @@ def test_committed_notebooks_show_without_a_kernel_and_name_no_place(name: str) 
     text = json.dumps([{k: v for k, v in output.items() if k != "image/png"} for output in outputs])
     assert not re.search(r"/(root|home|tmp|Users|work|var)/", text)
     assert (FOLDER / f"{name}.ipynb").stat().st_size < 400_000
+
+
+PROGRESS = "  0%|          | 0/6 [00:00<?, ?it/s]\r 50%|#####     | 3/6 [00:01<00:01,  2.52it/s]\r\n"
+
+
+@pytest.mark.parametrize(
+    ("written", "kept"),
+    [
+        (["BackendWarning: MLX runs on slow reference BLAS\n"], "BackendWarning: MLX runs on slow reference BLAS\n"),
+        (["UserWarning: 100% of it | all\n", PROGRESS], "UserWarning: 100% of it | all\n"),
+        ([PROGRESS + "PolicyWarning: a budget\n", "\n"], "PolicyWarning: a budget\n"),
+        ([PROGRESS], ""),
+    ],
+)
+def test_saved_notebooks_keep_what_was_written_to_stderr_except_progress(written: list[str], kept: str) -> None:
+    outputs = [nbformat.v4.new_output("stream", name="stderr", text=text) for text in written]
+    cell = nbformat.v4.new_code_cell("x", outputs=[*outputs, nbformat.v4.new_output("stream", name="stdout", text="y")])
+    settled = execution().settle(nbformat.v4.new_notebook(cells=[cell])).cells[0].outputs
+    assert "".join(output.text for output in settled if output.name == "stderr") == kept
+    assert [output.text for output in settled if output.name == "stdout"] == ["y"]
 
 
 def test_any_model_is_one_line() -> None:
@@ -69,6 +89,7 @@ def test_a_notebook_runs_from_clean(name: str, tmp_path: Path, monkeypatch: pyte
     done = module.settle(module.execute(module.read(name), tmp_path))
     shown = [output for cell in done.cells if cell.cell_type == "code" for output in cell.outputs]
     assert shown and not [output for output in shown if output.output_type == "error"]
+    assert not [output.text for output in shown if output.get("name") == "stderr"]  # a warning would be there
 
 
 class Lab:
@@ -76,7 +97,7 @@ class Lab:
 
     def __init__(self, folder: Path, config: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         config.mkdir()
-        settings = {"ServerApp": {"allow_root": True}, "LabApp": {"expose_app_in_browser": True}}
+        settings = {"LabApp": {"expose_app_in_browser": True}}
         for name in ("server", "lab"):
             (config / f"jupyter_{name}_config.json").write_text(json.dumps(settings))
         monkeypatch.setenv("JUPYTER_CONFIG_DIR", str(config))
@@ -93,9 +114,9 @@ class Lab:
         if not self._ready.wait(90):
             self.stop()
             raise RuntimeError(f"no JupyterLab: {''.join(self.log)[-2000:]}")
-        found = re.search(r"(http://(?:127\.0\.0\.1|localhost):\d+)/\S*\?token=(\w+)", "".join(self.log))
+        found = re.search(r"((http://(?:127\.0\.0\.1|localhost):\d+)/\S*\?token=(\w+))", "".join(self.log))
         assert found
-        self.url, self.token = found.groups()
+        self.address, self.url, self.token = found.groups()
 
     def _read(self) -> None:
         assert self.process.stderr is not None
@@ -122,12 +143,14 @@ def lab(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Lab]:
     started.stop()
 
 
-def test_in_jupyterlab_the_picture_follows_the_slider(lab: Lab) -> None:
+def test_in_jupyterlab_the_index_opens_and_the_picture_follows_the_slider(lab: Lab) -> None:
     from playwright.sync_api import sync_playwright
 
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
         page = browser.new_page(viewport={"width": 1300, "height": 2400})
+        page.goto(lab.address, timeout=60_000)
+        page.get_by_role("link", name="Watch it evict").wait_for(timeout=60_000)
         page.goto(f"{lab.url}/lab/tree/02_watch_it_evict.ipynb?token={lab.token}&reset", timeout=60_000)
         page.locator(".jp-Notebook .jp-CodeCell").first.wait_for(timeout=60_000)
         # Commands that come before the kernel is connected are lost.
