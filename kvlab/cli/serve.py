@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import os
+import sys
+from collections.abc import Mapping
 from typing import Any
 
 import click
@@ -63,8 +66,6 @@ def serve(
 ) -> None:
     """Serve a policy to clients of OpenAI and Anthropic until interrupted; a dashboard is at /."""
     import gc
-    import logging
-    import sys
 
     from kvlab.models import BUNDLED
     from kvlab.policies import Policy, parse_bytes
@@ -74,6 +75,7 @@ def serve(
     from kvlab.server.logs import to_stderr
     from kvlab.server.notebook import models_by_name, with_adapters
     from kvlab.server.settings import Settings
+    from kvlab.server.snippets import client_snippets
 
     given = keys or tuple(filter(None, [os.environ.get("KVLAB_API_KEY")]))
     body = parse_bytes(max_body)
@@ -101,7 +103,8 @@ def serve(
     socket = bound_socket(settings.host, settings.port)
     sys.setswitchinterval(0.0005)  # the decoder's thread must not wait long for a busy event loop
     to_stderr()
-    app = create_app(parsed, models_by_name(with_adapters(models or (BUNDLED,), adapters)), settings)
+    named = models_by_name(with_adapters(models or (BUNDLED,), adapters))
+    app = create_app(parsed, named, settings)
     shown, number = socket.getsockname()[:2]
     url = f"http://{f'[{shown}]' if ':' in shown else shown}:{number}"
 
@@ -117,6 +120,7 @@ def serve(
                 gc.freeze()  # what has been loaded stays: collecting garbage need not look through it
                 click.echo(f"kvlab serves {parsed} at {url}")
                 sys.stdout.flush()
+                _show_clients(client_snippets(url, next(iter(named)), needs_key=bool(settings.keys)))
 
         async def shutdown(self, sockets: Any = None) -> None:
             await super().shutdown(sockets)
@@ -129,3 +133,15 @@ def serve(
             raise
     if app.state.failure is not None:
         raise KvlabError(str(app.state.failure))
+
+
+def _show_clients(snippets: Mapping[str, str]) -> None:
+    """Write how to reach the server to stderr: to people in lines to copy, to logs as one of their lines."""
+    from kvlab.server.logs import log
+
+    if not sys.stderr.isatty():
+        log("clients", logging.INFO, **snippets)
+        return
+    width = max(map(len, snippets))
+    lines = [f"  {client:<{width}}  {line}" for client, line in snippets.items()]
+    click.echo("\n".join(["Its dashboard is at the same address. To use it from", *lines]), err=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -57,7 +58,9 @@ def create_app(
         except KvlabError as error:
             app.state.failure = error
             raise
+        following = asyncio.create_task(metrics.history.follow())
         yield
+        following.cancel()
         log("closing", models=len(pool.open))
         service.close()
 

@@ -15,7 +15,9 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from kvlab.decoder import Completion
 from kvlab.recording import events
 from kvlab.server.access import Client
+from kvlab.server.computed_tokens import reason_for_computing
 from kvlab.server.limited_gauges import LimitedGauges
+from kvlab.server.tier_history import TierHistory
 from kvlab.tiers import RAM, SSD, tiers, tiers_at_rest
 
 TTFT_BUCKETS_S = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
@@ -33,7 +35,8 @@ class _Counters:
         self.prompt = Counter("prompt_tokens", "Prompt tokens received.", **options)
         self.cached = Counter("cached_tokens", "Prompt tokens not recomputed, by tier.", ["tier"], **options)
         self.generated = Counter("generated_tokens", "Tokens generated.", **options)
-        self.misses = Counter("misses", "Why prompt tokens were computed again.", ["reason"], **options)
+        self.misses = Counter("misses", "Requests that the store knew in part or not, by why.", ["reason"], **options)
+        self.computed = Counter("computed_tokens", "Prompt tokens computed, by why.", ["reason"], **options)
         self.finished = Counter("finished", "Generations by how they ended.", ["reason"], **options)
         self.ttft = Histogram("ttft_seconds", "Time to first token.", buckets=TTFT_BUCKETS_S, **options)
         self.tpot = Histogram("tpot_seconds", "Mean time per later token.", buckets=TPOT_BUCKETS_S, **options)
@@ -44,6 +47,9 @@ class _Counters:
         self.generated.inc(tokens)
         for tier, count in completion.cached_by_tier.items():
             self.cached.labels(tier).inc(count)
+        if completion.ttft_ms:  # else it was cancelled before its prompt was computed
+            computed = completion.prompt_tokens - completion.cached_tokens
+            self.computed.labels(reason_for_computing(completion)).inc(computed)
         if completion.miss:
             self.misses.labels(completion.miss.partition("=")[0]).inc()
         self.finished.labels(reason).inc()
@@ -82,6 +88,7 @@ class ServerMetrics:
         self._latest: dict[str, deque[dict[str, Any]]] = {}
         self._live: dict[str, tuple[str, dict[str, Any]]] = {}
         self.began = time.time()
+        self.history = TierHistory(models)
         self.evicted_rows = Counter(
             "evicted_rows", "Rows that retention dropped from live KV.", registry=self._all.registry, namespace="kvlab"
         )
@@ -150,6 +157,7 @@ class ServerMetrics:
             "models": models,
             "tiers": [dataclasses.asdict(tier) for tier in tiers()],
             "sees_all": client.sees_all,
+            "history": self.history.columns() if client.sees_all else {},
             "live": live,
             "latest": latest[::-1],
             "totals": self._shown(client).totals(),

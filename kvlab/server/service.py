@@ -15,6 +15,7 @@ from starlette.requests import Request
 from kvlab.server.access import Client
 from kvlab.server.body_parsing import Body, parse_body
 from kvlab.server.body_reader import BodyReader
+from kvlab.server.computed_tokens import reason_for_computing
 from kvlab.server.concurrency_limit import ConcurrencyLimit
 from kvlab.server.errors import ApiError
 from kvlab.server.generation.choice import Choice
@@ -222,6 +223,7 @@ class GenerationSession:
         facts: dict[str, Any] = {"ended": outcome, "tokens": self.tokens()}
         if self._ends:
             facts |= completion_details(self._ends[0])
+            facts["computed_because"] = reason_for_computing(self._ends[0].completion)
         self._service.metrics.ended_request(self.request_id, facts)
         log("answered", request=self.request_id, path=self._labels.path, model=self.model.name, **facts)
 

@@ -16,6 +16,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import anthropic
 import httpx
 import pytest
 
@@ -181,12 +182,15 @@ def test_requests_have_a_time_limit(bundled):
 
 
 def test_the_dashboard_shows_what_metrics_say(keyed):
+    assert keyed.post("/v1/chat/completions", chat("One prompt."), headers=KEYS).status_code == 200
     text = keyed.get("/metrics", headers=ADMIN).text
     totals = keyed.get("/kvlab/state", headers=ADMIN).json()["totals"]
     for name in ("prompt_tokens_total", "generated_tokens_total", "running", "ttft_seconds_count"):
         assert float(re.search(rf"^kvlab_{name} (\S+)$", text, re.M).group(1)) == totals[name]
     for reason, number in totals["misses_total"].items():
         assert f'kvlab_misses_total{{reason="{reason}"}} {number}' in text
+    computed = totals["prompt_tokens_total"] - sum(totals.get("cached_tokens_total", {}).values())
+    assert 0 < sum(totals["computed_tokens_total"].values()) <= computed  # less what was cancelled in the queue
 
 
 # -- start and end --------------------------------------------------------------------------------------------------
@@ -215,6 +219,28 @@ def test_a_server_ends_well_and_keeps_what_it_computed(tmp_path):
     assert answered["cached_tokens"] == usage["prompt_tokens"] - 1
     assert entries[-1]["event"] == "closing"
     assert "service agent" not in "".join(server.log)  # figures, and nothing of what was said
+
+
+def test_a_server_says_how_to_use_it_and_what_it_says_works(tmp_path, monkeypatch, capsys):
+    """The lines are run as they are printed, with the key in the variable that they name."""
+    monkeypatch.setenv("KVLAB_API_KEY", "a-key")
+    with Served("--policy", "full", home=tmp_path) as server:
+        while not any('"clients"' in line for line in server.log):
+            time.sleep(0.01)
+        [clients] = [json.loads(line) for line in server.log if '"clients"' in line]
+        assert "a-key" not in "".join(server.log)
+        asked = subprocess.run(["sh", "-c", clients["curl"]], capture_output=True, text=True, timeout=60)
+        said = json.loads(asked.stdout)["choices"][0]["message"]["content"]
+        exec(clients["Python"], {})
+        assert capsys.readouterr().out == f"{said}\n"
+        *settings, program = clients["Claude Code"].split()
+        assert program == "claude"
+        for setting in settings:
+            name, _, value = setting.partition("=")
+            monkeypatch.setenv(name, os.path.expandvars(value))
+        question = [{"role": "user", "content": "Say hello."}]
+        made = anthropic.Anthropic().messages.create(model="claude-any", messages=question, max_tokens=64)
+        assert made.content[0].text == said
 
 
 @pytest.mark.parametrize(
