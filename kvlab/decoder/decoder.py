@@ -113,6 +113,7 @@ class Decoder:
         tenant: str = "",
         priority: int = 0,
         group: str | None = None,
+        compress_after: int | None = None,
     ) -> Stream:
         """Queue a request and return at once.
 
@@ -127,14 +128,17 @@ class Decoder:
             priority: requests of higher priority start first, and are preempted last.
             group: where places are short, tenants share them evenly, and so do the groups of a tenant, such as the
                 answers of one HTTP request; None is a group of its own.
+            compress_after: prompt tokens after which a scorer chooses the rows that stay. It has not seen the rest of
+                the prompt then, which is computed with the rows that are left: a question that comes later. None: all.
 
         Raises:
-            KvlabError: an empty prompt, a token outside the vocabulary, ``max_tokens`` below 1, a request that can
-                never fit the live memory, or a closed decoder.
+            KvlabError: an empty prompt, a token outside the vocabulary, ``max_tokens`` below 1, ``compress_after``
+                beyond the prompt, a request that can never fit the live memory, or a closed decoder.
         """
         if self._closed:
             raise KvlabError("this decoder is closed: make a new one")
-        check_request(self.loaded, prompt, max_tokens)
+        compress_after = len(prompt) if compress_after is None else compress_after
+        check_request(self.loaded, prompt, max_tokens, compress_after)
         if self._scheduler.watch.may_have_changed():
             evaluate_own_arrays(self.loaded.model)  # the decoder's thread cannot evaluate what this one has changed
         if self._scheduler.budget is not None:
@@ -148,6 +152,7 @@ class Decoder:
             stop=stop,
             tags=dict(tags or {}),
             tenant=tenant,
+            compress_after=compress_after,
             priority=priority,
             group=group,
         )

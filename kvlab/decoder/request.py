@@ -31,6 +31,7 @@ class Request:
         pushed: tokens that were handed to the stream.
         cached: leading tokens that were reused, by tier in ``by_tier``; ``miss`` says why the next one was not.
         tokens: generated tokens, and ``times`` when they came.
+        compress_after: prompt tokens after which a scorer chooses the rows that stay, before it has seen the others.
         prefilled: prompt tokens that events have reported.
         is_decoding: its whole context is computed, and tokens follow one by one.
         path: the nodes of the prefix tree that it reads.
@@ -49,6 +50,7 @@ class Request:
     stop: Sequence[Sequence[int]]
     tags: Mapping[str, Any]
     tenant: str
+    compress_after: int
     priority: int = 0
     group: object = None
     submitted: float = field(default_factory=time.perf_counter)
@@ -157,11 +159,13 @@ class Request:
         )
 
 
-def check_request(loaded: LoadedModel, prompt: Sequence[int], max_tokens: int) -> None:
-    """Raise KvlabError for an empty prompt, no tokens to generate, or a token outside the vocabulary."""
+def check_request(loaded: LoadedModel, prompt: Sequence[int], max_tokens: int, compress_after: int) -> None:
+    """Raise KvlabError for an empty prompt, no tokens to generate, or a token or count outside its range."""
     if len(prompt) == 0:
         raise KvlabError("the prompt has no tokens: send at least one")
     if max_tokens < 1:
         raise KvlabError(f"max_tokens={max_tokens} must be 1 or more")
+    if not 1 <= compress_after <= len(prompt):
+        raise KvlabError(f"compress_after={compress_after} must be 1 to {len(prompt)}, the tokens of the prompt")
     if min(prompt) < 0 or max(prompt) >= loaded.vocab_size:
         raise KvlabError(f"the prompt holds a token outside the model's vocabulary, 0 to {loaded.vocab_size - 1}")

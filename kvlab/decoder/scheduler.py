@@ -22,7 +22,7 @@ from kvlab.decoder.fair_share import KEPT_SHARE, PATIENCE_S, Shares
 from kvlab.decoder.memory_budget import LiveMemoryBudget, measure
 from kvlab.decoder.prefill.batch_generator import ChunkedBatchGenerator
 from kvlab.decoder.prefill.budget import PrefillBudget
-from kvlab.decoder.prefill.segments import checkpoint_segments, checkpoints_of
+from kvlab.decoder.prefill.segments import checkpoint_segments, checkpoints_of, cut_at
 from kvlab.decoder.prefix_tree import PrefixTree
 from kvlab.decoder.request import Request
 from kvlab.decoder.reuse import PrefixCache, make_prefix_cache
@@ -271,7 +271,7 @@ class Scheduler:
 
     def _insert(self, request: Request) -> None:
         context = request.begin()
-        caches = self._make_caches(len(request.prompt), request)
+        caches = self._make_caches(len(request.prompt) if self._own else request.compress_after, request)
         request.caches, request.layers = caches, own_layers(caches)
         segments = [context]
         if self._needs_segments:
@@ -285,6 +285,8 @@ class Scheduler:
             segments = self.reuse.segments(request)
             if self.reuse.wants_checkpoints:
                 request.checkpoints = checkpoints_of(segments, request.cached)
+        if request.compress_after < len(request.prompt):
+            segments = cut_at(segments, request.compress_after - request.cached)
         request.note_start()
         stop = StopSequences([*([token] for token in self._loaded.eos), *map(list, request.stop)])
         [request.uid] = self._generator.insert_segments(

@@ -41,3 +41,13 @@ def checkpoints_of(segments: Sequence[Sequence[int]], start: int) -> tuple[int, 
     ends = list(itertools.accumulate((len(segment) for segment in segments), initial=start))
     ends[-1] -= 1
     return tuple(sorted({end for end in ends if end > start}))
+
+
+def cut_at(segments: Sequence[Sequence[int]], tokens: int) -> list[list[int]]:
+    """Cut the segment that goes past the first ``tokens`` of them all, so that a chunk ends exactly there."""
+    made: list[list[int]] = []
+    for segment in segments:
+        inside = min(max(0, tokens), len(segment))
+        made += [list(part) for part in (segment[:inside], segment[inside:]) if part]
+        tokens -= len(segment)
+    return made

@@ -63,10 +63,12 @@ class PagedPrefixCache(PrefixCache):
     def limit(self, request: Request) -> int:
         """Return how many tokens of the request's context may be reused.
 
-        The last one is always computed, for its logits; for scorers that read the last queries, so are those tokens.
+        The last one is always computed, for its logits. A scorer chooses when it sees the last token that it may know
+        of, so that is computed too; for one that reads the last queries, so are those tokens.
         """
-        window = self.policy.retention.window if isinstance(self.policy.retention, Scorer) else 0
-        return max(0, len(request.context) - max(1, window))
+        if isinstance(self.policy.retention, Scorer):
+            return max(0, request.compress_after - max(1, self.policy.retention.window))
+        return max(0, len(request.context) - 1)
 
     def stored(self, request: Request) -> int:
         return self._store.stored(self.namespace(request.tenant), request.context[: self.limit(request)])
@@ -138,7 +140,7 @@ class PagedPrefixCache(PrefixCache):
         rows = serialize.token_rows(caches, prompt=True)
         for layer in serialize.own_layers(caches):
             layer.retention.prompt_rows = None
-        self._deposit(request, caches, request.prompt, rows)
+        self._deposit(request, caches, request.prompt[: request.compress_after], rows)
 
     def keep(self, request: Request, caches: Sequence[Any], tokens: Sequence[int]) -> None:
         own = serialize.own_layers(caches)
