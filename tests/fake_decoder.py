@@ -59,7 +59,14 @@ class FakeDecoder:
     def __exit__(self, *_: object) -> None:
         return None
 
-    def generate(self, prompt: Sequence[int], *, max_tokens: int, tags: Mapping[str, Any] | None = None) -> Completion:
+    def generate(
+        self,
+        prompt: Sequence[int],
+        *,
+        max_tokens: int,
+        tags: Mapping[str, Any] | None = None,
+        compress_after: int | None = None,
+    ) -> Completion:
         known, request, t = tuple(prompt), next(self._numbers), time.perf_counter()
         cached = min(self.store.match(known), len(known) - 1) if self.store else 0
         tokens = tuple(int(sum(known) % 7 + 3 + i) for i in range(3))

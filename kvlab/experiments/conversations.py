@@ -20,12 +20,13 @@ WARMUP_TOKENS = 256
 
 @dataclass(frozen=True)
 class Turn:
-    """One prompt of a conversation, as token ids."""
+    """One prompt of a conversation, as token ids; after `compress_after` of them scorers evict (None: after all)."""
 
     conversation: str
     turn: int
     prompt: tuple[int, ...]
     max_tokens: int
+    compress_after: int | None = None
 
 
 @dataclass(frozen=True)
@@ -79,7 +80,9 @@ def serve_turns(
                 if stopped.is_set():
                     return
                 labels = {**(tags or {}), "conversation": turn.conversation, "turn": turn.turn}
-                completion = decoder.generate(turn.prompt, max_tokens=turn.max_tokens, tags=labels)
+                completion = decoder.generate(
+                    turn.prompt, max_tokens=turn.max_tokens, tags=labels, compress_after=turn.compress_after
+                )
                 if len(served) == len(turns) - 1 and decoder.store is not None:
                     decoder.store.flush()  # so that the last turn's figures say what reached the disk
                 result = _served(turn, completion, _store_bytes(decoder))

@@ -15,6 +15,7 @@ from kvlab import models
 from kvlab.decoder import logit_distance
 from kvlab.errors import RunError
 from kvlab.experiments.conversations import ServedTurn, Turn, serve_turns
+from kvlab.experiments.prompts import rendered
 from kvlab.experiments.restart import serve_in_new_process
 from kvlab.models import LoadedModel, ModelLike
 from kvlab.policies import Policy
@@ -64,10 +65,7 @@ class Runner:
         self.requests: dict[Key, WorkloadRequest] = {(r.conversation, r.turn): r for r in self.workload.requests()}
         if not self.requests:
             raise RunError(f"workload {self.workload.name} has no requests")
-        self.turns = [
-            Turn(r.conversation, r.turn, tuple(self.model.render(list(r.messages), list(r.tools))), r.max_tokens)
-            for r in self.requests.values()
-        ]
+        self.turns = [rendered(self.model, request) for request in self.requests.values()]
         self.n = min(concurrency, len({turn.conversation for turn in self.turns}))
         self.seed, self.progress, self.folder = seed, progress, folder
 

@@ -30,6 +30,9 @@ class WorkloadRequest:
 
     `question` and `wanted` say in text, for a reader, what was asked and what the right answer is. By default they are
     the text of the last user message, and the text of the reference or its calls as JSON (empty without a reference).
+
+    `unseen` is the end of the last user message that comes only after the KV of all before it has been evicted, so that
+    no method of eviction can choose by it; empty: everything is seen.
     """
 
     conversation: str
@@ -41,6 +44,7 @@ class WorkloadRequest:
     max_tokens: int
     question: str = ""
     wanted: str = ""
+    unseen: str = ""
 
     def __post_init__(self) -> None:
         asked = next((message for message in reversed(self.messages) if message["role"] == "user"), None)
@@ -69,7 +73,7 @@ class Workload:
     The constructor takes those of the options ``n`` (conversations), ``turns`` (requests of each), ``seed``, ``tokens``
     (length of a prompt) and ``count`` (counts the tokens of a text) that the workload has, by name and with defaults;
     it raises WorkloadError for values that cannot be. An ``argument`` such as ``FILE`` follows the name after a colon
-    in a spec, and is the first positional parameter.
+    in a spec, and is the first positional parameter; one with a default may be left out.
     """
 
     name: str = ""

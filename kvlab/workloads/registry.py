@@ -53,9 +53,9 @@ def load_workload(
     cls = known_workloads().get(name)
     if cls is None or (argument and not cls.argument):
         raise WorkloadError(f"unknown workload {spec!r}; choose one of {', '.join(workload_names())}")
-    if cls.argument and not argument:
-        raise WorkloadError(f"{name} needs an argument: write {name}:{cls.argument}")
     taken = inspect.signature(cls).parameters
+    if cls.argument and not argument and next(iter(taken.values())).default is inspect.Parameter.empty:
+        raise WorkloadError(f"{name} needs an argument: write {name}:{cls.argument}")
     chosen = {"turns": turns, "tokens": tokens, "n": None if n == 1 else n}
     options: dict[str, Any] = {option: value for option, value in chosen.items() if value is not None}
     for option in options:

@@ -22,16 +22,16 @@ NAMES: tuple[str, ...] = tuple(a + b for a in _FIRST for b in _SECOND)  # 240 in
 THINGS: tuple[str, ...] = ("badge", "locker", "desk", "order", "ticket", "parcel", "permit", "invoice")
 QUESTIONS = ("What is the {thing} of @{name}?", "Tell me the {thing} of @{name}.", "Which {thing} belongs to @{name}?")
 
-_ADJECTIVES = _words(
+ADJECTIVES = _words(
     "old new small large quiet bright early late warm cold simple careful open narrow heavy light "
     "clean busy famous gentle green red blue white dark long short broken useful local"
 )
-_NOUNS = _words(
+NOUNS = _words(
     "river garden window market letter teacher engine bridge mountain school station kitchen picture story "
     "road village library ship field lamp door table box clock paper doctor farmer child friend driver "
     "machine museum forest harbour office building train shop team music house city report meeting plan"
 )
-_VERBS = _words(
+VERBS = _words(
     "crossed opened followed painted carried repaired watched found moved closed passed visited described "
     "measured counted covered answered finished joined reached needed showed held brought kept changed"
 )
@@ -65,11 +65,11 @@ def filler(rng: Random) -> str:
     """Return one plain English sentence without names or values."""
     place = rng.choice(_PLACES)
     sentence = rng.choice(_FRAMES).format(
-        a=rng.choice(_ADJECTIVES),
-        a2=rng.choice(_ADJECTIVES),
-        n=rng.choice(_NOUNS),
-        n2=rng.choice(_NOUNS),
-        v=rng.choice(_VERBS),
+        a=rng.choice(ADJECTIVES),
+        a2=rng.choice(ADJECTIVES),
+        n=rng.choice(NOUNS),
+        n2=rng.choice(NOUNS),
+        v=rng.choice(VERBS),
         p=place,
         P=place[0].upper() + place[1:],
         k=rng.randrange(2, 100),

@@ -174,7 +174,9 @@ def test_defined_workload_is_loaded_by_name_with_its_own_options(squares: type[W
     assert isinstance(load_workload(squares.name), squares)
     requests = load_workload(squares.name, n=2, turns=4, seed=5).requests()
     assert len(requests) == 8 and requests[3].grade("#009") == {"accuracy": 1.0}
-    with pytest.raises(WorkloadError, match=f"tokens applies to the retrieval workload only, not to '{squares.name}'"):
+    with pytest.raises(
+        WorkloadError, match=f"tokens applies to the needle, retrieval workloads only, not to '{squares.name}'"
+    ):
         load_workload(squares.name, tokens=300)
 
 
@@ -193,12 +195,14 @@ def test_defined_workload_is_run_swept_and_followed_by_name(
 
 def test_command_line_lists_the_workloads_and_who_takes_tokens() -> None:
     described = {option.name: getattr(option, "help", "") for option in cli.commands["compare"].params}
-    assert all(name in described["workload"] for name in ("agent", "chat", "retrieval", "transcript:FILE"))
+    assert all(
+        name in described["workload"] for name in ("agent", "chat", "needle:TASK", "retrieval", "transcript:FILE")
+    )
     assert described["tokens"] == f"Length of a prompt; for {', '.join(names_with_option('tokens'))}."
 
 
 def test_every_workload_file_of_the_folder_is_imported() -> None:
-    assert {"agent", "chat", "retrieval", "transcript:FILE"} <= set(workload_names())
+    assert {"agent", "chat", "needle:TASK", "retrieval", "transcript:FILE"} <= set(workload_names())
 
 
 @pytest.mark.parametrize(
