@@ -89,7 +89,8 @@ def quality_by_bytes(rows: pl.DataFrame, metric: str = "accuracy") -> Any:
     require(rows, "policy", "metric", "value", "turn")
     if metric not in QUALITY:
         raise RunError(f"no quality {metric!r}; there are {', '.join(QUALITY)}")
-    found = rows.filter(pl.col("metric") == metric).group_by("policy").agg(pl.col("value").mean().alias("quality"))
+    known = _answers(rows) if metric == "accuracy" else rows.filter(pl.col("metric") == metric)
+    found = known.group_by("policy").agg(pl.col("value").mean().alias("quality"))
     data = live_megabytes(rows).join(found, on="policy", maintain_order="left")
     if data.is_empty():
         raise RunError(f"these rows have no {metric} beside kv_bytes_live of one policy")
@@ -135,11 +136,14 @@ def _by_policy(rows: pl.DataFrame) -> pl.DataFrame:
 
 
 def _answers(rows: pl.DataFrame) -> pl.DataFrame:
-    """Return the rows that say whether an answer was right. Raises RunError where there are none."""
+    """Return the rows that say whether an answer was right. Raises RunError where there are none that count."""
     answers = rows.filter(pl.col("metric") == "accuracy")
     if answers.is_empty():
         raise RunError("these rows have no accuracy: the workload has no known answers")
-    return answers
+    counting = answers.filter(pl.col("void").is_null()) if "void" in answers.columns else answers
+    if counting.is_empty():
+        raise RunError("all accuracy of these rows is void: full itself fails the task, so it tells no policies apart")
+    return counting
 
 
 def _bytes() -> alt.X:

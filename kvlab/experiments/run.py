@@ -11,7 +11,7 @@ from kvlab.errors import RunError
 from kvlab.experiments.runner import REFERENCE, Key, Runner
 from kvlab.models import ModelLike, with_adapter
 from kvlab.policies import Module, Policy
-from kvlab.results import Results, make_folder, merged, new_run_folder
+from kvlab.results import Results, make_folder, mark_void, merged, new_run_folder
 from kvlab.results.summary import text_table
 from kvlab.workloads import Workload
 
@@ -49,7 +49,9 @@ class Run:
     def execute(self, *, progress: bool = True) -> Results:
         """Run it. Raises KvlabError for an impossible policy, workload, model or setting."""
         policy = Policy.parse(self.policy)
-        return self.harness(progress=progress).run(policy, restart=self.restart)
+        results = self.harness(progress=progress).run(policy, restart=self.restart)
+        results.rows = mark_void(results.rows)
+        return results
 
     def harness(self, *, progress: bool = True, folder: Path | None = None) -> Runner:
         """Make the Runner of its prompts and model, for this policy and any other; SSD tiers lie in `folder`."""
@@ -125,7 +127,9 @@ def compare(
     if restarted and REFERENCE not in asked:
         parts.append(harness.cold_ttft(uncached, restarted))
     parts.append(harness.logit_distances([policy for policy in asked if policy.lossless]))
-    return merged(parts)
+    results = merged(parts)
+    results.rows = mark_void(results.rows, reference=harness.results(REFERENCE, uncached).rows)
+    return results
 
 
 def compare_command(

@@ -11,7 +11,7 @@ from tqdm.auto import tqdm
 from kvlab.experiments.cell import Cell, execute
 from kvlab.experiments.config import Experiment, read_experiment
 from kvlab.experiments.result_store import RowStore
-from kvlab.results import Results
+from kvlab.results import Results, mark_void
 from kvlab.results.promote import serve_line
 from kvlab.results.rows import TOGETHER
 from kvlab.results.summary import text_table
@@ -38,6 +38,7 @@ def sweep(experiment: Experiment | str | Path, folder: Path | None = None, *, pr
                 time.sleep(CLAIM_RETRY_S)
     results = store.results(cells)
     results.provenance |= {"experiment": experiment.name, "cells": len(cells)}
+    results.rows = mark_void(results.rows)
     results.save(store.folder)
     return results
 

@@ -7,5 +7,6 @@
 from kvlab.results.folders import make_folder, new_run_folder
 from kvlab.results.results import Results, merged
 from kvlab.results.rows import PHASES, SCHEMA, Row, row, units
+from kvlab.results.void import mark_void
 
-__all__ = ["PHASES", "SCHEMA", "Results", "Row", "make_folder", "merged", "new_run_folder", "row", "units"]
+__all__ = ["PHASES", "SCHEMA", "Results", "Row", "make_folder", "mark_void", "merged", "new_run_folder", "row", "units"]

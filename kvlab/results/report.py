@@ -16,6 +16,7 @@ import vl_convert
 from kvlab import charts
 from kvlab.results import Results
 from kvlab.results.summary import html_table
+from kvlab.results.void import valid
 
 STYLE = """
 :root { color-scheme: light; }
@@ -113,9 +114,10 @@ def figures(results: Results) -> Iterator[ReportFigure]:
             "Every tooth is a request. A window puts a ceiling on the teeth, a codec makes them smaller by its factor, "
             "reuse brings them closer together.",
         )
-    if "accuracy" in set(rows["metric"]):
+    graded = valid(rows)
+    if "accuracy" in set(graded["metric"]):
         yield ReportFigure(
-            charts.accuracy_by_policy(rows),
+            charts.accuracy_by_policy(graded),
             "What was dropped cannot be answered.",
             "A window keeps the last tokens: what needs only the last message goes well, questions about what was said "
             "long before fail. Lossless policies must equal <code>full</code>.",

@@ -50,6 +50,7 @@ SCHEMA: Mapping[str, Any] = {
     "to": pl.String,
     "tokens": pl.Int64,
     "repeat": pl.Int64,
+    "void": pl.String,
 }
 Row = dict[str, Any]
 

@@ -11,8 +11,10 @@ import polars as pl
 
 from kvlab.results.promote import serve_line
 from kvlab.results.rows import TOGETHER
+from kvlab.results.void import valid, void_note
 
 _DOT = "display:inline-block;width:9px;height:9px;border-radius:5px;margin-right:7px"
+_NOTE = "margin:6px 0 0;opacity:.75;font-size:90%"
 _CELL = "padding:3px 11px 3px 0;text-align:right;white-space:nowrap;font-variant-numeric:tabular-nums"
 
 
@@ -34,10 +36,11 @@ def summarize(rows: pl.DataFrame) -> pl.DataFrame:
 
     TTFT at the first, second and last turn and at the first turn after a restart (ms, mean over conversations), cached
     and prompt tokens and live KV bytes at the last turn, tokens/s (median), accuracy (mean), exact (mean); and in 16
-    bits the distance of logits from each request alone, with its bound.
+    bits the distance of logits from each request alone, with its bound. Void accuracy is left out, and `void` says so.
     """
     distances = rows.filter(pl.col("metric").is_in(["logit_distance", "logit_bound"]))
     rows = rows.filter(pl.col("kind").is_null() | (pl.col("kind") != TOGETHER))
+    note = void_note(rows)
     table = rows.select(pl.col("policy").unique(maintain_order=True))
     last = _last_turn(rows)
     ttft = rows.filter(pl.col("metric") == "ttft_ms")
@@ -53,7 +56,7 @@ def summarize(rows: pl.DataFrame) -> pl.DataFrame:
         "tokens_per_s": rows.filter(pl.col("metric") == "tokens_per_s")
         .group_by("policy")
         .agg(pl.col("value").median()),
-        "accuracy": _mean(rows.filter(pl.col("metric") == "accuracy")),
+        "accuracy": _mean(valid(rows).filter(pl.col("metric") == "accuracy")),
         "exact": _mean(rows.filter(pl.col("metric") == "exact")),
         "logit_distance": _mean(distances.filter(pl.col("metric") == "logit_distance")),
         "logit_bound": _mean(distances.filter(pl.col("metric") == "logit_bound")),
@@ -62,7 +65,7 @@ def summarize(rows: pl.DataFrame) -> pl.DataFrame:
         table = table.join(part.rename({"value": name}), on="policy", how="left", maintain_order="left")
     # A policy that is there as a reference only has rows, but no figures of its own to show.
     table = table.filter(~pl.all_horizontal(pl.exclude("policy").is_null()))
-    return table.with_columns(pl.lit(last, pl.Int64).alias("turns"))
+    return table.with_columns(pl.lit(last, pl.Int64).alias("turns"), pl.lit(note or None, pl.String).alias("void"))
 
 
 def columns(summary: pl.DataFrame) -> list[Column]:
@@ -92,7 +95,7 @@ def text_table(summary: pl.DataFrame) -> str:
     drawn = []
     for first, *others in lines:
         drawn.append("  ".join([first.ljust(widths[0]), *(map(str.rjust, others, widths[1:]))]))
-    return "\n".join([drawn[0], "─" * len(drawn[0]), *drawn[1:]])
+    return "\n".join([drawn[0], "─" * len(drawn[0]), *drawn[1:], *summary["void"].drop_nulls().unique()])
 
 
 def html_table(rows: pl.DataFrame) -> str:
@@ -122,6 +125,7 @@ def html_table(rows: pl.DataFrame) -> str:
         "<table class='kvlab' style='border-collapse:collapse;color:inherit'>"
         "<thead style='border-bottom:1px solid #8886'>"
         f"<tr><th style='{left};font-weight:600'>policy</th>{head}{last}</tr></thead><tbody>{body}</tbody></table>"
+        + "".join(f"<p style='{_NOTE}'>{escape(note)}</p>" for note in summary["void"].drop_nulls().unique())
     )
 
 
