@@ -24,9 +24,10 @@ import kvlab  # noqa: F401 - before MLX, for its BLAS
 
 # isort: split
 import httpx
+from plain_text import body_of
 from servers import Server, both, write_model
 
-from kvlab.models import bundled_path, load
+from kvlab.models import LoadedModel, load
 from kvlab.provenance import document, provenance
 from kvlab.workloads.agent import Agent
 from kvlab.workloads.words import filler
@@ -78,10 +79,9 @@ def connections() -> httpx.AsyncClient:
 # -- an agent's loop ------------------------------------------------------------------------------------------------
 
 
-async def loop(server: Server, turns: int, tokens: int) -> list[tuple[str, Answer]]:
+async def loop(server: Server, model: LoadedModel, turns: int, tokens: int) -> list[tuple[str, Answer]]:
     """``turns`` turns of one conversation, a restart, and one turn more; each with its phase."""
-    requests = Agent(turns=turns + 1).requests()
-    bodies = [{"messages": list(r.messages), "tools": list(r.tools), "max_tokens": tokens} for r in requests]
+    bodies = [{**body_of(request, model), "max_tokens": tokens} for request in Agent(turns=turns + 1).requests()]
     answers = []
     server.start()
     async with connections() as client:
@@ -148,10 +148,10 @@ class Crowd:
         return times[min(len(times) - 1, int(0.95 * len(times)))]
 
 
-def system_prompt(tokens: int) -> str:
+def system_prompt(tokens: int, model: LoadedModel) -> str:
     """Plain sentences of about as many tokens."""
-    count, rng, text = load(bundled_path()).encode, Random("server_bench"), "You are a helpful clerk."
-    while len(count(text)) < tokens:
+    rng, text = Random("server_bench"), "You are a helpful clerk."
+    while len(model.encode(text)) < tokens:
         text += " " + filler(rng)
     return text
 
@@ -205,26 +205,26 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     """Both parts, as kvlab's document of tidy rows."""
     with tempfile.TemporaryDirectory(prefix="server-bench-") as made:
         folder = Path(made)
-        model = write_model(folder / "qwen3-random-10m", options.seed)
+        model = load(options.model or write_model(folder / "qwen3-random-10m", options.seed))
         servers = both(folder, model)
         try:
-            rows = list(_rows(options, servers))
+            rows = [{**row, "model": model.name} for row in _rows(options, servers, model)]
         finally:
             for server in servers:
                 server.stop()
         settings = {key: value for key, value in vars(options).items() if key not in ("json", "out", "seed")}
-        return document("server_bench", rows, provenance(load(model), seed=options.seed, settings=settings))
+        return document("server_bench", rows, provenance(model, seed=options.seed, settings=settings))
 
 
-def _rows(options: argparse.Namespace, servers: Sequence[Server]) -> Iterator[Row]:
+def _rows(options: argparse.Namespace, servers: Sequence[Server], model: LoadedModel) -> Iterator[Row]:
     policies = {server.name: server.policy for server in servers}
     loops: dict[str, list[list[tuple[str, Answer]]]] = {server.name: [] for server in servers}
     for round_ in range(options.rounds):
         for server in turned(servers, round_):
             say(f"agent loop, round {round_ + 1}: {server.name}")
-            loops[server.name].append(asyncio.run(loop(server, options.turns, options.tokens)))
+            loops[server.name].append(asyncio.run(loop(server, model, options.turns, options.tokens)))
     yield from loop_rows(loops, policies)
-    system = system_prompt(options.system_tokens)
+    system = system_prompt(options.system_tokens, model)
     crowds = {(server.name, n): Crowd() for n in options.agents for server in servers}
     for round_ in range(options.crowd_rounds):
         for n in options.agents:
@@ -253,6 +253,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--json", action="store_true", help="print one JSON document, and nothing else")
     parser.add_argument("--out", type=Path, help="write the document to this file, too")
+    parser.add_argument("--model", help="what kvlab loads; without it, a Qwen3 of 10M random weights")
     parser.add_argument("--turns", type=int, default=15, help="of the agent's loop, before the restart")
     parser.add_argument("--rounds", type=int, default=3, help="of the agent's loop")
     parser.add_argument("--agents", type=int, nargs="+", default=[1, 8, 32, 128])

@@ -17,11 +17,12 @@ import mlx.core as mx
 from mlx.utils import tree_flatten
 
 from kvlab.bench.models import qwen3_config, random_qwen3
-from kvlab.models import bundled_path
+from kvlab.models import LoadedModel, bundled_path
 
 ROOT = Path(__file__).resolve().parents[2]
 # Importing kvlab first is what gives MLX the fast BLAS.
 MLX_LM = "import kvlab; from mlx_lm.server import main; main()"
+START_S = 120
 MARKERS = ("<|im_start|>", "<|im_end|>", "<|endoftext|>", "<tool_call>", "</tool_call>")
 
 
@@ -62,11 +63,11 @@ class Server:
             [*self._command, "--port", str(port)],
             cwd=ROOT, env=self._environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
         )  # fmt: skip
-        until = time.monotonic() + 60
+        until = time.monotonic() + START_S
         hello = {"model": self.model, "messages": [{"role": "user", "content": "hello"}], "max_tokens": 4}
         while True:
             try:
-                httpx.post(f"{self.url}/v1/chat/completions", json=hello, timeout=60).raise_for_status()
+                httpx.post(f"{self.url}/v1/chat/completions", json=hello, timeout=START_S).raise_for_status()
                 return
             except httpx.TransportError:
                 if self._process.poll() is not None or time.monotonic() > until:
@@ -86,12 +87,12 @@ class Server:
             self._process = None
 
 
-def both(folder: Path, model: Path) -> list[Server]:
+def both(folder: Path, model: LoadedModel) -> list[Server]:
     """kvlab with KV at rest on disk, and mlx_lm.server with its prompt cache; both with their own defaults."""
     policy = "tiered"
-    ours = [sys.executable, "-m", "kvlab", "serve", "--model", str(model), "--policy", policy]
-    theirs = [sys.executable, "-c", MLX_LM, "--model", str(model), "--log-level", "ERROR"]
+    ours = [sys.executable, "-m", "kvlab", "serve", "--model", str(model.path), "--policy", policy]
+    theirs = [sys.executable, "-c", MLX_LM, "--model", str(model.path), "--log-level", "ERROR"]
     return [
         Server("kvlab", policy, ours, model.name, {"KVLAB_HOME": str(folder / "home")}),
-        Server("mlx-lm", "mlx-lm", theirs, str(model), {}),
+        Server("mlx-lm", "mlx-lm", theirs, str(model.path), {}),
     ]

@@ -28,15 +28,17 @@ KEPT = ("svg", "png")
 
 @dataclass(frozen=True)
 class Place:
-    """Where a source tree has its experiments, saved rows and pictures."""
+    """Where a source tree has its experiments, saved rows, pictures, and the pages that name numbers of figures."""
 
     experiments: Path
     rows: Path
     pictures: Path
+    pages: tuple[Path, ...] = ()
 
     @classmethod
     def of(cls, root: Path) -> Place:
-        return cls(root / "experiments", root / "experiments" / "rows", root / "docs" / "figures")
+        pages = (page for page in (root / "README.md", *sorted((root / "docs").glob("*.md"))) if page.is_file())
+        return cls(root / "experiments", root / "experiments" / "rows", root / "docs" / "figures", tuple(pages))
 
 
 def source_tree() -> Place:
@@ -82,7 +84,8 @@ def gallery(manifest: dict[str, Any]) -> str:
     """Return a page of all figures with their captions, made from the manifest alone."""
     parts = [
         "# Figures\n\nMade by `kvlab figures` from the rows in `experiments/rows`; "
-        "see [experiments](../experiments.md).\n"
+        "see [experiments](../experiments.md). Below each figure stands the commit at which its rows were measured; "
+        "`kvlab figures --check` says whether code that matters to them has changed since.\n"
     ]
     for name, about in sorted(manifest.items()):
         parts.append(f"## {about['title']}\n\n![{about['title']}]({name}.svg)\n\n{about['caption']}\n")

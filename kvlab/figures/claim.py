@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import polars as pl
 
@@ -13,27 +13,32 @@ from kvlab.errors import RunError
 
 @dataclass(frozen=True)
 class Pick:
-    """The mean of the rows of one metric that have these values in these columns."""
+    """The rows of one metric that have these values in these columns, as one number: their mean, sum, or count.
+
+    A tuple of values stands for any of them.
+    """
 
     metric: str
     where: Mapping[str, Any] = field(default_factory=dict)
+    statistic: Literal["mean", "sum", "count"] = "mean"
 
     def value(self, rows: pl.DataFrame) -> float:
-        """Return the mean. Raises RunError where no row is picked, or a column does not exist."""
+        """Return the number. Raises RunError where no row is picked, or a column does not exist."""
         if unknown := set(self.where) - set(rows.columns):
             raise RunError(f"the rows have no column {min(unknown)!r}")
-        found = rows.filter(pl.col("metric") == self.metric, *(pl.col(key) == v for key, v in self.where.items()))
+        asked = (pl.col(key).is_in(v if isinstance(v, tuple) else (v,)) for key, v in self.where.items())
+        found = rows.filter(pl.col("metric") == self.metric, *asked)
         if found.is_empty():
             raise RunError(f"no rows of {self}")
-        return float(found["value"].mean())  # type: ignore[arg-type]
+        return float(getattr(found["value"], self.statistic)())
 
     def __str__(self) -> str:
         return " ".join([self.metric, *(f"{key}={value}" for key, value in self.where.items())])
 
 
-def pick(metric: str, **where: Any) -> Pick:
+def pick(metric: str, statistic: Literal["mean", "sum", "count"] = "mean", **where: Any) -> Pick:
     """Pick the rows of a metric: `pick("ttft_ms", policy="full", turn=15)`."""
-    return Pick(metric, where)
+    return Pick(metric, where, statistic)
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,8 @@ from kvlab.figures.build import Place, build, judge, rerun, source_tree
 from kvlab.figures.check import check as check_figures
 from kvlab.figures.check import contradictions
 from kvlab.figures.declared import chosen
+from kvlab.figures.pages import check_pages, fill
+from kvlab.figures.stale import stale
 from kvlab.provenance import commit, document
 
 
@@ -42,10 +44,15 @@ def figures_command(
         measured = dataclasses.replace(place, rows=rows, pictures=out or place.pictures)
         if check:
             problems += check_figures(figures, place)
+            problems += check_pages(figures, place, complete=not names)
             problems += contradictions(figures, measured, fresh=fresh)
+            problems += [] if fresh else stale(figures, place.experiments, place.rows)
         if not check or out is not None:
             written = build(figures if not fresh or out else _with_siblings(names), measured, progress=progress)
             print(f"{len(written)} files in {measured.pictures}")
+            if out is None:
+                written = fill(chosen(()), place)
+                print(f"numbers written into {', '.join(page.name for page in written) or 'no page: all are right'}")
         judged = judge(figures, rows, fresh=fresh)
     for figure, _, verdict in judged:
         print(f"{'holds' if verdict.holds else 'FAILS'}  {figure.name}: {verdict}")

@@ -12,6 +12,7 @@ from kvlab.errors import RunError
 from kvlab.experiments.event_tables import positions
 from kvlab.figures.claim import Claim, pick
 from kvlab.figures.figure import Figure
+from kvlab.figures.number import Number
 from kvlab.figures.saved import Saved
 from kvlab.policies import Policy
 from kvlab.results.rows import TOGETHER
@@ -53,6 +54,11 @@ def _tiers(saved: Saved) -> Any:
     return charts.bytes_by_tier(saved.rows, *events)
 
 
+def _over_full(metric: str, policy: str, **where: Any) -> Number:
+    """Return the number of a policy over that of `full`."""
+    return Number(pick(metric, policy=policy, **where), pick(metric, policy="full", **where))
+
+
 FIGURES: tuple[Figure, ...] = (
     Figure(
         name="ttft-by-turn",
@@ -88,6 +94,11 @@ FIGURES: tuple[Figure, ...] = (
         ),
         shows="An agent's prompt grows with every turn. Without reuse all of it is computed each time; with reuse, "
         "what the turn added. The first turn is cold for everyone. Bands: least to greatest of the repeats.",
+        numbers={
+            "tiered-at-15": _over_full("ttft_ms", "tiered", turn=15),
+            "paged-at-15": _over_full("ttft_ms", "paged", turn=15),
+            "rotating-at-15": _over_full("ttft_ms", "rotating:window=512", turn=15),
+        },
     ),
     Figure(
         name="ttft-after-restart",
@@ -113,6 +124,14 @@ FIGURES: tuple[Figure, ...] = (
         ),
         shows="Half-way through a conversation the process ends, and another one takes over the store's folder. "
         "`full` is the same turn with nothing kept.",
+        numbers={
+            "ttft": Number(pick("ttft_ms", policy="tiered", phase="restart"), pick("ttft_ms", policy="full", turn=5)),
+            "cached": Number(
+                pick("cached_tokens", policy="tiered", phase="restart"),
+                pick("prompt_tokens", policy="tiered", phase="restart"),
+                digits=3,
+            ),
+        },
     ),
     Figure(
         name="quality-by-live-bytes",
@@ -147,6 +166,15 @@ FIGURES: tuple[Figure, ...] = (
         ),
         shows="Questions about single facts in a document of 700 tokens. To the left is less memory, up is more right "
         "answers. What a window or a draw at random drops is gone for good; a codec keeps every token, coarser.",
+        numbers={
+            "asked": Number(pick("accuracy", "count", policy="full")),
+            "snapkv-right": Number(pick("accuracy", "sum", policy="snapkv:budget=0.25")),
+            "random-right": Number(pick("accuracy", "sum", policy="random:budget=0.25")),
+            "eight-bits-right": Number(pick("accuracy", "sum", policy="quantized")),
+            "four-bits-right": Number(pick("accuracy", "sum", policy="quantized:bits=4")),
+            "two-bits-right": Number(pick("accuracy", "sum", policy="quantized:bits=2")),
+            "four-bits-bytes": _over_full("kv_bytes_live", "quantized:bits=4", kind="retrieve"),
+        },
     ),
     Figure(
         name="eviction-map",
@@ -199,6 +227,9 @@ FIGURES: tuple[Figure, ...] = (
         ),
         shows="Agents that share a system prompt, one turn each. Tokens of all answers over the whole time, prefill "
         "included. Bars: least to greatest of the repeats.",
+        numbers={
+            "paged-at-16": _over_full("tokens_per_s", "paged", n=16, kind=TOGETHER),
+        },
     ),
     Figure(
         name="live-bytes-by-concurrency",
@@ -217,6 +248,9 @@ FIGURES: tuple[Figure, ...] = (
         ),
         shows="The most live KV that all sequences held at one moment. A prefix that they share is held once under "
         "`paged`.",
+        numbers={
+            "paged-at-16": _over_full("kv_bytes_live", "paged", n=16, kind=TOGETHER),
+        },
     ),
     Figure(
         name="bytes-by-tier",

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import polars as pl
 
 from kvlab.figures.claim import Claim, Verdict
+from kvlab.figures.number import Number
 from kvlab.figures.saved import Saved
 
 
@@ -24,6 +25,7 @@ class Figure:
         metrics: the drawn metrics; only rows of these and of its claims' are kept.
         claims: what can be seen in it.
         shows: one or two sentences on how to read it.
+        numbers: numbers for the text of README and docs, by name.
     """
 
     name: str
@@ -33,6 +35,7 @@ class Figure:
     metrics: frozenset[str]
     claims: tuple[Claim, ...]
     shows: str
+    numbers: Mapping[str, Number] = field(default_factory=dict)
 
     def draw(self, saved: Saved) -> Any:
         """Return the chart with a line on its provenance below the title."""
@@ -46,21 +49,29 @@ class Figure:
 
     def needs(self) -> frozenset[str]:
         """Return the metrics whose rows it needs."""
-        return self.metrics.union(*(claim.metrics for claim in self.claims))
+        of_claims, of_numbers = (one.metrics for one in self.claims), (one.metrics for one in self.numbers.values())
+        return self.metrics.union(*of_claims, *of_numbers)
 
     def caption(self, saved: Saved) -> str:
         """Return Markdown: how to read the figure, its claims with measured values, the provenance of the rows."""
         lines = [self.shows, ""]
         lines += [f"- {verdict}" for verdict in self.judge(saved)]
-        return "\n".join([*lines, "", f"*{origin(saved)}; {_counted(saved)}.*"])
+        measured = str(saved.provenance.get("time", ""))[:10]
+        made = f"{origin(saved)} · {measured}" if measured else origin(saved)
+        return "\n".join([*lines, "", f"*{made}; {_counted(saved)}.*"])
 
 
 def origin(saved: Saved) -> str:
     """Return model, machine and commit of the rows, in one line."""
     facts = saved.provenance
-    commits = facts.get("commits") or [facts.get("commit") or "of an installed kvlab"]
-    shown = ", ".join(commit[:12] + ("+dirty" if commit.endswith("+dirty") else "") for commit in commits)
+    shown = ", ".join(commits_of(facts))
     return f"model {facts.get('model')} ({facts.get('dtype')}) · {facts.get('device')} · commit {shown}"
+
+
+def commits_of(facts: Mapping[str, Any]) -> list[str]:
+    """Return the commits that rows were measured at, as people write them."""
+    commits = [str(one) for one in facts.get("commits") or [facts.get("commit")] if one]
+    return [f"{one[:12]}{'+dirty' * one.endswith('+dirty')}" for one in commits] or ["of an installed kvlab"]
 
 
 def _counted(saved: Saved) -> str:

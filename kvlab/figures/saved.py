@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +14,18 @@ from kvlab.errors import RunError
 from kvlab.experiments.config import read_experiment
 from kvlab.experiments.result_store import RowStore
 from kvlab.experiments.sweep import sweep
+from kvlab.figures.relevant_code import changed, relevant_code
+from kvlab.figures.script import Script
 from kvlab.results import SCHEMA, Results, make_folder
 
 FACTS = (
     *("kvlab", "commit", "commits", "mlx", "mlx_lm", "python", "device", "blas", "time"),
-    *("model", "model_fingerprint", "dtype"),
+    *("model", "model_fingerprint", "dtype", "code"),
 )
-"""The saved part of the provenance: the origin of the rows, without folders of the machine."""
+"""The saved part of the provenance: the origin of the rows, without folders of the machine.
+
+``code`` is the fingerprint of `relevant_code` when they were measured.
+"""
 
 DIGITS = 6  # significant ones of a value that is no whole number
 
@@ -62,7 +67,20 @@ def write(folder: Path, name: str, saved: Saved, metrics: Iterable[str]) -> None
 
 
 def measure(experiment: Path, store: Path, *, progress: bool = True) -> Saved:
-    """Run the missing cells of an experiment file in this row store, and return rows and events."""
+    """Run the missing cells of an experiment file in this row store, or its script; return rows and events.
+
+    The provenance holds the fingerprint of the code. What was changed while it was measured has an empty hash there,
+    which no code has. Raises KvlabError.
+    """
+    before = relevant_code(experiment)
+    script = Script.of(experiment)
+    saved = _of_script(script) if script else _swept(experiment, store, progress=progress)
+    after = relevant_code(experiment)
+    code = before | dict.fromkeys(changed(before, after), "")
+    return replace(saved, provenance={**saved.provenance, "code": code})
+
+
+def _swept(experiment: Path, store: Path, *, progress: bool) -> Saved:
     asked = read_experiment(experiment)
     results: Results = sweep(asked, store, progress=progress)
     kept = RowStore(store)
@@ -78,6 +96,12 @@ def measure(experiment: Path, store: Path, *, progress: bool = True) -> Saved:
         ]
         events[kind] = pl.concat(frames, how="diagonal_relaxed") if frames else pl.DataFrame()
     return Saved(results.frame(), results.provenance, events)
+
+
+def _of_script(script: Script) -> Saved:
+    document = script.run()
+    rows = [{key: value for key, value in row.items() if key in SCHEMA} for row in document["rows"]]
+    return Saved(pl.DataFrame(rows, schema=dict(SCHEMA)), document["provenance"])
 
 
 def _read(folder: Path, name: str) -> Saved:

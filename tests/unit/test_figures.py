@@ -23,7 +23,9 @@ from kvlab.figures.check import check, contradictions
 from kvlab.figures.claim import Claim, pick
 from kvlab.figures.draw import svg_of
 from kvlab.figures.figure import Figure
+from kvlab.figures.relevant_code import relevant_code
 from kvlab.figures.saved import Saved
+from kvlab.figures.stale import stale
 from kvlab.models import LoadedModel
 from kvlab.results import Results, row, units
 from tests.chart_kit import evicted
@@ -202,6 +204,8 @@ def faked(place: Place, qwen3: LoadedModel, monkeypatch: pytest.MonkeyPatch, tmp
     monkeypatch.chdir(tmp_path)
     text = f'workload = "chat"\nturns = 2\npolicies = ["full", "tiered"]\nmodel = "{qwen3.path}"\nrepeats = 2\n'
     (place.experiments / "some.toml").write_text(text)
+    made = Saved(some_rows(), {**FACTS, "code": relevant_code(place.experiments / "some.toml")})
+    saved_rows.write(place.rows, "some", made, FIGURE.needs())
     return place
 
 
@@ -209,7 +213,7 @@ def test_rerun_writes_rows_and_pictures(faked: Place, capsys: pytest.CaptureFixt
     before = (faked.rows / "some.csv").read_text()
     assert main(["figures", "--rerun"]) == 0
     assert (faked.rows / "some.csv").read_text() != before
-    assert main(["figures", "--check"]) in (0, 1)
+    assert stale([FIGURE], faked.experiments, faked.rows) == []
     assert check([FIGURE], faked) == []
     assert not (Path("runs") / "figures").exists() or not list((Path("runs") / "figures").iterdir())
 
@@ -250,6 +254,17 @@ def test_check_ends_with_status_1_and_lines_on_stderr(faked: Place, capsys: pyte
     assert "small.svg was altered" in json.loads(out)["problems"][0]
 
 
+def test_check_ends_with_status_1_where_the_code_has_changed_since(
+    faked: Place, capsys: pytest.CaptureFixture[str]
+) -> None:
+    facts = json.loads((faked.rows / "some.json").read_text())
+    code = facts["code"] | {"kvlab.decoder.scheduler": "0123456789ab"}
+    (faked.rows / "some.json").write_text(json.dumps(facts | {"code": code}))
+    assert main(["figures", "--check"]) == 1
+    said = capsys.readouterr().err
+    assert "changed since has kvlab.decoder.scheduler; make them anew: kvlab figures --rerun --only small" in said
+
+
 def test_unknown_figures_and_installed_packages(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     with pytest.raises(RunError, match="no figure 'nothing'; the figures are ttft-by-turn"):
         declared.chosen(("nothing",))
@@ -270,9 +285,9 @@ def test_declared_figures_name_experiments_and_metrics_that_exist() -> None:
         for name in figure.experiments:
             asked = read_experiment(root / "experiments" / f"{name}.toml")
             policies = {cell.policy for cell in asked.cells()}
-            for claim in figure.claims:
-                picked = [claim.of, *([claim.to] if claim.to else [])]
-                assert all(one.where["policy"] in policies for one in picked), claim.text
+            for said in (*figure.claims, *figure.numbers.values()):
+                picked = [said.of, *([said.to] if said.to else [])]
+                assert all(one.where["policy"] in policies for one in picked), said
 
 
 def test_rerun_keeps_the_metrics_of_all_figures_of_an_experiment(faked: Place, tmp_path: Path) -> None:

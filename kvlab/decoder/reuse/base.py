@@ -97,9 +97,13 @@ class PrefixCache(ABC):
 
 def make_prefix_cache(loaded: LoadedModel, policy: Policy, store: Store | None) -> PrefixCache | None:
     """Make the prefix cache of the policy's reuse; None for ``none``. Raises PolicyError for an unknown module."""
-    reuse = policy.reuse
-    if isinstance(reuse, NoReuse):
+    if isinstance(policy.reuse, NoReuse):
         return None
+    return prefix_cache_of(policy.reuse)(loaded, policy, store)
+
+
+def prefix_cache_of(reuse: Module) -> type[PrefixCache]:
+    """Return the class that carries out a reuse other than ``none``. Raises PolicyError where there is none."""
     _read_folder()
     pending, known = list(PrefixCache.__subclasses__()), {}
     while pending:
@@ -113,7 +117,7 @@ def make_prefix_cache(loaded: LoadedModel, policy: Policy, store: Store | None) 
             f"'{reuse.name}' is a reuse that the decoder does not know: define a subclass of "
             f"kvlab.decoder.reuse.PrefixCache with module = {type(reuse).__name__}, or write one of {names}"
         )
-    return known[type(reuse)](loaded, policy, store)
+    return known[type(reuse)]
 
 
 def nothing_at_rest(policy: Policy) -> PolicyError:
