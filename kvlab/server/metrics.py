@@ -186,6 +186,9 @@ class _StoreCollector:
             "kvlab_warm_bytes", "The part of them that ended sequences hold for their next turn.", labels=["model"]
         )
         rest = GaugeMetricFamily("kvlab_store_bytes", "Bytes of KV at rest.", labels=["model", "tier"])
+        most_rest = GaugeMetricFamily(
+            "kvlab_store_bytes_limit", "The limit of kvlab_store_bytes in RAM.", labels=["model", "tier"]
+        )
         blocks = GaugeMetricFamily("kvlab_store_blocks", "Blocks at rest.", labels=["model", "tier"])
         evictions = CounterMetricFamily("kvlab_store_evictions", "Blocks that left the store.", labels=["model"])
         spills = CounterMetricFamily(
@@ -216,13 +219,27 @@ class _StoreCollector:
             if model.decoder.store is None:
                 continue
             stats = model.decoder.store.stats()
+            most_rest.add_metric([name, RAM.name], model.decoder.store.ram_budget)
             for tier in tiers_at_rest():
                 rest.add_metric([name, tier.name], stats.get(f"{tier.name}_bytes", 0))
                 blocks.add_metric([name, tier.name], stats.get(f"{tier.name}_blocks", 0))
             evictions.add_metric([name], _count(stats.get("evictions", 0)))
             spills.add_metric([name], _count(stats.get("spills", 0)))
             written.add_metric([name], stats.get("bytes_written", 0))
-        yield from (answers, most, live, warm, grammars, most_grammars, rest, blocks, evictions, spills, written)
+        yield from (
+            answers,
+            most,
+            live,
+            warm,
+            grammars,
+            most_grammars,
+            rest,
+            most_rest,
+            blocks,
+            evictions,
+            spills,
+            written,
+        )
 
 
 def _count(value: Any) -> float:

@@ -220,6 +220,11 @@ class Store:
             held = {self._ram.name: self._ram.held}
         return held | {tier.name: tier.nbytes() for tier in self._tiers}
 
+    @property
+    def ram_budget(self) -> int:
+        """Bytes that the RAM tier may hold."""
+        return self._ram.budget
+
     def stats(self) -> dict[str, Any]:
         """Return what is held now (``<tier>_bytes``, ``<tier>_blocks``) and what has happened since the store opened.
 

@@ -510,3 +510,5 @@ def test_memories_are_shown_beside_their_limits(bundled):
         for tier in ("ram", "ssd"):
             label = f'{{model="tiny",tier="{tier}"}}'
             assert 0 <= gauge(server, f"answer_bytes{label}") <= gauge(server, f"answer_bytes_limit{label}")
+        label = '{model="tiny",tier="ram"}'
+        assert 0 < gauge(server, f"store_bytes{label}") <= gauge(server, f"store_bytes_limit{label}")

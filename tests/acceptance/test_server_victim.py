@@ -113,7 +113,7 @@ def hold(home: Path, groups: Sequence[tuple[str, ...]], *, timed: bool) -> None:
     """Attack a new server, where ``timed`` up to ATTEMPTS times, until all bounds hold once."""
     broken: list[str] = []
     for _ in range(ATTEMPTS if timed else 1):
-        with Served("--policy", "paged", home=home) as server:
+        with Served("--policy", "paged|ram:ram=64MB", home=home) as server:
             quiet = [listen(server.url, server.process.pid, question(i)) for i in range(len(QUESTIONS))]
             assert all(heard.complete for heard in quiet)
             right = [heard.text for heard in quiet]

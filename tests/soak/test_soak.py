@@ -44,6 +44,8 @@ SSD_BYTES = 60_000_000
 ADMIN_KEY = "admin"
 LOG_BYTES = 4_300_000
 """Of the index's log, before it is written back."""
+WALK_BYTES = 1_000_000
+"""Of blocks that come while the files are counted, one after the other: what has left is counted too."""
 OTHER_BYTES = 2_000_000
 """Of files that are being written, locks, and what was quarantined."""
 INDEX_BYTES_PER_BLOCK = 1_000
@@ -130,9 +132,9 @@ class Servers:
         self.now = self._start(int(self.url.rpartition(":")[2]))
 
     def stated(self) -> float:
-        """Return the bytes that the server says that it holds in memory within limits."""
+        """Return the bytes of memory that the server says that it holds: live KV, and what has a limit."""
         held, limits = stated_bytes(self.now, headers={"x-api-key": ADMIN_KEY})
-        return sum(held.get(name, 0) for name in limits)
+        return sum(held[name] for name in held if name.startswith("live{") or (name in limits and "ssd" not in name))
 
     def end(self) -> None:
         if self.now.process.poll() is not None:
@@ -233,7 +235,7 @@ def check(summary: dict[str, Any], plan: Plan) -> None:
     for name in ("turns of Claude", "turns of Proxy", "fixed questions", "left early"):
         assert counts.get(name), (name, counts)
     most = summary["most"]
-    assert most["blocks"] <= SSD_BYTES
+    assert most["blocks"] <= SSD_BYTES + WALK_BYTES
     assert most["answers"] <= SSD_BYTES / ANSWER_SHARE
     assert most["index"] <= INDEX_BYTES_PER_BLOCK * most["files"] + LOG_BYTES
     assert most["other"] <= OTHER_BYTES
