@@ -81,9 +81,9 @@ def test_gemm_rows_hold_both_rates_and_their_ratio() -> None:
 
 @linux
 def test_rate_is_not_that_of_reference_blas() -> None:
-    # One thread each, so that a busy machine slows both alike. Reference BLAS stands at 0.05.
+    # One thread each, so that a busy machine slows both alike. Reference BLAS stands at 0.05 at most.
     code = "from kvlab.bench import gemm; print(gemm.run(sizes=(512,), seconds=0.5)[-1]['value'])"
-    assert float(in_new_process(code, OPENBLAS_NUM_THREADS="1").stdout) > 0.3
+    assert float(in_new_process(code, OPENBLAS_NUM_THREADS="1").stdout) > 0.1
 
 
 IMPORTS = {
