@@ -79,7 +79,7 @@ class Served(Endpoint):
     def terminate(self) -> int:
         """As a user or a supervisor would; the exit status."""
         self.process.send_signal(signal.SIGTERM)
-        return self.process.wait(60)
+        return self.process.wait(120)
 
     def __enter__(self) -> Served:
         return self

@@ -111,7 +111,7 @@ class Lab:
         self._ready = threading.Event()
         self._reader = threading.Thread(target=self._read, daemon=True)
         self._reader.start()
-        if not self._ready.wait(90):
+        if not self._ready.wait(300):
             self.stop()
             raise RuntimeError(f"no JupyterLab: {''.join(self.log)[-2000:]}")
         found = re.search(r"((http://(?:127\.0\.0\.1|localhost):\d+)/\S*\?token=(\w+))", "".join(self.log))

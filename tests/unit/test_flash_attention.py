@@ -1,7 +1,6 @@
 """Attention on several CPU cores equals exact attention."""
 
 import threading
-import time
 
 import mlx.core as mx
 import numpy as np
@@ -88,12 +87,13 @@ def test_attention_on_several_threads_is_exact_and_resets_blas_threads():
 
 
 def test_error_on_another_core_is_raised(monkeypatch):
-    here = threading.current_thread()
+    here, reached = threading.current_thread(), threading.Event()
 
     def fails(*_: object) -> None:
         if threading.current_thread() is not here:
+            reached.set()
             raise FloatingPointError
-        time.sleep(0.05)
+        assert reached.wait(60), "no other core has got a part"
 
     monkeypatch.setattr(flash_attention, "MAX_SCORES_ON_ONE_CORE", 0)
     monkeypatch.setattr(flash_attention, "physical_cores", lambda: 2)

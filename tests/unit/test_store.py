@@ -314,7 +314,7 @@ def test_through_writes_full_blocks_at_once_and_tails_at_flush(tmp_path: Path) -
         assert store.stats()["ssd_blocks"] == 4
 
 
-def eventually(store: Store, blocks: int, seconds: float = 5.0) -> bool:
+def eventually(store: Store, blocks: int, seconds: float = 60.0) -> bool:
     """Whether so many blocks are on disk before long."""
     until = time.monotonic() + seconds
     while store.stats()["ssd_blocks"] < blocks and time.monotonic() < until:
