@@ -9,19 +9,27 @@ from itertools import groupby
 
 from kvlab.inspection.tokens import EVICTED, KEPT, MEANINGS, RESTORED, SHARED, TokenState
 
-IN_PART = "in part"
-STATES = (KEPT, RESTORED, SHARED, IN_PART, EVICTED)
+IN_PART, MOSTLY = "in part", "mostly evicted"
+STATES = (KEPT, RESTORED, SHARED, IN_PART, MOSTLY, EVICTED)
 # The terminal's own colours, which suit its background; lines tell the states apart where colours look alike.
-COLORS = {KEPT: "", RESTORED: "\x1b[32;4m", SHARED: "\x1b[34;4m", IN_PART: "\x1b[33m", EVICTED: "\x1b[31;9m"}
+COLORS = {
+    KEPT: "", RESTORED: "\x1b[32;4m", SHARED: "\x1b[34;4m",
+    IN_PART: "\x1b[33m", MOSTLY: "\x1b[31m", EVICTED: "\x1b[31;9m",
+}  # fmt: skip
 RESET = "\x1b[0m"
-MARKS = {KEPT: ("", ""), RESTORED: ("{+", "+}"), SHARED: ("{=", "=}"), IN_PART: ("[~", "~]"), EVICTED: ("[-", "-]")}
+MARKS = {
+    KEPT: ("", ""), RESTORED: ("{+", "+}"), SHARED: ("{=", "=}"),
+    IN_PART: ("[~", "~]"), MOSTLY: ("[~~", "~~]"), EVICTED: ("[-", "-]"),
+}  # fmt: skip
 FIRST_SHOWN, LAST_SHOWN = 160, 240
 """Tokens shown of the two ends of a long text, which would push the answer off the screen."""
 
 
 def state_of(token: TokenState) -> str:
     """Return the state that a token is shown in: one of :data:`STATES`."""
-    return IN_PART if token.state != EVICTED and token.gone else token.state
+    if token.state == EVICTED or not token.gone:
+        return token.state
+    return IN_PART if token.gone < 0.5 else MOSTLY
 
 
 def tokens_text(texts: Sequence[str], states: Sequence[TokenState], *, color: bool, whole: bool = False) -> str:
@@ -42,7 +50,11 @@ def tokens_text(texts: Sequence[str], states: Sequence[TokenState], *, color: bo
 def legend(states: Sequence[TokenState], *, color: bool) -> str:
     """Return one line for each state that occurs, with its look, its count and its meaning."""
     counts = Counter(map(state_of, states))
-    meanings = {**MEANINGS, IN_PART: "evicted from some layers and heads, not from all"}
+    meanings = {
+        **MEANINGS,
+        IN_PART: "evicted from fewer than half of the layers and heads",
+        MOSTLY: "evicted from half of them or more",
+    }
     shown = [state for state in STATES if counts[state] or state in (KEPT, EVICTED)]
     wide = max(len(_look(state, f"{state} {counts[state]:,}", False)) for state in shown)
     lines = []

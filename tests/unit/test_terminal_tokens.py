@@ -14,13 +14,13 @@ from kvlab.inspection.tokens import EVICTED, KEPT, RESTORED, TokenState, token_s
 
 GONE = pl.DataFrame({"layer": [0, 0, 1], "head": [0, 0, 0], "position": [1, 2, 1], "step": [0, 0, 0]})
 TEXTS = ["a", " b", " c", " d", " e"]
-STATES = token_states(5, 4, GONE, cached=1, heads=2)  # restored, evicted, in part, kept, kept
+STATES = token_states(5, 4, GONE, cached=1, heads=3)
 
 
 def test_runs_of_one_state_are_marked_without_colour() -> None:
-    assert tokens_text(TEXTS, STATES, color=False) == "{+a+}[- b-][~ c~] d e"
+    assert tokens_text(TEXTS, STATES, color=False) == "{+a+}[~~ b~~][~ c~] d e"
     assert [line.split("  ")[0] for line in legend(STATES, color=False).splitlines()] == [
-        "kept 2", "{+restored 1+}", "[~in part 1~]", "[-evicted 1-]"
+        "kept 2", "{+restored 1+}", "[~in part 1~]", "[~~mostly evicted 1~~]", "[-evicted 0-]"
     ]  # fmt: skip
 
 
@@ -60,5 +60,7 @@ def test_an_emoji_of_several_parts_stays_whole() -> None:
     assert printable("👩\u200d👧 \x1b[2J\u202e") == "👩\u200d👧 \\x1b[2J\\u202e"
 
 
-def test_a_token_that_some_heads_evicted_is_in_part() -> None:
-    assert [state_of(state) for state in STATES] == [RESTORED, EVICTED, "in part", KEPT, KEPT]
+def test_a_token_that_some_heads_evicted_says_how_many() -> None:
+    assert [state_of(state) for state in STATES] == [RESTORED, "mostly evicted", "in part", KEPT, KEPT]
+    assert state_of(TokenState(RESTORED, False, 0.5)) == "mostly evicted"
+    assert state_of(TokenState(EVICTED, False, 1.0)) == EVICTED
