@@ -64,6 +64,10 @@ class RunError(KvlabError):
     """An experiment file, run folder or figure that cannot be used."""
 
 
+class UserCodeError(KvlabError):
+    """A file or a metric of the user's own that fails, or gives what kvlab cannot use."""
+
+
 class PolicyWarning(UserWarning):
     """A policy that will run, but hardly as it is meant to."""
 

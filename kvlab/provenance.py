@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from kvlab.backends import device
 from kvlab.backends.x86 import blas_library
+from kvlab.importing import user_files
 from kvlab.paths import PACKAGE
 from kvlab.version import __version__
 
@@ -39,6 +40,8 @@ def provenance(model: LoadedModel | None = None, *, seed: int | None = None, **m
         facts |= {"adapter": str(model.adapter)} if model.adapter else {}
     if seed is not None:
         facts["seed"] = seed
+    if imported := user_files():
+        facts["imports"] = [{"file": file.path, "sha256": file.sha256} for file in imported]
     return facts | more
 
 

@@ -17,9 +17,10 @@ from typing import Any
 import click
 
 from kvlab import bench as benchmarks
+from kvlab.cli.user_files import import_all, import_option
 from kvlab.errors import BackendWarning, KvlabError, PolicyError, PolicyWarning
 from kvlab.version import __version__
-from kvlab.workloads import names_with_option, workload_names
+from kvlab.workloads import metric_names, names_with_option, workload_names
 
 Document = dict[str, Any]
 
@@ -74,12 +75,22 @@ def demo(out: Path | None, as_json: bool) -> None:
 
 @cli.command()
 @click.option("--policies", "specs", multiple=True, required=True, metavar="A,B,...", help="Policies; may be repeated.")
-@click.option("--workload", required=True, metavar="NAME", help=f"One of: {', '.join(workload_names())}.")
+@click.option(
+    "--workload", required=True, metavar="NAME", help=f"One of: {', '.join(workload_names())}, or a .jsonl file."
+)
+@click.option(
+    "--metric",
+    "metrics",
+    multiple=True,
+    metavar="NAME",
+    help=f"Grades the answers: {', '.join(metric_names())}, or your own; may be repeated.",
+)
+@import_option
 @model_option
 @adapter_option
 @click.option("--turns", type=click.IntRange(min=1), help="Turns of each conversation.")
 @click.option("--n", type=click.IntRange(min=1), help="Conversations.")
-@click.option("--concurrency", type=click.IntRange(min=1), help="Conversations at a time; else all.")
+@click.option("--concurrency", type=click.IntRange(min=1), help="Conversations at a time; else as many as --n.")
 @click.option(
     "--tokens", type=click.IntRange(min=1), help=f"Length of a prompt; for {', '.join(names_with_option('tokens'))}."
 )
@@ -89,6 +100,8 @@ def demo(out: Path | None, as_json: bool) -> None:
 def compare(
     specs: tuple[str, ...],
     workload: str,
+    metrics: tuple[str, ...],
+    imports: tuple[Path, ...],
     model: str | None,
     adapter: str | None,
     turns: int | None,
@@ -104,9 +117,11 @@ def compare(
     from kvlab.experiments.run import compare_command
 
     def run() -> Document:
+        import_all(imports)
         results = compare_command(
             policies,
             workload,
+            metrics=metrics,
             model=model,
             turns=turns,
             n=n,
@@ -122,12 +137,14 @@ def compare(
 
 
 @cli.command()
+@import_option
 @json_option
-def policies(as_json: bool) -> None:
+def policies(imports: tuple[Path, ...], as_json: bool) -> None:
     """List the modules of policies."""
     from kvlab.policies import registry
 
     def rows() -> Document:
+        import_all(imports)
         return _document(
             "policies",
             [

@@ -6,15 +6,18 @@ import logging
 import os
 import sys
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import click
 
+from kvlab.cli.user_files import import_all, import_option
 from kvlab.errors import KvlabError
 
 
 @click.command()
 @click.option("--policy", default="tiered", show_default=True, metavar="POLICY", help="What to serve, such as tiered.")
+@import_option
 @click.option("--model", "models", multiple=True, metavar="MODEL", help="A folder or a hub id; may be repeated.")
 @click.option(
     "--adapter", "adapters", multiple=True, metavar="DIR", help="Of the model; with several, one each or none."
@@ -44,6 +47,7 @@ from kvlab.errors import KvlabError
 @click.option("--prefill-step", type=click.IntRange(1), default=512, show_default=True, help="Tokens between steps.")
 def serve(
     policy: str,
+    imports: tuple[Path, ...],
     models: tuple[str, ...],
     adapters: tuple[str, ...],
     host: str,
@@ -99,6 +103,7 @@ def serve(
         drain=drain,
         prefill_step=prefill_step,
     )
+    import_all(imports)
     parsed = Policy.parse(policy)
     socket = bound_socket(settings.host, settings.port)
     sys.setswitchinterval(0.0005)  # the decoder's thread must not wait long for a busy event loop

@@ -15,6 +15,7 @@ from kvlab.experiments.aggregate import aggregate
 from kvlab.experiments.event_tables import Table, event_table
 from kvlab.experiments.run import Run
 from kvlab.experiments.runner import REFERENCE, Outcome
+from kvlab.importing import UserFile, import_again
 from kvlab.policies import Policy
 from kvlab.results import Row
 
@@ -28,12 +29,16 @@ class Cell:
         repeat: the number of this measurement, from 0.
         exact: compare with the run without a cache, where the policy is lossless or there is a restart.
         events: kinds of events to keep.
+        imports: files of the user's own code, imported before the policy is read, as they were then.
+        data: SHA-256 of the file that the workload reads; empty without one.
     """
 
     run: Run
     repeat: int = 0
     exact: bool = True
     events: tuple[str, ...] = ()
+    imports: tuple[UserFile, ...] = ()
+    data: str = ""
 
     @functools.cached_property
     def id(self) -> str:
@@ -41,9 +46,16 @@ class Cell:
         return hashlib.sha256(json.dumps(self.content(), sort_keys=True).encode()).hexdigest()[:16]
 
     def content(self) -> dict[str, Any]:
-        """Return all fields of the cell, ready for JSON; without an adapter, none is named."""
-        run = {key: value for key, value in asdict(self.run).items() if key != "adapter" or value is not None}
-        return {**run, "repeat": self.repeat, "exact": self.exact, "events": list(self.events)}
+        """Return all fields of the cell, ready for JSON; adapter, metrics, imports and data only where there are some.
+
+        Imported files and data count by their content, wherever they lie.
+        """
+        run = {key: value for key, value in asdict(self.run).items() if key not in ("adapter", "metrics") or value}
+        more: dict[str, Any] = {"imports": [file.sha256 for file in self.imports], "data": self.data}
+        if self.run.metrics:
+            more["metrics"] = [str(metric) for metric in self.run.metrics]
+        cell = {**run, "repeat": self.repeat, "exact": self.exact, "events": list(self.events)}
+        return cell | {key: value for key, value in more.items() if value}
 
     @property
     def policy(self) -> str:
@@ -65,6 +77,8 @@ def execute(cell: Cell, folder: Path | None = None) -> CellResult:
 
     Model and uncached run are kept for the next cells of this process. Raises KvlabError, with the policy's name.
     """
+    for file in cell.imports:
+        import_again(file)
     policy = Policy.parse(cell.run.policy)
     try:
         harness = _with_model(cell.run).harness(progress=False, folder=folder)

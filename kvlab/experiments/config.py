@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import difflib
+import hashlib
 import itertools
 import string
 import tomllib
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, fields
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
 from kvlab.errors import KvlabError, RunError
 from kvlab.experiments.cell import Cell
 from kvlab.experiments.run import Run
+from kvlab.importing import import_user_file
 from kvlab.policies import Policy
 from kvlab.recording.recorder import kind_name
-from kvlab.workloads import load_workload
+from kvlab.workloads import as_workload
+from kvlab.workloads.registry import file_of, takes_all
 
 AXES: Mapping[str, type] = {
     "workload": str,
@@ -30,8 +33,9 @@ AXES: Mapping[str, type] = {
 }
 """Keys that a grid can vary by themselves; any other key of the grid fills ``{key}`` in the policies."""
 
-_LISTS: Mapping[str, type] = {"policies": str, "seeds": int, "events": str}
+_LISTS: Mapping[str, type] = {"policies": str, "seeds": int, "events": str, "metrics": str, "imports": str}
 _PLAIN: Mapping[str, type] = {"title": str, "repeats": int, "exact": bool, **AXES}
+_MAY_BE_EMPTY = ("events", "metrics", "imports")
 _COUNTS = ("turns", "n", "concurrency", "tokens", "repeats")
 _NAMES = {str: "text in quotes", int: "a whole number", bool: "true or false"}
 
@@ -44,10 +48,12 @@ class Experiment:
 
     Args:
         adapter: folder of an adapter to load with the model; None, or empty text in a grid, for none.
-        n: conversations; None is as many as ``concurrency``.
+        n: conversations; None is as many as ``concurrency``, or all there are of one's own data.
         repeats: how often every cell is measured.
         exact: compare the tokens of lossless policies with those of no cache, which is run beside them.
         events: kinds of events to keep with the rows, such as ``evicted``.
+        metrics: names of metrics that grade the answers in place of the workload's own way.
+        imports: files of Python that define policies, workloads and metrics of one's own.
     """
 
     name: str
@@ -65,13 +71,16 @@ class Experiment:
     seeds: tuple[int, ...] = (0,)
     repeats: int = 1
     events: tuple[str, ...] = ()
+    metrics: tuple[str, ...] = ()
+    imports: tuple[str, ...] = ()
     grid: tuple[tuple[str, tuple[Any, ...]], ...] = ()
 
     def cells(self) -> list[Cell]:
         """Return every cell once, repeat by repeat, so that a drift over time affects all policies alike.
 
-        Raises RunError or PolicyError for a policy or workload that does not exist.
+        Raises KvlabError for a policy, workload or metric that does not exist, and for a file that cannot be imported.
         """
+        imported = tuple(import_user_file(path) for path in self.imports)
         axes, names = dict(self.grid), {name for name, _ in self.grid}
         plain = {name: getattr(self, name) for name in AXES}
         unused = names - set(AXES) - {field for policy in self.policies for field in _placeholders(policy)}
@@ -84,20 +93,25 @@ class Experiment:
                 for template in self.policies:
                     for filling in _points(axes, _placeholders(template)):
                         run = self._run(_filled(template, filling), seed, plain | point)
-                        cells[Cell(run, repeat, self.exact, self.events)] = None
+                        cells[Cell(run, repeat, self.exact, self.events, imported)] = None
         for workload, turns, tokens in {(c.run.workload, c.run.turns, c.run.tokens) for c in cells}:
-            load_workload(str(workload), turns=turns, tokens=tokens)
-        return list(cells)
+            as_workload(workload, self.metrics, turns=turns, tokens=tokens)
+        data = {spec: _digest(str(spec)) for spec in {cell.run.workload for cell in cells}}
+        return [replace(cell, data=data[cell.run.workload]) for cell in cells]
 
-    @staticmethod
-    def _run(policy: str, seed: int, values: Mapping[str, Any]) -> Run:
-        n = values["n"] if values["n"] is not None else values["concurrency"]
-        adapter = values["adapter"] or None
-        return Run(str(Policy.parse(policy)), seed=seed, **{**values, "n": n, "adapter": adapter})
+    def _run(self, policy: str, seed: int, values: Mapping[str, Any]) -> Run:
+        n = values["n"]
+        if n is None and not takes_all(values["workload"]):
+            n = values["concurrency"]
+        chosen = {**values, "n": n, "adapter": values["adapter"] or None}
+        return Run(str(Policy.parse(policy)), seed=seed, metrics=self.metrics, **chosen)
 
 
-def read_experiment(path: str | Path) -> Experiment:
-    """Read and check a file. Raises KvlabError with one line that names the file and the correction."""
+def read_experiment(path: str | Path, imports: Sequence[str | Path] = ()) -> Experiment:
+    """Read and check a file; `imports` come before those that it names.
+
+    Raises KvlabError with one line that names the file and the correction.
+    """
     path = Path(path)
     try:
         values = tomllib.loads(path.read_text(encoding="utf-8"))
@@ -108,7 +122,9 @@ def read_experiment(path: str | Path) -> Experiment:
     except tomllib.TOMLDecodeError as error:
         raise RunError(f"{path} is not TOML: {error}") from error
     try:
-        experiment = Experiment(path.stem, **_checked(values))
+        checked = _checked(values)
+        checked["imports"] = (*map(str, imports), *checked.get("imports", ()))
+        experiment = Experiment(path.stem, **checked)
         experiment.cells()
     except KvlabError as error:
         raise type(error)(f"{path}: {error}") from error
@@ -130,7 +146,7 @@ def _checked(values: Mapping[str, Any]) -> dict[str, Any]:
         if key == "grid":
             made[key] = _grid(value, values)
         elif key in _LISTS:
-            made[key] = _list(key, value, _LISTS[key], empty=key == "events")
+            made[key] = _list(key, value, _LISTS[key], empty=key in _MAY_BE_EMPTY)
         else:
             made[key] = _plain(key, value)
     made["events"] = tuple(kind_name(kind) for kind in made.get("events", ()))
@@ -174,6 +190,12 @@ def _grid(value: Any, values: Mapping[str, Any]) -> tuple[tuple[str, tuple[Any, 
                 raise RunError(f"grid.{key} holds {wrong[0]!r}; write text or numbers")
             made.append((key, tuple(items)))
     return tuple(made)
+
+
+def _digest(workload: str) -> str:
+    """Return the SHA-256 of the file that a workload reads; empty without one."""
+    file = file_of(workload)
+    return hashlib.sha256(file.read_bytes()).hexdigest() if file is not None and file.is_file() else ""
 
 
 def _placeholders(template: str) -> list[str]:

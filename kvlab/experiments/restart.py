@@ -8,11 +8,13 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import IO, Any
 
 from kvlab.errors import RunError
 from kvlab.experiments.conversations import ServedTurn, Turn, to_json
+from kvlab.importing import user_files
 from kvlab.models import LoadedModel
 from kvlab.paths import PACKAGE
 from kvlab.policies import Policy
@@ -38,6 +40,7 @@ def serve_in_new_process(
             "fingerprint": model.fingerprint,
             "dtype": model.dtype,
             "dequantize": model.dequantized,
+            "imports": [asdict(file) for file in user_files()],
             "policy": str(policy),
             "concurrency": concurrency,
             "tags": dict(tags),

@@ -13,7 +13,8 @@ from kvlab.models import ModelLike, with_adapter
 from kvlab.policies import Module, Policy
 from kvlab.results import Results, make_folder, mark_void, merged, new_run_folder
 from kvlab.results.summary import text_table
-from kvlab.workloads import Workload
+from kvlab.workloads import MetricLike, Workload, WorkloadLike
+from kvlab.workloads.metrics import as_list, find_metrics
 
 PolicyLike = str | Policy | Module
 
@@ -24,27 +25,32 @@ class Run:
 
     Args:
         policy: spec string or Policy.
-        workload: a Workload, or its name (see :func:`kvlab.workloads.workload_names`).
+        workload: a Workload, its name (see :func:`kvlab.workloads.workload_names`), or your own data: a .jsonl file, a
+            frame, dicts with `question`, `answer` and `context`, or messages (see :class:`kvlab.workloads.Own`).
         model: None (the bundled one), a folder, a hub id, or a LoadedModel.
         turns: requests of each conversation; None is the workload's own number.
-        n: conversations.
+        n: conversations; None is one, or all there are of your own data.
         seed: of the workload.
         concurrency: conversations that run at once; the `n` of the rows.
         restart: serve the second half of every conversation in a new process, where the policy has an SSD tier.
         tokens: length of a prompt, for workloads with that option; None is the workload's own.
         adapter: folder of an adapter to load with the model; None for none.
+        metrics: names (see :func:`kvlab.workloads.metric_names`) or functions `(text, wanted)` that return a number
+            from 0 to 1, or a dict of several; they grade every answer in place of the workload's own way. The first
+            one's grade is the `accuracy` too.
     """
 
     policy: PolicyLike
-    workload: str | Workload = "agent"
+    workload: WorkloadLike = "agent"
     model: ModelLike = None
     turns: int | None = None
-    n: int = 1
+    n: int | None = None
     seed: int = 0
     concurrency: int = 1
     restart: bool = False
     tokens: int | None = None
     adapter: str | Path | None = None
+    metrics: tuple[MetricLike, ...] = ()
 
     def execute(self, *, progress: bool = True) -> Results:
         """Run it. Raises KvlabError for an impossible policy, workload, model or setting."""
@@ -57,12 +63,14 @@ class Run:
         """Make the Runner of its prompts and model, for this policy and any other; SSD tiers lie in `folder`."""
         model = with_adapter(self.model, self.adapter)
         parts = (self.workload, model, self.turns, self.n, self.seed, self.concurrency)
-        return Runner(*parts, progress, folder, self.tokens)
+        return Runner(*parts, progress, folder, self.tokens, self.metrics)
 
     def _repr_html_(self) -> str:
         values = {part.name: getattr(self, part.name) for part in fields(self)}
         values["model"] = getattr(self.model, "name", None) or self.model or "the bundled one"
-        values["workload"] = getattr(self.workload, "name", self.workload)
+        if not isinstance(self.workload, str | Path):
+            values["workload"] = self.workload.name if isinstance(self.workload, Workload) else "your own"
+        values["metrics"] = ", ".join(metric.name for metric in find_metrics(self.metrics)) or None
         cells = "".join(
             f"<tr><td><b>{name}</b></td><td style='text-align:left'><code>{escape(str(value))}</code></td></tr>"
             for name, value in values.items()
@@ -73,11 +81,13 @@ class Run:
 
 def run(
     policy: PolicyLike,
-    workload: str | Workload = "agent",
+    workload: WorkloadLike = "agent",
     model: ModelLike = None,
     *,
+    metric: MetricLike | None = None,
+    metrics: Sequence[MetricLike] = (),
     turns: int | None = None,
-    n: int = 1,
+    n: int | None = None,
     seed: int = 0,
     concurrency: int = 1,
     restart: bool = False,
@@ -85,18 +95,24 @@ def run(
     adapter: str | Path | None = None,
     progress: bool = True,
 ) -> Results:
-    """Run a policy on a workload: `Run(policy, workload, model, ...).execute()`."""
-    one = Run(policy, workload, model, turns, n, seed, concurrency, restart, tokens, adapter)
+    """Run a policy on a workload: `Run(policy, workload, model, ...).execute()`.
+
+    `metric` names one metric, `metrics` several; see `Run`.
+    """
+    named = _named(metric, metrics)
+    one = Run(policy, workload, model, turns, n, seed, concurrency, restart, tokens, adapter, named)
     return one.execute(progress=progress)
 
 
 def compare(
     policies: Sequence[PolicyLike],
-    workload: str | Workload = "agent",
+    workload: WorkloadLike = "agent",
     model: ModelLike = None,
     *,
+    metric: MetricLike | None = None,
+    metrics: Sequence[MetricLike] = (),
     turns: int | None = None,
-    n: int = 1,
+    n: int | None = None,
     seed: int = 0,
     concurrency: int = 1,
     restart: bool = False,
@@ -108,13 +124,15 @@ def compare(
     """Run every policy on the same prompts, one after another, and the uncached run that decides what is exact.
 
     The uncached run (`full`) always takes place; it has rows only where `full` is among the policies, or after a
-    restart, where its TTFT is the cold one for the same prompt. Options are those of `Run`; `folder` holds
-    the SSD tiers while the runs last (else a temporary one).
+    restart, where its TTFT is the cold one for the same prompt. Options are those of `Run`; `metric` is one of
+    `metrics`; `folder` holds the SSD tiers while the runs last (else a temporary one).
     """
     if not policies:
         raise RunError("no policies to compare; write some, such as full,paged,tiered")
     asked = list(dict.fromkeys(Policy.parse(policy) for policy in policies))
-    harness = Runner(workload, with_adapter(model, adapter), turns, n, seed, concurrency, progress, folder, tokens)
+    named = _named(metric, metrics)
+    source = with_adapter(model, adapter)
+    harness = Runner(workload, source, turns, n, seed, concurrency, progress, folder, tokens, named)
     if folder is not None:
         make_folder(folder)
     uncached = harness.serve(REFERENCE)
@@ -132,10 +150,16 @@ def compare(
     return results
 
 
+def _named(metric: MetricLike | None, metrics: Sequence[MetricLike]) -> tuple[MetricLike, ...]:
+    """Return all metrics asked for, the first one first; a list for `metric` and one alone for `metrics` do too."""
+    return tuple(one for given in (metric, metrics) if given is not None for one in as_list(given))
+
+
 def compare_command(
     policies: Sequence[str],
     workload: str,
     *,
+    metrics: Sequence[str] = (),
     model: str | None = None,
     turns: int | None = None,
     n: int | None = None,
@@ -152,15 +176,15 @@ def compare_command(
     from kvlab.results.report import write_run  # draws in Altair, which takes a moment to import
 
     folder = new_run_folder(out, "compare")
-    n = n or 1
     results = compare(
         policies,
         workload,
         model,
+        metrics=metrics,
         turns=turns,
         n=n,
         seed=seed,
-        concurrency=concurrency or n,
+        concurrency=concurrency or n or 1,
         tokens=tokens,
         adapter=adapter,
         folder=folder,

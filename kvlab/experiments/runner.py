@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -23,8 +23,9 @@ from kvlab.policies.ssd_folder import survives_restart, with_ssd_folder
 from kvlab.provenance import provenance
 from kvlab.recording.recorder import Recorder
 from kvlab.results import Results, Row, row
-from kvlab.results.rows import TOGETHER
-from kvlab.workloads import Workload, WorkloadRequest, load_workload
+from kvlab.results.rows import TOGETHER, grade_row
+from kvlab.workloads import MetricLike, Workload, WorkloadLike, WorkloadRequest, as_workload
+from kvlab.workloads.metrics import checked_grades
 
 REFERENCE = Policy.parse("full")
 DISTANCE_REQUESTS = 8
@@ -32,6 +33,7 @@ DISTANCE_REQUESTS = 8
 DISTANCE_PREFILL_STEP = 512
 """Prompt tokens at a time meanwhile: chunks of other lengths give other last bits."""
 Key = tuple[str, int]
+MakeRow = Callable[..., Row]
 
 
 @dataclass
@@ -48,23 +50,24 @@ class Runner:
 
     def __init__(
         self,
-        workload: str | Workload,
+        workload: WorkloadLike,
         model: ModelLike,
         turns: int | None = None,
-        n: int = 1,
+        n: int | None = None,
         seed: int = 0,
         concurrency: int = 1,
         progress: bool = True,
         folder: Path | None = None,
         tokens: int | None = None,
+        metrics: Sequence[MetricLike] = (),
     ) -> None:
         if concurrency < 1:
             raise RunError(f"concurrency is {concurrency}; write 1 or more")
         self.model = model if isinstance(model, LoadedModel) else models.load(model)
-        self.workload = self._workload(workload, turns, n, seed, tokens)
-        self.requests: dict[Key, WorkloadRequest] = {(r.conversation, r.turn): r for r in self.workload.requests()}
-        if not self.requests:
-            raise RunError(f"workload {self.workload.name} has no requests")
+        options: dict[str, Any] = {"turns": turns, "n": n, "seed": seed, "tokens": tokens}
+        self.workload = as_workload(workload, metrics, count=self._count, **options)
+        self.requests = _by_key(self.workload)
+        _check_grades(self.requests.values())
         self.turns = [rendered(self.model, request) for request in self.requests.values()]
         self.n = min(concurrency, len({turn.conversation for turn in self.turns}))
         self.seed, self.progress, self.folder = seed, progress, folder
@@ -113,13 +116,15 @@ class Runner:
         rows: list[Row] = []
         for key, served in outcome.served.items():
             phase = "restart" if key in outcome.restarted else "warm" if served.cached_tokens else "cold"
-            values = _values(served) | _grades(self.requests[key].grade, self.model.decode(served.tokens))
+            values = _values(served)
             if uncached is not None and policy.lossless:
                 values["exact"] = float(served.tokens == uncached.served[key].tokens)
             rows += [self._row(policy, key, metric, value, phase) for metric, value in values.items()]
+            grades = _grades(self.requests[key], self.model.decode(served.tokens))
+            rows += [self._row(policy, key, name, grade, phase, grade_row) for name, grade in grades.items()]
             if uncached is not None and key in outcome.restarted:
                 cold = uncached.served[key].ttft_ms
-                names = {"of": f"{policy} ttft_ms restart", "to": f"{REFERENCE} ttft_ms cold"}
+                names: dict[str, Any] = {"of": f"{policy} ttft_ms restart", "to": f"{REFERENCE} ttft_ms cold"}
                 rows.append(self._row(policy, key, "ratio", served.ttft_ms / cold, "restart", **names))
         return Results(rows, self.provenance(), {str(policy): outcome.recorder})
 
@@ -162,13 +167,17 @@ class Runner:
         return row(str(policy), self.workload.name, metric, value, **where)
 
     def provenance(self) -> dict[str, Any]:
-        facts = {"model_argument": self.model.argument} if self.model.argument else {}
+        facts: dict[str, Any] = {"model_argument": self.model.argument} if self.model.argument else {}
         facts |= {"adapter_argument": str(self.model.adapter)} if self.model.adapter else {}
+        names = dict.fromkeys(metric.name for request in self.requests.values() for metric in request.metrics)
+        facts |= {"metrics": list(names)} if names else {}
         return provenance(self.model, seed=self.seed, workload=self.workload.name, concurrency=self.n, **facts)
 
-    def _row(self, policy: Policy, key: Key, metric: str, value: float, phase: str, **more: Any) -> Row:
+    def _row(
+        self, policy: Policy, key: Key, metric: str, value: float, phase: str, make: MakeRow = row, **more: Any
+    ) -> Row:
         conversation, turn = key
-        return row(
+        return make(
             str(policy),
             self.workload.name,
             metric,
@@ -191,12 +200,31 @@ class Runner:
             raise RunError("a restart needs conversations of two turns or more; write turns=2 or more")
         return [turn for turn in self.turns if turn.turn <= half], [turn for turn in self.turns if turn.turn > half]
 
-    def _workload(self, workload: str | Workload, turns: int | None, n: int, seed: int, tokens: int | None) -> Workload:
-        if not isinstance(workload, str):
-            return workload
-        return load_workload(
-            workload, turns=turns, n=n, seed=seed, tokens=tokens, count=lambda text: len(self.model.encode(text))
-        )
+    def _count(self, text: str) -> int:
+        return len(self.model.encode(text))
+
+
+def _by_key(workload: Workload) -> dict[Key, WorkloadRequest]:
+    """Return the requests of a workload by conversation and turn. Raises RunError where two have one, or none is."""
+    requests: dict[Key, WorkloadRequest] = {}
+    for request in workload.requests():
+        key = (request.conversation, request.turn)
+        if key in requests:
+            raise RunError(
+                f"workload {workload.name} has two requests for turn {key[1]} of conversation {key[0]!r}; "
+                "give every conversation a name of its own, and number its turns"
+            )
+        requests[key] = request
+    if not requests:
+        raise RunError(f"workload {workload.name} has no requests")
+    return requests
+
+
+def _check_grades(requests: Iterable[WorkloadRequest]) -> None:
+    """Raise KvlabError where the grades that metrics give to a right answer cannot be rows."""
+    graded = next((one for one in requests if one.metrics and one.reference is not None), None)
+    for name, grade in (_grades(graded, graded.wanted) if graded else {}).items():
+        grade_row("", "", name, grade)
 
 
 def _also_written(served: ServedTurn, before: int) -> ServedTurn:
@@ -219,7 +247,8 @@ def _values(served: ServedTurn) -> dict[str, float]:
     return values | dict(served.store)
 
 
-def _grades(grade: Callable[[str], Mapping[str, float]], text: str) -> dict[str, float]:
-    """Return the accuracy of a request; the grades of a tool call's parts are not rows."""
-    grades = grade(text)
-    return {"accuracy": grades["accuracy"]} if "accuracy" in grades else {}
+def _grades(request: WorkloadRequest, text: str) -> dict[str, float]:
+    """Return all grades of an answer. Raises UserCodeError where a workload of one's own gives what is no grade."""
+    return checked_grades(
+        request.grade(text), type(request).__name__, f"for turn {request.turn} of {request.conversation}"
+    )

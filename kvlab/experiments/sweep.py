@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -48,9 +49,9 @@ def default_folder(experiment: Experiment) -> Path:
     return Path("runs") / experiment.name
 
 
-def run_command(path: Path, out: Path | None = None, *, progress: bool = True) -> Results:
+def run_command(path: Path, out: Path | None = None, *, imports: Sequence[Path] = (), progress: bool = True) -> Results:
     """Run `kvlab run`: the sweep; then print its table and the command that serves each policy."""
-    experiment = read_experiment(path)
+    experiment = read_experiment(path, imports)
     folder = out or default_folder(experiment)
     cells = experiment.cells()
     before = sum(RowStore(folder).read(cell) is not None for cell in cells)

@@ -11,6 +11,7 @@ from typing import Any
 
 from kvlab.errors import KvlabError, RunError
 from kvlab.experiments.conversations import ServedTurn, Turn, serve_turns
+from kvlab.importing import UserFile, import_again
 from kvlab.models import LoadedModel, load
 from kvlab.policies import Policy
 from kvlab.recording.recorder import Recorder
@@ -25,6 +26,8 @@ def main(order_file: str) -> int:
 
     recorder = Recorder()
     try:
+        for file in order["imports"]:
+            import_again(UserFile(**file))
         turns = [Turn(**{**turn, "prompt": tuple(turn["prompt"])}) for turn in order["turns"]]
         serve_turns(
             _same_model(order),

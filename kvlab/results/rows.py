@@ -29,6 +29,8 @@ _UNITS: Mapping[str, str] = {
     "exact": "bool",
     "ratio": "x",
 }
+FRACTION = "fraction"
+"""The unit of grades."""
 PHASES = ("cold", "warm", "restart")
 TOGETHER = "together"
 """The `kind` of rows of all sequences of a run together, which belong to no turn and to no conversation."""
@@ -68,6 +70,18 @@ def row(policy: str, workload: str, metric: str, value: float, **where: Any) -> 
     unit = _UNITS.get(metric) or units().get(metric)
     if unit is None:
         raise RunError(f"no metric {metric!r}; the metrics are {', '.join(units())}")
+    return _row(policy, workload, metric, value, unit, where)
+
+
+def grade_row(policy: str, workload: str, grade: str, value: float, **where: Any) -> Row:
+    """Return the row of a grade, a fraction, as `row` does; a metric of another unit must not have its name."""
+    unit = units().get(grade, FRACTION)
+    if unit != FRACTION:
+        raise RunError(f"a grade is named {grade!r}, which is a metric in {unit} already; give it another name")
+    return _row(policy, workload, grade, value, unit, where)
+
+
+def _row(policy: str, workload: str, metric: str, value: float, unit: str, where: Mapping[str, Any]) -> Row:
     if not math.isfinite(value):
         raise RunError(f"{metric} of {policy} is {value}; leave out what was not measured")
     if where.get("phase") not in (None, *PHASES):

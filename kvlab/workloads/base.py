@@ -11,12 +11,13 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from kvlab.errors import WorkloadError
-from kvlab.workloads.grading import calls_of, grade_call, grade_values
+from kvlab.workloads.grading import calls_of, grade_call, grade_values, parse_call
+from kvlab.workloads.metrics import Metric, grade_all
 
 Message = dict[str, Any]
 Tool = dict[str, Any]
 
-KINDS = ("call", "answer", "recall", "retrieve", "chat", "replay")
+KINDS = ("call", "answer", "recall", "retrieve", "chat", "replay", "question")
 
 
 @dataclass(frozen=True)
@@ -33,6 +34,9 @@ class WorkloadRequest:
 
     `unseen` is the end of the last user message that comes only after the KV of all before it has been evicted, so that
     no method of eviction can choose by it; empty: everything is seen.
+
+    `metrics` grade the answer in place of the workload's own way; `answer` is what they compare it with, where that is
+    more than the text `wanted`: several right answers, or any value that a metric of one's own understands.
     """
 
     conversation: str
@@ -45,6 +49,8 @@ class WorkloadRequest:
     question: str = ""
     wanted: str = ""
     unseen: str = ""
+    metrics: tuple[Metric, ...] = ()
+    answer: Any = None
 
     def __post_init__(self) -> None:
         asked = next((message for message in reversed(self.messages) if message["role"] == "user"), None)
@@ -54,17 +60,29 @@ class WorkloadRequest:
             object.__setattr__(self, "wanted", text_of(self.reference))
 
     def grade(self, text: str) -> dict[str, float]:
-        """Grade the model's `text` with scores in [0, 1]; `{}` where no answer is right or wrong (small talk, replays).
+        """Grade the model's `text` with scores in [0, 1]; `{}` where none applies, as to small talk and replays.
 
         A `call` gives `tool_call` (well formed, an offered tool, its required arguments), `argument` (the right
         arguments) and `accuracy` (the right tool with the right arguments). The other graded kinds give `accuracy`: the
-        values the text states are exactly the values of the reference.
+        values the text states are exactly the values of the reference. With `metrics`, their grades and `accuracy`, the
+        main one of them, wherever there is a right answer; a call is compared as JSON, however the model writes it.
+
+        Raises UserCodeError where a metric fails.
         """
-        if self.reference is None or self.kind in ("chat", "replay"):
+        if self.metrics:
+            return self._graded_by_metrics(text)
+        if self.reference is None or self.kind in ("chat", "replay", "question"):
             return {}
         if self.kind == "call":
             return grade_call(text, self.reference, self.tools)
         return grade_values(text, self.reference.get("content") or "")
+
+    def _graded_by_metrics(self, text: str) -> dict[str, float]:
+        if self.reference is None:
+            return {}
+        call = parse_call(text) if self.reference.get("tool_calls") else None
+        said = call_text(*call) if call else text
+        return grade_all(self.metrics, said, self.wanted if self.answer is None else self.answer)
 
 
 class Workload:
@@ -87,12 +105,17 @@ class Workload:
 def text_of(message: Message) -> str:
     """Return what a message says as text: its calls as JSON, else its content with the text of all its parts."""
     if message.get("tool_calls"):
-        calls = [dict(zip(("name", "arguments"), call, strict=True)) for call in calls_of(message)]
-        return json.dumps(calls[0] if len(calls) == 1 else calls, ensure_ascii=False)
+        calls = [call_text(*call) for call in calls_of(message)]
+        return calls[0] if len(calls) == 1 else f"[{', '.join(calls)}]"
     content = message.get("content") or ""
     if isinstance(content, str):
         return content
     return "\n".join(part["text"] for part in content if isinstance(part, dict) and isinstance(part.get("text"), str))
+
+
+def call_text(name: str, arguments: Any) -> str:
+    """Return a call as JSON: one text for equal calls."""
+    return json.dumps({"name": name, "arguments": arguments}, ensure_ascii=False, sort_keys=True)
 
 
 def system(content: str) -> Message:

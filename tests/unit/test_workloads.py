@@ -256,7 +256,8 @@ def test_transcript_n_and_turns(tmp_path: Path) -> None:
         ([[{"role": "user", "content": "x", "tool_calls": []}]], ":1: message 1 (user) has tool_calls"),
         ([{"messages": TALK, "tools": ["add"]}], ":1: tools must be a list"),
         (["[", json.dumps(TALK) + ",", "{]"], ":3: broken JSON"),
-        ([""], "no conversation in it"),
+        ([""], "nothing in it; expected a list of messages"),
+        (["[" * 100_000], ":1: broken JSON"),
     ],
 )
 def test_broken_transcript_names_file_and_line(content: list[Any], told: str, tmp_path: Path) -> None:
@@ -302,8 +303,8 @@ def test_a_request_says_what_is_asked_and_wanted() -> None:
     ]
     assert [(one.question, one.wanted) for one in asked] == [
         ("second", "B."),
-        ("a\nb", '{"name": "add", "arguments": {"x": 1}}'),
-        ("x", '[{"name": "add", "arguments": {"x": 1}}, {"name": "add", "arguments": "{\\"x\\": "}]'),
+        ("a\nb", '{"arguments": {"x": 1}, "name": "add"}'),
+        ("x", '[{"arguments": {"x": 1}, "name": "add"}, {"arguments": "{\\"x\\": ", "name": "add"}]'),
         ("", ""),
         ("short", "b"),
     ]
