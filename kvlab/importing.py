@@ -41,7 +41,7 @@ def import_user_file(path: str | Path) -> UserFile:
         return file
     if (folder := str(source.parent)) not in sys.path:
         sys.path.append(folder)
-    name = _module_name(file.path)
+    name = module_name(file.path)
     before = sys.modules.get(name)
     module = ModuleType(name)
     module.__file__ = file.path
@@ -97,7 +97,7 @@ def _user_modules() -> list[ModuleType]:
     return [module for module in list(sys.modules.values()) if _FILE in getattr(module, "__dict__", ())]
 
 
-def _module_name(path: str) -> str:
+def module_name(path: str) -> str:
     """Return a name that is equal in every process, so that functions of the file can be pickled."""
     return f"kvlab_user_file_{hashlib.sha256(path.encode()).hexdigest()[:12]}"
 
@@ -139,11 +139,17 @@ def _check_names(path: str | Path, module: ModuleType) -> None:
         name = cls.name
         kinds = [base for base in cls.__mro__ if base.__module__.startswith("kvlab.")]
         for other in _subclasses(kinds[-1]) if kinds else ():
-            if other.__dict__.get("name") == name and other.__module__ != module.__name__:
+            if other.__dict__.get("name") == name and not _is_of_file(other, str(module.__file__)):
                 raise UserCodeError(
                     f"{path}: {cls.__name__} is named {name!r}, as is {other.__module__}.{other.__name__}; "
                     "give it another name, since results tell them apart by it"
                 )
+
+
+def _is_of_file(cls: type, file: str) -> bool:
+    """Return whether a class was read from this file, also where Python imported it under another name."""
+    source = getattr(sys.modules.get(cls.__module__), "__file__", None)
+    return cls.__module__ == module_name(file) or (bool(source) and Path(str(source)).resolve() == Path(file))
 
 
 def _named_classes(module: ModuleType) -> list[Any]:

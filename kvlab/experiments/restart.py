@@ -7,17 +7,18 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import IO, Any
 
 from kvlab.errors import RunError
 from kvlab.experiments.conversations import ServedTurn, Turn, to_json
-from kvlab.importing import user_files
+from kvlab.importing import module_name, user_files
 from kvlab.models import LoadedModel
 from kvlab.paths import PACKAGE
-from kvlab.policies import Policy
+from kvlab.policies import Module, Policy
+from kvlab.policies.slots import inner_fields
 from kvlab.recording.recorder import Recorder
 
 
@@ -41,6 +42,7 @@ def serve_in_new_process(
             "dtype": model.dtype,
             "dequantize": model.dequantized,
             "imports": [asdict(file) for file in user_files()],
+            "modules": _own_modules(policy),
             "policy": str(policy),
             "concurrency": concurrency,
             "tags": dict(tags),
@@ -70,6 +72,29 @@ def serve_in_new_process(
                 raise RunError(f"the process after the restart ended with status {code}: {_last_line(errors)}")
         recorder.merge(Recorder.load(folder / "record.zarr"))
         return [served[turn.conversation, turn.turn] for turn in turns]
+
+
+def _own_modules(policy: Policy) -> list[str]:
+    """Return the names of modules outside kvlab that define parts of a policy. Raises RunError for `__main__`."""
+    found: dict[str, None] = {}
+    for part in _parts([policy.retention, policy.codec, policy.reuse, policy.tiers]):
+        name = type(part).__module__
+        if name == "__main__":
+            raise RunError(
+                f"{part.name!r} is defined in this notebook or script, which the process after a restart cannot read: "
+                "write it to a file such as mine.py and import that, or run without restart"
+            )
+        if name not in {module_name(file.path) for file in user_files()} and name.partition(".")[0] != "kvlab":
+            found[name] = None
+    return list(found)
+
+
+def _parts(modules: Iterable[Module | None]) -> Iterator[Module]:
+    """Return the modules of a policy, those within wrappers too."""
+    for module in modules:
+        if module is not None:
+            yield module
+            yield from _parts(getattr(module, field) for field in inner_fields(type(module)))
 
 
 def _environment() -> dict[str, str]:

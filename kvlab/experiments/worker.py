@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib
 import json
 import sys
 from collections.abc import Mapping
@@ -28,6 +29,8 @@ def main(order_file: str) -> int:
     try:
         for file in order["imports"]:
             import_again(UserFile(**file))
+        for name in order["modules"]:
+            _import_module(name)
         turns = [Turn(**{**turn, "prompt": tuple(turn["prompt"])}) for turn in order["turns"]]
         serve_turns(
             _same_model(order),
@@ -43,6 +46,17 @@ def main(order_file: str) -> int:
         return 2
     recorder.save(order["record"])
     return 0
+
+
+def _import_module(name: str) -> None:
+    """Import a module that defines parts of the policy. Raises RunError where this process does not find it."""
+    try:
+        importlib.import_module(name)
+    except ImportError as error:
+        raise RunError(
+            f"the process after the restart cannot import {name} ({error}), which defines parts of the policy: run in "
+            "the folder that it is in, or give its file with --import"
+        ) from error
 
 
 def _same_model(order: Mapping[str, Any]) -> LoadedModel:

@@ -74,10 +74,11 @@ def row(policy: str, workload: str, metric: str, value: float, **where: Any) -> 
 
 
 def grade_row(policy: str, workload: str, grade: str, value: float, **where: Any) -> Row:
-    """Return the row of a grade, a fraction, as `row` does; a metric of another unit must not have its name."""
+    """Return the row of a grade, a fraction, as `row` does; no column or metric of another unit may have its name."""
     unit = units().get(grade, FRACTION)
-    if unit != FRACTION:
-        raise RunError(f"a grade is named {grade!r}, which is a metric in {unit} already; give it another name")
+    taken = "a column of the rows" if grade in SCHEMA else f"a metric in {unit}" if unit != FRACTION else ""
+    if taken:
+        raise RunError(f"a grade is named {grade!r}, which is {taken} already; give it another name")
     return _row(policy, workload, grade, value, unit, where)
 
 

@@ -31,12 +31,12 @@ def known_workloads() -> dict[str, type[Workload]]:
 
 def workload_names() -> list[str]:
     """Return the names as they are written in a spec, such as ``agent`` or ``transcript:FILE``."""
-    return [f"{name}:{cls.argument}" if cls.argument else name for name, cls in known_workloads().items()]
+    return [f"{name}:{cls.argument}" if cls.argument else name for name, cls in sorted(known_workloads().items())]
 
 
 def names_with_option(option: str) -> list[str]:
     """Return the names of the workloads whose constructor takes ``option``."""
-    return [name for name, cls in known_workloads().items() if option in inspect.signature(cls).parameters]
+    return [name for name, cls in sorted(known_workloads().items()) if option in inspect.signature(cls).parameters]
 
 
 def load_workload(

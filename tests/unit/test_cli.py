@@ -214,6 +214,10 @@ def test_compare_passes_on_what_was_asked(monkeypatch: pytest.MonkeyPatch, capsy
         "4",
         "--concurrency",
         "2",
+        "--metric",
+        "f1",
+        "--metric",
+        "contains",
         "--tokens",
         "900",
     ]
@@ -224,6 +228,7 @@ def test_compare_passes_on_what_was_asked(monkeypatch: pytest.MonkeyPatch, capsy
     assert asked == {
         "policies": ["full", "tiered:ram=1GB,ssd=2GB", "paged"],
         "workload": "agent",
+        "metrics": ("f1", "contains"),
         "model": None,
         "adapter": None,
         "turns": 3,

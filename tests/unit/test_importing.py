@@ -195,9 +195,9 @@ def test_a_name_that_is_taken_is_refused(tmp_path: Path) -> None:
     modules = {info.name: info.summary for info in registry()}
     assert "Mine" not in type(Policy.parse("snapkv").retention).__name__ and "mine_x" not in modules
     assert type(load_workload("chat")).__name__ == "Chat" and type(make("sieve", 4)).__name__ == "Sieve"
-    shared = "from mine_c import Mine\n"
     good(tmp_path, "mine_c")
-    import_user_file(written(tmp_path / "uses.py", shared))
+    import_user_file(written(tmp_path / "uses.py", "from mine_c import Mine\n"))
+    import_user_file(tmp_path / "mine_c.py")  # the same file under another name
 
 
 def test_a_metric_of_two_files_or_of_kvlab_s_name_is_told_when_it_is_asked_for(tmp_path: Path) -> None:
