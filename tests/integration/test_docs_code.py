@@ -1,7 +1,7 @@
 """Every block of code in the README and the docs is run, page by page and from top to bottom, as a reader would.
 
 A block that cannot be run here has a comment in front of it, `<!-- not run: the reason -->`; of its commands
-kvlab's own must still exist, with these options.
+kvlab's own must still exist, with these options. `<!-- file: NAME -->` says where the reader keeps a block.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from tests.processes import environment
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), ROOT / "docs" / "figures" / "README.md"]
 FENCE = re.compile(
-    r"(?:<!-- (?P<note>(?:not run|setup): [^\n]*?) -->\n)?^```(?P<kind>\S*)\n(?P<text>.*?)^```$", re.S | re.M
+    r"(?:<!-- (?P<note>(?:not run|setup|file): [^\n]*?) -->\n)?^```(?P<kind>\S*)\n(?P<text>.*?)^```$", re.S | re.M
 )
 
 
@@ -57,8 +57,10 @@ def test_the_code_of_a_page_runs_from_top_to_bottom(
     said: str | None = None
     for block in blocks(page):
         before, said = said, None
+        if block.note.startswith("file: "):
+            (folder / block.note.removeprefix("file: ")).write_text(block.text)
         if block.kind == "python":
-            assert not block.note, "a block of Python runs anywhere"
+            assert not block.note or block.note.startswith("file: "), "a block of Python runs anywhere"
             said = _run(["-c", block.text], folder)
         elif block.kind == "sh":
             commands = _commands(block.text)
@@ -69,6 +71,8 @@ def test_the_code_of_a_page_runs_from_top_to_bottom(
             read_experiment(_written(folder / "mine.toml", block.text))
         elif block.kind == "json":
             json.loads(block.text)
+        elif block.kind == "jsonl":
+            assert all(isinstance(json.loads(line), dict) for line in block.text.splitlines())
         elif block.kind == "text":  # behind a block of Python, what it prints
             assert before is None or before == block.text
         else:
@@ -83,7 +87,7 @@ def test_every_fence_is_found() -> None:
 def test_every_reason_says_something() -> None:
     notes = [block.note for page in PAGES for block in blocks(page) if block.note]
     assert notes
-    assert all(re.fullmatch(r"setup: (run|test)|not run: \w.{9,}", note) for note in notes)
+    assert all(re.fullmatch(r"setup: (run|test)|file: [\w.]+|not run: \w.{9,}", note) for note in notes)
 
 
 def _written(path: Path, text: str) -> Path:
