@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator
 
 from kvlab.errors import PolicyError
 from kvlab.policies.policy import Policy
-from kvlab.policies.slots import SLOTS, Module, format_value, inner_fields
+from kvlab.policies.slots import Module, format_value, inner_fields
 
 Parameter = tuple[int, str, str, str]
 """Depth in parentheses, slot, name and default: a ``budget`` that a label leaves out reads as this default."""
@@ -21,7 +21,7 @@ def policy_labels(policies: Iterable[str | Policy | Module]) -> dict[str, str]:
     """Return the shortest distinct label of each policy, by its text and in the order given.
 
     A label is a spec that reads as that policy, but for a folder that is the same for all. A parameter at its default
-    is left out only where every policy of the set that has the parameter leaves it there: beside
+    is left out only where every policy of the set that names a module with it leaves it there: beside
     ``snapkv:budget=0.25`` stands ``snapkv:budget=0.5``, and also ``knorm:budget=0.5``. A text that the modules of this
     process cannot read (of a server, of another process) is its own label.
     """
@@ -42,7 +42,7 @@ def _read(text: str) -> Policy | None:
 
 
 def _label(policy: Policy, varied: set[Parameter]) -> str:
-    """Write the modules that the policy names, and those implied ones that have a varied parameter."""
+    """Write the modules that the policy names, with the parameters that are varied or not at their default."""
 
     def is_shown(module: Module, field: dataclasses.Field[object], depth: int) -> bool:
         value = getattr(module, field.name)
@@ -56,14 +56,12 @@ def _label(policy: Policy, varied: set[Parameter]) -> str:
     def write(module: Module, depth: int = 0) -> str:
         return module.written(shown(module, depth), lambda inner: write(inner, depth + 1))
 
-    named = policy.named
-    chosen = [slot for slot in SLOTS if slot in named or ((one := getattr(policy, slot)) is not None and shown(one))]
-    return "|".join(write(getattr(policy, slot)) for slot in chosen) or "full"
+    return "|".join(write(module) for module in policy.named.values()) or "full"
 
 
 def _parameters(policy: Policy) -> Iterator[tuple[Parameter, str]]:
-    """Yield each parameter with its value, those of implied modules and of modules in parentheses among them."""
-    pending = [(module, 0) for slot in SLOTS if (module := getattr(policy, slot)) is not None]
+    """Yield each parameter of the modules that the policy names, and of those in their parentheses, with its value."""
+    pending = [(module, 0) for module in policy.named.values()]
     while pending:
         module, depth = pending.pop()
         for field in dataclasses.fields(module):
