@@ -15,7 +15,10 @@ METRIC_PREFIX = "kv_bytes_"
 
 @dataclass(frozen=True)
 class TierInfo:
-    """Describes one tier: ``name`` in keys and columns, ``label`` and ``color`` (`#rrggbb`) in charts."""
+    """Describes one tier: ``name`` in keys and columns, ``label`` and ``color`` (`#rrggbb`) in charts.
+
+    A colour must stand out from light pages and from dark ones.
+    """
 
     name: str
     label: str
@@ -27,11 +30,11 @@ class TierInfo:
         return METRIC_PREFIX + self.name
 
 
-LIVE = TierInfo("live", "live", "#59626f")
-RAM = TierInfo("ram", "RAM", "#2f6db5")
-SSD = TierInfo("ssd", "SSD", "#1c9a76")
+LIVE = TierInfo("live", "live", "#7d8590")
+RAM = TierInfo("ram", "RAM", "#2f86ea")
+SSD = TierInfo("ssd", "SSD", "#297b5c")
 
-UNDECLARED_COLOR = "#8a9a2b"
+UNDECLARED_COLOR = "#999120"
 """The colour of a tier that a recording names and this process has not declared."""
 
 _tiers: dict[str, TierInfo] = {tier.name: tier for tier in (LIVE, RAM, SSD)}

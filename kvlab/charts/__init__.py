@@ -2,6 +2,10 @@
 
 `rows` is `Results.frame()`; event frames are `Results.events(kind)`, with `policy` and the other tags as columns. A
 frame without the drawn columns raises RunError, which names them.
+
+A policy has one label, colour, dash and shape in all charts of a set. They depend on the whole set: where a frame holds
+a part of its policies, give all of them as ``among`` (`Results.policies`). Rows of repeats are drawn as their median,
+with the range.
 """
 
 from kvlab.charts.concurrency import live_bytes_by_concurrency, throughput_by_concurrency

@@ -8,6 +8,8 @@ from typing import Any
 import altair as alt
 import polars as pl
 
+from kvlab.charts.axes import count_axis
+from kvlab.charts.colors import EMPTY, FIRST_EVICTED, LAST_EVICTED
 from kvlab.charts.style import WIDTH, require, styled
 from kvlab.errors import RunError
 
@@ -48,12 +50,13 @@ def eviction_map(
     # Inline, because Altair refuses tables of more than 5,000 rows otherwise.
     base = alt.Chart(alt.InlineData(values=runs.to_dicts()), width=width, height=max(46, min(160, 330 // n_layers)))
     positions = alt.Scale(domain=[0, max(length or 0, end + 1)], nice=False)
+    along = count_axis((0, max(length or 0, end + 1)), max(3, width // 60), labelOverlap=True)
     down = alt.Scale(domain=[0, until], reverse=True, nice=False)
-    shades = alt.Scale(scheme="orangered", domain=[-max(1, until // 2), until])
+    shades = alt.Scale(range=[FIRST_EVICTED.light, LAST_EVICTED.light], domain=[0, max(1, until - 1)])
     rects = base.mark_rect(stroke=None, clip=True).encode(
-        x=alt.X("start:Q", title="position in the sequence", scale=positions),
+        x=alt.X("start:Q", title="position in the sequence", scale=positions, axis=along),
         x2="stop:Q",
-        y=alt.Y("step:Q", title="step", scale=down, axis=alt.Axis(tickMinStep=1, tickCount=4)),
+        y=alt.Y("step:Q", title="step", scale=down, axis=count_axis((0, until), 5)),
         y2="until:Q",
         color=alt.Color("step:Q", scale=shades, legend=None),
         tooltip=[
@@ -69,7 +72,7 @@ def eviction_map(
         spacing=10,
     )
     note = ["Coloured: gone from that decode step on (step 0 is the end of the prompt). Grey: still in the cache."]
-    return styled(facets, f"What was evicted, request {request}", note, fill="#e9ecf0")
+    return styled(facets, f"What was evicted, request {request}", note, fill=EMPTY.light)
 
 
 def _evenly(values: pl.Series, most: int) -> list[Any]:

@@ -2,36 +2,53 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
 import altair as alt
 import numpy as np
 import polars as pl
 
-from kvlab.charts.style import color, require, styled
+from kvlab.charts.style import WIDTH, Look, require, styled
 
 MAX_POINTS = 800  # of one line over time: more cannot be seen and makes a page heavy
 MAX_ROWS = 4500  # of all lines together: Altair refuses 5,000
 INSTANT = 1e-6  # seconds
+MOST_IN_ONE_PANEL = 4  # policies whose teeth can be told apart in one panel
 
 
 def kv_bytes_over_time(
-    tokens: pl.DataFrame, finished: pl.DataFrame | None = None, submitted: pl.DataFrame | None = None
-) -> alt.LayerChart:
+    tokens: pl.DataFrame,
+    finished: pl.DataFrame | None = None,
+    submitted: pl.DataFrame | None = None,
+    *,
+    among: Sequence[str] | None = None,
+) -> Any:
     """Draw the live KV of all running requests against the time since each policy's first event.
 
     `tokens` are `token` events (`policy`, `request`, `t`, `kv_bytes`), where it is measured. With `submitted` and
-    `finished` events (`policy`, `request`, `t`) the line rises from nothing and falls when a request ends.
+    `finished` events (`policy`, `request`, `t`) the line rises from nothing and falls when a request ends. More
+    than a few policies get a panel each, on one scale.
     """
     require(tokens, "policy", "request", "t", "kv_bytes")
     parts = tokens.partition_by("policy", maintain_order=True)
     most = min(MAX_POINTS, MAX_ROWS // len(parts))
     data = pl.concat([running_total(part, finished, submitted, most) for part in parts])
+    look = Look(data, among)
+    data = look.labelled(data)
+    panels = len(look.labels) > MOST_IN_ONE_PANEL
     chart = (
         alt.Chart(data.with_columns(pl.col("kv_bytes") / 1e6))
         .mark_line(strokeWidth=1.6, strokeJoin="round")
         .encode(
             x=alt.X("seconds:Q", title="seconds since the first request"),
-            y=alt.Y("kv_bytes:Q", title="live KV (MB)", scale=alt.Scale(zero=True)),
-            color=color(data),
+            y=alt.Y(
+                "kv_bytes:Q",
+                title="MB" if panels else "live KV (MB)",
+                scale=alt.Scale(zero=True),
+                axis=alt.Axis(tickCount=3 if panels else 8),
+            ),
+            color=look.color(legend=not panels),
             tooltip=[
                 alt.Tooltip("policy:N"),
                 alt.Tooltip("seconds:Q", format=".2f"),
@@ -39,7 +56,20 @@ def kv_bytes_over_time(
             ],
         )
     )
-    return styled(alt.layer(chart), "Live KV over time", ["Measured at each token; straight lines in between."])
+    note = ["Measured at each token; straight lines in between."]
+    if not panels:
+        return styled(alt.layer(chart), "Live KV over time", note)
+    header = alt.Header(
+        labelOrient="top",
+        labelAnchor="start",
+        labelAngle=0,
+        labelFontWeight=600,
+        labelLimit=WIDTH,
+        labelPadding=2,
+        title=None,
+    )
+    row = alt.Row("policy:N", sort=look.labels, header=header)
+    return styled(chart.properties(width=WIDTH, height=54).facet(row=row, spacing=12), "Live KV over time", note)
 
 
 def running_total(

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import altair as alt
 import polars as pl
 
-from kvlab.charts.colors import policy_colors
-from kvlab.charts.style import color, require, styled
+from kvlab.charts.colors import SOFT_INK
+from kvlab.charts.direct_labels import Anchor, beside_points, name_marks
+from kvlab.charts.policy_styles import DASHES, SHAPES, method_of
+from kvlab.charts.style import AXIS_LABEL_PX, HEIGHT, WIDTH, Look, legend_of, require, styled
 from kvlab.errors import RunError
 
 QUALITY = {
@@ -17,19 +21,21 @@ QUALITY = {
     "kl": "KL from the uncached model (nats)",
     "exact": "answers equal token for token",
 }
+KL_CONSTANT = 1e-4  # nats, below which the axis of a KL is linear
 
 
-def accuracy_by_policy(rows: pl.DataFrame) -> alt.LayerChart | alt.FacetChart:
-    """Draw the mean accuracy of each policy, a group for each kind of question where the rows name kinds."""
+def accuracy_by_policy(rows: pl.DataFrame, *, among: Sequence[str] | None = None) -> alt.LayerChart | alt.FacetChart:
+    """Draw the mean accuracy of each policy, a panel for each kind of question where the rows name kinds."""
     data = _answers(rows).with_columns(pl.col("kind").fill_null("all"))
-    means = data.group_by("policy", "kind", maintain_order=True).agg(
-        pl.col("value").mean(), pl.len().alias("questions"), pl.col("value").sum().alias("right")
-    )
+    look = Look(data, among)
+    groups = look.labelled(data).group_by("policy", "kind", maintain_order=True)
+    means = groups.agg(pl.col("value").mean(), pl.len().alias("questions"), pl.col("value").sum().alias("right"))
     means = means.with_columns(pl.format("{}/{}", pl.col("right").round().cast(pl.Int64), "questions").alias("score"))
-    order = list(policy_colors(data["policy"].to_list()))
-    base = alt.Chart(means, width=max(110, 30 * len(order)), height=230).encode(
-        x=alt.X("policy:N", sort=order, title=None, axis=alt.Axis(labelAngle=-40, labelLimit=150)),
-        y=alt.Y("value:Q", title="right answers", scale=alt.Scale(domain=[0, 1]), axis=alt.Axis(format="%")),
+    kinds = means["kind"].unique(maintain_order=True).to_list()
+    width = WIDTH * 2 // 3 if len(kinds) == 1 else max(130, min(220, 560 // len(kinds)))
+    base = alt.Chart(means, width=width, height=24 * max(2, len(look.labels))).encode(
+        y=alt.Y("policy:N", sort=look.labels, title=None, axis=alt.Axis(labelLimit=AXIS_LABEL_PX)),
+        x=alt.X("value:Q", title="right answers", scale=alt.Scale(domain=[0, 1.2]), axis=_percents()),
         tooltip=[
             alt.Tooltip("policy:N"),
             alt.Tooltip("kind:N"),
@@ -37,31 +43,35 @@ def accuracy_by_policy(rows: pl.DataFrame) -> alt.LayerChart | alt.FacetChart:
             alt.Tooltip("questions:Q"),
         ],
     )
-    bars = base.mark_bar(cornerRadiusEnd=2).encode(color=color(data, legend=False))
-    layered = alt.layer(bars, base.mark_text(dy=-6, fontSize=10, color="#444").encode(text="score:N"))
-    if means["kind"].n_unique() == 1:
-        return styled(layered, "Accuracy by policy")
-    kinds = means["kind"].unique(maintain_order=True).to_list()
-    column = alt.Column("kind:N", sort=kinds, title=None, header=alt.Header(labelFontSize=12, labelFontWeight=600))
-    return styled(layered.facet(column=column, spacing=14), "Accuracy by policy and kind of question")
+    bars = base.mark_bar(cornerRadiusEnd=2, size=15).encode(color=look.color(legend=False))
+    scores = base.mark_text(align="left", dx=5, fontSize=10, color=SOFT_INK.light).encode(text="score:N")
+    if len(kinds) == 1:
+        return styled(alt.layer(bars, scores), "Accuracy by policy")
+    header = alt.Header(labelFontSize=12, labelFontWeight=600)
+    facet = alt.Facet("kind:N", sort=kinds, title=None, header=header)
+    panels = alt.layer(bars, scores).facet(facet=facet, columns=min(len(kinds), 3), spacing=14)
+    return styled(panels, "Accuracy by policy and kind of question")
 
 
-def quality_by_live_bytes(rows: pl.DataFrame, settings: Mapping[str, str] | None = None) -> Any:
+def quality_by_live_bytes(
+    rows: pl.DataFrame, settings: Mapping[str, str] | None = None, *, among: Sequence[str] | None = None
+) -> Any:
     """Draw mean accuracy against mean live KV, a line for each method through its settings.
 
-    A point is a policy; its bar goes from the least to the greatest of the seeds' means. Methods are told apart by the
-    policy's first module, so that a method's line runs through its budgets, windows or bits; `settings` (policy to
-    text) labels its points.
+    A point is a policy; its bar goes from the least to the greatest of the seeds' means. A method is that of the most
+    telling module (`kvlab.charts.policy_styles.method_of`), so that its line runs through its budgets, windows or bits;
+    `settings` (policy to text) labels its points. Its colour is that of its policies in the other charts.
     """
     require(rows, "policy", "metric", "value", "turn", "seed", "kind")
     means = _by_policy(rows).with_columns(
         pl.col("policy").replace_strict(dict(settings or {}), default="", return_dtype=pl.String).alias("setting")
     )
-    order = means["method"].unique(maintain_order=True).to_list()
-    base = alt.Chart(means).encode(
-        x=_bytes(),
-        y=alt.Y("accuracy:Q", title=QUALITY["accuracy"], axis=alt.Axis(format="%"), scale=_shares()),
-        color=color(means.with_columns(pl.col("method").alias("policy"))).copy(),
+    look = Look(means, among)
+    methods = _method_scales(means, look)
+    widest: Any = means["bytes"].max()
+    base = alt.Chart(look.labelled(means)).encode(
+        x=_bytes([0, 1.08 * widest or 1.0]),
+        y=alt.Y("accuracy:Q", title=QUALITY["accuracy"], axis=_percents(), scale=_shares()),
         tooltip=[
             alt.Tooltip("policy:N"),
             alt.Tooltip("bytes:Q", title="live KV (MB)", format=".2f"),
@@ -69,19 +79,45 @@ def quality_by_live_bytes(rows: pl.DataFrame, settings: Mapping[str, str] | None
             alt.Tooltip("questions:Q"),
         ],
     )
-    base.encoding.color.shorthand = "method:N"
-    base.encoding.color.sort = order
     errors = base.mark_rule(strokeWidth=1.4, opacity=0.7).encode(
-        y=alt.Y("low:Q", title=QUALITY["accuracy"]), y2="high:Q", tooltip=alt.value(None)
+        y=alt.Y("low:Q", title=QUALITY["accuracy"]), y2="high:Q", tooltip=alt.value(None), color=methods["color"]
     )
-    lines = base.mark_line(strokeWidth=2).encode(order="bytes:Q")
-    points = base.mark_point(filled=True, size=80, opacity=1)
-    labels = base.mark_text(align="left", dx=8, dy=9, fontSize=10).encode(text="setting:N")
+    lines = base.mark_line(strokeWidth=2).encode(
+        order="bytes:Q", **{name: channel for name, channel in methods.items() if name != "shape"}
+    )
+    points = base.mark_point(filled=True, size=80, opacity=1).encode(
+        **{name: channel for name, channel in methods.items() if name != "strokeDash"}
+    )
+    labels = base.mark_text(align="left", dx=8, dy=9, fontSize=10, color=SOFT_INK.light).encode(text="setting:N")
     note = ["A point is a policy, a line a method; bars: least and greatest of the seeds."]
     return styled(alt.layer(errors, lines, points, labels), "Right answers by live KV", note)
 
 
-def quality_by_bytes(rows: pl.DataFrame, metric: str = "accuracy") -> Any:
+def _method_scales(means: pl.DataFrame, look: Look) -> dict[str, Any]:
+    """Return the channels of methods: the colour of their policies; dash and shape where methods share a colour."""
+    colors: dict[str, str] = {}
+    for policy, method in means.select("policy", "method").iter_rows():
+        colors.setdefault(method, look.styles[policy].color)
+    used: Counter[str] = Counter()
+    variants = {}
+    for method, color in colors.items():
+        variants[method] = used[color] % len(DASHES)
+        used[color] += 1
+    looks: dict[str, tuple[Any, list[Any], bool]] = {"color": (alt.Color, list(colors.values()), False)}
+    if any(variants.values()):
+        looks["strokeDash"] = (alt.StrokeDash, [DASHES[one] for one in variants.values()], False)
+        looks["shape"] = (alt.Shape, [SHAPES[one] for one in variants.values()], True)
+    order = list(colors)
+    return {
+        name: channel(
+            "method:N", title=None, sort=order, scale=alt.Scale(domain=order, range=values),
+            legend=legend_of(order, points=points),
+        )
+        for name, (channel, values, points) in looks.items()
+    }  # fmt: skip
+
+
+def quality_by_bytes(rows: pl.DataFrame, metric: str = "accuracy", *, among: Sequence[str] | None = None) -> Any:
     """Draw mean quality against mean live KV, a point a policy: up and left is better, for ``kl`` down and left.
 
     ``rows`` have ``kv_bytes_live`` and the metric, one of QUALITY. Raises RunError where they have not.
@@ -94,10 +130,16 @@ def quality_by_bytes(rows: pl.DataFrame, metric: str = "accuracy") -> Any:
     data = live_megabytes(rows).join(found, on="policy", maintain_order="left")
     if data.is_empty():
         raise RunError(f"these rows have no {metric} beside kv_bytes_live of one policy")
-    scale = alt.Scale(type="symlog", constant=1e-4) if metric == "kl" else _shares()
-    axis = alt.Axis(format="~g") if metric == "kl" else alt.Axis(format="%")
+    look = Look(data, among)
+    data = look.labelled(data)
+    widest, worst = float(data["bytes"].max() or 0), float(data["quality"].max() or 0)  # type: ignore[arg-type]
+    x_top, y_top = 1.05 * widest or 1.0, (1.1 * worst or 1e-3) if metric == "kl" else 1.05
+    scale = (
+        alt.Scale(type="symlog", constant=KL_CONSTANT, domain=[0, y_top], nice=False) if metric == "kl" else _shares()
+    )
+    axis = alt.Axis(values=_decades(y_top), format="~g") if metric == "kl" else _percents()
     base = alt.Chart(data).encode(
-        x=_bytes(),
+        x=_bytes([0, x_top]),
         y=alt.Y("quality:Q", title=QUALITY[metric], scale=scale, axis=axis),
         tooltip=[
             alt.Tooltip("policy:N"),
@@ -105,8 +147,20 @@ def quality_by_bytes(rows: pl.DataFrame, metric: str = "accuracy") -> Any:
             alt.Tooltip("quality:Q", title=metric, format=".4f"),
         ],
     )
-    points = base.mark_point(size=150, filled=True, opacity=1).encode(color=color(data, points=True))
-    return styled(alt.layer(points), f"Quality against bytes: {QUALITY[metric]}")
+    points = base.mark_point(size=130, filled=True, opacity=1).encode(
+        color=look.color(legend=False), **look.shape(legend=False)
+    )
+
+    def up(value: float) -> float:
+        height = math.log1p(value / KL_CONSTANT) / math.log1p(y_top / KL_CONSTANT) if metric == "kl" else value / y_top
+        return HEIGHT * (1 - height)
+
+    anchors = [
+        Anchor(WIDTH * size / x_top, up(quality), policy)
+        for policy, size, quality in data.select("policy", "bytes", "quality").iter_rows()
+    ]
+    names = name_marks(beside_points(anchors, WIDTH, HEIGHT), look.color(legend=False))
+    return styled(alt.layer(points, *names), f"Quality against bytes: {QUALITY[metric]}")
 
 
 def live_megabytes(rows: pl.DataFrame) -> pl.DataFrame:
@@ -131,7 +185,7 @@ def _by_policy(rows: pl.DataFrame) -> pl.DataFrame:
     return (
         quality.rename({"value": "accuracy"})
         .join(live_megabytes(rows), on="policy", how="inner", maintain_order="left")
-        .with_columns(pl.col("policy").str.extract(r"^(\w+)").alias("method"))
+        .with_columns(pl.col("policy").map_elements(method_of, return_dtype=pl.String).alias("method"))
     )
 
 
@@ -146,10 +200,19 @@ def _answers(rows: pl.DataFrame) -> pl.DataFrame:
     return counting
 
 
-def _bytes() -> alt.X:
-    return alt.X("bytes:Q", title="live KV of a sequence (MB)", scale=alt.Scale(zero=True))
+def _bytes(domain: Sequence[float]) -> alt.X:
+    return alt.X("bytes:Q", title="live KV of a sequence (MB)", scale=alt.Scale(domain=list(domain), nice=False))
 
 
 def _shares() -> alt.Scale:
     """Return a scale from 0 to 1 with space for a point at the top."""
     return alt.Scale(domain=[0, 1.05], nice=False)
+
+
+def _percents() -> alt.Axis:
+    return alt.Axis(values=[0, 0.25, 0.5, 0.75, 1], format="%")
+
+
+def _decades(top: float) -> list[float]:
+    """Return 0 and the powers of ten up to `top`, from where the axis of a KL is logarithmic."""
+    return [0.0, *(10.0**power for power in range(-3, 3) if 10.0**power <= top)]

@@ -8,12 +8,15 @@ from typing import Any
 import altair as alt
 import polars as pl
 
+from kvlab.charts.axes import count_axis
+from kvlab.charts.colors import PAGE
 from kvlab.charts.live import MAX_POINTS, running_total
 from kvlab.charts.style import GREY, WIDTH, require, styled
 from kvlab.errors import RunError
 from kvlab.tiers import LIVE, tiers_at_rest, tiers_measured, tiers_named
 
-GONE, GONE_COLOR = "gone", "#e3e6ea"
+GONE = "gone"
+"""Blocks that are nowhere any more: an outline without a colour."""
 
 
 def bytes_by_tier(rows: pl.DataFrame, tokens: pl.DataFrame, finished: pl.DataFrame, submitted: pl.DataFrame) -> Any:
@@ -80,14 +83,16 @@ def block_map(blocks: pl.DataFrame, *, step: int | None = None) -> Any:
         .group_by("conversation", "run", "tier", maintain_order=True)
         .agg(pl.col("block").min().alias("start"), (pl.col("block").max() + 1).alias("stop"))
     )
+    blocks_scale = alt.Scale(domain=[0, widest + 1], nice=False)
     chart = (
         alt.Chart(alt.InlineData(values=runs.to_dicts()))
-        .mark_bar(stroke="white", strokeWidth=1.5)
+        .mark_bar(strokeWidth=1.5)
         .encode(
-            x=alt.X("start:Q", title="block", scale=alt.Scale(domain=[0, widest + 1], nice=False)),
+            x=alt.X("start:Q", title="block", axis=count_axis((0, widest + 1)), scale=blocks_scale),
             x2="stop:Q",
             y=alt.Y("conversation:N", title=None, sort=order, scale=alt.Scale(domain=order)),
-            color=_shade(colors | {GONE: GONE_COLOR}, sort=None),
+            color=_shade(colors | {GONE: PAGE.light}, sort=None, legend=alt.Legend(symbolStrokeColor=GREY)),
+            stroke=alt.condition(alt.datum.tier == GONE, alt.value(GREY), alt.value(PAGE.light)),
             tooltip=["conversation:N", "tier:N", alt.Tooltip("start:Q", title="from block"),
                      alt.Tooltip("stop:Q", title="to, exclusive")],
         )
@@ -108,7 +113,7 @@ def bytes_at_rest(steps: pl.DataFrame, *, step: int | None = None) -> Any:
         alt.Chart(data.with_columns(pl.col("bytes") / 1e6))
         .mark_line(point=True, strokeWidth=2.4)
         .encode(
-            x=alt.X("step:Q", title="request", axis=alt.Axis(tickMinStep=1, format="d"), scale=alt.Scale(nice=False)),
+            x=alt.X("step:Q", title="request", axis=count_axis(data["step"]), scale=alt.Scale(nice=False)),
             y=alt.Y("bytes:Q", title="KV at rest (MB)", scale=alt.Scale(zero=True)),
             color=_shade(colors, sort=None),
             tooltip=["step:Q", "tier:N", alt.Tooltip("bytes:Q", title="MB", format=".2f")],

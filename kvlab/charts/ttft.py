@@ -8,17 +8,21 @@ from typing import Any
 import altair as alt
 import polars as pl
 
-from kvlab.charts.style import WIDTH, require, styled
+from kvlab.charts.colors import BLUE, GREEN, GREY, ORANGE, SOFT_INK, VIOLET
+from kvlab.charts.direct_labels import split_name
+from kvlab.charts.style import WIDTH, Look, require, styled
 from kvlab.errors import RunError
 
 PARTS = {
-    "queue": "#9aa1ab",
-    "lookup": "#8064b8",
-    "restore": "#1c9a76",
-    "prefill": "#cf6a32",
-    "first token": "#2f6db5",
+    "queue": GREY.light,
+    "lookup": VIOLET.light,
+    "restore": GREEN.light,
+    "prefill": ORANGE.light,
+    "first token": BLUE.light,
 }
 """The parts of TTFT in their order, with their colours."""
+
+MOST_IN_ONE_COLUMN = 3  # panels
 
 
 def ttft_parts(events: Callable[[str], pl.DataFrame]) -> pl.DataFrame:
@@ -59,7 +63,13 @@ def ttft_parts(events: Callable[[str], pl.DataFrame]) -> pl.DataFrame:
     return pl.DataFrame(rows).with_columns((pl.col("stop") - pl.col("start")).alias("ms"))
 
 
-def ttft_waterfall(parts: pl.DataFrame, *, policies: Sequence[str] | None = None, turn: int | None = None) -> Any:
+def ttft_waterfall(
+    parts: pl.DataFrame,
+    *,
+    policies: Sequence[str] | None = None,
+    turn: int | None = None,
+    among: Sequence[str] | None = None,
+) -> Any:
     """Draw the parts of TTFT one behind the other, a bar a turn; a panel a policy, each on its own scale.
 
     ``parts`` are those of `ttft_parts`, of one conversation (of several, the means are drawn). ``turn`` stands out.
@@ -70,6 +80,9 @@ def ttft_waterfall(parts: pl.DataFrame, *, policies: Sequence[str] | None = None
     if data.is_empty():
         raise RunError(f"no turns of {', '.join(names)}; known are {', '.join(parts['policy'].unique())}")
     means = data.group_by("policy", "turn", "part", maintain_order=True).agg(pl.col("start", "stop", "ms").mean())
+    labels = {policy: style.label for policy, style in Look(parts, among).styles.items()}
+    columns = 1 if len(names) <= MOST_IN_ONE_COLUMN else 2
+    width, height = (WIDTH, 320) if columns == 1 else (WIDTH * 2 // 3, 220)
     panels = []
     for name in names:
         own = means.filter(pl.col("policy") == name)
@@ -77,7 +90,17 @@ def ttft_waterfall(parts: pl.DataFrame, *, policies: Sequence[str] | None = None
         whole, faded = alt.value(1.0), alt.value(0.35)
         opacity: Any = whole if turn is None else alt.condition(alt.datum.turn == turn, whole, faded)
         panels.append(
-            alt.Chart(own, title=alt.TitleParams(name, anchor="start", fontSize=12, fontWeight=600))
+            alt.Chart(
+                own,
+                title=alt.TitleParams(
+                    split_name(labels.get(name, name)),
+                    anchor="start",
+                    fontSize=12,
+                    fontWeight=600,
+                    color=SOFT_INK.light,
+                    limit=width,
+                ),
+            )
             .mark_bar()
             .encode(
                 x=alt.X("start:Q", title="ms since the request was accepted"),
@@ -89,8 +112,8 @@ def ttft_waterfall(parts: pl.DataFrame, *, policies: Sequence[str] | None = None
                 opacity=opacity,
                 tooltip=["policy:N", "turn:Q", "part:N", alt.Tooltip("ms:Q", format=",.2f")],
             )
-            .properties(width=WIDTH, height=max(40, min(26, 320 // n_turns) * n_turns))
+            .properties(width=width, height=max(40, min(26, height // n_turns) * n_turns))
         )
-    chart = alt.vconcat(*panels, spacing=22) if len(panels) > 1 else panels[0]
-    note = ["Each policy on its own scale."] if len(panels) > 1 else names
+    chart = alt.concat(*panels, columns=columns, spacing=22) if len(panels) > 1 else panels[0]
+    note = ["Each policy on its own scale."] if len(panels) > 1 else [labels.get(names[0], names[0])]
     return styled(chart, "Where the time to first token goes", note)

@@ -100,7 +100,7 @@ def text_table(summary: pl.DataFrame) -> str:
 
 def html_table(rows: pl.DataFrame) -> str:
     """Return the summary as an HTML table, with TTFT by turn drawn small at the end of each line."""
-    from kvlab.charts.colors import policy_colors  # brings Altair, which takes a moment to import
+    from kvlab.charts.policy_styles import policy_colors  # brings Altair, which takes a moment to import
 
     summary = summarize(rows)
     shown = columns(summary)

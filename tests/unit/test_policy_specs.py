@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kvlab.charts.colors import policy_colors
+from kvlab.charts.policy_styles import policy_colors
 from kvlab.cli.main import split_policies
 from kvlab.errors import PolicyError
 from kvlab.experiments.config import read_experiment

@@ -11,7 +11,7 @@ import polars as pl
 import pytest
 
 from kvlab import charts
-from kvlab.charts.colors import policy_colors
+from kvlab.charts.policy_styles import policy_colors, policy_styles
 from kvlab.errors import RunError
 from tests.chart_kit import evicted, marks, rows, tokens
 
@@ -57,8 +57,10 @@ def test_colours_tell_policies_apart() -> None:
         "yours",
         "mine:k=2",
     ]
+    assert len(set(policy_colors(policies[:8]).values())) == 8
+    styles = policy_styles(policies)
+    assert len({(style.color, style.variant) for style in styles.values()}) == len(policies)
     colors = policy_colors(policies)
-    assert len(set(colors.values())) == len(policies)
     assert colors["full"] == policy_colors(["paged", "full"])["full"]
     assert all(len(color) == 7 for color in colors.values())
 

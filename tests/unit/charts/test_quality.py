@@ -24,7 +24,7 @@ def answers(policy: str, scores: tuple[float, ...], live: float) -> list[dict[st
 
 def test_accuracy_has_a_group_for_each_kind() -> None:
     spec = charts.accuracy_by_policy(rows("full", "rotating", kinds=("call", "recall"))).to_dict()
-    assert spec["facet"]["column"]["field"] == "kind"
+    assert spec["facet"]["field"] == "kind"
     bars = {(p["policy"], p["kind"]): p["score"] for p in data_of(spec, spec)}
     assert bars == {
         (p, kind): score for p in ("full", "rotating") for kind, score in (("call", "0/1"), ("recall", "2/2"))
@@ -44,7 +44,7 @@ def test_quality_has_a_point_a_policy_and_a_line_a_method() -> None:
         points["snapkv:budget=0.1"] | {"method": "snapkv", "accuracy": 0.75, "low": 0.5, "high": 1.0, "bytes": 0.3}
         == (points["snapkv:budget=0.1"])
     )
-    assert points["snapkv"]["setting"] == "0.5" and points["full"]["setting"] == ""
+    assert points["snapkv:budget=0.5"]["setting"] == "0.5" and points["full"]["setting"] == ""
     assert {unit["mark"]["type"] for unit in marks(spec)} == {"rule", "line", "point", "text"}
     assert marks(spec)[0]["encoding"]["color"]["field"] == "method"
 
