@@ -29,8 +29,9 @@ def agents_side_by_side(runs: Mapping[int, Results]) -> Panel:
         results = runs[agents]
         events = {kind: results.events(kind) for kind in ("first_token", "token", "finished", "submitted")}
         if view == "gaps":
-            return Drawn(chart=token_gaps(events["first_token"], events["token"]))
-        chart = kv_bytes_over_time(events["token"], events["finished"], events["submitted"])
+            return Drawn(chart=token_gaps(events["first_token"], events["token"], among=results.policies))
+        where = (events["token"], events["finished"], events["submitted"])
+        chart = kv_bytes_over_time(*where, among=results.policies)
         return Drawn(_note(results), chart=chart)
 
     return Panel(controls, draw)

@@ -24,6 +24,7 @@ def quality_against_bytes(rows: pl.DataFrame) -> Panel:
 
     def draw(measure: str, at_most: float) -> Drawn:
         small = held.filter(pl.col("bytes").round(3) <= at_most)["policy"]
-        return Drawn(chart=quality_by_bytes(rows.filter(pl.col("policy").is_in(small.implode())), measure))
+        shown = rows.filter(pl.col("policy").is_in(small.implode()))
+        return Drawn(chart=quality_by_bytes(shown, measure, among=rows["policy"].unique(maintain_order=True).to_list()))
 
     return Panel(controls, draw)
