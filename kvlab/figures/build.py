@@ -11,7 +11,7 @@ from typing import Any
 
 from tqdm.auto import tqdm
 
-from kvlab.errors import RunError
+from kvlab.errors import KvlabError, RunError
 from kvlab.figures import saved as rows
 from kvlab.figures.claim import Verdict
 from kvlab.figures.draw import RENDERER, Picture, draw
@@ -67,6 +67,11 @@ def build(figures: Sequence[Figure], place: Place, *, progress: bool = True) -> 
     return written
 
 
+def measured(figures: Sequence[Figure], folder: Path) -> tuple[Figure, ...]:
+    """Return the figures whose experiments have rows in a folder: one that is new is declared before it is measured."""
+    return tuple(figure for figure in figures if rows.are_there(folder, figure.experiments))
+
+
 def entry(figure: Figure, saved: Saved, picture: Picture) -> dict[str, Any]:
     """Return the manifest's entry of a figure."""
     files = {kind: hashlib.sha256(getattr(picture, kind)).hexdigest() for kind in KEPT}
@@ -92,15 +97,26 @@ def gallery(manifest: dict[str, Any]) -> str:
     return "\n".join(parts)
 
 
-def rerun(figures: Sequence[Figure], place: Place, target: Path, stores: Path, *, progress: bool = True) -> None:
+def rerun(figures: Sequence[Figure], place: Place, target: Path, stores: Path, *, progress: bool = True) -> list[str]:
     """Measure the experiments of these figures again, in row stores under `stores`, and write their rows to `target`.
 
-    An experiment's rows are of the metrics that any of these figures needs.
+    An experiment's rows are of the metrics that any of these figures needs. Of several experiments, those that cannot
+    be measured (their model is not here, for instance) leave the others alone: returns a line for each. The only one
+    raises KvlabError.
     """
-    for name in dict.fromkeys(name for figure in figures for name in figure.experiments):
+    problems = []
+    names = list(dict.fromkeys(name for figure in figures for name in figure.experiments))
+    for name in names:
         needed = frozenset().union(*(figure.needs() for figure in figures if name in figure.experiments))
-        found = rows.measure(place.experiments / f"{name}.toml", stores / name, progress=progress)
+        try:
+            found = rows.measure(place.experiments / f"{name}.toml", stores / name, progress=progress)
+        except KvlabError as error:
+            if len(names) == 1:
+                raise
+            problems.append(f"{name}: it could not be measured: {error}")
+            continue
         rows.write(target, name, found, needed)
+    return problems
 
 
 def judge(figures: Sequence[Figure], folder: Path, *, fresh: bool) -> list[tuple[Figure, Saved, Verdict]]:

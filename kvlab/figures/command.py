@@ -8,7 +8,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from kvlab.figures.build import Place, build, judge, rerun, source_tree
+from kvlab.figures.build import Place, build, judge, measured, rerun, source_tree
 from kvlab.figures.check import check as check_figures
 from kvlab.figures.check import contradictions
 from kvlab.figures.declared import chosen
@@ -31,27 +31,35 @@ def figures_command(
     A claim that does not hold is wrong under `check` only; a figure is drawn all the same. `out` takes the pictures
     and, where rows are measured again, those in `out/rows`: the source tree stays as it is. Raises KvlabError.
     """
-    figures, place = chosen(names), place or source_tree()
+    asked, place = chosen(names), place or source_tree()
     problems: list[str] = []
     with tempfile.TemporaryDirectory(prefix="kvlab-figures-") as temporary:
         rows = place.rows
         if fresh:
             rows = out / "rows" if out else Path(temporary) / "rows" if check else place.rows
             stores = _stores()
-            everything = figures if rows != place.rows else _with_siblings(names)
-            rerun(everything, place, rows, stores, progress=progress)
+            everything = asked if rows != place.rows else _with_siblings(names)
+            problems += rerun(everything, place, rows, stores, progress=progress)
             shutil.rmtree(stores, ignore_errors=True)
-        measured = dataclasses.replace(place, rows=rows, pictures=out or place.pictures)
+        figures = asked if names and not fresh else measured(asked, rows)
+        unmeasured = [
+            f"{figure.name}: it was never measured; kvlab figures --rerun --only {figure.name}"
+            for figure in asked
+            if figure not in figures
+        ]
+        there = dataclasses.replace(place, rows=rows, pictures=out or place.pictures)
         if check:
+            problems += [] if fresh else unmeasured
             problems += check_figures(figures, place)
             problems += check_pages(figures, place, complete=not names)
-            problems += contradictions(figures, measured, fresh=fresh)
+            problems += contradictions(figures, there, fresh=fresh)
             problems += [] if fresh else stale(figures, place.experiments, place.rows)
         if not check or out is not None:
-            written = build(figures if not fresh or out else _with_siblings(names), measured, progress=progress)
-            print(f"{len(written)} files in {measured.pictures}")
+            drawn = measured(_with_siblings(names), rows) if fresh and not out else figures
+            written = build(drawn, there, progress=progress)
+            print("\n".join([*([] if fresh else unmeasured), f"{len(written)} files in {there.pictures}"]))
             if out is None:
-                written = fill(chosen(()), place)
+                written = fill(measured(chosen(()), place.rows), place)
                 print(f"numbers written into {', '.join(page.name for page in written) or 'no page: all are right'}")
         judged = judge(figures, rows, fresh=fresh)
     for figure, _, verdict in judged:

@@ -1,8 +1,7 @@
-"""The figures of the docs, each declared here only."""
+"""The figures of the docs: those of the bundled model are declared here, those of a real one in `on_smollm2`."""
 
 from __future__ import annotations
 
-import dataclasses
 from typing import Any
 
 import polars as pl
@@ -13,8 +12,9 @@ from kvlab.experiments.event_tables import positions
 from kvlab.figures.claim import Claim, pick
 from kvlab.figures.figure import Figure
 from kvlab.figures.number import Number
+from kvlab.figures.on_smollm2 import ON_SMOLLM2
+from kvlab.figures.parts import over_full, quality_chart, together
 from kvlab.figures.saved import Saved
-from kvlab.policies import Policy
 from kvlab.results.rows import TOGETHER
 
 WATCHED = "snapkv:budget=0.25"
@@ -32,34 +32,12 @@ def _eviction_map(saved: Saved) -> Any:
     return charts.eviction_map(lost, request=request, length=prompt + steps, steps=steps)
 
 
-def _quality(saved: Saved) -> Any:
-    settings = {policy: _setting(policy) for policy in saved.rows["policy"].unique()}
-    return charts.quality_by_live_bytes(saved.rows, settings)
-
-
-def _setting(policy: str) -> str:
-    """Return the first parameter of the module that makes a policy lossy: its budget, window or bits."""
-    parsed = Policy.parse(policy)
-    lossy = parsed.codec if parsed.retention.name == "full" else parsed.retention
-    values = [str(getattr(lossy, field.name)) for field in dataclasses.fields(lossy)]
-    return f"{values[0]} bits" if lossy is parsed.codec and values else values[0] if values else ""
-
-
-def _together(saved: Saved) -> pl.DataFrame:
-    return saved.rows.filter(pl.col("kind") == TOGETHER)
-
-
 def _tiers(saved: Saved) -> Any:
     events = (saved.event(kind) for kind in ("token", "finished", "submitted"))
     return charts.bytes_by_tier(saved.rows, *events)
 
 
-def _over_full(metric: str, policy: str, **where: Any) -> Number:
-    """Return the number of a policy over that of `full`."""
-    return Number(pick(metric, policy=policy, **where), pick(metric, policy="full", **where))
-
-
-FIGURES: tuple[Figure, ...] = (
+ON_BUNDLED: tuple[Figure, ...] = (
     Figure(
         name="ttft-by-turn",
         title="Time to first token by turn",
@@ -95,9 +73,9 @@ FIGURES: tuple[Figure, ...] = (
         shows="An agent's prompt grows with every turn. Without reuse all of it is computed each time; with reuse, "
         "what the turn added. The first turn is cold for everyone. Bands: least to greatest of the repeats.",
         numbers={
-            "tiered-at-15": _over_full("ttft_ms", "tiered", turn=15),
-            "paged-at-15": _over_full("ttft_ms", "paged", turn=15),
-            "rotating-at-15": _over_full("ttft_ms", "rotating:window=512", turn=15),
+            "tiered-at-15": over_full("ttft_ms", "tiered", turn=15),
+            "paged-at-15": over_full("ttft_ms", "paged", turn=15),
+            "rotating-at-15": over_full("ttft_ms", "rotating:window=512", turn=15),
         },
     ),
     Figure(
@@ -137,7 +115,7 @@ FIGURES: tuple[Figure, ...] = (
         name="quality-by-live-bytes",
         title="Right answers by live KV",
         experiments=("quality",),
-        chart=_quality,
+        chart=quality_chart,
         metrics=frozenset({"accuracy", "kv_bytes_live"}),
         claims=(
             Claim(
@@ -173,7 +151,7 @@ FIGURES: tuple[Figure, ...] = (
             "eight-bits-right": Number(pick("accuracy", "sum", policy="quantized")),
             "four-bits-right": Number(pick("accuracy", "sum", policy="quantized:bits=4")),
             "two-bits-right": Number(pick("accuracy", "sum", policy="quantized:bits=2")),
-            "four-bits-bytes": _over_full("kv_bytes_live", "quantized:bits=4", kind="retrieve"),
+            "four-bits-bytes": over_full("kv_bytes_live", "quantized:bits=4", kind="retrieve"),
         },
     ),
     Figure(
@@ -207,7 +185,7 @@ FIGURES: tuple[Figure, ...] = (
         name="throughput-by-concurrency",
         title="Throughput by concurrency",
         experiments=("concurrency",),
-        chart=lambda saved: charts.throughput_by_concurrency(_together(saved)),
+        chart=lambda saved: charts.throughput_by_concurrency(together(saved)),
         metrics=frozenset({"tokens_per_s"}),
         claims=(
             Claim(
@@ -228,14 +206,14 @@ FIGURES: tuple[Figure, ...] = (
         shows="Agents that share a system prompt, one turn each. Tokens of all answers over the whole time, prefill "
         "included. Bars: least to greatest of the repeats.",
         numbers={
-            "paged-at-16": _over_full("tokens_per_s", "paged", n=16, kind=TOGETHER),
+            "paged-at-16": over_full("tokens_per_s", "paged", n=16, kind=TOGETHER),
         },
     ),
     Figure(
         name="live-bytes-by-concurrency",
         title="Live KV by concurrency",
         experiments=("concurrency",),
-        chart=lambda saved: charts.live_bytes_by_concurrency(_together(saved)),
+        chart=lambda saved: charts.live_bytes_by_concurrency(together(saved)),
         metrics=frozenset({"kv_bytes_live"}),
         claims=(
             Claim(
@@ -249,7 +227,7 @@ FIGURES: tuple[Figure, ...] = (
         shows="The most live KV that all sequences held at one moment. A prefix that they share is held once under "
         "`paged`.",
         numbers={
-            "paged-at-16": _over_full("kv_bytes_live", "paged", n=16, kind=TOGETHER),
+            "paged-at-16": over_full("kv_bytes_live", "paged", n=16, kind=TOGETHER),
         },
     ),
     Figure(
@@ -281,6 +259,9 @@ FIGURES: tuple[Figure, ...] = (
         "from there to the SSD. One run: there is nothing to average over time.",
     ),
 )
+
+
+FIGURES: tuple[Figure, ...] = (*ON_BUNDLED, *ON_SMOLLM2)
 
 
 def chosen(names: tuple[str, ...]) -> tuple[Figure, ...]:

@@ -53,6 +53,11 @@ def read(folder: Path, names: Sequence[str]) -> Saved:
     return Saved(pl.concat([part.rows for part in parts]), parts[0].provenance, events)
 
 
+def are_there(folder: Path, names: Sequence[str]) -> bool:
+    """Return whether all of these experiments have been measured, well or not."""
+    return all((folder / f"{name}.csv").exists() for name in names)
+
+
 def write(folder: Path, name: str, saved: Saved, metrics: Iterable[str]) -> None:
     """Write NAME.csv with the rows of these metrics, NAME.KIND.csv and NAME.json; earlier files are replaced."""
     make_folder(folder)

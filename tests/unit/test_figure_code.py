@@ -21,7 +21,7 @@ from kvlab.experiments.cell import execute
 from kvlab.experiments.config import read_experiment
 from kvlab.figures import relevant_code as relevance
 from kvlab.figures import saved as saved_rows
-from kvlab.figures.build import source_tree
+from kvlab.figures.build import measured, source_tree
 from kvlab.figures.declared import FIGURES
 from kvlab.figures.relevant_code import changed, relevant_code
 from kvlab.figures.saved import Saved
@@ -348,5 +348,5 @@ def test_a_script_that_cannot_be_is_refused(text: str, says: str, tmp_path: Path
 
 def test_the_code_of_every_declared_figure_can_be_told() -> None:
     place = source_tree()
-    lines = stale(FIGURES, place.experiments, place.rows)
+    lines = stale(measured(FIGURES, place.rows), place.experiments, place.rows)
     assert all("make them anew: kvlab figures --rerun --only" in line for line in lines), lines

@@ -25,6 +25,7 @@ from kvlab.figures.draw import svg_of
 from kvlab.figures.figure import Figure
 from kvlab.figures.relevant_code import relevant_code
 from kvlab.figures.saved import Saved
+from kvlab.figures.script import Script
 from kvlab.figures.stale import stale
 from kvlab.models import LoadedModel
 from kvlab.results import Results, row, units
@@ -265,6 +266,23 @@ def test_check_ends_with_status_1_where_the_code_has_changed_since(
     assert "changed since has kvlab.decoder.scheduler; make them anew: kvlab figures --rerun --only small" in said
 
 
+def test_a_figure_that_was_never_measured_stops_no_other(
+    faked: Place, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    new = dataclasses.replace(FIGURE, name="new", experiments=("new",))
+    monkeypatch.setattr(declared, "FIGURES", (FIGURE, new))
+    text = (faked.experiments / "some.toml").read_text()
+    (faked.experiments / "new.toml").write_text(text.replace('model = "', 'model = "/nowhere'))
+    assert main(["figures", "--check"]) == 1
+    assert capsys.readouterr().err.splitlines() == [
+        "kvlab: new: it was never measured; kvlab figures --rerun --only new"
+    ]
+    assert main(["figures", "--rerun"]) == 1
+    out, err = capsys.readouterr()
+    assert "kvlab: new: it could not be measured: full on chat: no model" in err and "small: tiered is fast" in out
+    assert main(["figures", "--rerun", "--only", "new"]) == 2, "the only one that is asked for"
+
+
 def test_unknown_figures_and_installed_packages(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     with pytest.raises(RunError, match="no figure 'nothing'; the figures are ttft-by-turn"):
         declared.chosen(("nothing",))
@@ -283,8 +301,9 @@ def test_declared_figures_name_experiments_and_metrics_that_exist() -> None:
     for figure in declared.FIGURES:
         assert figure.claims and figure.shows and figure.needs() <= set(units())
         for name in figure.experiments:
-            asked = read_experiment(root / "experiments" / f"{name}.toml")
-            policies = {cell.policy for cell in asked.cells()}
+            path = root / "experiments" / f"{name}.toml"
+            script = Script.of(path)
+            policies = {*script.policies, "mlx-lm"} if script else {c.policy for c in read_experiment(path).cells()}
             for said in (*figure.claims, *figure.numbers.values()):
                 picked = [said.of, *([said.to] if said.to else [])]
                 assert all(one.where["policy"] in policies for one in picked), said

@@ -1,0 +1,115 @@
+"""The figures that a real model gives: SmolLM2-135M, where quality or a real size matters."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import polars as pl
+
+from kvlab import charts
+from kvlab.figures.claim import Claim, pick
+from kvlab.figures.figure import Figure
+from kvlab.figures.number import Number
+from kvlab.figures.parts import over_full
+from kvlab.figures.saved import Saved
+
+SERVERS = {"tiered": "kvlab serve, tiered", "mlx-lm": "mlx_lm.server"}
+ALL_TURNS = ("cold", "warm")
+
+
+def _servers(saved: Saved, workload: str) -> pl.DataFrame:
+    return saved.rows.filter(pl.col("workload") == workload).with_columns(pl.col("policy").replace(SERVERS))
+
+
+def _beside_mlx_lm(metric: str, statistic: Any = "mean", **where: Any) -> Number:
+    return Number(pick(metric, statistic, policy="tiered", **where), pick(metric, statistic, policy="mlx-lm", **where))
+
+
+ON_SMOLLM2: tuple[Figure, ...] = (
+    Figure(
+        name="smollm2-ttft-by-turn",
+        title="Time to first token by turn, SmolLM2-135M",
+        experiments=("smollm2_ttft",),
+        chart=lambda saved: charts.ttft_by_turn(saved.rows),
+        metrics=frozenset({"ttft_ms"}),
+        claims=(
+            Claim(
+                "At turn 15, tiered needs at most a fifth of the time of full",
+                pick("ttft_ms", policy="tiered", turn=15),
+                pick("ttft_ms", policy="full", turn=15),
+                at_most=0.2,
+                tolerance=0.5,
+            ),
+            Claim(
+                "The first turn of a new process needs at most a fifth of the time of the same turn without a cache",
+                pick("ttft_ms", policy="tiered", phase="restart"),
+                pick("ttft_ms", policy="full", turn=8),
+                at_most=0.2,
+                tolerance=0.5,
+            ),
+            Claim("tiered gives the tokens of no cache", pick("exact", policy="tiered"), at_least=1),
+        ),
+        shows="The same on a real model, whose prompts take seconds on a CPU. After half of the turns `tiered` goes on "
+        "in a new process.",
+        numbers={
+            "tiered-at-15": over_full("ttft_ms", "tiered", turn=15),
+            "restart": Number(
+                pick("ttft_ms", policy="tiered", phase="restart"), pick("ttft_ms", policy="full", turn=8)
+            ),
+        },
+    ),
+    Figure(
+        name="server-ttft-by-turn",
+        title="kvlab's server beside mlx_lm.server: an agent and a restart, SmolLM2-135M",
+        experiments=("servers",),
+        chart=lambda saved: charts.ttft_by_turn(_servers(saved, "agent")),
+        metrics=frozenset({"ttft_ms"}),
+        claims=(
+            Claim(
+                "Over all turns before the restart, kvlab needs at most half of the time to first token",
+                pick("ttft_ms", "sum", policy="tiered", phase=ALL_TURNS),
+                pick("ttft_ms", "sum", policy="mlx-lm", phase=ALL_TURNS),
+                at_most=0.5,
+                tolerance=0.3,
+            ),
+            Claim(
+                "After a restart it needs at most a tenth",
+                pick("ttft_ms", policy="tiered", phase="restart"),
+                pick("ttft_ms", policy="mlx-lm", phase="restart"),
+                at_most=0.1,
+                tolerance=0.5,
+            ),
+        ),
+        shows="What a client waits for, through HTTP, each server with its own defaults; only one runs at a time. "
+        "kvlab keeps KV on disk, mlx_lm.server in memory.",
+        numbers={
+            "sum": _beside_mlx_lm("ttft_ms", "sum", phase=ALL_TURNS),
+            "sum-kvlab-s": Number(pick("ttft_ms", "sum", policy="tiered", phase=ALL_TURNS), scale=1e-3, digits=3),
+            "sum-mlx-lm-s": Number(pick("ttft_ms", "sum", policy="mlx-lm", phase=ALL_TURNS), scale=1e-3, digits=3),
+            "restart-kvlab-s": Number(pick("ttft_ms", policy="tiered", phase="restart"), scale=1e-3),
+            "restart-mlx-lm-s": Number(pick("ttft_ms", policy="mlx-lm", phase="restart"), scale=1e-3),
+        },
+    ),
+    Figure(
+        name="server-throughput",
+        title="kvlab's server beside mlx_lm.server: agents at once, SmolLM2-135M",
+        experiments=("servers",),
+        chart=lambda saved: charts.throughput_by_concurrency(_servers(saved, "crowd")),
+        metrics=frozenset({"tokens_per_s"}),
+        claims=(
+            Claim(
+                "With eight agents kvlab answers at least 1.5 times as many tokens a second",
+                pick("tokens_per_s", policy="tiered", n=8),
+                pick("tokens_per_s", policy="mlx-lm", n=8),
+                at_least=1.5,
+                tolerance=0.2,
+            ),
+        ),
+        shows="Agents with a system prompt in common and a conversation each, two requests one after the other. Tokens "
+        "of all answers over the whole time, prefill included.",
+        numbers={
+            "kvlab-at-8": Number(pick("tokens_per_s", policy="tiered", n=8)),
+            "mlx-lm-at-8": Number(pick("tokens_per_s", policy="mlx-lm", n=8)),
+        },
+    ),
+)
