@@ -10,7 +10,7 @@ from kvlab import charts
 from kvlab.figures.claim import Claim, pick
 from kvlab.figures.figure import Figure
 from kvlab.figures.number import Number
-from kvlab.figures.parts import over_full
+from kvlab.figures.parts import over_full, quality_chart
 from kvlab.figures.saved import Saved
 
 SERVERS = {"tiered": "kvlab serve, tiered", "mlx-lm": "mlx_lm.server"}
@@ -56,6 +56,36 @@ ON_SMOLLM2: tuple[Figure, ...] = (
             "restart": Number(
                 pick("ttft_ms", policy="tiered", phase="restart"), pick("ttft_ms", policy="full", turn=8)
             ),
+        },
+    ),
+    Figure(
+        name="needle-by-live-bytes",
+        title="A needle in 1,000 tokens by live KV, SmolLM2-135M",
+        experiments=("smollm2_needle",),
+        chart=quality_chart,
+        metrics=frozenset({"accuracy", "kv_bytes_live"}),
+        claims=(
+            Claim("full finds the needle", pick("accuracy", policy="full"), at_least=0.95),
+            Claim(
+                "Eight bits find it as full does",
+                pick("accuracy", policy="quantized"),
+                pick("accuracy", policy="full"),
+                at_least=0.95,
+            ),
+            Claim("Two bits do not", pick("accuracy", policy="quantized:bits=2"), at_most=0.25),
+            Claim(
+                "random with half of the rows does not",
+                pick("accuracy", policy="random"),
+                at_most=0.25,
+            ),
+        ),
+        shows="One number of seven digits in sentences that repeat. To the left is less memory, up is more right "
+        "answers. Each digit counts: a method that keeps half of the number finds nothing.",
+        numbers={
+            "asked": Number(pick("accuracy", "count", policy="full")),
+            "four-bits-right": Number(pick("accuracy", "sum", policy="quantized:bits=4")),
+            "snapkv-right": Number(pick("accuracy", "sum", policy="snapkv:budget=0.25")),
+            "knorm-right": Number(pick("accuracy", "sum", policy="knorm")),
         },
     ),
     Figure(
