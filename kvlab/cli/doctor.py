@@ -73,7 +73,7 @@ def _model(model: str | ModelSource | None) -> list[dict[str, Any]]:
 
 def _fingerprint(model: str | ModelSource | None, report: models.WeightsReport) -> str:
     """The fingerprint of the model in memory, or why it was not loaded."""
-    needed = sum(file.stat().st_size for file in report.path.glob("model*.safetensors"))
+    needed = models.weight_bytes(model)
     if report.dequantizes and report.plan is not None:
         needed = max(needed, report.plan.needed)
     if needed > device.available_bytes():

@@ -2,30 +2,31 @@
 
 from __future__ import annotations
 
-import contextlib
 import importlib
-import json
 import os
-import shutil
 import sys
-import textwrap
 import warnings
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import click
 
 from kvlab import bench as benchmarks
+from kvlab.cli.output import Document, answer, document, json_option, quantity, table
 from kvlab.cli.user_files import import_all, import_option
 from kvlab.errors import BackendWarning, KvlabError, PolicyError, PolicyWarning
 from kvlab.version import __version__
 from kvlab.workloads import metric_names, names_with_option, workload_names
 
-Document = dict[str, Any]
-
-json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON document, and nothing else.")
-model_option = click.option("--model", metavar="MODEL", help="A folder or a Hugging Face id; else the bundled model.")
+model_option = click.option(
+    "--model", metavar="MODEL", help="A folder, a Hugging Face id, a GGUF file or a name of kvlab models; else bundled."
+)
+dtype_option = click.option(
+    "--dtype",
+    type=click.Choice(["float32", "float16", "bfloat16"]),
+    help="Of the model's weights; else float32 on CPUs, as stored on GPUs.",
+)
 adapter_option = click.option(
     "--adapter", metavar="DIR", help="Folder of an adapter for the model, as mlx_lm.lora writes it."
 )
@@ -45,6 +46,7 @@ class Lazy(click.Group):
         "serve": "kvlab.cli.serve:serve",
         "run": "kvlab.cli.run:run",
         "figures": "kvlab.cli.figures:figures",
+        "models": "kvlab.cli.models:models",
     }
 
     def list_commands(self, ctx: click.Context) -> list[str]:
@@ -70,7 +72,7 @@ def demo(out: Path | None, as_json: bool) -> None:
     """Run five policies on the bundled model, with a restart in the middle, and write a report."""
     from kvlab.cli.demo import demo as run
 
-    _answer(as_json, lambda: run(out=out).document("demo"))
+    answer(as_json, lambda: run(out=out).document("demo"))
 
 
 @cli.command()
@@ -88,6 +90,7 @@ def demo(out: Path | None, as_json: bool) -> None:
 @import_option
 @model_option
 @adapter_option
+@dtype_option
 @click.option("--turns", type=click.IntRange(min=1), help="Turns of each conversation.")
 @click.option("--n", type=click.IntRange(min=1), help="Conversations.")
 @click.option("--concurrency", type=click.IntRange(min=1), help="Conversations at a time; else as many as --n.")
@@ -104,6 +107,7 @@ def compare(
     imports: tuple[Path, ...],
     model: str | None,
     adapter: str | None,
+    dtype: str | None,
     turns: int | None,
     n: int | None,
     concurrency: int | None,
@@ -122,7 +126,7 @@ def compare(
             policies,
             workload,
             metrics=metrics,
-            model=model,
+            model=model_source(model, None, dtype),
             turns=turns,
             n=n,
             seed=seed,
@@ -133,7 +137,7 @@ def compare(
         )
         return results.document("compare")
 
-    _answer(as_json, run)
+    answer(as_json, run)
 
 
 @cli.command()
@@ -145,7 +149,7 @@ def policies(imports: tuple[Path, ...], as_json: bool) -> None:
 
     def rows() -> Document:
         import_all(imports)
-        return _document(
+        return document(
             "policies",
             [
                 {"name": info.name, "slot": info.slot, "parameters": info.parameters, "paper": info.paper}
@@ -153,43 +157,53 @@ def policies(imports: tuple[Path, ...], as_json: bool) -> None:
             ],
         )
 
-    def show(document: Document) -> None:
-        shown = [{**row, "parameters": _parameters(row["parameters"])} for row in document["rows"]]
-        _table(shown, ("slot", "name", "parameters", "paper"))
+    def show(listed: Document) -> None:
+        shown = [{**row, "parameters": _parameters(row["parameters"])} for row in listed["rows"]]
+        table(shown, ("slot", "name", "parameters", "paper"))
         click.echo("\nCompose with |, set with name:key=value. For example: 'paged:block=64|quantized:bits=4'")
 
-    _answer(as_json, rows, show)
+    answer(as_json, rows, show)
 
 
 @cli.command()
 @model_option
 @adapter_option
+@dtype_option
 @json_option
-def doctor(model: str | None, adapter: str | None, as_json: bool) -> None:
+def doctor(model: str | None, adapter: str | None, dtype: str | None, as_json: bool) -> None:
     """What kvlab runs on: device, versions, memory, BLAS, folders, and what it makes of a model's weights."""
 
     def examine() -> Document:
         from kvlab.cli import doctor
 
-        return _document("doctor", doctor.examine(_source(model, adapter)))
+        return document("doctor", doctor.examine(model_source(model, adapter, dtype)))
 
-    def show(document: Document) -> None:
-        found = document["rows"]
+    def show(examined: Document) -> None:
+        found = examined["rows"]
         width = max(len(row["metric"]) for row in found)
         for row in found:
-            click.echo(f"{row['metric'].replace('_', ' '):{width}}  {_quantity(row['value'], row['unit'])}")
+            click.echo(f"{row['metric'].replace('_', ' '):{width}}  {quantity(row['value'], row['unit'])}")
 
-    _answer(as_json, examine, show)
+    answer(as_json, examine, show)
 
 
 @cli.command(epilog=f"NAME is one of: {', '.join(benchmarks.names())}")
 @click.argument("name", metavar="NAME")
 @model_option
 @adapter_option
+@dtype_option
 @click.option("--seconds", type=click.FloatRange(min=1), help="About how long it may take; else four minutes.")
 @seed_option
 @json_option
-def bench(name: str, model: str | None, adapter: str | None, seconds: float | None, seed: int, as_json: bool) -> None:
+def bench(
+    name: str,
+    model: str | None,
+    adapter: str | None,
+    dtype: str | None,
+    seconds: float | None,
+    seed: int,
+    as_json: bool,
+) -> None:
     """Measure one operation beside its yardstick, such as MLX's matrix products beside NumPy's.
 
     Sizes follow the time there is; what was left out is said on stderr and in rows.
@@ -198,18 +212,18 @@ def bench(name: str, model: str | None, adapter: str | None, seconds: float | No
     budget = {} if seconds is None else {"seconds": seconds}
 
     def measure() -> Document:
-        return _document(f"bench {name}", run(model=_source(model, adapter), seed=seed, **budget), seed=seed)
+        return document(f"bench {name}", run(model=model_source(model, adapter, dtype), seed=seed, **budget), seed=seed)
 
-    def show(document: Document) -> None:
+    def show(measured: Document) -> None:
         rows = [
             {key: value for key, value in row.items() if key not in ("value", "unit") and value not in ("", None)}
-            | {"result": _quantity(row["value"], row["unit"])}
-            for row in document["rows"]
+            | {"result": quantity(row["value"], row["unit"])}
+            for row in measured["rows"]
         ]
         columns = dict.fromkeys(key for row in rows for key in row if key not in ("metric", "result"))
-        _table(rows, [*columns, "metric", "result"])
+        table(rows, [*columns, "metric", "result"])
 
-    _answer(as_json, measure, show)
+    answer(as_json, measure, show)
 
 
 def split_policies(texts: Iterable[str]) -> list[str]:
@@ -269,56 +283,17 @@ class _Warnings:
             click.echo(f"kvlab: warning: {message}", err=True)
 
 
-def _answer(as_json: bool, work: Callable[[], Document], show: Callable[[Document], None] = lambda _: None) -> None:
-    """Do the work, then print its document as JSON or as ``show`` does; with JSON all other output goes to stderr."""
-    if not as_json:
-        show(work())
-        return
-    with contextlib.redirect_stdout(sys.stderr):
-        document = work()
-    click.echo(json.dumps(document, indent=1, allow_nan=False, default=str))
-
-
-def _document(command: str, rows: Iterable[Mapping[str, Any]], **facts: Any) -> Document:
-    from kvlab.provenance import document, provenance
-
-    return document(command, rows, provenance(**facts))
-
-
-def _source(model: str | None, adapter: str | None) -> Any:
-    """What loads the model: with an adapter, both in one value."""
-    if adapter is None:
+def model_source(model: str | None, adapter: str | None, dtype: str | None = None) -> Any:
+    """What loads the model: with an adapter or a dtype, all in one value."""
+    if adapter is None and dtype is None:
         return model
     from kvlab.models import ModelSource
 
-    return ModelSource(model, adapter)
+    return ModelSource(model, adapter, dtype)
 
 
 def _parameters(values: Mapping[str, Any]) -> str:
     return ", ".join(f"{key}={'none' if value is None else value}" for key, value in values.items())
-
-
-def _quantity(value: Any, unit: str) -> str:
-    if unit == "bytes":
-        size, names = float(value), ["B", "KB", "MB", "GB", "TB"]
-        while size >= 1000 and len(names) > 1:
-            size, names = size / 1000, names[1:]
-        return f"{size:.3g} {names[0]}"
-    if isinstance(value, float):
-        value = f"{value:.3g}" if abs(value) < 1000 else f"{value:,.0f}"
-    return f"{value} {unit}".rstrip()
-
-
-def _table(rows: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> None:
-    """Aligned columns; the last one wraps at the terminal's width."""
-    texts = [[str(row.get(column, "")) for column in columns] for row in rows]
-    widths = [max(len(line[i]) for line in [list(columns), *texts]) for i in range(len(columns))]
-    indent = sum(widths[:-1]) + 2 * (len(columns) - 1)
-    room = max(24, shutil.get_terminal_size((110, 24)).columns - indent)
-    for line in [list(columns), ["-" * width for width in widths[:-1]] + ["-" * min(widths[-1], room)], *texts]:
-        start = "".join(f"{cell:<{width}}  " for cell, width in zip(line[:-1], widths, strict=False))
-        for i, part in enumerate(textwrap.wrap(line[-1], room) or [""]):
-            click.echo(((start if i == 0 else " " * indent) + part).rstrip())
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ from typing import Any
 
 import click
 
+from kvlab.cli.main import dtype_option
 from kvlab.cli.user_files import import_all, import_option
 from kvlab.errors import KvlabError
 
@@ -18,10 +19,11 @@ from kvlab.errors import KvlabError
 @click.command()
 @click.option("--policy", default="tiered", show_default=True, metavar="POLICY", help="What to serve, such as tiered.")
 @import_option
-@click.option("--model", "models", multiple=True, metavar="MODEL", help="A folder or a hub id; may be repeated.")
+@click.option("--model", "models", multiple=True, metavar="MODEL", help="As kvlab compare takes it; may be repeated.")
 @click.option(
     "--adapter", "adapters", multiple=True, metavar="DIR", help="Of the model; with several, one each or none."
 )
+@dtype_option
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on; others need a key.")
 @click.option("--port", type=click.IntRange(0, 65535), default=8080, show_default=True, help="0 takes a free one.")
 @click.option("--api-key", "keys", multiple=True, metavar="KEY", help="Let in; may be repeated. Else KVLAB_API_KEY.")
@@ -50,6 +52,7 @@ def serve(
     imports: tuple[Path, ...],
     models: tuple[str, ...],
     adapters: tuple[str, ...],
+    dtype: str | None,
     host: str,
     port: int,
     keys: tuple[str, ...],
@@ -108,7 +111,7 @@ def serve(
     socket = bound_socket(settings.host, settings.port)
     sys.setswitchinterval(0.0005)  # the decoder's thread must not wait long for a busy event loop
     to_stderr()
-    named = models_by_name(with_adapters(models or (BUNDLED,), adapters))
+    named = models_by_name(with_adapters(models or (BUNDLED,), adapters, dtype))
     app = create_app(parsed, named, settings)
     shown, number = socket.getsockname()[:2]
     url = f"http://{f'[{shown}]' if ':' in shown else shown}:{number}"

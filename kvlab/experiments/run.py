@@ -160,7 +160,7 @@ def compare_command(
     workload: str,
     *,
     metrics: Sequence[str] = (),
-    model: str | None = None,
+    model: ModelLike = None,
     turns: int | None = None,
     n: int | None = None,
     seed: int = 0,

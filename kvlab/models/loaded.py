@@ -15,7 +15,7 @@ import mlx.nn as nn
 from kvlab.errors import ModelError
 from kvlab.models.evaluation import evaluate_arrays
 from kvlab.models.fingerprints import Fingerprints
-from kvlab.models.folders import BUNDLED, bundled_path
+from kvlab.models.folders import BUNDLED, bundled_path, models_path
 from kvlab.models.watch import ModelWatch
 
 CONTEXT = "max_position_embeddings"
@@ -29,8 +29,8 @@ class LoadedModel:
     built it.
 
     Attributes:
-        name: that of the folder or of the hub; with an adapter, ``name+adapter``.
-        path: the folder of the model.
+        name: that of the folder, of the file or of the hub; with an adapter, ``name+adapter``.
+        path: the folder of the model, or its GGUF file.
         dtype: what the model computes its KV in.
         dequantized: its weights are quantized on disk and were expanded when they were loaded.
         adapter: the folder of the adapter that was loaded with it; None without.
@@ -65,10 +65,11 @@ class LoadedModel:
 
     @property
     def argument(self) -> str:
-        """What `--model` takes to load it again: empty for the bundled one, a hub id, or a folder."""
+        """What `--model` takes to load it again: empty for the bundled one, a name, a hub id, a folder or a file."""
         name = self.name.removesuffix(f"+{self.adapter.name}") if self.adapter else self.name
         bundled = name == BUNDLED and self.path == bundled_path()
-        return "" if bundled else name if "/" in name else str(self.path)
+        by_name = "/" in name or self.path == models_path() / name
+        return "" if bundled else name if by_name else str(self.path)
 
     @functools.cached_property
     def eos(self) -> frozenset[int]:

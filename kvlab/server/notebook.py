@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from kvlab.errors import KvlabError
-from kvlab.models import BUNDLED, LoadedModel, ModelSource
+from kvlab.models import BUNDLED, LoadedModel, ModelSource, is_gguf, load
 from kvlab.models.adapters import adapter_folder
 from kvlab.policies import Module, Policy, parse_bytes
 from kvlab.server.listening_socket import bound_socket
@@ -23,7 +23,7 @@ SIZE_SETTINGS = ("live_memory", "model_memory", "max_body", "body_memory")
 
 def serve(
     policy: Policy | Module | str = "tiered",
-    model: Source | Mapping[str, Source] | None = None,
+    model: Source | Mapping[str, Source] | tuple[Any, ...] | None = None,
     *,
     port: int = 0,
     **settings: Any,
@@ -32,7 +32,7 @@ def serve(
 
     Args:
         policy: a Policy or its spec.
-        model: a folder, a hub id, a ``ModelSource`` with an adapter, a loaded model, or several by name; None is the
+        model: whatever :func:`kvlab.load` takes, a loaded model, or several by name; None is the
             bundled model.
         port: the port to listen on; 0 takes a free one.
         settings: the other fields of :class:`Settings`, such as ``api_keys`` or ``max_concurrency``; sizes may be
@@ -108,30 +108,45 @@ class Handle:
         )
 
 
-def served_models(model: Source | Mapping[str, Source] | None) -> dict[str, Source]:
+def served_models(model: Source | Mapping[str, Source] | tuple[Any, ...] | None) -> dict[str, Source]:
     """Return models by the name that requests use. Raises KvlabError for two of one name."""
     if isinstance(model, Mapping):
         return dict(model)
+    if isinstance(model, tuple):  # what mlx_lm.load returns
+        model = load(model)
     return models_by_name([BUNDLED if model is None else model])
 
 
-def with_adapters(models: Sequence[str], adapters: Sequence[str]) -> list[Source]:
-    """Give each model its adapter, in this order; ``none`` is no adapter. Raises KvlabError where numbers differ."""
+def with_adapters(models: Sequence[str], adapters: Sequence[str], dtype: str | None = None) -> list[Source]:
+    """Give each model its adapter, in this order; ``none`` is no adapter. Raises KvlabError where numbers differ.
+
+    ``dtype`` is that of all of them; None as they are loaded without.
+    """
     if not adapters:
-        return list(models)
+        return list(models) if dtype is None else [ModelSource(model, dtype=dtype) for model in models]
     if len(adapters) != len(models):
         raise KvlabError(
             f"{len(models)} models and {len(adapters)} adapters; write one --adapter a --model, in the same order, "
             "or --adapter none"
         )
     return [
-        model if adapter == "none" else ModelSource(model, adapter)
+        model
+        if adapter == "none" and dtype is None
+        else ModelSource(model, None if adapter == "none" else adapter, dtype)
         for model, adapter in zip(models, adapters, strict=True)
     ]
 
 
+def _name(model: str | Path) -> str:
+    """The last part of a folder or GGUF file; a hub id or a name of ``kvlab models`` as it is."""
+    path = Path(model).expanduser()
+    if path.is_dir() or (path.is_file() and is_gguf(path)):
+        return path.resolve().name.removesuffix(".gguf")
+    return str(model)
+
+
 def models_by_name(models: list[Source]) -> dict[str, Source]:
-    """Name each model: hub ids as they are, folders by their last part. Raises KvlabError for two of one name."""
+    """Name each model: hub ids as they are, paths by their last part. Raises KvlabError for two of one name."""
     made: dict[str, Source] = {}
     for model in models:
         if isinstance(model, LoadedModel):
@@ -140,7 +155,7 @@ def models_by_name(models: list[Source]) -> dict[str, Source]:
             [(name, _)] = models_by_name([BUNDLED if model.model is None else model.model]).items()
             name = name if model.adapter is None else f"{name}+{adapter_folder(model.adapter).name}"
         else:
-            name = Path(model).expanduser().resolve().name if Path(model).expanduser().is_dir() else str(model)
+            name = _name(model)
         if name in made:
             raise KvlabError(f"two models are called {name}; rename one folder")
         made[name] = model

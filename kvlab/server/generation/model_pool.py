@@ -10,7 +10,7 @@ from pathlib import Path
 
 from kvlab.backends.mlx_threads import apart
 from kvlab.errors import KvlabError
-from kvlab.models import LoadedModel, ModelSource, load
+from kvlab.models import LoadedModel, ModelSource, load, weight_bytes
 from kvlab.server.errors import ApiError
 from kvlab.server.generation.served_model import ServedModel
 
@@ -19,7 +19,7 @@ class ModelPool:
     """Models by name. Everything but ``close`` runs on one event loop.
 
     Args:
-        sources: models by name: a folder, a hub id, one of both with an adapter, or a loaded model (never unloaded).
+        sources: models by name: whatever :func:`kvlab.models.load` takes, or a loaded model (never unloaded).
         open_model: makes a ServedModel of a loaded model.
         budget: bytes of weights held at once; the least recently used idle model leaves first. None keeps all.
     """
@@ -63,7 +63,7 @@ class ModelPool:
         source = self.sources[name]
         try:
             if not isinstance(source, LoadedModel):
-                await self._unload_for(_file_bytes(source))
+                await self._unload_for(weight_bytes(source))
                 source = await apart(load, source)
             model = await apart(self._open_model, source)
         except ApiError:
@@ -91,11 +91,3 @@ class ModelPool:
         """Close every model. Running requests end as cancelled; their KV is stored."""
         while self.open:
             self.open.popitem()[1].close()
-
-
-def _file_bytes(source: str | Path | ModelSource) -> int:
-    model = ModelSource.of(source).model
-    if model is None:  # the bundled one
-        return 0
-    folder = Path(model).expanduser()
-    return sum(file.stat().st_size for file in folder.glob("model*.safetensors")) if folder.is_dir() else 0

@@ -152,9 +152,7 @@ def _defaults(loaded: LoadedModel) -> Sampling:
 
 def _context(loaded: LoadedModel) -> int:
     """Return the model's context window in tokens."""
-    config = json.loads((loaded.path / "config.json").read_text(encoding="utf-8"))
-    for settings in (config, config.get("text_config") or {}):
-        if isinstance(settings.get("max_position_embeddings"), int):
-            return int(settings["max_position_embeddings"])
+    if isinstance(loaded.context_length, int):
+        return loaded.context_length
     length = getattr(loaded.tokenizer, "model_max_length", 0)
     return int(length) if 0 < length < 10**9 else 32768
