@@ -166,7 +166,7 @@ def test_a_cut_file_is_refused_wherever_it_is_cut(twins: Any, tmp_path: Path) ->
             load(cut)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(data=st.data())
 def test_a_damaged_header_gives_a_model_or_one_clear_line(
     data: st.DataObject, twins: Any, tmp_path_factory: Any
