@@ -163,6 +163,8 @@ def _show_progress(lines: Iterable[str], nbytes: int, about: str, *, progress: b
 def _reason(errors: IO[str]) -> str:
     """What pip says is wrong, in one line."""
     said = [line.strip() for line in errors if line.strip()]
+    if any("connection broken by" in line for line in said):
+        return "no connection to the package index"
     wrong = [line.removeprefix("ERROR: ") for line in said if line.startswith("ERROR: ")] or said[-1:]
     return wrong[0] if wrong else "pip said nothing"
 
