@@ -25,7 +25,7 @@ HERE = Path(__file__).resolve().parent
 NOTEBOOKS = HERE.parent / "notebooks"
 
 SIDEBAR = {
-    "Begin": ("start", "concepts", "notebooks"),
+    "Begin": ("start", "models", "concepts", "notebooks"),
     "Policies": ("policies", "write", "limits"),
     "How it works": ("store", "live", "serving", "experiments", "figures/README"),
     "Reference": ("api", "install", "contributing"),
