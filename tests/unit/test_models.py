@@ -6,11 +6,14 @@ from dataclasses import replace
 from pathlib import Path
 
 import mlx.core as mx
+import mlx.nn as nn
+import mlx_lm
 import pytest
 
 from kvlab import models
 from kvlab.errors import ModelError
-from kvlab.models import LoadedModel, load
+from kvlab.models import LoadedModel, ModelSource, load, with_adapter
+from kvlab.server.notebook import models_by_name, served_models, with_adapters
 from tests.helpers import random_model, random_model_folder
 
 TOOL = {"type": "function", "function": {"name": "look", "parameters": {"type": "object", "properties": {}}}}
@@ -161,3 +164,64 @@ def test_bundled_model_is_the_default(bundled: LoadedModel) -> None:
 
 def test_models_of_one_seed_are_equal(tmp_path: Path) -> None:
     assert random_model("qwen3", tmp_path / "a").fingerprint == random_model("qwen3", tmp_path / "b").fingerprint
+
+
+# -- what mlx_lm.load returns -----------------------------------------------------------------------------------------
+
+
+def test_load_takes_what_mlx_lm_load_returns(tmp_path: Path) -> None:
+    folder = random_model_folder("llama", tmp_path / "mine", dtype="bfloat16")
+    pair = mlx_lm.load(str(folder))
+    loaded = load(pair)
+    assert (loaded.name, loaded.path, loaded.argument) == ("mine", folder, str(folder))
+    assert (loaded.dtype, loaded.n_layers, loaded.context_length) == ("bfloat16", 2, 32768)
+    assert loaded.model is pair[0]
+    assert loaded.fingerprint == load(folder, dtype="bfloat16").fingerprint
+    assert load(mlx_lm.load(str(folder), return_config=True)).fingerprint == loaded.fingerprint
+    assert load(loaded) is loaded
+
+
+def test_a_pair_of_the_hubs_cache_has_the_hubs_name(tmp_path: Path) -> None:
+    folder = random_model_folder("llama", tmp_path / "models--org--some-model" / "snapshots" / "abc")
+    loaded = load(mlx_lm.load(str(folder)))
+    assert (loaded.name, loaded.argument) == ("org/some-model", "org/some-model")
+
+
+def test_a_model_changed_after_mlx_lm_loaded_it_has_a_fingerprint_of_its_own(tmp_path: Path) -> None:
+    folder = random_model_folder("llama", tmp_path)
+    network, tokenizer = mlx_lm.load(str(folder))
+    nn.quantize(network, 32, 4)
+    assert load((network, tokenizer)).fingerprint != load(folder).fingerprint
+
+
+def test_loaded_models_are_not_loaded_otherwise(tmp_path: Path) -> None:
+    folder = random_model_folder("llama", tmp_path)
+    for model in (mlx_lm.load(str(folder)), load(folder)):
+        for option in ({"dtype": "float16"}, {"adapter": "a"}, {"dequantize": True}):
+            with pytest.raises(ModelError, match="loaded already"):
+                load(model, **option)
+    with pytest.raises(ModelError, match="loaded already"):
+        with_adapter(mlx_lm.load(str(folder)), "a")
+
+
+@pytest.mark.parametrize("wrong", [(), (1,), (1, 2), (nn.Linear(2, 2), "a"), ("a", "b", "c", "d")])
+def test_tuples_that_are_no_model_say_what_to_give(wrong: tuple[object, ...]) -> None:
+    with pytest.raises(ModelError, match="give what mlx_lm.load returns"):
+        load(wrong)
+
+
+def test_a_server_names_models_as_they_are_loaded(tmp_path: Path) -> None:
+    folder = random_model_folder("llama", tmp_path / "some.model")
+    file = tmp_path / "some-model.Q8_0.gguf"
+    file.write_bytes(b"GGUF")
+    sources = [str(folder), str(file), "smollm2-135m", "org/name", ModelSource(str(file), dtype="float16")]
+    assert [list(models_by_name([source]))[0] for source in sources] == [
+        "some.model",
+        "some-model.Q8_0",
+        "smollm2-135m",
+        "org/name",
+        "some-model.Q8_0",
+    ]
+    assert list(served_models(mlx_lm.load(str(folder)))) == ["some.model"]
+    assert with_adapters(["a"], [], "float16") == [ModelSource("a", dtype="float16")]
+    assert with_adapters(["a"], ["none"], "float16") == [ModelSource("a", dtype="float16")]
