@@ -15,7 +15,7 @@ from kvlab import models
 from kvlab.decoder import logit_distance
 from kvlab.errors import RunError
 from kvlab.experiments.conversations import ServedTurn, Turn, serve_turns
-from kvlab.experiments.prompts import rendered
+from kvlab.experiments.prompts import Prompts
 from kvlab.experiments.restart import serve_in_new_process
 from kvlab.models import LoadedModel, ModelLike
 from kvlab.policies import Policy
@@ -68,7 +68,8 @@ class Runner:
         self.workload = as_workload(workload, metrics, count=self._count, **options)
         self.requests = _by_key(self.workload)
         _check_grades(self.requests.values())
-        self.turns = [rendered(self.model, request) for request in self.requests.values()]
+        self.prompts = Prompts(self.model, list(self.requests.values()))
+        self.turns = [self.prompts.turn(request) for request in self.requests.values()]
         self.n = min(concurrency, len({turn.conversation for turn in self.turns}))
         self.seed, self.progress, self.folder = seed, progress, folder
 
@@ -120,7 +121,7 @@ class Runner:
             if uncached is not None and policy.lossless:
                 values["exact"] = float(served.tokens == uncached.served[key].tokens)
             rows += [self._row(policy, key, metric, value, phase) for metric, value in values.items()]
-            grades = _grades(self.requests[key], self.model.decode(served.tokens))
+            grades = _grades(self.requests[key], self.prompts.answer(served.tokens))
             rows += [self._row(policy, key, name, grade, phase, grade_row) for name, grade in grades.items()]
             if uncached is not None and key in outcome.restarted:
                 cold = uncached.served[key].ttft_ms
@@ -171,6 +172,7 @@ class Runner:
         facts |= {"adapter_argument": str(self.model.adapter)} if self.model.adapter else {}
         names = dict.fromkeys(metric.name for request in self.requests.values() for metric in request.metrics)
         facts |= {"metrics": list(names)} if names else {}
+        facts |= self.prompts.facts
         return provenance(self.model, seed=self.seed, workload=self.workload.name, concurrency=self.n, **facts)
 
     def _row(

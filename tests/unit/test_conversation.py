@@ -9,10 +9,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from kvlab.models.templates import REASONING_FIELDS
 from kvlab.server.anthropic.parse import conversation
 from kvlab.server.anthropic.types import CountRequest
 from kvlab.server.errors import ApiError
-from kvlab.server.generation.conversation import REASONING_FIELDS, canonical, joined, key_parts, without_billing_line
+from kvlab.server.generation.conversation import canonical, joined, key_parts, without_billing_line
 
 WORDS = st.text("ab <>/\n{}\"'ä", max_size=12)
 VALUES = st.recursive(st.none() | st.booleans() | st.integers() | WORDS, lambda inner: st.lists(inner, max_size=3))

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kvlab.errors import RunError, WorkloadError
-from kvlab.experiments.prompts import rendered, tokens_before
+from kvlab.experiments.prompts import Prompts, tokens_before
 from kvlab.models import LoadedModel
 from kvlab.workloads import load_workload
 from kvlab.workloads.haystack import NOISE
@@ -76,7 +76,7 @@ def test_common_words_are_the_most_frequent_of_the_list_at_any_length(tokens: in
 @pytest.mark.parametrize("tokens", [700, 2000])
 def test_prompt_has_the_length_asked_for(task: str, tokens: int, bundled: LoadedModel) -> None:
     request = only(f"needle:{task}", tokens=tokens, count=lambda some: len(bundled.encode(some)))
-    assert len(rendered(bundled, request).prompt) == pytest.approx(tokens, rel=0.1)
+    assert len(Prompts(bundled, [request]).turn(request).prompt) == pytest.approx(tokens, rel=0.1)
 
 
 @given(depth=st.floats(0, 1), task=st.sampled_from(HIDDEN), seed=st.integers(0, 5))
@@ -106,14 +106,14 @@ def test_text_is_the_same_wherever_the_question_stands(task: str) -> None:
 @settings(max_examples=15)
 def test_no_token_of_the_unseen_question_is_before_the_eviction(bundled: LoadedModel, seed: int, task: str) -> None:
     request = only(f"needle:{task},question=none", seed=seed, tokens=700)
-    turn = rendered(bundled, request)
+    turn = Prompts(bundled, [request]).turn(request)
     assert turn.compress_after is not None
     head, tail = (
         bundled.decode(part) for part in (turn.prompt[: turn.compress_after], turn.prompt[turn.compress_after :])
     )
     assert request.question in tail and request.question[:12] not in head
     assert len(tail) < len(request.question) + 80
-    assert rendered(bundled, only(f"needle:{task}", tokens=700)).compress_after is None
+    assert Prompts(bundled, [request]).turn(only(f"needle:{task}", tokens=700)).compress_after is None
 
 
 @pytest.mark.parametrize("end", ["Ask ", "?", "日本語は?", "a\n\nb", "twice twice"])

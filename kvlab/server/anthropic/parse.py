@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
+from kvlab.models.templates import TemplateMessage
 from kvlab.server.anthropic.types import ContentBlock, CountRequest, InputMessage, InputTool, MessagesRequest
 from kvlab.server.errors import ApiError
-from kvlab.server.generation.conversation import TemplateMessage
 from kvlab.server.generation.parse import chat_request, stop_strings
 from kvlab.server.generation.request import GenerationRequest
 from kvlab.server.generation.served_model import ServedModel

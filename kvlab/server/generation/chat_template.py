@@ -8,10 +8,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from kvlab.models import LoadedModel
+from kvlab.models.templates import TemplateDialect, TemplateMessage, Tools, adapt, probe
 from kvlab.server.errors import ApiError
-from kvlab.server.generation.conversation import TemplateMessage, canonical
-from kvlab.server.generation.template_dialect import TemplateDialect, probe
-from kvlab.server.generation.template_messages import Tools, adapt
+from kvlab.server.generation.conversation import canonical
 
 THINKING_OPTION = "enable_thinking"
 HISTORY = canonical(

@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from kvlab.errors import ModelError
+from kvlab.models.templates import REASONING_FIELDS, CallNumbers, TemplateMessage
 from kvlab.server.errors import ApiError
 
 Message = Mapping[str, Any]
-TemplateMessage = dict[str, Any]
 
 ROLES = {"developer": "system", "function": "tool"}
 """Names of one protocol version for roles that templates know by another."""
 TEXT_PARTS = ("text", "input_text", "output_text")
-REASONING_FIELDS = ("reasoning_content", "reasoning", "thinking")
-"""Names that clients and servers give to the thinking of an answer; the first is the canonical one."""
 CALL_FIELDS = ("tool_calls", "function_call")
 
 BILLING_LINE = re.compile(
@@ -45,7 +43,7 @@ def canonical_with_places(messages: Iterable[Message]) -> tuple[tuple[TemplateMe
     """
     made: list[TemplateMessage] = []
     places: list[int] = []
-    calls = _Calls()
+    calls = CallNumbers()
     for place, message in enumerate(messages):
         role = ROLES.get(str(message.get("role")), str(message.get("role")))
         one = {k: v for k, v in message.items() if k not in (*REASONING_FIELDS, *CALL_FIELDS)}
@@ -58,7 +56,7 @@ def canonical_with_places(messages: Iterable[Message]) -> tuple[tuple[TemplateMe
                 continue
         elif role == "assistant":
             one |= _reasoning(message)
-            one |= calls.of_answer(message)
+            one |= _numbered(calls, message)
         elif role == "tool":
             one |= calls.of_result(message)
         made.append(one)
@@ -129,55 +127,11 @@ def key_parts(message: TemplateMessage) -> list[Any]:
     return ["assistant", message["content"].strip(), str(message.get("reasoning_content", "")).strip(), named]
 
 
-class _Calls:
-    """Numbers the calls of a conversation. Ids of nine letters and digits are what the strictest templates ask for."""
-
-    def __init__(self) -> None:
-        self._count = 0
-        self._given: dict[str, tuple[str, str]] = {}  # id of the client -> canonical id and name
-        self._open: list[tuple[str, str]] = []  # calls without a result yet
-
-    def of_answer(self, message: Message) -> TemplateMessage:
-        given = list(message.get("tool_calls") or [])
-        if message.get("function_call"):
-            given.append({"function": message["function_call"]})
-        calls = []
-        self._open = []
-        for call in given:
-            function = call.get("function") if isinstance(call, Mapping) else None
-            if not isinstance(function, Mapping) or not isinstance(function.get("name"), str):
-                raise ApiError(400, "a tool call has a function with a name and arguments", param="messages")
-            new = (f"call{self._count:05d}", function["name"])
-            self._count += 1
-            self._given[str(call.get("id") or "")] = new
-            self._open.append(new)
-            function = {"name": new[1], "arguments": _arguments(function.get("arguments"))}
-            calls.append({"id": new[0], "type": "function", "function": function})
-        return {"tool_calls": calls} if calls else {}
-
-    def of_result(self, message: Message) -> TemplateMessage:
-        given = str(message.get("tool_call_id") or "")
-        known = self._given.get(given)
-        if known is None and self._open:  # without a known id, results come in the order of the calls
-            known = self._open[0]
-        if known is None:
-            return {}
-        if known in self._open:
-            self._open.remove(known)
-        return {"tool_call_id": known[0], "name": known[1]}
-
-
-def _arguments(given: object) -> Any:
-    """Return arguments as a mapping; those that are no JSON object as the text that they are."""
-    if given is None or given == "":
-        return {}
-    if isinstance(given, str):
-        try:
-            parsed = json.loads(given)
-        except ValueError:
-            return given
-        return parsed if isinstance(parsed, dict) else given
-    return dict(given) if isinstance(given, Mapping) else json.dumps(given, ensure_ascii=False)
+def _numbered(calls: CallNumbers, message: Message) -> TemplateMessage:
+    try:
+        return calls.of_answer(message)
+    except ModelError as error:
+        raise ApiError(400, str(error), param="messages") from error
 
 
 def _reasoning(message: Message) -> TemplateMessage:

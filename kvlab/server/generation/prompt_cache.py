@@ -10,12 +10,12 @@ from typing import Any
 
 from kvlab.errors import KvlabError
 from kvlab.models import LoadedModel
+from kvlab.models.templates import TemplateMessage
 from kvlab.server.errors import ApiError
 from kvlab.server.generation.answer_memory import AnswerMemory, Known
 from kvlab.server.generation.chat_template import ChatTemplate
 from kvlab.server.generation.conversation import (
     Message,
-    TemplateMessage,
     canonical,
     canonical_tools,
     canonical_with_places,

@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from kvlab.server.generation.conversation import TemplateMessage
+from kvlab.models.templates.fields import TemplateMessage
 
 CALL_START, CALL_END = "<tool_call>", "</tool_call>"
 """The markers that answers of models without calls of their own are searched for."""

@@ -6,9 +6,9 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from kvlab.server.generation.conversation import TemplateMessage
-from kvlab.server.generation.template_dialect import TemplateDialect, call_id
-from kvlab.server.generation.tools_as_text import tool_list, with_calls_as_text
+from kvlab.models.templates.dialect import TemplateDialect, call_id
+from kvlab.models.templates.fields import TemplateMessage
+from kvlab.models.templates.tools_as_text import tool_list, with_calls_as_text
 
 MERGED = "\n\n"
 """Between messages that a template wants as one."""

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from kvlab.server.generation.conversation import REASONING_FIELDS, TemplateMessage
+from kvlab.models.templates.fields import REASONING_FIELDS, TemplateMessage
 
 Render = Callable[[Sequence[Mapping[str, Any]], Sequence[Mapping[str, Any]]], str]
 """Renders messages and tools as a template does, without a generation prompt. Raises what the template raises."""
