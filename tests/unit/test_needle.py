@@ -12,12 +12,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kvlab.errors import RunError, WorkloadError
+from kvlab.experiments.config import read_experiment
 from kvlab.experiments.prompts import Prompts, tokens_before
 from kvlab.models import LoadedModel
+from kvlab.policies import Policy, Scorer
 from kvlab.workloads import load_workload
 from kvlab.workloads.haystack import NOISE
 from kvlab.workloads.needle import QUESTIONS, TASKS, Needle, NeedleRequest
 
+ROOT = Path(__file__).resolve().parents[2]
 HIDDEN = ("single", "multikey", "multivalue", "multiquery")
 SECRET = re.compile(r"The secret number of (\S+) is (\d{7})\.")
 
@@ -223,3 +226,14 @@ def test_length_that_an_error_names_is_accepted(spec: str) -> None:
         load_workload(spec, tokens=30).requests()
     [tokens] = re.findall(r"write tokens=(\d+)", str(error.value))
     assert load_workload(spec, tokens=int(tokens)).requests()
+
+
+def test_saved_experiment_has_every_eviction_method_with_the_question_known_and_unknown() -> None:
+    """A method that is added later must be added there, too."""
+    cells = read_experiment(ROOT / "experiments" / "needle.toml").cells()
+    policies = [Policy.parse(cell.run.policy) for cell in cells]
+    known = {cls.name for cls in Scorer.__subclasses__() if cls.__module__.startswith("kvlab.")}
+    assert known | {"full", "rotating"} == {policy.retention.name for policy in policies}
+    for workload in ("needle:single", "needle:single,question=none"):
+        of_full = [c.run for c in cells if (c.run.workload, c.run.tokens, c.policy) == (workload, 2500, "full")]
+        assert sum(run.n for run in of_full) == 40 and len({run.seed for run in of_full}) == 4
