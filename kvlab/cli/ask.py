@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 
 import click
 
+from kvlab.cli.user_files import import_all, import_option
 from kvlab.errors import ModelError, RunError
 
 if TYPE_CHECKING:
@@ -26,6 +27,7 @@ STDIN_PATIENCE_S = 2.0
 @click.command()
 @click.argument("text", required=False)
 @click.option("--policy", default="full", show_default=True, metavar="POLICY", help="Such as snapkv:budget=0.5.")
+@import_option
 @click.option("--model", metavar="MODEL", help="What `kvlab compare` takes; else the bundled model.")
 @click.option("--adapter", metavar="DIR", help="Folder of an adapter for the model, as mlx_lm.lora writes it.")
 @click.option("--max-tokens", type=click.IntRange(1), default=256, show_default=True, help="Most tokens of the answer.")
@@ -36,6 +38,7 @@ STDIN_PATIENCE_S = 2.0
 def ask(
     text: str | None,
     policy: str,
+    imports: tuple[Path, ...],
     model: str | None,
     adapter: str | None,
     max_tokens: int,
@@ -61,6 +64,7 @@ def ask(
     from kvlab.inspection import watch
     from kvlab.policies import Policy
 
+    import_all(imports)
     parsed = Policy.parse(policy)
     loaded = models.load(model, adapter=adapter)
     prompt = _prompt(loaded, question, system_prompt)

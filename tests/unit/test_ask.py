@@ -107,6 +107,16 @@ def test_colour_is_for_terminals_that_want_it(
     assert command._shows_color(out) == colored
 
 
+def test_a_scorer_in_a_file_is_a_policy(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text(
+        "import kvlab\n\nclass Latest(kvlab.Scorer):\n    name = 'latest-of-ask'\n\n"
+        "    def score(self, context):\n        return context.positions\n"
+    )
+    asked = ["--import", str(tmp_path / "mine.py"), "--policy", "latest-of-ask:budget=8", "--max-tokens", "2"]
+    states = [token["state"] for token in document(capsys, QUESTION, *asked)["tokens"] if not token["generated"]]
+    assert 26 <= states.count("evicted") < 34 and states == sorted(states)  # the latest stay, within the budget
+
+
 # -- context ----------------------------------------------------------------------------------------------------------
 
 
@@ -204,6 +214,7 @@ def test_a_long_answer_ends_with_the_models_context(bundled: LoadedModel) -> Non
         (["x", "--model", "/nowhere"], "/nowhere"),
         (["x", "--adapter", "/nowhere"], "/nowhere"),
         (["x", "--file", "/nowhere"], "cannot read /nowhere"),
+        (["x", "--import", "/nowhere.py"], "/nowhere.py"),
         (["x", "--file", "/"], "cannot read /"),
         (["x", "--file", "FOLDER/binary"], "no text in UTF-8"),
         (["x", "--file", "FOLDER/long"], "give less context"),
