@@ -113,6 +113,7 @@ def _run(words: list[str], folder: Path) -> str:
         [sys.executable, *words], cwd=folder, env=environment(), capture_output=True, text=True, timeout=300
     )
     assert done.returncode == 0, f"{shlex.join(words)}\n{done.stderr}"
+    assert "BackendWarning" not in done.stderr, done.stderr
     return done.stdout
 
 
