@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from pathlib import Path
 
 import polars as pl
@@ -16,7 +17,9 @@ from kvlab.figures import command, declared
 from kvlab.figures import saved as saved_rows
 from kvlab.figures.build import Place
 from kvlab.figures.claim import pick
+from kvlab.figures.figure import Figure
 from kvlab.figures.number import Number
+from kvlab.figures.on_smollm2 import ON_SMOLLM2
 from kvlab.figures.pages import check_pages, fill, texts_of
 from kvlab.figures.saved import Saved
 from kvlab.results import Results, row
@@ -139,3 +142,31 @@ def test_figures_writes_pages_and_check_leaves_them(
     assert "share of small is '?' here" in capsys.readouterr().err
     assert main(["figures", "--out", str(tmp_path / "elsewhere")]) == 0 and place.pages[0].read_text() == PAGE
     assert main(["figures"]) == 0 and "-->0.10<!--" in place.pages[0].read_text()
+
+
+@pytest.mark.parametrize("figure", ON_SMOLLM2, ids=lambda figure: figure.name)
+def test_a_figure_of_a_real_model_draws_and_says_all_it_declares(figure: Figure) -> None:
+    """Rows are made of what its claims and numbers pick, so that no error waits at the end of a long measurement."""
+    said = [part for one in (*figure.claims, *figure.numbers.values()) for part in (one.of, one.to) if part]
+    made = []
+    for part in said:
+        several = {key: value if isinstance(value, tuple) else (value,) for key, value in part.where.items()}
+        where = {
+            "turn": 1,
+            "phase": "cold",
+            "n": 1,
+            "seed": 0,
+            "model": "other",
+            "conversation": "0",
+            "kind": "retrieve",
+        }
+        for values in itertools.product(*several.values()):
+            picked = where | dict(zip(several, values, strict=True))
+            picked["turn"] = 2 if picked["phase"] != "cold" else picked["turn"]
+            policy = picked.pop("policy")
+            for workload in ("agent", "crowd"):
+                made += [row(policy, workload, metric, 1.0, **picked) for metric in figure.needs()]
+    saved = Saved(Results(made, {}).frame(), FACTS)
+    assert figure.draw(saved).to_dict()
+    assert all(str(verdict) in figure.caption(saved) for verdict in figure.judge(saved))
+    assert set(figure.numbers) < set(texts_of(figure, saved))
