@@ -139,15 +139,17 @@ def _check_names(path: str | Path, module: ModuleType) -> None:
         name = cls.name
         kinds = [base for base in cls.__mro__ if base.__module__.startswith("kvlab.")]
         for other in _subclasses(kinds[-1]) if kinds else ():
-            if other.__dict__.get("name") == name and not _is_of_file(other, str(module.__file__)):
+            if other.__dict__.get("name") == name and not _may_be_replaced(other, str(module.__file__)):
                 raise UserCodeError(
                     f"{path}: {cls.__name__} is named {name!r}, as is {other.__module__}.{other.__name__}; "
                     "give it another name, since results tell them apart by it"
                 )
 
 
-def _is_of_file(cls: type, file: str) -> bool:
-    """Return whether a class was read from this file, also where Python imported it under another name."""
+def _may_be_replaced(cls: type, file: str) -> bool:
+    """Return whether a class is one of a notebook, or was read from this file, under whatever name of a module."""
+    if cls.__module__ == "__main__":
+        return True
     source = getattr(sys.modules.get(cls.__module__), "__file__", None)
     return cls.__module__ == module_name(file) or (bool(source) and Path(str(source)).resolve() == Path(file))
 

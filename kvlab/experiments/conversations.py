@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from dataclasses import dataclass
@@ -10,6 +11,7 @@ from threading import Event
 from typing import Any
 
 from kvlab.decoder import Completion, Decoder
+from kvlab.errors import PolicyWarning
 from kvlab.models import LoadedModel
 from kvlab.policies import Policy, Ram
 from kvlab.recording.recorder import Recorder
@@ -106,14 +108,16 @@ def serve_turns(
 def warm_up(model: LoadedModel, policy: Policy, turns: Sequence[Turn]) -> None:
     """Serve an unrelated prompt and its continuation, with a temporary store in RAM.
 
-    Kernels, allocator and code are warm afterwards, and no KV remains.
+    Kernels, allocator and code are warm afterwards, and no KV remains. Nobody is warned of a budget that is small for
+    these prompts: they are shorter than those of the workload.
     """
     if not turns:
         return
     longest = max((turn.prompt for turn in turns), key=len)
     unrelated = longest[: -WARMUP_TOKENS - 1 : -1]  # the end of a real prompt, backwards
     parts = (policy.retention, policy.codec, policy.reuse, Ram() if policy.tiers else None)
-    with Decoder(model, Policy(*(part for part in parts if part is not None))) as decoder:
+    with warnings.catch_warnings(), Decoder(model, Policy(*(part for part in parts if part is not None))) as decoder:
+        warnings.simplefilter("ignore", PolicyWarning)
         decoder.generate(unrelated[: len(unrelated) // 2 + 1], max_tokens=2)
         decoder.generate(unrelated, max_tokens=2)
 

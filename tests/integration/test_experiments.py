@@ -5,14 +5,15 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from kvlab.cli.demo import POLICIES, demo
-from kvlab.errors import RunError
-from kvlab.experiments.conversations import Turn
+from kvlab.errors import PolicyWarning, RunError
+from kvlab.experiments.conversations import Turn, warm_up
 from kvlab.experiments.restart import serve_in_new_process
 from kvlab.experiments.run import compare, run
 from kvlab.models import LoadedModel
@@ -91,6 +92,15 @@ def test_the_child_s_error_comes_back_in_one_line(qwen3: LoadedModel, tmp_path: 
             done=lambda served: None,
         )
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("spec", ["snapkv:budget=0.125", "snapkv:budget=0.02,window=64", "snapkv:budget=0.125|paged"])
+def test_a_warm_up_warns_of_nothing_that_the_workload_does_not_do(spec: str, qwen3: LoadedModel) -> None:
+    """Its prompts are shorter than the workload's, so that a share of them is less than a window."""
+    with warnings.catch_warnings(record=True) as seen:
+        warnings.simplefilter("always")
+        warm_up(qwen3, Policy.parse(spec), [Turn("c", 1, tuple(range(5, 250)) * 2, 2)])
+    assert not [one for one in seen if issubclass(one.category, PolicyWarning)]
 
 
 def test_a_transcript_has_no_accuracy(qwen3: LoadedModel, tmp_path: Path) -> None:

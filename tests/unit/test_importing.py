@@ -236,7 +236,9 @@ def test_the_commands_know_what_a_file_defines(tmp_path: Path, capsys: pytest.Ca
     assert mine["slot"] == "retention" and mine["parameters"]["last"] == 7
 
 
-@pytest.mark.parametrize("command", [["policies"], ["compare", "--policies", "full", "--workload", "chat"], ["serve"]])
+@pytest.mark.parametrize(
+    "command", [["policies"], ["compare", "--policies", "full", "--workload", "chat"], ["serve"], ["ask", "Well?"]]
+)
 def test_a_command_tells_a_wrong_file_in_one_line(
     command: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
