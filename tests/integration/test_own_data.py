@@ -23,9 +23,11 @@ from kvlab.models import LoadedModel
 from kvlab.policies import Tiered
 from kvlab.workloads import Workload, WorkloadRequest
 from kvlab.workloads.base import assistant, cut_turns, user
+from kvlab.workloads.retrieval import SYSTEM
+from kvlab.workloads.words import NAMES as ALL_NAMES
 from tests.processes import environment
 
-NAMES = ("mira", "tano", "zuri", "ruben", "nadia", "tolu", "ines", "omar", "lena", "pavel")
+NAMES = ALL_NAMES[:60:6]
 FIVE_LINES = """
 import kvlab
 def right_digits(text, wanted): return sum(digit in text.split("#")[-1] for digit in wanted[1:]) / 3
@@ -97,10 +99,10 @@ def questions(tmp_path_factory: pytest.TempPathFactory) -> Path:
     lines = []
     for index in range(20):
         facts = [(NAMES[(index + i) % 10], f"#{(index * 37 + i * 211) % 900 + 100}") for i in range(5)]
-        context = " ".join(f"The code of @{name} is {code}." for name, code in facts)
+        context = " ".join(f"The badge of @{name} is {code}. Nobody came by train." for name, code in facts)
         name, code = facts[index % 5]
-        question = f"What is the code of @{name}?"
-        lines.append({"context": context, "question": question, "answer": code, "max_tokens": 10})
+        question = f"What is the badge of @{name}?"
+        lines.append({"system": SYSTEM, "context": context, "question": question, "answer": code, "max_tokens": 10})
     path = tmp_path_factory.mktemp("mine") / "q.jsonl"
     path.write_text("".join(json.dumps(line) + "\n" for line in lines))
     return path
@@ -123,7 +125,7 @@ def name_of(test: str) -> str:
 
 
 def test_own_questions_and_metric_are_compared_and_read_in_five_lines(
-    questions: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    questions: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert len(FIVE_LINES.strip().splitlines()) == 5
     monkeypatch.chdir(questions.parent)
@@ -135,14 +137,13 @@ def test_own_questions_and_metric_are_compared_and_read_in_five_lines(
     graded = frame.filter(frame["metric"] == "right_digits").group_by("policy").len()
     assert dict(graded.iter_rows()) == dict.fromkeys(results.policies, 20)
     full, _, random = results.summary()["accuracy"].to_list()
-    assert full > random
+    assert full == 1 > random
     assert results.provenance["metrics"] == ["right_digits"]
     answers = results.answers()
-    assert set(answers["question"]) == {f"What is the code of @{name}?" for name in NAMES}
+    assert set(answers["question"]) == {f"What is the badge of @{name}?" for name in NAMES}
     assert answers["wanted"].str.contains(r"^#\d{3}$").all() and answers["right_digits"].is_between(0, 1).all()
     said = answers.filter(answers["policy"] == "full")
     assert said.filter(said["accuracy"] == 1)["text"].str.contains("#").all() and len(said) == 20
-    assert "right_digits" in capsys.readouterr().out
 
 
 def test_own_code_runs_in_the_process_after_a_restart(
