@@ -31,7 +31,7 @@ for at, ids in enumerate(order["prompts"]):
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("file", type=Path, help="GGUF file")
-    parser.add_argument("--python", required=True, help="a Python that has torch, transformers and gguf")
+    parser.add_argument("--python", required=True, help="a Python that has torch, accelerate, transformers and gguf")
     options = parser.parse_args()
     import kvlab  # before MLX, for its BLAS
 
