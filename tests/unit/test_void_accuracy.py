@@ -6,6 +6,8 @@ point of a sweep or several.
 
 from __future__ import annotations
 
+import gc
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -91,7 +93,8 @@ def test_marks_are_kept_in_the_folder_of_a_run(tmp_path: Any) -> None:
 class Impossible(Workload):
     """A question that no model answers: its wanted value is drawn, and never told."""
 
-    name = "impossible-of-test"
+    def __init__(self) -> None:
+        self.name = "impossible"  # of the instance: the class is not to be known to other tests
 
     def requests(self) -> list[WorkloadRequest]:
         return cut_turns("one", [user("Which number do I think of?"), assistant("#731")], {1: "recall"}, max_tokens=2)
@@ -110,11 +113,24 @@ def test_run_of_full_alone_says_that_it_fails(llama: LoadedModel) -> None:
     assert "void" not in repr(run("knorm", Impossible(), llama, progress=False))
 
 
-def test_sweep_says_void_in_its_rows_and_its_table(llama: LoadedModel, tmp_path: Any) -> None:
+@pytest.fixture
+def named() -> Iterator[str]:
+    """The name that an experiment file knows the impossible question by."""
+
+    class Named(Impossible):
+        name = "impossible-of-test"
+
+        def __init__(self, n: int = 1) -> None:
+            self.n = n
+
+    yield Named.name
+    del Named
+    gc.collect()  # a class that is gone is no longer known
+
+
+def test_sweep_says_void_in_its_rows_and_its_table(named: str, llama: LoadedModel, tmp_path: Any) -> None:
     file = tmp_path / "some.toml"
-    file.write_text(
-        f'policies = ["full", "knorm"]\nworkload = "{Impossible.name}"\nmodel = "{llama.path}"\nexact = false\n'
-    )
+    file.write_text(f'policies = ["full", "knorm"]\nworkload = "{named}"\nmodel = "{llama.path}"\nexact = false\n')
     experiment = read_experiment(file)
     results = sweep(experiment, tmp_path / "rows", progress=False)
     assert [one["void"] for one in results.rows if one["metric"] == "accuracy"] == ["full has 0.00"] * 2
