@@ -10,9 +10,11 @@ with the range.
 
 from kvlab.charts.colors import on_dark
 from kvlab.charts.concurrency import live_bytes_by_concurrency, throughput_by_concurrency
+from kvlab.charts.eviction_strips import eviction_strips
 from kvlab.charts.evictions import eviction_map
 from kvlab.charts.gaps import gaps_beside_a_long_prompt, token_gaps
 from kvlab.charts.live import kv_bytes_over_time
+from kvlab.charts.pareto import quality_with_pareto
 from kvlab.charts.quality import accuracy_by_policy, quality_by_bytes, quality_by_live_bytes
 from kvlab.charts.restart import ttft_after_restart
 from kvlab.charts.tiers import block_map, bytes_at_rest, bytes_by_tier
@@ -21,7 +23,7 @@ from kvlab.charts.turns import cached_tokens_by_turn, ttft_by_turn
 
 __all__ = [
     "accuracy_by_policy", "block_map", "bytes_at_rest", "bytes_by_tier", "cached_tokens_by_turn", "eviction_map",
-    "gaps_beside_a_long_prompt", "kv_bytes_over_time", "live_bytes_by_concurrency", "on_dark", "quality_by_bytes",
-    "quality_by_live_bytes", "throughput_by_concurrency", "token_gaps", "ttft_after_restart", "ttft_by_turn",
-    "ttft_parts", "ttft_waterfall",
+    "eviction_strips", "gaps_beside_a_long_prompt", "kv_bytes_over_time", "live_bytes_by_concurrency", "on_dark",
+    "quality_by_bytes", "quality_by_live_bytes", "quality_with_pareto", "throughput_by_concurrency", "token_gaps",
+    "ttft_after_restart", "ttft_by_turn", "ttft_parts", "ttft_waterfall",
 ]  # fmt: skip

@@ -38,9 +38,10 @@ def demo(
     started = time.perf_counter()
     folder = new_run_folder(out, "demo")
     results = compare(POLICIES, "agent", model, turns=turns, seed=seed, restart=True, folder=folder, progress=progress)
+    results.provenance |= {"command": "kvlab demo"}
     report = write_run(results, folder, title="kvlab demo", lead=LEAD.format(turns=turns, tiered=POLICIES[-1]))
     print(f"\nOne agent, {turns} turns, the same prompts for all. TTFT: time to first token.\n")
-    print(text_table(results.summary()))
+    print(f"{text_table(results.summary())}\n\n{results.verdict().text()}")
     print(f"\n{time.perf_counter() - started:.0f} s. Charts: {report}\n\nThree things to try next")
     width = max(len(why) for why, _ in NEXT)
     for why, command in NEXT:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import os
+import shlex
 import sys
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
@@ -32,6 +33,9 @@ adapter_option = click.option(
 )
 out_option = click.option(
     "--out", metavar="DIR", type=click.Path(file_okay=False, path_type=Path), help="Run folder; else one in runs/."
+)
+repeats_option = click.option(
+    "--repeats", type=click.IntRange(min=1), help="Measurements of every policy, in turns: gives medians and ranges."
 )
 seed_option = click.option("--seed", type=int, default=0, show_default=True, help="Seed of the workload.")
 
@@ -98,9 +102,12 @@ def demo(out: Path | None, as_json: bool) -> None:
     "--tokens", type=click.IntRange(min=1), help=f"Length of a prompt; for {', '.join(names_with_option('tokens'))}."
 )
 @seed_option
+@repeats_option
 @out_option
 @json_option
+@click.pass_context
 def compare(
+    context: click.Context,
     specs: tuple[str, ...],
     workload: str,
     metrics: tuple[str, ...],
@@ -113,6 +120,7 @@ def compare(
     concurrency: int | None,
     tokens: int | None,
     seed: int,
+    repeats: int | None,
     out: Path | None,
     as_json: bool,
 ) -> None:
@@ -133,7 +141,9 @@ def compare(
             concurrency=concurrency,
             tokens=tokens,
             adapter=adapter,
+            repeats=repeats or 1,
             out=out,
+            command=context.find_root().obj,
         )
         return results.document("compare")
 
@@ -247,7 +257,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command line. Exit status: 0; 2 for wrong input, with one line on stderr; 130 when interrupted."""
     warnings.showwarning = _Warnings()
     try:
-        return cli.main(args=arguments, prog_name="kvlab", standalone_mode=False) or 0
+        line = shlex.join(["kvlab", *(sys.argv[1:] if arguments is None else arguments)])
+        return cli.main(args=arguments, prog_name="kvlab", standalone_mode=False, obj=line) or 0
     except click.exceptions.NoArgsIsHelpError as error:
         click.echo(error.format_message())
         return 0

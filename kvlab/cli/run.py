@@ -15,13 +15,22 @@ from kvlab.cli.user_files import import_option
 @click.command()
 @click.argument("file", metavar="FILE.toml", type=click.Path(path_type=Path))
 @click.option("--out", metavar="DIR", type=click.Path(file_okay=False, path_type=Path), help="Else runs/NAME.")
+@click.option("--repeats", type=click.IntRange(min=1), help="Measurements of every cell; else the file's own number.")
 @import_option
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document, and nothing else.")
-def run(file: Path, out: Path | None, imports: tuple[Path, ...], as_json: bool) -> None:
+@click.pass_context
+def run(
+    context: click.Context,
+    file: Path,
+    out: Path | None,
+    repeats: int | None,
+    imports: tuple[Path, ...],
+    as_json: bool,
+) -> None:
     """Run the cells of an experiment file that are not finished yet."""
     from kvlab.experiments.sweep import run_command
 
     with contextlib.redirect_stdout(sys.stderr) if as_json else contextlib.nullcontext():
-        results = run_command(file, out, imports=imports)
+        results = run_command(file, out, imports=imports, repeats=repeats, command=context.find_root().obj)
     if as_json:
         click.echo(json.dumps(results.document("run"), indent=1, allow_nan=False, default=str))

@@ -88,7 +88,7 @@ def execute(cell: Cell, folder: Path | None = None) -> CellResult:
             uncached = outcome
         elif cell.exact and (policy.lossless or outcome.restarted):
             uncached = _uncached(replace(cell.run, policy=str(REFERENCE), restart=False))
-        results = harness.results(policy, outcome, uncached)
+        results = harness.results(policy, outcome, uncached, repeat=cell.repeat)
     except KvlabError as error:
         raise type(error)(f"{policy} on {cell.run.workload}: {error}") from error
     about = {"repeat": cell.repeat, **({"tokens": cell.run.tokens} if cell.run.tokens else {})}

@@ -15,6 +15,7 @@ from typing import Any
 from kvlab.errors import RunError
 from kvlab.experiments.cell import Cell, CellResult
 from kvlab.results import Results, make_folder
+from kvlab.results.load import OTHER_LOAD, joined_load
 
 FORMAT = 1
 
@@ -94,6 +95,8 @@ class RowStore:
         commits = list(dict.fromkeys(one.provenance.get("commit", "") for one in found))
         if len(commits) > 1:
             provenance["commits"] = commits
+        if load := joined_load(one.provenance for one in found):
+            provenance[OTHER_LOAD] = load
         return Results([row for one in found for row in one.rows], provenance)
 
     def _sweep(self, cell: Cell) -> None:

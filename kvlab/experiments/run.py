@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
 from html import escape
 from pathlib import Path
 
 from kvlab.errors import RunError
-from kvlab.experiments.runner import REFERENCE, Key, Runner
+from kvlab.experiments.runner import REFERENCE, Key, Outcome, Runner
 from kvlab.models import ModelLike, with_adapter
 from kvlab.policies import Module, Policy
+from kvlab.policies.ssd_folder import survives_restart
 from kvlab.results import Results, make_folder, mark_void, merged, new_run_folder
 from kvlab.results.summary import text_table
 from kvlab.workloads import MetricLike, Workload, WorkloadLike
@@ -52,10 +53,13 @@ class Run:
     adapter: str | Path | None = None
     metrics: tuple[MetricLike, ...] = ()
 
-    def execute(self, *, progress: bool = True) -> Results:
-        """Run it. Raises KvlabError for an impossible policy, workload, model or setting."""
+    def execute(self, *, repeats: int = 1, progress: bool = True) -> Results:
+        """Run it `repeats` times. Raises KvlabError for an impossible policy, workload, model or setting."""
+        check_repeats(repeats)
         policy = Policy.parse(self.policy)
-        results = self.harness(progress=progress).run(policy, restart=self.restart)
+        harness = self.harness(progress=progress)
+        served = (harness.serve(policy, restart=self.restart) for _ in range(repeats))
+        results = merged(harness.results(policy, outcome, repeat=repeat) for repeat, outcome in enumerate(served))
         results.rows = mark_void(results.rows)
         return results
 
@@ -93,15 +97,16 @@ def run(
     restart: bool = False,
     tokens: int | None = None,
     adapter: str | Path | None = None,
+    repeats: int = 1,
     progress: bool = True,
 ) -> Results:
-    """Run a policy on a workload: `Run(policy, workload, model, ...).execute()`.
+    """Run a policy on a workload: `Run(policy, workload, model, ...).execute(repeats=repeats)`.
 
     `metric` names one metric, `metrics` several; see `Run`.
     """
     named = _named(metric, metrics)
     one = Run(policy, workload, model, turns, n, seed, concurrency, restart, tokens, adapter, named)
-    return one.execute(progress=progress)
+    return one.execute(repeats=repeats, progress=progress)
 
 
 def compare(
@@ -118,32 +123,33 @@ def compare(
     restart: bool = False,
     tokens: int | None = None,
     adapter: str | Path | None = None,
+    repeats: int = 1,
     folder: Path | None = None,
     progress: bool = True,
 ) -> Results:
     """Run every policy on the same prompts, one after another, and the uncached run that decides what is exact.
 
     The uncached run (`full`) always takes place; it has rows only where `full` is among the policies, or after a
-    restart, where its TTFT is the cold one for the same prompt. Options are those of `Run`; `metric` is one of
-    `metrics`; `folder` holds the SSD tiers while the runs last (else a temporary one).
+    restart, where its TTFT is the cold one for the same prompt. With `repeats`, all policies run once, then all again,
+    so that a drift over time affects them alike: rows carry their `repeat`, tables show medians and ranges, and events
+    are kept of the first. Other options are those of `Run`; `metric` is one of `metrics`; `folder` holds the SSD tiers
+    while the runs last (else a temporary one).
     """
     if not policies:
         raise RunError("no policies to compare; write some, such as full,paged,tiered")
+    check_repeats(repeats)
     asked = list(dict.fromkeys(Policy.parse(policy) for policy in policies))
     named = _named(metric, metrics)
     source = with_adapter(model, adapter)
     harness = Runner(workload, source, turns, n, seed, concurrency, progress, folder, tokens, named)
     if folder is not None:
         make_folder(folder)
-    uncached = harness.serve(REFERENCE)
+    timed = REFERENCE in asked or (restart and any(survives_restart(policy) for policy in asked))
     parts: list[Results] = []
-    restarted: set[Key] = set()
-    for policy in asked:
-        outcome = uncached if policy == REFERENCE else harness.serve(policy, restart=restart)
-        parts.append(harness.results(policy, outcome, uncached))
-        restarted |= outcome.restarted
-    if restarted and REFERENCE not in asked:
-        parts.append(harness.cold_ttft(uncached, restarted))
+    for repeat in range(repeats):
+        if repeat == 0 or timed:  # its tokens are the same each time, its times are not
+            uncached = harness.serve(REFERENCE)
+        parts += _round(harness, asked, uncached, restart, repeat)
     parts.append(harness.logit_distances([policy for policy in asked if policy.lossless]))
     results = merged(parts)
     results.rows = mark_void(results.rows, reference=harness.results(REFERENCE, uncached).rows)
@@ -153,6 +159,25 @@ def compare(
 def _named(metric: MetricLike | None, metrics: Sequence[MetricLike]) -> tuple[MetricLike, ...]:
     """Return all metrics asked for, the first one first; a list for `metric` and one alone for `metrics` do too."""
     return tuple(one for given in (metric, metrics) if given is not None for one in as_list(given))
+
+
+def _round(
+    harness: Runner, policies: Sequence[Policy], uncached: Outcome, restart: bool, repeat: int
+) -> Iterator[Results]:
+    """Run every policy once."""
+    restarted: set[Key] = set()
+    for policy in policies:
+        outcome = uncached if policy == REFERENCE else harness.serve(policy, restart=restart)
+        yield harness.results(policy, outcome, uncached, repeat=repeat)
+        restarted |= outcome.restarted
+    if restarted and REFERENCE not in policies:
+        yield harness.cold_ttft(uncached, restarted, repeat=repeat)
+
+
+def check_repeats(repeats: int) -> None:
+    """Raise RunError unless it is a count of measurements."""
+    if isinstance(repeats, bool) or not isinstance(repeats, int) or repeats < 1:
+        raise RunError(f"repeats is {repeats!r}; write a whole number, 1 or more")
 
 
 def compare_command(
@@ -167,11 +192,14 @@ def compare_command(
     concurrency: int | None = None,
     tokens: int | None = None,
     adapter: str | None = None,
+    repeats: int = 1,
     out: Path | None = None,
+    command: str | None = None,
 ) -> Results:
-    """Run `kvlab compare`: print the table, write the run and its report to `out`.
+    """Run `kvlab compare`: print the verdict and the table, write the run and its report to `out`.
 
-    The `n` conversations run all at once, or `concurrency` of them at a time.
+    The `n` conversations run all at once, or `concurrency` of them at a time. `command` is the command line, for the
+    provenance.
     """
     from kvlab.results.report import write_run  # draws in Altair, which takes a moment to import
 
@@ -187,10 +215,12 @@ def compare_command(
         concurrency=concurrency or n or 1,
         tokens=tokens,
         adapter=adapter,
+        repeats=repeats,
         folder=folder,
     )
+    results.provenance |= {"command": command} if command else {}
     at_once = results.rows[0]["n"]
     lead = f"Every policy sees the same prompts; {at_once} conversation{'s' * (at_once > 1)} at a time."
     report = write_run(results, folder, title=f"kvlab compare: {workload}", lead=lead)
-    print(f"\n{text_table(results.summary())}\n\nCharts: {report}")
+    print(f"\n{text_table(results.summary())}\n\n{results.verdict().text()}\n\nCharts and answers: {report}")
     return results

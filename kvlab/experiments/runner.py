@@ -5,6 +5,7 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -15,15 +16,21 @@ from kvlab import models
 from kvlab.decoder import logit_distance
 from kvlab.errors import RunError
 from kvlab.experiments.conversations import ServedTurn, Turn, serve_turns
+from kvlab.experiments.machine_load import LoadMeter
 from kvlab.experiments.prompts import Prompts
 from kvlab.experiments.restart import serve_in_new_process
+from kvlab.experiments.spans import find_spans
 from kvlab.models import LoadedModel, ModelLike
 from kvlab.policies import Policy
 from kvlab.policies.ssd_folder import survives_restart, with_ssd_folder
 from kvlab.provenance import provenance
+from kvlab.recording.events import Evicted
 from kvlab.recording.recorder import Recorder
 from kvlab.results import Results, Row, row
+from kvlab.results.answers import MAX_TEXT, storable
+from kvlab.results.load import OTHER_LOAD
 from kvlab.results.rows import TOGETHER, grade_row
+from kvlab.results.spans import SPANS, spans_key
 from kvlab.workloads import MetricLike, Workload, WorkloadLike, WorkloadRequest, as_workload
 from kvlab.workloads.metrics import checked_grades
 
@@ -38,11 +45,15 @@ MakeRow = Callable[..., Row]
 
 @dataclass
 class Outcome:
-    """The turns that one policy served, by conversation and turn; the first turns after a restart; the events."""
+    """The turns that one policy served, by conversation and turn; the first turns after a restart; the events.
+
+    ``other_load`` is the share of the CPU time that other programs took meanwhile; None where it is not known.
+    """
 
     served: dict[Key, ServedTurn]
     restarted: frozenset[Key]
     recorder: Recorder
+    other_load: float | None = None
 
 
 class Runner:
@@ -73,10 +84,6 @@ class Runner:
         self.n = min(concurrency, len({turn.conversation for turn in self.turns}))
         self.seed, self.progress, self.folder = seed, progress, folder
 
-    def run(self, policy: Policy, *, restart: bool = False) -> Results:
-        """Run one policy without a reference, so without `exact`."""
-        return self.results(policy, self.serve(policy, restart=restart))
-
     def serve(self, policy: Policy, *, restart: bool = False) -> Outcome:
         """Serve every turn, from a cold store in a folder of its own unless the policy names one."""
         recorder = Recorder(self.provenance())
@@ -87,6 +94,7 @@ class Runner:
             tqdm(total=len(self.turns), desc=str(policy), unit="turn", disable=not self.progress, leave=True) as bar,
         ):
             there = with_ssd_folder(policy, Path(store))
+            load = LoadMeter()
 
             def done(served: ServedTurn) -> None:
                 cached = f"cached {served.cached_tokens}/{served.prompt_tokens}"
@@ -108,30 +116,52 @@ class Runner:
                 )
                 written = max(one.store["bytes_written"] for one in served)
                 served += [_also_written(one, written) for one in after]
+            others = load.others()
+        if any(type(event) is Evicted for event in recorder.events):
+            recorder.provenance[SPANS] = self._spans
         split = min((turn.turn for turn in second), default=None)
         restarted = frozenset((turn.conversation, turn.turn) for turn in second if turn.turn == split)
-        return Outcome({(one.conversation, one.turn): one for one in served}, restarted, recorder)
+        return Outcome({(one.conversation, one.turn): one for one in served}, restarted, recorder, others)
 
-    def results(self, policy: Policy, outcome: Outcome, uncached: Outcome | None = None) -> Results:
+    @cached_property
+    def _spans(self) -> dict[str, Any]:
+        """The question and the needles of every prompt, as token positions ready for JSON."""
+        found = {}
+        for turn in self.turns:
+            asked = self.requests[turn.conversation, turn.turn]
+            spans = find_spans(self.model, turn.prompt, asked.question, asked.wanted)
+            found[spans_key(turn.conversation, turn.turn)] = spans.to_json()
+        return found
+
+    def results(self, policy: Policy, outcome: Outcome, uncached: Outcome | None = None, *, repeat: int = 0) -> Results:
         """Return tidy rows; `exact` and the `ratio` of a restart to the cold prompt need the uncached run."""
         rows: list[Row] = []
         for key, served in outcome.served.items():
             phase = "restart" if key in outcome.restarted else "warm" if served.cached_tokens else "cold"
+            asked, text = self.requests[key], self.prompts.answer(served.tokens)
             values = _values(served)
             if uncached is not None and policy.lossless:
                 values["exact"] = float(served.tokens == uncached.served[key].tokens)
-            rows += [self._row(policy, key, metric, value, phase) for metric, value in values.items()]
-            grades = _grades(self.requests[key], self.prompts.answer(served.tokens))
-            rows += [self._row(policy, key, name, grade, phase, grade_row) for name, grade in grades.items()]
+            where: dict[str, Any] = {"phase": phase, "repeat": repeat}
+            rows += [self._row(policy, key, metric, value, **where) for metric, value in values.items()]
+            grades = _grades(asked, text)
+            rows += [self._row(policy, key, name, grade, make=grade_row, **where) for name, grade in grades.items()]
+            said = {"text": storable(text), "question": storable(asked.question, MAX_TEXT)}
+            said |= {"wanted": storable(asked.wanted, MAX_TEXT)} if asked.wanted else {}
+            rows.append(self._row(policy, key, "text", len(served.tokens), **where, **said))
             if uncached is not None and key in outcome.restarted:
                 cold = uncached.served[key].ttft_ms
                 names: dict[str, Any] = {"of": f"{policy} ttft_ms restart", "to": f"{REFERENCE} ttft_ms cold"}
-                rows.append(self._row(policy, key, "ratio", served.ttft_ms / cold, "restart", **names))
-        return Results(rows, self.provenance(), {str(policy): outcome.recorder})
+                rows.append(self._row(policy, key, "ratio", served.ttft_ms / cold, **where, **names))
+        load = {} if outcome.other_load is None else {OTHER_LOAD: {str(policy): [outcome.other_load]}}
+        return Results(rows, self.provenance() | load, {str(policy): outcome.recorder})
 
-    def cold_ttft(self, uncached: Outcome, keys: Iterable[Key]) -> Results:
+    def cold_ttft(self, uncached: Outcome, keys: Iterable[Key], *, repeat: int = 0) -> Results:
         """Return the uncached TTFT of some prompts alone, as rows of `full`."""
-        rows = [self._row(REFERENCE, key, "ttft_ms", uncached.served[key].ttft_ms, "cold") for key in sorted(keys)]
+        rows = [
+            self._row(REFERENCE, key, "ttft_ms", uncached.served[key].ttft_ms, "cold", repeat=repeat)
+            for key in sorted(keys)
+        ]
         return Results(rows, self.provenance())
 
     def logit_distances(self, policies: Sequence[Policy]) -> Results:

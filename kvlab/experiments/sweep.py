@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from tqdm.auto import tqdm
 from kvlab.experiments.cell import Cell, execute
 from kvlab.experiments.config import Experiment, read_experiment
 from kvlab.experiments.result_store import RowStore
+from kvlab.experiments.run import check_repeats
 from kvlab.results import Results, mark_void
 from kvlab.results.promote import serve_line
 from kvlab.results.rows import TOGETHER
@@ -49,9 +51,25 @@ def default_folder(experiment: Experiment) -> Path:
     return Path("runs") / experiment.name
 
 
-def run_command(path: Path, out: Path | None = None, *, imports: Sequence[Path] = (), progress: bool = True) -> Results:
-    """Run `kvlab run`: the sweep; then print its table and the command that serves each policy."""
+def run_command(
+    path: Path,
+    out: Path | None = None,
+    *,
+    imports: Sequence[Path] = (),
+    repeats: int | None = None,
+    command: str | None = None,
+    progress: bool = True,
+) -> Results:
+    """Run `kvlab run`: the sweep; then print its table and the command that serves each policy, and write the report.
+
+    `repeats` replaces that of the file; `command` is the command line, for the provenance.
+    """
+    from kvlab.results.report import write_run  # draws in Altair, which takes a moment to import
+
     experiment = read_experiment(path, imports)
+    if repeats is not None:
+        check_repeats(repeats)
+        experiment = replace(experiment, repeats=repeats)
     folder = out or default_folder(experiment)
     cells = experiment.cells()
     before = sum(RowStore(folder).read(cell) is not None for cell in cells)
@@ -59,8 +77,11 @@ def run_command(path: Path, out: Path | None = None, *, imports: Sequence[Path] 
     print(f"\n{experiment.title or experiment.name}\n\n{table(experiment, results)}\n\nPromote one to an endpoint:")
     for policy in results.policies:
         print(f"  {serve_line(policy, results.provenance)}")
+    results.provenance |= {"command": command} if command else {}
+    lead = "Every policy sees the same prompts; a point of the grid is compared with itself only."
+    report = write_run(results, folder, title=experiment.title or experiment.name, lead=lead)
     again = f", {before} of them before this run" if before else ""
-    print(f"\n{len(cells)} cells finished{again}. Rows: {folder}")
+    print(f"\n{len(cells)} cells finished{again}. Rows: {folder}. Charts and answers: {report}")
     if before == len(cells):
         print(f"Nothing was left to do; remove {folder} to measure again.")
     if "commits" in results.provenance:

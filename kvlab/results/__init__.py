@@ -1,7 +1,8 @@
 """Results: tidy rows and the record of events, saved in a folder, shown as a table or a page.
 
-``rows`` defines a row, ``results`` holds rows with their provenance and events, ``summary`` is the table of a run,
-``report`` its HTML page, ``promote`` the command that serves a policy as it was measured.
+``rows`` defines a row, ``results`` holds rows with their provenance and events. Of a run, ``summary`` is the table,
+``verdict`` one sentence, ``answers`` and ``said`` what the policies said, ``report`` its HTML page with ``captions``,
+``promote`` the command that serves a policy as it was measured.
 """
 
 from kvlab.results.folders import make_folder, new_run_folder

@@ -15,11 +15,18 @@ import zarr
 
 from kvlab import provenance
 from kvlab.errors import RunError
+from kvlab.policies.labels import policy_labels
 from kvlab.recording.recorder import Recorder, opened_record, read_record, write_record
 from kvlab.recording.zarr_frames import replacing, write_frame
+from kvlab.results.answers import answers
 from kvlab.results.folders import make_folder
+from kvlab.results.load import OTHER_LOAD, joined_load
+from kvlab.results.notebook_view import notebook_html
+from kvlab.results.points import points_of
 from kvlab.results.rows import SCHEMA, Row
-from kvlab.results.summary import html_summary, summarize, text_table
+from kvlab.results.said import AnswerSheet, answer_sheet
+from kvlab.results.summary import summarize, text_table
+from kvlab.results.verdict import RunVerdict, verdict
 
 
 @dataclass(repr=False)
@@ -85,6 +92,25 @@ class Results:
         known = {policy: recorders.pop(policy) for policy in order if policy in recorders}
         return cls(rows, provenance, known | recorders)
 
+    def answers(self) -> pl.DataFrame:
+        """Return what was said: one row for each request, policy and repeat, with the question and its grades."""
+        return answers(self.frame())
+
+    def said(self, most: int = 12) -> AnswerSheet:
+        """Return the answers to read, in a notebook or a terminal: equal ones together, differences marked."""
+        return answer_sheet(self.frame(), most)
+
+    def verdict(self) -> RunVerdict:
+        """Return one sentence on which policy is best at what, and what these rows cannot tell.
+
+        For the rows of one point: of a sweep with a grid, choose them first (`kvlab.results.points`).
+        """
+        return verdict(self.frame(), self.provenance, self.labels())
+
+    def labels(self) -> dict[str, str]:
+        """Return the shortest distinct name of every policy."""
+        return policy_labels(self.policies)
+
     def summary(self) -> pl.DataFrame:
         """Return the main numbers, one row a policy."""
         return summarize(self.frame())
@@ -103,16 +129,27 @@ class Results:
         return slugs
 
     def _repr_html_(self) -> str:
-        return html_summary(self.frame(), self.provenance)
+        found = self.verdict() if self.rows and len(points_of(self.frame())) == 1 else None
+        return notebook_html(self.frame(), self.provenance, found, self.said())
 
 
 def merged(parts: Iterable[Results]) -> Results:
-    """Join the rows and recorders of `parts`; the provenance is that of the first."""
-    together = list(parts)
-    if not together:
+    """Join the rows of `parts`; provenance and each policy's recorder are those of the first that has them.
+
+    What other programs took of the machine (`other_load`) is joined, too.
+    """
+    rows: list[Row] = []
+    recorders: dict[str, Recorder] = {}
+    facts: list[dict[str, Any]] = []
+    for part in parts:  # one at a time: the record of a long run is large
+        rows += part.rows
+        for policy, recorder in part.recorders.items():
+            recorders.setdefault(policy, recorder)
+        facts.append(part.provenance)
+    if not facts:
         raise RunError("no results to put together")
-    recorders = {policy: recorder for part in together for policy, recorder in part.recorders.items()}
-    return Results([r for part in together for r in part.rows], together[0].provenance, recorders)
+    load = joined_load(facts)
+    return Results(rows, facts[0] | ({OTHER_LOAD: load} if load else {}), recorders)
 
 
 def _write_text(path: Path, text: str) -> None:

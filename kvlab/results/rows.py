@@ -28,6 +28,7 @@ _UNITS: Mapping[str, str] = {
     "hit_ratio": "fraction",
     "exact": "bool",
     "ratio": "x",
+    "text": "tokens",
 }
 FRACTION = "fraction"
 """The unit of grades."""
@@ -53,7 +54,14 @@ SCHEMA: Mapping[str, Any] = {
     "tokens": pl.Int64,
     "repeat": pl.Int64,
     "void": pl.String,
+    "text": pl.String,
+    "question": pl.String,
+    "wanted": pl.String,
 }
+REQUEST = ("workload", "model", "seed", "n", "tokens", "conversation", "turn")
+"""The columns that name a request: rows of two policies that agree in them are about the same prompt."""
+SAMPLE = ("seed", "repeat")
+"""The columns that tell the measurements of one policy at one point apart."""
 Row = dict[str, Any]
 
 

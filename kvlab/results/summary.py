@@ -9,9 +9,10 @@ from typing import Any
 
 import polars as pl
 
-from kvlab.results.promote import serve_line
-from kvlab.results.rows import TOGETHER
+from kvlab.policies.labels import policy_labels
+from kvlab.results.rows import SAMPLE, TOGETHER
 from kvlab.results.void import valid, void_note
+from kvlab.results.wording import bytes_text
 
 _DOT = "display:inline-block;width:9px;height:9px;border-radius:5px;margin-right:7px"
 _NOTE = "margin:6px 0 0;opacity:.75;font-size:90%"
@@ -22,63 +23,102 @@ _CELL = "padding:3px 11px 3px 0;text-align:right;white-space:nowrap;font-variant
 class Column:
     """A column of the table: its name in the summary frame, its heading, and how a value is written.
 
-    ``of`` names the summary column whose value is shown after it, as in `8,227 of 8,315`.
+    ``of`` names the summary column whose value is shown after it, as in `8,227 of 8,315`. A column with ``low`` and
+    ``high`` beside it in the frame is shown with that range.
     """
 
     name: str
     heading: str
-    text: Callable[[float], str]
+    number: Callable[[float], str]
+    unit: str = ""
     of: str | None = None
+
+    def text(self, values: Mapping[str, Any]) -> str:
+        """Write the value of one policy, without its range."""
+        value, whole = values[self.name], values[self.of] if self.of else None
+        if value is None:
+            return "–"
+        return f"{self.number(value)}{self.unit}" if whole is None else f"{self.number(value)} of {self.number(whole)}"
+
+    def range(self, values: Mapping[str, Any]) -> str:
+        """Write the least and the greatest of the repeats; empty for one measurement."""
+        low, high = values.get(f"{self.name}_low"), values.get(f"{self.name}_high")
+        return "" if low is None or high is None else f"{self.number(low)}–{self.number(high)}"
 
 
 def summarize(rows: pl.DataFrame) -> pl.DataFrame:
     """Return one row a policy, in the order of the rows; null where something was not measured.
 
-    TTFT at the first, second and last turn and at the first turn after a restart (ms, mean over conversations), cached
-    and prompt tokens and live KV bytes at the last turn, tokens/s (median), accuracy (mean), exact (mean); and in 16
-    bits the distance of logits from each request alone, with its bound. Void accuracy is left out, and `void` says so.
+    TTFT at the first, second and last turn and at the first turn after a restart (ms) and tokens/s: medians over
+    conversations, then over repeats and seeds, with `_low` and `_high`, the least and the greatest of those, where
+    there are several (`samples`). Means of cached and prompt tokens and live KV bytes at the last turn, accuracy,
+    exact; and in 16 bits the distance of logits from each request alone, with its bound. Void accuracy is left out, and
+    `void` says so.
     """
     distances = rows.filter(pl.col("metric").is_in(["logit_distance", "logit_bound"]))
     rows = rows.filter(pl.col("kind").is_null() | (pl.col("kind") != TOGETHER))
     note = void_note(rows)
     table = rows.select(pl.col("policy").unique(maintain_order=True))
-    last = _last_turn(rows)
+    last = last_turn(rows)
     ttft = rows.filter(pl.col("metric") == "ttft_ms")
     served = ttft.filter(pl.col("phase").is_null() | (pl.col("phase") != "restart"))
-    parts = {
-        "ttft_first_ms": _mean(served.filter(pl.col("turn") == 1)),
-        "ttft_second_ms": _mean(served.filter((pl.col("turn") == 2) & (pl.col("turn") != last))),
-        "ttft_last_ms": _mean(ttft.filter((pl.col("turn") == last) & (pl.col("turn") != 1))),
-        "ttft_restart_ms": _mean(ttft.filter(pl.col("phase") == "restart")),
-        "prompt_tokens": _mean(_at(rows, "prompt_tokens", last)),
-        "cached_tokens": _mean(_at(rows, "cached_tokens", last)),
-        "kv_bytes_live": _mean(_at(rows, "kv_bytes_live", last)),
-        "tokens_per_s": rows.filter(pl.col("metric") == "tokens_per_s")
-        .group_by("policy")
-        .agg(pl.col("value").median()),
-        "accuracy": _mean(valid(rows).filter(pl.col("metric") == "accuracy")),
-        "exact": _mean(rows.filter(pl.col("metric") == "exact")),
-        "logit_distance": _mean(distances.filter(pl.col("metric") == "logit_distance")),
-        "logit_bound": _mean(distances.filter(pl.col("metric") == "logit_bound")),
+    timed = {
+        "ttft_first_ms": served.filter(pl.col("turn") == 1),
+        "ttft_second_ms": served.filter((pl.col("turn") == 2) & (pl.col("turn") != last)),
+        "ttft_last_ms": ttft.filter((pl.col("turn") == last) & (pl.col("turn") != 1)),
+        "ttft_restart_ms": ttft.filter(pl.col("phase") == "restart"),
+        "tokens_per_s": rows.filter(pl.col("metric") == "tokens_per_s"),
     }
-    for name, part in parts.items():
-        table = table.join(part.rename({"value": name}), on="policy", how="left", maintain_order="left")
+    means = {
+        "prompt_tokens": _at(rows, "prompt_tokens", last),
+        "cached_tokens": _at(rows, "cached_tokens", last),
+        "kv_bytes_live": _at(rows, "kv_bytes_live", last),
+        "accuracy": valid(rows).filter(pl.col("metric") == "accuracy"),
+        "exact": rows.filter(pl.col("metric") == "exact"),
+        "logit_distance": distances.filter(pl.col("metric") == "logit_distance"),
+        "logit_bound": distances.filter(pl.col("metric") == "logit_bound"),
+    }
+    parts = [
+        medians(part).rename({"value": name, "low": f"{name}_low", "high": f"{name}_high"})
+        for name, part in timed.items()
+    ]
+    parts += [_mean(part).rename({"value": name}) for name, part in means.items()]
+    for part in parts:
+        table = table.join(part, on="policy", how="left", maintain_order="left")
     # A policy that is there as a reference only has rows, but no figures of its own to show.
     table = table.filter(~pl.all_horizontal(pl.exclude("policy").is_null()))
-    return table.with_columns(pl.lit(last, pl.Int64).alias("turns"), pl.lit(note or None, pl.String).alias("void"))
+    samples = rows.group_by("policy").agg(pl.struct(SAMPLE).n_unique().cast(pl.Int64).alias("samples"))
+    return table.join(samples, on="policy", how="left", maintain_order="left").with_columns(
+        pl.lit(last, pl.Int64).alias("turns"), pl.lit(note or None, pl.String).alias("void")
+    )
+
+
+def medians(rows: pl.DataFrame, *by: str) -> pl.DataFrame:
+    """Return, for each policy (and `by`), the median `value` of the repeats' medians, and their `low` and `high`.
+
+    A repeat and a seed are one sample each, with the median of its rows; `low` and `high` are null for one sample.
+    """
+    keys = ["policy", *by]
+    each = rows.group_by(*keys, *SAMPLE, maintain_order=True).agg(pl.col("value").median())
+    several = pl.len() > 1
+    return each.group_by(keys, maintain_order=True).agg(
+        pl.col("value").median(),
+        pl.when(several).then(pl.col("value").min()).alias("low"),
+        pl.when(several).then(pl.col("value").max()).alias("high"),
+    )
 
 
 def columns(summary: pl.DataFrame) -> list[Column]:
     """Return the columns that have something to show."""
     turns: Any = summary["turns"].max()
     every = (
-        Column("ttft_first_ms", "TTFT turn 1", _ms),
-        Column("ttft_second_ms", "turn 2", _ms),
-        Column("ttft_last_ms", f"turn {turns}", _ms),
-        Column("ttft_restart_ms", "after restart", _ms),
-        Column("cached_tokens", "cached tokens", lambda value: f"{value:,.0f}", of="prompt_tokens"),
+        Column("ttft_first_ms", "TTFT turn 1", _ms, " ms"),
+        Column("ttft_second_ms", "turn 2", _ms, " ms"),
+        Column("ttft_last_ms", f"turn {turns}", _ms, " ms"),
+        Column("ttft_restart_ms", "after restart", _ms, " ms"),
+        Column("cached_tokens", "cached tokens", _whole, of="prompt_tokens"),
         Column("kv_bytes_live", "live KV", bytes_text),
-        Column("tokens_per_s", "tokens/s", lambda value: f"{value:,.0f}"),
+        Column("tokens_per_s", "tokens/s", _whole),
         Column("accuracy", "accuracy", lambda value: f"{value:.2f}"),
         Column("exact", "exact", lambda value: "yes" if value == 1 else f"{value:.0%}"),
         Column("logit_distance", "logits off", lambda value: f"{value:.3f}", of="logit_bound"),
@@ -87,24 +127,42 @@ def columns(summary: pl.DataFrame) -> list[Column]:
 
 
 def text_table(summary: pl.DataFrame) -> str:
-    """Return the summary for a terminal."""
+    """Return the summary for a terminal, each policy by its shortest distinct name."""
+    labels = policy_labels(summary["policy"])
     shown = columns(summary)
     lines = [["policy", *(column.heading for column in shown)]]
-    lines += [[r["policy"], *(_cell(column, r) for column in shown)] for r in summary.iter_rows(named=True)]
+    for r in summary.iter_rows(named=True):
+        spans = {column: f" ({column.range(r)})" if column.range(r) else "" for column in shown}
+        lines.append([labels[r["policy"]], *(f"{column.text(r)}{spans[column]}" for column in shown)])
     widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
     drawn = []
     for first, *others in lines:
         drawn.append("  ".join([first.ljust(widths[0]), *(map(str.rjust, others, widths[1:]))]))
-    return "\n".join([drawn[0], "─" * len(drawn[0]), *drawn[1:], *summary["void"].drop_nulls().unique()])
+    return "\n".join([drawn[0], "─" * len(drawn[0]), *drawn[1:], *notes(summary)])
 
 
-def html_table(rows: pl.DataFrame) -> str:
+def notes(summary: pl.DataFrame) -> list[str]:
+    """Return what is said below the table: what a range is, and which accuracy is void."""
+    note = range_note(summary)
+    return [*([note] if note else []), *summary["void"].drop_nulls().unique()]
+
+
+def range_note(summary: pl.DataFrame) -> str:
+    """Return the line that says what a range is; empty where there is none."""
+    most: Any = summary["samples"].max()
+    if not any(column.range(r) for column in columns(summary) for r in summary.iter_rows(named=True)):
+        return ""
+    return f"Times: the median of {most} measurements, in brackets the least and the greatest."
+
+
+def html_table(rows: pl.DataFrame, labels: Mapping[str, str] | None = None) -> str:
     """Return the summary as an HTML table, with TTFT by turn drawn small at the end of each line."""
     from kvlab.charts.policy_styles import policy_colors  # brings Altair, which takes a moment to import
 
     summary = summarize(rows)
     shown = columns(summary)
     colors = policy_colors(summary["policy"].to_list())
+    labels = labels or policy_labels(summary["policy"])
     lines = _by_turn(rows)
     top = max((value for line in lines.values() for _, value in line), default=0.0)
     head = "".join(f"<th style='{_CELL};font-weight:600'>{escape(column.heading)}</th>" for column in shown)
@@ -113,9 +171,9 @@ def html_table(rows: pl.DataFrame) -> str:
     for r in summary.iter_rows(named=True):
         color = colors[r["policy"]]
         dot = f"<span style='{_DOT};background:{color}'></span>"
-        cells = "".join(f"<td style='{_CELL}'>{escape(_cell(column, r))}</td>" for column in shown)
+        cells = "".join(f"<td style='{_CELL}'>{_cell_html(column, r)}</td>" for column in shown)
         spark = f"<td style='{left}'>{sparkline(lines.get(r['policy'], []), color, top)}</td>"
-        body += f"<tr><td style='{left}'>{dot}<code>{escape(r['policy'])}</code></td>{cells}{spark}</tr>"
+        body += f"<tr><td style='{left}'>{dot}<code>{escape(labels[r['policy']])}</code></td>{cells}{spark}</tr>"
     last = (
         f"<th style='{left};font-weight:600'>TTFT by turn</th>"
         if any(len(line) > 1 for line in lines.values())
@@ -127,22 +185,6 @@ def html_table(rows: pl.DataFrame) -> str:
         f"<tr><th style='{left};font-weight:600'>policy</th>{head}{last}</tr></thead><tbody>{body}</tbody></table>"
         + "".join(f"<p style='{_NOTE}'>{escape(note)}</p>" for note in summary["void"].drop_nulls().unique())
     )
-
-
-def html_summary(rows: pl.DataFrame, provenance: Mapping[str, Any]) -> str:
-    """Return HTML for notebooks: the table, one line of provenance, and the command that serves each policy."""
-    workloads = ", ".join(rows["workload"].unique(maintain_order=True).to_list())
-    facts = [
-        f"{workloads}",
-        *(f"{name} {provenance[name]}" for name in ("model", "device", "commit") if provenance.get(name)),
-    ]
-    caption = f"<div style='opacity:.65;font-size:85%;margin-top:4px'>{escape(' · '.join(facts))}</div>"
-    lines = "\n".join(serve_line(policy, provenance) for policy in summarize(rows)["policy"])
-    promote = (
-        "<details style='font-size:85%'><summary>Promote a policy to an endpoint</summary>"
-        f"<pre style='margin:4px 0'>{escape(lines)}</pre></details>"
-    )
-    return f"<div style='overflow-x:auto'>{html_table(rows)}</div>{caption}{promote}"
 
 
 def sparkline(points: Sequence[tuple[int, float]], color: str, top: float) -> str:
@@ -160,26 +202,22 @@ def sparkline(points: Sequence[tuple[int, float]], color: str, top: float) -> st
     )
 
 
-def bytes_text(value: float) -> str:
-    """Return bytes with a decimal unit: `3.9 MB`."""
-    units = ("B", "kB", "MB", "GB", "TB")
-    power = min(len(units) - 1, max(0, (len(f"{abs(value):.0f}") - 1) // 3))
-    scaled = value / 1000**power
-    return f"{scaled:.0f} {units[power]}" if power == 0 or scaled >= 100 else f"{scaled:.1f} {units[power]}"
+def _cell_html(column: Column, values: Mapping[str, Any]) -> str:
+    span = column.range(values)
+    below = f"<div style='font-size:82%;opacity:.65'>{escape(span)}</div>" if span else ""
+    return f"{escape(column.text(values))}{below}"
 
 
 def _ms(value: float) -> str:
-    return f"{value:,.0f} ms" if value >= 100 else f"{value:.1f} ms"
+    return f"{value:,.0f}" if value >= 100 else f"{value:.1f}"
 
 
-def _cell(column: Column, values: Mapping[str, Any]) -> str:
-    value, whole = values[column.name], values[column.of] if column.of else None
-    if value is None:
-        return "–"
-    return column.text(value) if whole is None else f"{column.text(value)} of {column.text(whole)}"
+def _whole(value: float) -> str:
+    return f"{value:,.0f}"
 
 
-def _last_turn(rows: pl.DataFrame) -> int | None:
+def last_turn(rows: pl.DataFrame) -> int | None:
+    """Return the number of the last turn; None where rows have no turns."""
     last: Any = rows["turn"].max()
     return last
 
@@ -194,8 +232,8 @@ def _mean(rows: pl.DataFrame) -> pl.DataFrame:
 
 def _by_turn(rows: pl.DataFrame) -> dict[str, list[tuple[int, float]]]:
     ttft = rows.filter((pl.col("metric") == "ttft_ms") & pl.col("turn").is_not_null())
-    means = ttft.group_by("policy", "turn").agg(pl.col("value").mean()).sort("policy", "turn")
+    found = medians(ttft, "turn").sort("policy", "turn")
     lines: dict[str, list[tuple[int, float]]] = {}
-    for policy, turn, value in means.select("policy", "turn", "value").iter_rows():
+    for policy, turn, value in found.select("policy", "turn", "value").iter_rows():
         lines.setdefault(policy, []).append((turn, value))
     return lines

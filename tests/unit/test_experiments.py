@@ -48,7 +48,7 @@ def values(results: Results, metric: str, **where: Any) -> list[float]:
 def test_a_run_has_a_row_a_turn_and_metric(qwen3: LoadedModel) -> None:
     results = run("paged", "chat", qwen3, turns=4, seed=5, progress=False)
     measured = {"ttft_ms", "tpot_ms", "itl_p99_ms", "tokens_per_s", "prompt_tokens", "cached_tokens", "kv_bytes_live",
-                "kv_bytes_ram", "kv_bytes_ssd", "bytes_written", "accuracy"}  # fmt: skip
+                "kv_bytes_ram", "kv_bytes_ssd", "bytes_written", "accuracy", "text"}  # fmt: skip
     assert {r["metric"] for r in results.rows} <= measured
     assert {r["metric"] for r in results.rows} >= measured - {"accuracy"}
     assert [r["turn"] for r in results.rows if r["metric"] == "ttft_ms"] == [1, 2, 3, 4]

@@ -1,0 +1,265 @@
+"""What it said: every question with what was wanted and the answers, equal ones together, differences marked."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from html import escape
+from typing import Any
+
+import polars as pl
+
+from kvlab.results.answers import REFERENCE, answers
+from kvlab.results.rows import REQUEST
+from kvlab.results.word_diff import ADDED, REMOVED, SAME, Piece, word_diff
+
+SHOWN_CHARS = 320
+"""Characters of an answer or a question that are shown; the rest is folded."""
+MIN_SAME_SHARE = 0.4
+"""Of an answer that has less in common with the other, the words that it lacks are left out: all would be struck."""
+
+_TAGS = {
+    SAME: ("", ""),
+    ADDED: ("<ins style='text-decoration:underline 2px;background:#e08a0038;border-radius:3px'>", "</ins>"),
+    REMOVED: ("<del style='text-decoration:line-through;opacity:.62'>", "</del>"),
+}
+_CELL = "text-align:left;vertical-align:top;padding:4px 14px 4px 0;border-top:1px solid #8884"
+_TEXT = "white-space:pre-wrap;overflow-wrap:anywhere"
+_SOFT = "opacity:.65"
+_FOLD = "display:inline;font-size:90%"
+
+
+@dataclass(frozen=True)
+class GivenAnswer:
+    """One text, the policies that gave it, its main grade (None: not graded), and whether `full` gave it."""
+
+    policies: tuple[str, ...]
+    text: str
+    score: float | None
+    as_full: bool | None
+
+
+@dataclass(frozen=True)
+class AskedQuestion:
+    """A request with its different answers, that of `full` first."""
+
+    where: str
+    question: str
+    wanted: str
+    answers: tuple[GivenAnswer, ...]
+
+    @property
+    def differs(self) -> bool:
+        """Whether the policies disagree."""
+        return len({answer.text for answer in self.answers}) > 1
+
+    @property
+    def reference(self) -> str | None:
+        """The text of `full`; None where it did not run."""
+        return next((answer.text for answer in self.answers if answer.as_full), None)
+
+
+@dataclass(frozen=True)
+class AnswerSheet:
+    """The answers of a run to read, as text or as HTML; at most `most` questions, those with differences first."""
+
+    questions: tuple[AskedQuestion, ...]
+    most: int = 12
+
+    @property
+    def shown(self) -> tuple[AskedQuestion, ...]:
+        """The questions that are shown, in the order of the rows."""
+        if len(self.questions) <= self.most:
+            return self.questions
+        order = sorted(range(len(self.questions)), key=lambda i: not self.questions[i].differs)
+        return tuple(self.questions[i] for i in sorted(order[: self.most]))
+
+    def __repr__(self) -> str:
+        if not self.questions:
+            return "no answers"
+        return "\n\n".join(map(_as_text, self.shown))
+
+    def _repr_html_(self) -> str:
+        return sheet_html(self)
+
+
+def answer_sheet(rows: pl.DataFrame, most: int = 12) -> AnswerSheet:
+    """Read the answers of these rows, of all policies and repeats."""
+    frame = answers(rows)
+    keys = [name for name in REQUEST if name in frame.columns]
+    varied = [name for name in keys if name not in ("conversation", "turn") and frame[name].n_unique() > 1]
+    groups = frame.partition_by(keys, maintain_order=True) if not frame.is_empty() else []
+    return AnswerSheet(tuple(_question(group, varied) for group in groups), most)
+
+
+def _question(group: pl.DataFrame, varied: Sequence[str]) -> AskedQuestion:
+    first = group.row(0, named=True)
+    place = [f"{name} {first[name]}" for name in varied]
+    place += [str(first["conversation"])] if first.get("conversation") else []
+    place += [f"turn {first['turn']}"] if first.get("turn") else []
+    found: dict[str, dict[str, Any]] = {}
+    for one in group.iter_rows(named=True):
+        entry = found.setdefault(one["text"], {"policies": {}, "score": _score(one), "as_full": one["as_full"]})
+        entry["policies"][one["policy"]] = None
+    given = [GivenAnswer(tuple(e["policies"]), text, e["score"], e["as_full"]) for text, e in found.items()]
+    given.sort(key=lambda answer: not answer.as_full)  # stable: the others keep their order
+    return AskedQuestion(", ".join(place), first["question"] or "", first["wanted"] or "", tuple(given))
+
+
+def _score(answer: Mapping[str, Any]) -> float | None:
+    """Return the accuracy, or the first grade where there is none."""
+    about = {*REQUEST, "kind", "policy", "repeat", "question", "wanted", "text", "answer_tokens", "as_full"}
+    grades = {name: value for name, value in answer.items() if name not in about and value is not None}
+    return grades.get("accuracy", next(iter(grades.values()), None))
+
+
+# -- HTML ----------------------------------------------------------------------------------------------------------
+
+
+def sheet_html(
+    sheet: AnswerSheet, colors: Mapping[str, str] | None = None, labels: Mapping[str, str] | None = None
+) -> str:
+    """Return the sheet as HTML without scripts or style sheets: a fold for each question, the first one open.
+
+    `colors` has a colour for a policy, `labels` its short name.
+    """
+    if not sheet.questions:
+        return ""
+    shown = sheet.shown
+    opened = next((i for i, question in enumerate(shown) if question.differs), 0)
+    folds = "".join(
+        _question_html(question, i == opened, colors or {}, labels or {}) for i, question in enumerate(shown)
+    )
+    return f"<div style='font-size:90%;margin:0 0 8px;{_SOFT}'>{_legend(sheet)}</div>{folds}"
+
+
+def _legend(sheet: AnswerSheet) -> str:
+    questions, shown = len(sheet.questions), len(sheet.shown)
+    said = "Policies that said the same stand together."
+    if any(question.reference is not None for question in sheet.questions):
+        (a, b), (c, d) = _TAGS[ADDED], _TAGS[REMOVED]
+        said += f" Marked: {a}not in the answer of {REFERENCE}{b}, {c}only in the answer of {REFERENCE}{d}."
+    else:
+        said += f" With {REFERENCE} among the policies, differences from its answer are marked."
+    if shown < questions:
+        said += f" Shown are {shown} of {questions} questions, first those where answers differ; all: answers()."
+    return said
+
+
+def _question_html(question: AskedQuestion, opened: bool, colors: Mapping[str, str], labels: Mapping[str, str]) -> str:
+    asked = " ".join(question.question.split())
+    asked = asked if len(asked) <= 110 else f"… {asked[-110:]}"
+    right = _right(question)
+    marks = f" <span style='{_SOFT}'>· {escape(right)}</span>" if right else ""
+    head = f"<b>{escape(question.where)}</b> {escape(asked)}{marks}"
+    rows = "".join(_answer_html(answer, question.reference, colors, labels) for answer in question.answers)
+    facts = ""
+    if len(question.question) > 110:
+        facts += f"<div style='{_TEXT};margin:4px 0'><b>Question</b> {_tail_html(question.question)}</div>"
+    if question.wanted:
+        wanted = _folded([(SAME, question.wanted)])
+        facts += f"<div style='{_TEXT};margin:4px 0'><b>Wanted</b> {wanted}</div>"
+    table = f"<table style='border-collapse:collapse;color:inherit;font-size:inherit'><tbody>{rows}</tbody></table>"
+    return (
+        f"<details{' open' * opened} style='margin:0 0 6px'><summary>{head}</summary>"
+        f"<div style='margin:2px 0 12px 16px'>{facts}{table}</div></details>"
+    )
+
+
+def _answer_html(
+    answer: GivenAnswer, reference: str | None, colors: Mapping[str, str], labels: Mapping[str, str]
+) -> str:
+    names = " ".join(
+        f"<span style='white-space:nowrap;margin-right:10px'>{_dot(colors.get(policy))}"
+        f"<code>{escape(labels.get(policy, policy))}</code></span>"
+        for policy in answer.policies
+    )
+    text = _folded(differences(answer, reference)) if answer.text.strip() else f"<i style='{_SOFT}'>nothing</i>"
+    return (
+        f"<tr style='background:none'><td style='{_CELL};min-width:150px;max-width:330px'>{names}</td>"
+        f"<td style='{_CELL};white-space:nowrap'>{escape(_mark(answer.score))}</td>"
+        f"<td style='{_CELL};{_TEXT}'>{text}</td></tr>"
+    )
+
+
+def differences(answer: GivenAnswer, reference: str | None) -> list[Piece]:
+    """Return the answer in pieces, compared with the text of `full` where there is one."""
+    if reference is None or answer.as_full:
+        return [(SAME, answer.text)]
+    pieces = word_diff(reference, answer.text)
+    same = sum(len(text) for kind, text in pieces if kind == SAME)
+    if same < MIN_SAME_SHARE * max(len(reference), len(answer.text)):
+        pieces = [(kind, text) for kind, text in pieces if kind != REMOVED]
+    return pieces
+
+
+def _folded(pieces: Sequence[Piece]) -> str:
+    """Return the pieces as HTML; what is behind SHOWN_CHARS is folded, and the fold says whether it differs."""
+    shown, hidden, room = [], [], SHOWN_CHARS
+    for kind, text in pieces:
+        shown.append((kind, text[:room]))
+        hidden.append((kind, text[room:]))
+        room = max(0, room - len(text))
+    rest = sum(len(text) for _, text in hidden)
+    if rest < SHOWN_CHARS // 8:  # a fold would take more room than the rest
+        return _pieces_html(pieces)
+    differs = ", with differences" if any(kind != SAME and text for kind, text in hidden) else ""
+    summary = f"<summary style='{_SOFT};cursor:pointer'>… {rest:,} more characters{differs}</summary>"
+    return f"{_pieces_html(shown)}<details style='{_FOLD}'>{summary}{_pieces_html(hidden)}</details>"
+
+
+def _tail_html(text: str) -> str:
+    """Return a long question with its beginning folded: what is asked usually stands at the end."""
+    rest = len(text) - SHOWN_CHARS
+    if rest < SHOWN_CHARS // 8:
+        return escape(text)
+    summary = f"<summary style='{_SOFT};cursor:pointer'>{rest:,} characters before …</summary>"
+    return f"<details style='{_FOLD}'>{summary}{escape(text[:rest])}</details>{escape(text[rest:])}"
+
+
+def _pieces_html(pieces: Sequence[Piece]) -> str:
+    return "".join(f"{_TAGS[kind][0]}{escape(_visible(kind, text))}{_TAGS[kind][1]}" for kind, text in pieces if text)
+
+
+def _visible(kind: str, text: str) -> str:
+    """Make a difference visible that is of spaces alone."""
+    return text if kind == SAME or text.strip() else text.replace(" ", "·").replace("\n", "↵\n").replace("\t", "⇥")
+
+
+def _dot(color: str | None) -> str:
+    style = "display:inline-block;width:9px;height:9px;border-radius:5px;margin-right:7px"
+    return f"<span style='{style};background:{color}'></span>" if color else ""
+
+
+def _mark(score: float | None) -> str:
+    if score is None:
+        return ""
+    return {1.0: "✓ right", 0.0: "✗ wrong"}.get(score, f"{score:.2f}")
+
+
+def _right(question: AskedQuestion) -> str:
+    """Return `3 of 5 right`, counting policies; empty where nothing was graded."""
+    graded = [answer for answer in question.answers if answer.score is not None]
+    if not graded:
+        return "" if not question.differs else f"{len(question.answers)} different answers"
+    policies = sum(len(answer.policies) for answer in graded)
+    return f"{sum(len(answer.policies) for answer in graded if answer.score == 1)} of {policies} right"
+
+
+# -- text ----------------------------------------------------------------------------------------------------------
+
+
+def _as_text(question: AskedQuestion) -> str:
+    return "\n".join(_text_lines(question))
+
+
+def _text_lines(question: AskedQuestion) -> Iterator[str]:
+    asked = " ".join(question.question.split())
+    yield f"{question.where}: {asked if len(asked) <= 200 else '… ' + asked[-200:]}"
+    if question.wanted:
+        yield f"  wanted: {textwrap.shorten(question.wanted, 200, placeholder=' …')}"
+    for answer in question.answers:
+        mark = f" {_mark(answer.score)}" if answer.score is not None else ""
+        text = textwrap.shorten(answer.text, 300, placeholder=" …") or "nothing"
+        yield f"  {', '.join(answer.policies)}{mark}: {text}"
