@@ -18,6 +18,7 @@ MAX_BINS = 320
 GONE = "#cc4b4f"
 MARK = "#2f6db5"
 INK = "#444"
+AXIS = "position in the prompt and its answer"
 Span = tuple[int, int]
 
 
@@ -47,7 +48,7 @@ def eviction_strips(
         alt.Chart(alt.InlineData(values=parts))
         .mark_rect(stroke=None, color=GONE)
         .encode(
-            x=alt.X("start:Q", title="position in the prompt and its answer", scale=positions),
+            x=alt.X("start:Q", title=AXIS, scale=positions),
             x2="stop:Q",
             y=y,
             opacity=alt.Opacity("gone:Q", legend=None, scale=alt.Scale(domain=[0, 1], range=[0, 1])),
@@ -99,7 +100,7 @@ def _marks(question: Span | None, needles: Sequence[Span], scale: alt.Scale, hei
     dashes = alt.StrokeDash(
         "what:N", legend=None, scale=alt.Scale(domain=["needle", "question"], range=[[1, 0], [4, 3]])
     )
-    x = alt.X("at:Q", scale=scale, title=None)
+    x = alt.X("at:Q", scale=scale, title=AXIS)
     rules = alt.Chart(lines).mark_rule(color=MARK, strokeWidth=1.6).encode(x=x, strokeDash=dashes)
     names = [("needle", (start + stop) / 2) for start, stop in needles[:1]]
     names += [("question", (question[0] + question[1]) / 2)] if question else []

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import altair as alt
@@ -21,6 +22,8 @@ MIN_LOG_RANGE = 30
 """From this ratio of the most to the least bytes on, the axis is logarithmic."""
 CHAR_PX, LINE_PX, GAP_PX = 6.1, 13.0, 9.0
 """Size of a label's letters, of its line, and its distance from the point, in pixels."""
+LEVELS_PX = (0, *(sign * LINE_PX * 1.1 * level for level in range(1, 11) for sign in (-1, 1)))
+"""Heights above and below a point at which its label may stand, the nearest first."""
 INK = "#444"
 LOWER_IS_BETTER = frozenset({"kl", "perplexity"})
 TITLES: Mapping[str, str] = {
@@ -148,7 +151,7 @@ class _Placement:
         for point in points:  # points that cover each other share a label
             x, y = self._pixels(point)
             groups.setdefault((round(x / 6), round(y / 6)), []).append(point)
-        taken = [(x - 6, y - 6, x + 6, y + 6) for x, y in map(self._pixels, points)]
+        taken = [(x - 6, y - 6, x + 6, y + 6) for x, y in map(self._pixels, points)] + list(self._steps(points))
         return [self._label(group, names, taken) for group in groups.values()]
 
     def _label(
@@ -158,7 +161,7 @@ class _Placement:
         text = ", ".join(shown[:MAX_NAMES]) + (f" and {len(shown) - MAX_NAMES} more" if len(shown) > MAX_NAMES else "")
         x, y = self._pixels(group[0])
         width = CHAR_PX * len(text)
-        right = [(GAP_PX, dy, "left") for dy in (0, -14, 14, -28, 28, -42, 42, -56, 56, -70, 70)]
+        right = [(GAP_PX, dy, "left") for dy in LEVELS_PX]
         left = [(-GAP_PX, dy, "right") for _, dy, _ in right]
         options = [o for pair in zip(right, left, strict=True) for o in pair]
         best, cost = options[0], math.inf
@@ -173,6 +176,13 @@ class _Placement:
         dx, dy, align = best
         at = {"megabytes": group[0].megabytes, "quality": group[0].quality, "text": text, "align": align}
         return at | {"label_x": self._x(x + dx), "label_y": self._y(y + dy), "moved": abs(dy) > 14}
+
+    def _steps(self, points: list[ParetoPoint]) -> Iterator[tuple[float, float, float, float]]:
+        """Yield thin boxes around the Pareto line."""
+        line = sorted(self._pixels(point) for point in points if point.on_line)
+        for (x0, y0), (x1, y1) in pairwise(line):
+            yield x0, y0 - 2, x1, y0 + 2
+            yield x1 - 2, min(y0, y1), x1 + 2, max(y0, y1)
 
     def _pixels(self, point: ParetoPoint) -> tuple[float, float]:
         (low, high), (bottom, top) = self.x_domain, self.y_domain

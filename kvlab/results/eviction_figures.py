@@ -12,7 +12,7 @@ from kvlab import charts
 from kvlab.recording.recorder import Recorder
 from kvlab.results.captions import ReportFigure
 from kvlab.results.spans import Spans, spans_of
-from kvlab.results.wording import listed, policy_name
+from kvlab.results.wording import policy_name
 
 MAX_STRIPS = 24
 
@@ -78,9 +78,10 @@ def strips_figure(found: Mapping[str, EvictedRequest], labels: Mapping[str, str]
     why = "No later token of a layer and head attends to what that head dropped."
     if needles:
         kept = {p: sum(one.kept(span) for span in needles) / len(needles) for p, one in shown.items()}
-        order = sorted(kept, key=lambda p: -kept[p])
-        said = listed([f"{policy_name(p, labels)} in {kept[p]:.0%}" for p in order])
-        why += f" The needle, which the answer needs, is still kept of all layers and heads by {said}."
+        most, least = max(kept, key=kept.__getitem__), min(kept, key=kept.__getitem__)
+        why += f" At the end, the needle, which the answer needs, is still in {kept[most]:.0%} of the layers and heads"
+        why += f" under {policy_name(most, labels)}"
+        why += f", in {kept[least]:.0%} under {policy_name(least, labels)}." if kept[least] < kept[most] else "."
     return ReportFigure(chart, see, why)
 
 

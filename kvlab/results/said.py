@@ -16,6 +16,8 @@ from kvlab.results.word_diff import ADDED, REMOVED, SAME, Piece, word_diff
 
 SHOWN_CHARS = 320
 """Characters of an answer or a question that are shown; the rest is folded."""
+LINE_CHARS = 130
+"""Characters of a question in one line."""
 MIN_SAME_SHARE = 0.4
 """Of an answer that has less in common with the other, the words that it lacks are left out: all would be struck."""
 
@@ -148,14 +150,13 @@ def _legend(sheet: AnswerSheet) -> str:
 
 
 def _question_html(question: AskedQuestion, opened: bool, colors: Mapping[str, str], labels: Mapping[str, str]) -> str:
-    asked = " ".join(question.question.split())
-    asked = asked if len(asked) <= 110 else f"… {asked[-110:]}"
+    asked = shortened(question.question)
     right = _right(question)
     marks = f" <span style='{_SOFT}'>· {escape(right)}</span>" if right else ""
     head = f"<b>{escape(question.where)}</b> {escape(asked)}{marks}"
     rows = "".join(_answer_html(answer, question.reference, colors, labels) for answer in question.answers)
     facts = ""
-    if len(question.question) > 110:
+    if asked != question.question.strip():
         facts += f"<div style='{_TEXT};margin:4px 0'><b>Question</b> {_tail_html(question.question)}</div>"
     if question.wanted:
         wanted = _folded([(SAME, question.wanted)])
@@ -209,9 +210,16 @@ def _folded(pieces: Sequence[Piece]) -> str:
     return f"{_pieces_html(shown)}<details style='{_FOLD}'>{summary}{_pieces_html(hidden)}</details>"
 
 
+def shortened(question: str) -> str:
+    """Return one line of a question: its last paragraph, where what is asked usually stands, or the end of that."""
+    last = " ".join(question.strip().rsplit("\n\n", 1)[-1].split())
+    return last if len(last) <= LINE_CHARS else f"… {last[-LINE_CHARS:]}"
+
+
 def _tail_html(text: str) -> str:
-    """Return a long question with its beginning folded: what is asked usually stands at the end."""
-    rest = len(text) - SHOWN_CHARS
+    """Return a long question with what is before its last paragraph, or before its end, folded."""
+    last = text.rstrip().rfind("\n\n") + 1
+    rest = last if 0 < len(text) - last <= SHOWN_CHARS else len(text) - SHOWN_CHARS
     if rest < SHOWN_CHARS // 8:
         return escape(text)
     summary = f"<summary style='{_SOFT};cursor:pointer'>{rest:,} characters before …</summary>"
@@ -255,8 +263,7 @@ def _as_text(question: AskedQuestion) -> str:
 
 
 def _text_lines(question: AskedQuestion) -> Iterator[str]:
-    asked = " ".join(question.question.split())
-    yield f"{question.where}: {asked if len(asked) <= 200 else '… ' + asked[-200:]}"
+    yield f"{question.where}: {shortened(question.question)}"
     if question.wanted:
         yield f"  wanted: {textwrap.shorten(question.wanted, 200, placeholder=' …')}"
     for answer in question.answers:

@@ -129,7 +129,7 @@ def test_question_and_needle_are_marked_where_known() -> None:
     known = {spans_key("c", 2): Spans(21, (15, 18), ((4, 6),)).to_json()}
     results.recorders["rotating:window=8"].provenance[SPANS] = json.loads(json.dumps(known))
     page = page_of(results)
-    assert "is still kept of all layers and heads by <code>rotating:window=8</code> in 0%" in page
+    assert "is still in 0% of the layers and heads under <code>rotating:window=8</code>." in page
     assert "the question and the needle" in page
     assert "the needle" not in page_of(some_results())
 
