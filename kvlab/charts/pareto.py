@@ -56,7 +56,10 @@ def pareto_points(rows: pl.DataFrame, metric: str = "accuracy") -> list[ParetoPo
         .group_by("policy", maintain_order=True)
         .agg((pl.col("value").mean() / 1e6).alias("megabytes"))
     )
-    quality = rows.filter(pl.col("metric") == metric).group_by("policy").agg(pl.col("value").mean().alias("quality"))
+    counting = rows.filter(pl.col("void").is_null()) if "void" in rows.columns else rows
+    quality = (
+        counting.filter(pl.col("metric") == metric).group_by("policy").agg(pl.col("value").mean().alias("quality"))
+    )
     both = held.join(quality, on="policy", maintain_order="left")
     if both.is_empty():
         raise RunError(f"these rows have no {metric} beside kv_bytes_live of one policy")

@@ -12,6 +12,7 @@ from kvlab import charts
 from kvlab.charts.pareto import pareto_points
 from kvlab.results.standing import standing
 from kvlab.results.summary import last_turn, medians, summarize
+from kvlab.results.void import valid
 from kvlab.results.wording import bytes_text, listed, ms_text, policy_name
 
 
@@ -27,7 +28,7 @@ class ReportFigure:
 def pareto_figure(rows: pl.DataFrame, labels: Mapping[str, str]) -> ReportFigure | None:
     """Return quality against bytes; None where there are fewer than two policies with both."""
     graded = standing(rows)
-    metric = "accuracy" if graded is not None and not graded.void else "kl"
+    metric = "accuracy" if graded is not None else "kl"
     known = rows.filter(pl.col("metric") == metric)["policy"].n_unique()
     if known < 2 or rows.filter((pl.col("metric") == "kv_bytes_live") & pl.col("turn").is_not_null()).is_empty():
         return None
@@ -54,9 +55,7 @@ def figures_of_rows(rows: pl.DataFrame, labels: Mapping[str, str]) -> Iterator[R
     graded = standing(rows)
     if graded is not None:
         why = "Above every bar: right answers of those asked."
-        if graded.void:
-            why = "Nothing was answered right without any eviction either: here, accuracy says nothing about policies."
-        once = rows.filter(pl.col("repeat").is_null() | (pl.col("repeat") == pl.col("repeat").min()))
+        once = valid(rows).filter(pl.col("repeat").is_null() | (pl.col("repeat") == pl.col("repeat").min()))
         yield ReportFigure(charts.accuracy_by_policy(once), _extremes(graded.right, graded.questions, labels), why)
 
 

@@ -64,6 +64,13 @@ const embed = {EMBED};
 """
 
 
+def figures(results: Results) -> list[ReportFigure]:
+    """Return the charts that these results have data for, in the order of the page."""
+    page = _Page(results)
+    list(page.parts())
+    return page.figures
+
+
 class _Page:
     """The parts of a page, in their order; `figures` are the charts that they have places for."""
 

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kvlab.results import Results, Row, row
+from kvlab.results import Results, Row, mark_void, row
 from kvlab.results.standing import sign_test, standing
 from kvlab.results.verdict import verdict
 
@@ -77,15 +77,18 @@ def test_a_repeat_of_a_question_is_not_a_further_question() -> None:
     assert found.score("full") == "5 of 5" and found.score("knorm") == "3 of 5"
 
 
-def test_accuracy_is_void_where_full_itself_has_none_right() -> None:
-    sentence, notes = judge(run("full", "0000", 100), run("knorm", "0100", 50, 1e6))
-    assert "right" not in sentence and "`knorm` holds the least KV" in sentence
-    assert "Accuracy is void: `full` itself has none of 4 right" in notes
-    assert "Accuracy is void: every policy has none of 4 right" in judge(run("knorm", "0000"), run("random", "0000"))[1]
+def test_void_accuracy_ranks_nobody() -> None:
+    rows = mark_void([*run("full", "0000", 100), *run("knorm", "0100", 50, 1e6)])
+    sentence, notes = judge(rows)
+    assert sentence.startswith(
+        "Of 2 policies, accuracy is void, as `full` itself fails the task; `knorm` holds the least"
+    )
+    assert "right" not in sentence + notes
 
 
-def test_a_task_that_is_hard_for_full_is_said() -> None:
-    assert "`full` itself has 1 of 4 right: the task is hard" in judge(run("full", "1000"), run("knorm", "0000"))[1]
+def test_where_full_is_right_a_policy_with_nothing_right_is_bad_and_not_void() -> None:
+    sentence, _ = judge(mark_void([*run("knorm", "0000"), *run("random", "0000")], run("full", "1111")))
+    assert "all have 0 of 4 answers right" in sentence
 
 
 def test_equal_policies_are_not_ranked() -> None:
