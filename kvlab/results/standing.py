@@ -21,23 +21,19 @@ class Standing:
     Args:
         right: sum of the grades of each policy, in the order of the rows.
         questions: how many were asked; a repeat of a question is not a further one.
-        best: the policies that these questions do not tell from the best one, which is the first.
+        best: the policies with the highest sum.
+        near: those with a lower sum that these questions do not tell from the best.
     """
 
     right: dict[str, float]
     questions: int
     best: tuple[str, ...]
+    near: tuple[str, ...]
 
     @property
     def all_equal(self) -> bool:
         """Whether every policy has the same sum."""
         return len({round(value, 6) for value in self.right.values()}) == 1
-
-    @property
-    def told_apart_by_chance(self) -> tuple[str, ...]:
-        """Policies with a lower sum than the best one that the questions do not tell from it."""
-        top = max(self.right.values())
-        return tuple(policy for policy in self.best if self.right[policy] < top - 1e-9)
 
     def score(self, policy: str) -> str:
         """Write `23 of 24`."""
@@ -60,9 +56,11 @@ def standing(rows: pl.DataFrame) -> Standing | None:
     if table.is_empty():
         return None
     right = {policy: float(table[policy].sum()) for policy in policies}
-    top = max(policies, key=lambda policy: right[policy])  # of equal ones the first of the rows
-    best = [policy for policy in policies if policy != top and not _told_apart(table[top], table[policy])]
-    return Standing(right, table.height, (top, *best))
+    top = max(right.values())
+    best = tuple(policy for policy in policies if right[policy] > top - 1e-9)
+    others = (policy for policy in policies if policy not in best)
+    near = tuple(policy for policy in others if not _told_apart(table[best[0]], table[policy]))
+    return Standing(right, table.height, best, near)
 
 
 def _told_apart(one: pl.Series, other: pl.Series) -> bool:

@@ -76,7 +76,7 @@ class _Judge:
     def notes(self, provenance: Mapping[str, Any]) -> list[str]:
         graded, made = self.graded, list[str]()
         if graded is not None:
-            if near := graded.told_apart_by_chance:
+            if near := graded.near:
                 scores = self._names(near, lambda p: f"{graded.right[p]:g}")
                 made.append(
                     f"{graded.questions} question{'s' * (graded.questions != 1)} cannot tell {scores} from the best: "
@@ -95,9 +95,8 @@ class _Judge:
             return f"accuracy is void, as {self._name(REFERENCE)} itself fails the task" if self.void else ""
         if graded.all_equal:
             return f"all have {graded.score(best[0])} answers right"
-        top = [p for p in best if p not in graded.told_apart_by_chance]
-        answers = f"{self._names(top)} {'answer' if len(top) > 1 else 'answers'} best ({graded.score(top[0])} right)"
-        return answers if len(top) == len(best) else f"{answers}, with {len(best) - len(top)} near"
+        verb = "answer" if len(best) > 1 else "answers"
+        return f"{self._names(best)} {verb} best ({graded.score(best[0])} right)"
 
     def _bytes(self, best: Sequence[str]) -> str:
         held = {p: self.facts[p]["kv_bytes_live"] for p in best if self.facts[p]["kv_bytes_live"]}
