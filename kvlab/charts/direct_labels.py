@@ -16,6 +16,8 @@ GAP = 8.0  # pixels between a point and its name
 LONGEST = 46  # letters of a name on one line
 
 Side = Literal["left", "right"]
+Box = tuple[float, float, float, float]
+"""Left, top, right and bottom, in pixels."""
 
 
 @dataclass(frozen=True)
@@ -75,12 +77,15 @@ def at_line_ends(anchors: Sequence[Anchor], x: float, height: float) -> list[Pla
     return [Placed(one.anchor, x, top + size / 2, "left") for one, top, size in zip(placed, tops, sizes, strict=True)]
 
 
-def beside_points(anchors: Sequence[Anchor], width: float, height: float) -> list[Placed]:
+def beside_points(
+    anchors: Sequence[Anchor], width: float, height: float, *, blocked: Sequence[Box] = ()
+) -> list[Placed]:
     """Place each name right of its point, or left where the chart ends; up or down where it would cover something.
 
-    Other names, points and the lower axis are not covered.
+    Other names, points, the `blocked` boxes and the lower axis are not covered.
     """
     points = [(one.x - GAP, one.y - GAP + 1, one.x + GAP, one.y + GAP - 1) for one in anchors]
+    points += blocked
     placed: list[Placed] = []
     for one in sorted(anchors, key=lambda one: (one.y, one.x)):
         taken = [other.box for other in placed]

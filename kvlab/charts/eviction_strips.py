@@ -9,15 +9,13 @@ import altair as alt
 import numpy as np
 import polars as pl
 
-from kvlab.charts.style import require, styled
+from kvlab.charts.colors import BLUE, EMPTY, RED
+from kvlab.charts.style import AXIS_LABEL_PX, Look, require, styled
 from kvlab.errors import RunError
 
 WIDTH, STRIP_HEIGHT = 640, 24
 MAX_BINS = 320
 """Parts of a strip: more cannot be seen."""
-GONE = "#cc4b4f"
-MARK = "#2f6db5"
-INK = "#444"
 AXIS = "position in the prompt and its answer"
 Span = tuple[int, int]
 
@@ -28,25 +26,27 @@ def eviction_strips(
     *,
     question: Span | None = None,
     needles: Sequence[Span] = (),
-    labels: Mapping[str, str] | None = None,
+    among: Sequence[str] | None = None,
 ) -> alt.LayerChart:
     """Draw, for each policy, which share of its layers and heads had dropped each position at the end of the request.
 
     `evicted` has the `evicted` events (`layer`, `head`, `position`) of one request of `length` tokens, by policy. The
     positions of the question and of the needles, half-open, are marked across all strips.
     """
+    look = Look(pl.DataFrame({"policy": list(evicted)}, schema={"policy": pl.String}), among)
     parts = []
     for policy, frame in evicted.items():
         require(frame, "layer", "head", "position")
-        parts += [{"policy": (labels or {}).get(policy, policy), **part} for part in _parts(frame, length)]
+        parts += [{"policy": look.styles[policy].label, **part} for part in _parts(frame, length)]
     if not parts:
         raise RunError("nothing was evicted: choose a policy that evicts, or a smaller budget")
-    order = [(labels or {}).get(policy, policy) for policy in evicted]
     positions = alt.Scale(domain=[0, length], nice=False)
-    y = alt.Y("policy:N", sort=order, title=None, axis=alt.Axis(labelLimit=260, ticks=False, domain=False))
+    y = alt.Y(
+        "policy:N", sort=look.labels, title=None, axis=alt.Axis(labelLimit=AXIS_LABEL_PX, ticks=False, domain=False)
+    )
     strips = (
         alt.Chart(alt.InlineData(values=parts))
-        .mark_rect(stroke=None, color=GONE)
+        .mark_rect(stroke=None, color=RED.light)
         .encode(
             x=alt.X("start:Q", title=AXIS, scale=positions),
             x2="stop:Q",
@@ -60,14 +60,14 @@ def eviction_strips(
             ],
         )
     )
-    height = (STRIP_HEIGHT + 4) * len(order)
+    height = (STRIP_HEIGHT + 4) * len(look.labels)
     layers = [strips, *_marks(question, needles, positions, height)]
     note = ["Red: dropped, the stronger by the more layers and heads. Grey: kept by all."]
     if question or needles:
         named = [name for name, there in (("the question", question), ("the needle", needles)) if there]
         note = [f"{note[0]} Blue lines: {' and '.join(named)}."]
     chart = alt.layer(*layers).properties(width=WIDTH, height=height)
-    return styled(chart, "What was evicted of one prompt", note, fill="#e9ecf0")
+    return styled(chart, "What was evicted of one prompt", note, fill=EMPTY.light)
 
 
 def _parts(evicted: pl.DataFrame, length: int) -> list[dict[str, Any]]:
@@ -101,12 +101,12 @@ def _marks(question: Span | None, needles: Sequence[Span], scale: alt.Scale, hei
         "what:N", legend=None, scale=alt.Scale(domain=["needle", "question"], range=[[1, 0], [4, 3]])
     )
     x = alt.X("at:Q", scale=scale, title=AXIS)
-    rules = alt.Chart(lines).mark_rule(color=MARK, strokeWidth=1.6).encode(x=x, strokeDash=dashes)
+    rules = alt.Chart(lines).mark_rule(color=BLUE.light, strokeWidth=1.6).encode(x=x, strokeDash=dashes)
     names = [("needle", (start + stop) / 2) for start, stop in needles[:1]]
     names += [("question", (question[0] + question[1]) / 2)] if question else []
     text = (
         alt.Chart(pl.DataFrame(names, schema=["what", "at"], orient="row"))
-        .mark_text(color=MARK, fontSize=11, fontWeight=600, baseline="bottom", clip=False)
+        .mark_text(color=BLUE.light, fontSize=11, fontWeight=600, baseline="bottom", clip=False)
         .encode(x=x, y=alt.value(-3), text="what:N")
     )
     return [rules, text]

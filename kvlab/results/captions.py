@@ -39,7 +39,7 @@ def pareto_figure(rows: pl.DataFrame, labels: Mapping[str, str]) -> ReportFigure
     beaten = len(points) - len(line)
     see = f"On the line: {listed(said)}." if line else ""
     why = f"{beaten} of {len(points)} policies are beaten in both by one on the line." if beaten else ""
-    return ReportFigure(charts.quality_with_pareto(rows, metric, labels=labels), see, why)
+    return ReportFigure(charts.quality_with_pareto(rows, metric, among=list(labels)), see, why)
 
 
 def figures_of_rows(rows: pl.DataFrame, labels: Mapping[str, str]) -> Iterator[ReportFigure]:
@@ -49,14 +49,16 @@ def figures_of_rows(rows: pl.DataFrame, labels: Mapping[str, str]) -> Iterator[R
     last = last_turn(rows)
     if last is not None and last > 1:
         if not rows.filter((pl.col("metric") == "ttft_ms") & (pl.col("turn") > 1)).is_empty():
-            yield ReportFigure(charts.ttft_by_turn(rows), *_ttft(rows, facts, last, labels))
+            yield ReportFigure(charts.ttft_by_turn(rows, among=list(labels)), *_ttft(rows, facts, last, labels))
         if not rows.filter((pl.col("metric") == "cached_tokens") & (pl.col("turn") > 1)).is_empty():
-            yield ReportFigure(charts.cached_tokens_by_turn(rows), *_cached(facts, last, labels))
+            yield ReportFigure(charts.cached_tokens_by_turn(rows, among=list(labels)), *_cached(facts, last, labels))
     graded = standing(rows)
     if graded is not None:
         why = "Above every bar: right answers of those asked."
         once = valid(rows).filter(pl.col("repeat").is_null() | (pl.col("repeat") == pl.col("repeat").min()))
-        yield ReportFigure(charts.accuracy_by_policy(once), _extremes(graded.right, graded.questions, labels), why)
+        yield ReportFigure(
+            charts.accuracy_by_policy(once, among=list(labels)), _extremes(graded.right, graded.questions, labels), why
+        )
 
 
 def live_figure(
@@ -73,7 +75,7 @@ def live_figure(
                 f"A request holds at most {bytes_text(held[most])} under {policy_name(most, labels)}, "
                 f"{bytes_text(held[least])} under {policy_name(least, labels)}."
             )
-    chart = charts.kv_bytes_over_time(tokens, finished, submitted)
+    chart = charts.kv_bytes_over_time(tokens, finished, submitted, among=list(labels))
     return ReportFigure(chart, see, "Every tooth is a request; the width is the time for the whole workload.")
 
 

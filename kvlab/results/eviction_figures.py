@@ -72,7 +72,7 @@ def strips_figure(found: Mapping[str, EvictedRequest], labels: Mapping[str, str]
         max(one.length for one in shown.values()),
         question=spans.question if spans else None,
         needles=needles,
-        labels=labels,
+        among=list(labels),
     )
     see = f"One prompt of {first.prompt_tokens:,} tokens under each policy that evicts."
     why = "No later token of a layer and head attends to what that head dropped."

@@ -20,8 +20,6 @@ def notebook_html(
     rows: pl.DataFrame, provenance: Mapping[str, Any], found: RunVerdict | None, sheet: AnswerSheet
 ) -> str:
     """Return HTML without scripts or style sheets, for light and dark pages."""
-    from kvlab.charts.colors import policy_colors  # brings Altair, which takes a moment to import
-
     summary = summarize(rows)
     facts = [", ".join(rows["workload"].unique(maintain_order=True).to_list())]
     facts += [f"{name} {provenance[name]}" for name in ("model", "device", "commit") if provenance.get(name)]
@@ -29,11 +27,12 @@ def notebook_html(
     note = f"<div style='{soft}'>{escape(range_note(summary))}</div>" if range_note(summary) else ""
     caption = f"<div style='{soft}'>{escape(' · '.join(facts))}</div>"
     head = f"<div style='margin:2px 0 8px;max-width:84ch'>{found.html()}</div>" if found else ""
-    said = sheet_html(sheet, policy_colors(rows["policy"].unique(maintain_order=True).to_list()))
+    policies = rows["policy"].unique(maintain_order=True).to_list()
+    said = sheet_html(sheet, policies)
     answers = f"<details style='{_FOLD}'><summary>What it said</summary>{said}</details>" if said else ""
     lines = "\n".join(serve_line(policy, provenance) for policy in summary["policy"])
     promote = (
         f"<details style='{_FOLD}'><summary>Promote a policy to an endpoint</summary>"
         f"<pre style='margin:4px 0'>{escape(lines)}</pre></details>"
     )
-    return f"{head}<div style='overflow-x:auto'>{html_table(rows)}</div>{note}{caption}{answers}{promote}"
+    return f"{head}<div style='overflow-x:auto'>{html_table(rows, policies)}</div>{note}{caption}{answers}{promote}"

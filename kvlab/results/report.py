@@ -11,7 +11,7 @@ from pathlib import Path
 import altair as alt
 import vl_convert
 
-from kvlab.charts.colors import policy_colors
+from kvlab.charts.colors import TONES
 from kvlab.results import Results
 from kvlab.results.captions import ReportFigure, figures_of_rows, live_figure, pareto_figure
 from kvlab.results.eviction_figures import evicted_requests, map_figure, strips_figure
@@ -60,6 +60,7 @@ def report_html(results: Results, *, title: str, lead: str) -> str:
 </main><script>{vega_scripts()}</script><script>
 const specs = {script};
 const embed = {EMBED};
+const tones = {json.dumps({tone.light: tone.dark for tone in TONES})};
 {SCRIPT}</script></body></html>
 """
 
@@ -77,7 +78,7 @@ class _Page:
     def __init__(self, results: Results) -> None:
         self.results, self.figures = results, list[ReportFigure]()
         self.points = points_of(results.frame())
-        self.labels = results.labels()
+        self.among, self.labels = results.policies, results.labels()
 
     def parts(self) -> Iterator[str]:
         """Yield HTML: verdict and Pareto line, table, answers, charts, evictions, provenance."""
@@ -99,9 +100,8 @@ class _Page:
             yield self._card(pareto)
         note = range_note(summarize(point.rows))
         below = f"<div style='opacity:.65;font-size:85%;margin-top:6px'>{escape(note)}</div>" if note else ""
-        yield f"<div class='card'>{html_table(point.rows, self.labels)}{below}</div>"
-        colors = policy_colors(point.rows["policy"].unique(maintain_order=True).to_list())
-        if sheet := sheet_html(answer_sheet(point.rows, MAX_QUESTIONS), colors, self.labels):
+        yield f"<div class='card'>{html_table(point.rows, self.among)}{below}</div>"
+        if sheet := sheet_html(answer_sheet(point.rows, MAX_QUESTIONS), self.among):
             yield f"<h2>What it said</h2><div class='card'>{sheet}</div>"
         charts = [self._card(figure) for figure in figures_of_rows(point.rows, self.labels)]
         if charts:

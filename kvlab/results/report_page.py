@@ -5,7 +5,7 @@ from __future__ import annotations
 STYLE = """
 :root { color-scheme: light dark; --page: #f6f7f9; --card: #fff; --edge: #e3e6ea; --ink: #1d2127; --soft: #5a626d;
   --rule: #eef0f2; --mark: #2f6db5; }
-@media (prefers-color-scheme: dark) { :root { --page: #121418; --card: #1b1e23; --edge: #31363e; --ink: #e6e8eb;
+@media (prefers-color-scheme: dark) { :root { --page: #121418; --card: #1d2127; --edge: #363c45; --ink: #e6e8eb;
   --soft: #a2a9b3; --rule: #2a2f36; --mark: #7fb2ec; } }
 * { box-sizing: border-box; }
 body { margin: 0; background: var(--page); color: var(--ink);
@@ -38,9 +38,10 @@ EMBED = "{actions: {export: true, source: false, compiled: false, editor: false}
 
 SCRIPT = """
 const dark = matchMedia("(prefers-color-scheme: dark)");
-const ink = "#c9ced6", strong = "#e6e8eb", card = "#1b1e23";
-// Greys of a chart are made for white paper: on a dark page light and dark change places. Policies keep their colours.
+const ink = "#c9ced6", strong = "#e6e8eb", card = "#1d2127";
+// Every tone of kvlab's charts has a dark one; of other greys, light and dark change places.
 function shade(text) {
+  if (text in tones) return tones[text];
   const named = {white: "#ffffff", black: "#000000"}[text] || text;
   const hex = /^#([0-9a-f]{3}|[0-9a-f]{6})$/i.exec(named);
   if (!hex) return text;
@@ -52,7 +53,7 @@ function shade(text) {
   return `rgb(${grey},${grey + 2},${grey + 6})`;
 }
 function walk(value, key) {
-  if (key === "data" || key === "datasets" || key === "range") return value;
+  if (key === "data" || key === "datasets") return value;
   if (typeof value === "string") return shade(value);
   if (Array.isArray(value)) return value.map(one => walk(one, key));
   if (value && typeof value === "object")

@@ -6,13 +6,17 @@ import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import polars as pl
 
 from kvlab.results.answers import REFERENCE, answers
+from kvlab.results.paint import dot
 from kvlab.results.rows import REQUEST
 from kvlab.results.word_diff import ADDED, REMOVED, SAME, Piece, word_diff
+
+if TYPE_CHECKING:
+    from kvlab.charts.policy_styles import PolicyStyle
 
 SHOWN_CHARS = 320
 """Characters of an answer or a question that are shown; the rest is folded."""
@@ -119,20 +123,20 @@ def _score(answer: Mapping[str, Any]) -> float | None:
 # -- HTML ----------------------------------------------------------------------------------------------------------
 
 
-def sheet_html(
-    sheet: AnswerSheet, colors: Mapping[str, str] | None = None, labels: Mapping[str, str] | None = None
-) -> str:
+def sheet_html(sheet: AnswerSheet, among: Sequence[str] = ()) -> str:
     """Return the sheet as HTML without scripts or style sheets: a fold for each question, the first one open.
 
-    `colors` has a colour for a policy, `labels` its short name.
+    `among` are the policies of the whole set: names and colours depend on all of them.
     """
+    from kvlab.charts.policy_styles import policy_styles  # brings Altair, which takes a moment to import
+
     if not sheet.questions:
         return ""
     shown = sheet.shown
+    given = (policy for question in sheet.questions for answer in question.answers for policy in answer.policies)
+    styles = policy_styles([*among, *given])
     opened = next((i for i, question in enumerate(shown) if question.differs), 0)
-    folds = "".join(
-        _question_html(question, i == opened, colors or {}, labels or {}) for i, question in enumerate(shown)
-    )
+    folds = "".join(_question_html(question, i == opened, styles) for i, question in enumerate(shown))
     return f"<div style='font-size:90%;margin:0 0 8px;{_SOFT}'>{_legend(sheet)}</div>{folds}"
 
 
@@ -149,12 +153,12 @@ def _legend(sheet: AnswerSheet) -> str:
     return said
 
 
-def _question_html(question: AskedQuestion, opened: bool, colors: Mapping[str, str], labels: Mapping[str, str]) -> str:
+def _question_html(question: AskedQuestion, opened: bool, styles: Mapping[str, PolicyStyle]) -> str:
     asked = shortened(question.question)
     right = _right(question)
     marks = f" <span style='{_SOFT}'>· {escape(right)}</span>" if right else ""
     head = f"<b>{escape(question.where)}</b> {escape(asked)}{marks}"
-    rows = "".join(_answer_html(answer, question.reference, colors, labels) for answer in question.answers)
+    rows = "".join(_answer_html(answer, question.reference, styles) for answer in question.answers)
     facts = ""
     if asked != question.question.strip():
         facts += f"<div style='{_TEXT};margin:4px 0'><b>Question</b> {_tail_html(question.question)}</div>"
@@ -168,12 +172,10 @@ def _question_html(question: AskedQuestion, opened: bool, colors: Mapping[str, s
     )
 
 
-def _answer_html(
-    answer: GivenAnswer, reference: str | None, colors: Mapping[str, str], labels: Mapping[str, str]
-) -> str:
+def _answer_html(answer: GivenAnswer, reference: str | None, styles: Mapping[str, PolicyStyle]) -> str:
     names = " ".join(
-        f"<span style='white-space:nowrap;margin-right:10px'>{_dot(colors.get(policy))}"
-        f"<code>{escape(labels.get(policy, policy))}</code></span>"
+        f"<span style='white-space:nowrap;margin-right:10px'>{dot(styles[policy].tone)}"
+        f"<code>{escape(styles[policy].label)}</code></span>"
         for policy in answer.policies
     )
     text = _folded(differences(answer, reference)) if answer.text.strip() else f"<i style='{_SOFT}'>nothing</i>"
@@ -233,11 +235,6 @@ def _pieces_html(pieces: Sequence[Piece]) -> str:
 def _visible(kind: str, text: str) -> str:
     """Make a difference visible that is of spaces alone."""
     return text if kind == SAME or text.strip() else text.replace(" ", "·").replace("\n", "↵\n").replace("\t", "⇥")
-
-
-def _dot(color: str | None) -> str:
-    style = "display:inline-block;width:9px;height:9px;border-radius:5px;margin-right:7px"
-    return f"<span style='{style};background:{color}'></span>" if color else ""
 
 
 def _mark(score: float | None) -> str:

@@ -5,16 +5,19 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import polars as pl
 
 from kvlab.policies.labels import policy_labels
+from kvlab.results.paint import dot, paint
 from kvlab.results.rows import SAMPLE, TOGETHER
 from kvlab.results.void import valid, void_note
 from kvlab.results.wording import bytes_text
 
-_DOT = "display:inline-block;width:9px;height:9px;border-radius:5px;margin-right:7px"
+if TYPE_CHECKING:
+    from kvlab.charts.colors import Tone
+
 _NOTE = "margin:6px 0 0;opacity:.75;font-size:90%"
 _CELL = "padding:3px 11px 3px 0;text-align:right;white-space:nowrap;font-variant-numeric:tabular-nums"
 
@@ -155,25 +158,26 @@ def range_note(summary: pl.DataFrame) -> str:
     return f"Times: the median of {most} measurements, in brackets the least and the greatest."
 
 
-def html_table(rows: pl.DataFrame, labels: Mapping[str, str] | None = None) -> str:
-    """Return the summary as an HTML table, with TTFT by turn drawn small at the end of each line."""
-    from kvlab.charts.policy_styles import policy_colors  # brings Altair, which takes a moment to import
+def html_table(rows: pl.DataFrame, among: Sequence[str] = ()) -> str:
+    """Return the summary as an HTML table, with TTFT by turn drawn small at the end of each line.
+
+    `among` are the policies of the whole set that the rows are a part of: names and colours depend on all of them.
+    """
+    from kvlab.charts.policy_styles import policy_styles  # brings Altair, which takes a moment to import
 
     summary = summarize(rows)
     shown = columns(summary)
-    colors = policy_colors(summary["policy"].to_list())
-    labels = labels or policy_labels(summary["policy"])
+    styles = policy_styles([*among, *summary["policy"]])
     lines = _by_turn(rows)
     top = max((value for line in lines.values() for _, value in line), default=0.0)
     head = "".join(f"<th style='{_CELL};font-weight:600'>{escape(column.heading)}</th>" for column in shown)
     left = _CELL.replace("right", "left")
     body = ""
     for r in summary.iter_rows(named=True):
-        color = colors[r["policy"]]
-        dot = f"<span style='{_DOT};background:{color}'></span>"
+        style = styles[r["policy"]]
         cells = "".join(f"<td style='{_CELL}'>{_cell_html(column, r)}</td>" for column in shown)
-        spark = f"<td style='{left}'>{sparkline(lines.get(r['policy'], []), color, top)}</td>"
-        body += f"<tr><td style='{left}'>{dot}<code>{escape(labels[r['policy']])}</code></td>{cells}{spark}</tr>"
+        spark = f"<td style='{left}'>{sparkline(lines.get(r['policy'], []), style.tone, top)}</td>"
+        body += f"<tr><td style='{left}'>{dot(style.tone)}<code>{escape(style.label)}</code></td>{cells}{spark}</tr>"
     last = (
         f"<th style='{left};font-weight:600'>TTFT by turn</th>"
         if any(len(line) > 1 for line in lines.values())
@@ -187,7 +191,7 @@ def html_table(rows: pl.DataFrame, labels: Mapping[str, str] | None = None) -> s
     )
 
 
-def sparkline(points: Sequence[tuple[int, float]], color: str, top: float) -> str:
+def sparkline(points: Sequence[tuple[int, float]], tone: Tone, top: float) -> str:
     """Draw `(turn, value)` points as a small inline SVG line; `top` is the value at its upper edge."""
     if len(points) < 2 or top <= 0:
         return ""
@@ -197,8 +201,8 @@ def sparkline(points: Sequence[tuple[int, float]], color: str, top: float) -> st
     x, y = where[-1]
     return (
         "<svg width='96' height='24' style='vertical-align:middle' role='img' aria-label='TTFT by turn'>"
-        f"<polyline points='{line}' fill='none' stroke='{color}' stroke-width='1.6'/>"
-        f"<circle cx='{x:.1f}' cy='{y:.1f}' r='2.2' fill='{color}'/></svg>"
+        f"<polyline points='{line}' style='fill:none;{paint('stroke', tone)}' stroke-width='1.6'/>"
+        f"<circle cx='{x:.1f}' cy='{y:.1f}' r='2.2' style='{paint('fill', tone)}'/></svg>"
     )
 
 

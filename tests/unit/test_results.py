@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import zarr
 
+from kvlab.charts.colors import BLUE
 from kvlab.errors import RunError
 from kvlab.recording import events
 from kvlab.recording.recorder import Recorder
@@ -140,8 +141,8 @@ def test_html_escapes_what_users_write() -> None:
 
 
 def test_sparkline_needs_two_points() -> None:
-    assert sparkline([(1, 2.0)], "#000", 2.0) == ""
-    assert sparkline([(1, 2.0), (2, 1.0)], "#000", 2.0).count("<circle") == 1
+    assert sparkline([(1, 2.0)], BLUE, 2.0) == ""
+    assert sparkline([(1, 2.0), (2, 1.0)], BLUE, 2.0).count("<circle") == 1
 
 
 @pytest.mark.parametrize(

@@ -39,10 +39,11 @@ def test_a_long_prompt_is_drawn_in_few_parts() -> None:
 
 
 def test_ten_policies_are_ten_strips_in_their_order_by_their_short_names() -> None:
-    frames = {f"snapkv:budget=0.{i}": evicted() for i in range(10)}
-    spec = charts.eviction_strips(frames, 20, labels={"snapkv:budget=0.0": "first"}).to_dict()
-    sort = spec["layer"][0]["encoding"]["y"]["sort"]
-    assert len(sort) == 10 and sort[:2] == ["first", "snapkv:budget=0.1"]
+    frames = {f"snapkv:budget=0.{i}": evicted() for i in range(1, 10)} | {"knorm": evicted()}
+    sort = charts.eviction_strips(frames, 20).to_dict()["layer"][0]["encoding"]["y"]["sort"]
+    assert sort == [*list(frames)[:9], "knorm:budget=0.5"]
+    default = charts.eviction_strips({"knorm": evicted()}, 20, among=["knorm", "knorm:budget=0.25"]).to_dict()
+    assert default["layer"][0]["encoding"]["y"]["sort"] == ["knorm:budget=0.5"], "named as among all policies of a run"
 
 
 def test_question_and_needles_are_lines_with_names_and_a_note() -> None:

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kvlab import charts
-from kvlab.charts.pareto import pareto_points
+from kvlab.charts.pareto import WIDTH, pareto_points
 from kvlab.errors import RunError
 from kvlab.results import Row, row
 from tests.chart_kit import data_of, frame, marks
@@ -30,13 +30,7 @@ def drawn(*runs: list[Row], metric: str = "accuracy", **options: Any) -> dict[st
 
 
 def labels_of(spec: dict[str, Any]) -> list[dict[str, Any]]:
-    texts = {}
-    for unit in marks(spec):
-        if unit["mark"].get("type") == "text":
-            for one in data_of(spec, unit):
-                if one["align"] == unit["mark"]["align"]:
-                    texts[one["text"]] = one
-    return list(texts.values())
+    return [one for unit in marks(spec) if unit["mark"].get("type") == "text" for one in data_of(spec, unit)]
 
 
 def test_the_line_holds_what_no_other_policy_beats_in_both() -> None:
@@ -77,32 +71,31 @@ def test_every_point_beside_the_line_is_beaten_by_one_on_it(points: list[tuple[i
 
 
 def test_points_on_one_place_share_a_label() -> None:
-    spec = drawn(
-        measured("full", 8, 1),
-        measured("paged", 8, 1),
-        measured("tiered:ram=1GB", 8.01, 1),
-        labels={"tiered:ram=1GB": "tiered"},
-    )
-    assert [label["text"] for label in labels_of(spec)] == ["full, paged, tiered"]
+    spec = drawn(measured("full", 8, 1), measured("paged", 8, 1), measured("tiered", 8.01, 1))
+    assert [label["name"] for label in labels_of(spec)] == [["full, paged, tiered"]]
     many = drawn(*(measured(f"snapkv:budget=0.{i}", 8, 1) for i in range(1, 6)))
-    assert labels_of(many)[0]["text"].endswith(" and 2 more")
+    assert " ".join(labels_of(many)[0]["name"]).endswith(" and 2 more")
 
 
 def test_labels_of_ten_policies_near_each_other_cover_none() -> None:
     """Ten policies at nearly one quality: every label keeps a line of its own."""
-    spec = drawn(*(measured(f"snapkv:budget=0.{i:02d}", 1 + 0.12 * i, 1) for i in range(10)))
     boxes = []
-    domain, (low, high) = spec["layer"][0]["encoding"]["x"]["scale"]["domain"], (0.0, 1.08)
-    for label in labels_of(spec):
-        x = 640 * (label["label_x"] - domain[0]) / (domain[1] - domain[0])
-        y = 320 * (label["label_y"] - low) / (high - low)
-        width = 5.5 * len(label["text"])
-        boxes.append((x if label["align"] == "left" else x - width, y, width))
+    for label in labels_of(drawn(*(measured(f"snapkv:budget=0.{i:02d}", 1 + 0.12 * i, 1) for i in range(10)))):
+        width = 5.5 * len(label["name"][0])
+        boxes.append((label["x"] if label["align"] == "left" else label["x"] - width, label["y"], width))
     assert len(boxes) == 10
     for i, (x, y, width) in enumerate(boxes):
-        assert x >= -1 and x + width <= 660
+        assert x >= -1 and x + width <= WIDTH + 20
         for other_x, other_y, other_width in boxes[:i]:
             assert abs(y - other_y) > 10 or x + width <= other_x or other_x + other_width <= x
+
+
+def test_labels_do_not_cover_the_line() -> None:
+    """The first step to the right of a point is the line's: its label goes above or below."""
+    q2, q4 = labels_of(drawn(measured("quantized:bits=2", 1, 0.4), measured("quantized:bits=4", 9, 1)))
+    assert {tuple(q2["name"]), tuple(q4["name"])} == {("quantized:bits=2",), ("quantized:bits=4",)}
+    low = q2 if q2["name"] == ["quantized:bits=2"] else q4
+    assert low["y"] != low["from_y"]
 
 
 def test_bytes_over_a_wide_range_are_drawn_on_a_logarithmic_axis() -> None:
