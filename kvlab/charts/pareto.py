@@ -17,6 +17,7 @@ from kvlab.errors import RunError
 WIDTH, HEIGHT = 640, 320
 MAX_NAMES = 3
 """Policies that a label names where several lie on one point."""
+AXIS_PX = 80
 SAME_PLACE_PX = 6
 """Points nearer than this, across and up, cover each other."""
 MIN_LOG_RANGE = 30
@@ -109,7 +110,7 @@ def quality_with_pareto(
         .encode(color=look.color(legend=False), tooltip=tooltip, **look.shape(legend=False))
         for on_line in (False, True)
     ]
-    placed = beside_points(place.anchors(points, look), WIDTH, HEIGHT, blocked=list(place.line_boxes(points)))
+    placed = beside_points(place.anchors(points, look), WIDTH, HEIGHT, blocked=list(place.blocked_boxes(points)))
     chart = alt.layer(line, *drawn, *name_marks(placed, look.color(legend=False)))
     better = "Up and left is better" if share else "Down and left is better"
     note = [f"{better}. Full points, dashed line: no other policy has less KV and is as good. Hollow: beaten in both."]
@@ -154,8 +155,9 @@ class _Place:
             anchors.append(Anchor(*self.pixels(group[0]), ", ".join(names[:MAX_NAMES]) + more))
         return anchors
 
-    def line_boxes(self, points: list[ParetoPoint]) -> Iterator[tuple[float, float, float, float]]:
-        """Yield thin boxes around the steps of the Pareto line: left, top, right and bottom."""
+    def blocked_boxes(self, points: list[ParetoPoint]) -> Iterator[tuple[float, float, float, float]]:
+        """Yield what names keep off: the axis at the left, and the steps of the Pareto line."""
+        yield -AXIS_PX, 0, 2, HEIGHT
         line = sorted(self.pixels(point) for point in points if point.on_line)
         for (x0, y0), (x1, y1) in pairwise(line):
             yield x0, y0 - 2, x1, y0 + 2

@@ -146,7 +146,7 @@ class Runner:
             rows += [self._row(policy, key, metric, value, **where) for metric, value in values.items()]
             grades = _grades(asked, text)
             rows += [self._row(policy, key, name, grade, make=grade_row, **where) for name, grade in grades.items()]
-            said = {"text": storable(text), "question": storable(asked.question, MAX_TEXT)}
+            said: dict[str, Any] = {"text": storable(text), "question": storable(asked.question, MAX_TEXT)}
             said |= {"wanted": storable(asked.wanted, MAX_TEXT)} if asked.wanted else {}
             rows.append(self._row(policy, key, "text", len(served.tokens), **where, **said))
             if uncached is not None and key in outcome.restarted:

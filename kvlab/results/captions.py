@@ -54,7 +54,7 @@ def figures_of_rows(rows: pl.DataFrame, labels: Mapping[str, str]) -> Iterator[R
             yield ReportFigure(charts.cached_tokens_by_turn(rows, among=list(labels)), *_cached(facts, last, labels))
     graded = standing(rows)
     if graded is not None:
-        why = "Above every bar: right answers of those asked."
+        why = "Beside every bar: right answers of those asked."
         once = valid(rows).filter(pl.col("repeat").is_null() | (pl.col("repeat") == pl.col("repeat").min()))
         yield ReportFigure(
             charts.accuracy_by_policy(once, among=list(labels)), _extremes(graded.right, graded.questions, labels), why
