@@ -8,7 +8,7 @@
 import kvlab
 from kvlab import charts
 
-MODEL = None  # the bundled model; or any mlx-lm model: a folder, or a name such as "mlx-community/Qwen3-0.6B-4bit"
+MODEL = "bundled"  # or "smollm2-135m" (kvlab models), a folder, a hub id such as "mlx-community/Qwen3-0.6B-4bit"
 model = kvlab.load(MODEL)
 
 # %%

@@ -36,11 +36,13 @@ NOT_MEASURED = (
     "kvlab.results",
     "kvlab.provenance",
     "kvlab.recording.zarr_frames",
+    "kvlab.models.catalogue",
+    "kvlab.models.gguf",
     "kvlab.errors",
     "kvlab.paths",
     "kvlab.version",
 )
-"""What shows, names or keeps values, and computes none."""
+"""What shows, names or keeps values, and computes none; and what makes a model's files, which a fingerprint tells."""
 
 OPENS_STORE = "kvlab.store.from_policy"
 """Decides for every policy whether there is a store."""

@@ -77,11 +77,6 @@ def test_saved_notebooks_keep_what_was_written_to_stderr_except_progress(written
     assert [output.text for output in settled if output.name == "stdout"] == ["y"]
 
 
-def test_any_model_is_one_line() -> None:
-    for name in NAMES:
-        assert len(re.findall(r"^MODEL = None\b", (FOLDER / f"{name}.py").read_text(), re.M)) == 1
-
-
 @pytest.mark.parametrize("name", NAMES)
 def test_a_notebook_runs_from_clean(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
