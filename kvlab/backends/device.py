@@ -9,6 +9,8 @@ import platform
 from dataclasses import dataclass
 from pathlib import Path
 
+from kvlab.counts import counted
+
 
 @dataclass(frozen=True)
 class DeviceMemory:
@@ -55,7 +57,7 @@ def device_name() -> str:
 
     name = str(mx.device_info().get("device_name", "")) or platform.processor() or platform.machine()
     cores = physical_cores()
-    return f"cpu: {name}, {cores} core{'s' * (cores > 1)}" if is_cpu() else f"gpu: {name}"
+    return f"cpu: {name}, {counted(cores, 'core')}" if is_cpu() else f"gpu: {name}"
 
 
 def memory() -> DeviceMemory:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 import click
 
 from kvlab.cli.user_files import import_all, import_option
+from kvlab.counts import counted
 from kvlab.errors import ModelError, RunError
 
 if TYPE_CHECKING:
@@ -89,8 +90,8 @@ def report(trace: RequestTrace, *, color: bool, whole: bool = False) -> str:
     answer = tokens_text(trace.texts[at:], states[at:], color=color, whole=True)
     hint = " (--all-tokens shows all)" if not whole and at > FIRST_SHOWN + LAST_SHOWN else ""
     parts = [
-        f"Prompt, {at:,} tokens{hint}\n{prompt}",
-        f"Answer, {len(states) - at:,} tokens\n{answer}",
+        f"Prompt, {counted(at, 'token')}{hint}\n{prompt}",
+        f"Answer, {counted(len(states) - at, 'token')}\n{answer}",
         legend(states, color=color),
         _numbers(trace),
     ]
@@ -132,9 +133,9 @@ def _numbers(trace: RequestTrace) -> str:
         f"TTFT {done.ttft_ms:,.0f} ms",
         f"{1e3 / done.tpot_ms:,.1f} tokens/s" if done.tpot_ms else "",
         f"live KV {bytes_text(done.kv_bytes_live)}",
-        f"kept {trace.kept_tokens:,.0f} of {len(trace.texts):,} tokens (mean over layers and heads)",
-        f"cached {done.cached_tokens:,} of {done.prompt_tokens:,} prompt tokens{tiers}",
-        f"the answer was cut at {len(done.tokens):,} tokens" if done.finish_reason == "length" else "",
+        f"kept {trace.kept_tokens:,.0f} of {counted(len(trace.texts), 'token')} (mean over layers and heads)",
+        f"cached {done.cached_tokens:,} of {counted(done.prompt_tokens, 'prompt token')}{tiers}",
+        f"the answer was cut at {counted(len(done.tokens), 'token')}" if done.finish_reason == "length" else "",
     ]
     return f"{trace.policy}: " + " · ".join(filter(None, parts))
 
@@ -178,7 +179,8 @@ def _room(loaded: LoadedModel, prompt: list[int], max_tokens: int) -> int:
     """Return how many tokens the answer may have within the model's context. Raises RunError where none fits."""
     context = loaded.context_length or len(prompt) + max_tokens
     if len(prompt) >= context:
-        raise RunError(f"the prompt has {len(prompt):,} tokens, and {loaded.name} reads {context:,}; give less context")
+        given = counted(len(prompt), "token")
+        raise RunError(f"the prompt has {given}, and {loaded.name} reads {context:,}; give less context")
     return min(max_tokens, context - len(prompt))
 
 

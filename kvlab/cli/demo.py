@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from pathlib import Path
 
+from kvlab.counts import counted
 from kvlab.experiments.run import compare
 from kvlab.models import ModelLike
 from kvlab.results import Results, new_run_folder
@@ -40,7 +41,7 @@ def demo(
     results = compare(POLICIES, "agent", model, turns=turns, seed=seed, restart=True, folder=folder, progress=progress)
     results.provenance |= {"command": "kvlab demo"}
     report = write_run(results, folder, title="kvlab demo", lead=LEAD.format(turns=turns, tiered=POLICIES[-1]))
-    print(f"\nOne agent, {turns} turns, the same prompts for all. TTFT: time to first token.\n")
+    print(f"\nOne agent, {counted(turns, 'turn')}, the same prompts for all. TTFT: time to first token.\n")
     print(f"{text_table(results.summary())}\n\n{results.verdict().text()}")
     print(f"\n{time.perf_counter() - started:.0f} s. Charts: {report}\n\nThree things to try next")
     width = max(len(why) for why, _ in NEXT)

@@ -10,6 +10,7 @@ import mlx.core as mx
 
 from kvlab.caches import LayerCache
 from kvlab.caches.serialize import cache_leaves, is_cuttable
+from kvlab.counts import counted
 from kvlab.errors import KvlabError
 from kvlab.models import LoadedModel
 from kvlab.policies import Module, Rotating
@@ -78,8 +79,8 @@ class LiveMemoryBudget:
         """Raise KvlabError for a request that can never fit."""
         if (need := self.whole(prompt, answer)) > self.budget:
             raise KvlabError(
-                f"{prompt} prompt and {answer} answer tokens need {need} bytes of live KV, and the budget is "
-                f"{self.budget}: shorten them, or allow more live memory"
+                f"{prompt} prompt and {counted(answer, 'answer token')} need {need} bytes of live KV, and the budget "
+                f"is {self.budget}: shorten them, or allow more live memory"
             )
 
     def has_room(self, live: int, reserved: int, active: int, tokens: int, whole: int) -> bool:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, fields
 from html import escape
 from pathlib import Path
 
+from kvlab.counts import counted
 from kvlab.errors import RunError
 from kvlab.experiments.runner import REFERENCE, Key, Outcome, Runner
 from kvlab.models import ModelLike, with_adapter
@@ -220,7 +221,7 @@ def compare_command(
     )
     results.provenance |= {"command": command} if command else {}
     at_once = results.rows[0]["n"]
-    lead = f"Every policy sees the same prompts; {at_once} conversation{'s' * (at_once > 1)} at a time."
+    lead = f"Every policy sees the same prompts; {counted(at_once, 'conversation')} at a time."
     report = write_run(results, folder, title=f"kvlab compare: {workload}", lead=lead)
     print(f"\n{text_table(results.summary())}\n\n{results.verdict().text()}\n\nCharts and answers: {report}")
     return results

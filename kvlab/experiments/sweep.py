@@ -10,6 +10,7 @@ from typing import Any
 
 from tqdm.auto import tqdm
 
+from kvlab.counts import counted
 from kvlab.experiments.cell import Cell, execute
 from kvlab.experiments.config import Experiment, read_experiment
 from kvlab.experiments.result_store import RowStore
@@ -81,7 +82,7 @@ def run_command(
     lead = "Every policy sees the same prompts; a point of the grid is compared with itself only."
     report = write_run(results, folder, title=experiment.title or experiment.name, lead=lead)
     again = f", {before} of them before this run" if before else ""
-    print(f"\n{len(cells)} cells finished{again}. Rows: {folder}. Charts and answers: {report}")
+    print(f"\n{counted(len(cells), 'cell')} finished{again}. Rows: {folder}. Charts and answers: {report}")
     if before == len(cells):
         print(f"Nothing was left to do; remove {folder} to measure again.")
     if "commits" in results.provenance:

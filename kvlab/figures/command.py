@@ -8,6 +8,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+from kvlab.counts import counted
 from kvlab.figures.build import Place, build, judge, measured, rerun, source_tree
 from kvlab.figures.check import check as check_figures
 from kvlab.figures.check import contradictions
@@ -57,7 +58,7 @@ def figures_command(
         if not check or out is not None:
             drawn = measured(_with_siblings(names), rows) if fresh and not out else figures
             written = build(drawn, there, progress=progress)
-            print("\n".join([*([] if fresh else unmeasured), f"{len(written)} files in {there.pictures}"]))
+            print("\n".join([*([] if fresh else unmeasured), f"{counted(len(written), 'file')} in {there.pictures}"]))
             if out is None:
                 written = fill(measured(chosen(()), place.rows), place)
                 print(f"numbers written into {', '.join(page.name for page in written) or 'no page: all are right'}")

@@ -8,6 +8,7 @@ from typing import Any
 
 import polars as pl
 
+from kvlab.counts import counted
 from kvlab.figures.claim import Claim, Verdict
 from kvlab.figures.number import Number
 from kvlab.figures.saved import Saved
@@ -76,7 +77,7 @@ def commits_of(facts: Mapping[str, Any]) -> list[str]:
 
 def _counted(saved: Saved) -> str:
     repeats, seeds = (saved.rows[name].drop_nulls().n_unique() for name in ("repeat", "seed"))
-    parts = [f"{n} {what}{'s' * (n != 1)}" for n, what in ((repeats, "repeat"), (seeds, "seed")) if n]
+    parts = [counted(n, what) for n, what in ((repeats, "repeat"), (seeds, "seed")) if n]
     return " and ".join(parts) + " of every cell" if parts else "no repeats"
 
 

@@ -10,6 +10,7 @@ from typing import Any
 import polars as pl
 
 from kvlab import models
+from kvlab.counts import counted
 from kvlab.decoder import Completion, Decoder
 from kvlab.errors import RunError
 from kvlab.inspection.tokens import TokenState, token_states, tokens_html
@@ -94,7 +95,7 @@ class RequestTrace:
         return tokens_html(self.texts[: len(states)], states, title=title)
 
     def __repr__(self) -> str:
-        return f"<{self.policy}: {self.prompt_tokens} prompt tokens, answer {self.answer.strip()!r}>"
+        return f"<{self.policy}: {counted(self.prompt_tokens, 'prompt token')}, answer {self.answer.strip()!r}>"
 
     def _repr_html_(self) -> str:
         return self.html()

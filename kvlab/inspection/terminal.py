@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Sequence
 from itertools import groupby
 
+from kvlab.counts import counted
 from kvlab.inspection.tokens import EVICTED, KEPT, MEANINGS, RESTORED, SHARED, TokenState
 
 IN_PART, MOSTLY = "in part", "mostly evicted"
@@ -44,7 +45,7 @@ def tokens_text(texts: Sequence[str], states: Sequence[TokenState], *, color: bo
     counts = Counter(map(state_of, states[FIRST_SHOWN:end]))
     said = ", ".join(f"{counts[state]:,} {state}" for state in STATES if counts[state])
     first, last = (_runs(texts[part], states[part], color) for part in (slice(FIRST_SHOWN), slice(end, None)))
-    return f"{first}\n… {hidden:,} tokens: {said} …\n{last}"
+    return f"{first}\n… {counted(hidden, 'token')}: {said} …\n{last}"
 
 
 def legend(states: Sequence[TokenState], *, color: bool) -> str:

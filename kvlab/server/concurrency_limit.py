@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from kvlab.counts import counted
 from kvlab.server.errors import ApiError, shutting_down
 from kvlab.server.metrics import ServerMetrics
 from kvlab.server.settings import Settings
@@ -52,7 +53,7 @@ class ConcurrencyLimit:
         if self._generations + n > most:
             raise ApiError(
                 429,
-                f"{self._generations} generations are running or waiting, and no more may wait; try again shortly",
+                f"{counted(self._generations, 'generation')} running or waiting, and no more may wait; try again soon",
                 code="queue_full",
                 headers={"retry-after": "1"},
             )

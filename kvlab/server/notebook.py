@@ -10,6 +10,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
+from kvlab.counts import counted
 from kvlab.errors import KvlabError
 from kvlab.models import BUNDLED, LoadedModel, ModelSource, is_gguf, load
 from kvlab.models.adapters import adapter_folder
@@ -126,8 +127,8 @@ def with_adapters(models: Sequence[str], adapters: Sequence[str], dtype: str | N
         return list(models) if dtype is None else [ModelSource(model, dtype=dtype) for model in models]
     if len(adapters) != len(models):
         raise KvlabError(
-            f"{len(models)} models and {len(adapters)} adapters; write one --adapter a --model, in the same order, "
-            "or --adapter none"
+            f"{counted(len(models), 'model')} and {counted(len(adapters), 'adapter')}; write one --adapter a --model, "
+            "in the same order, or --adapter none"
         )
     return [
         model

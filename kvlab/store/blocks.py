@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from kvlab.counts import counted
 from kvlab.errors import StoreError
 from kvlab.store import keys as k
 from kvlab.store.keys import Namespace
@@ -78,7 +79,7 @@ def plan(
         raise StoreError(f"payloads hold {lengths} tokens; all but the last must hold {ns.block}, and it no more")
     end = start + sum(lengths)
     if end > len(tokens):
-        raise StoreError(f"payloads reach to token {end}, but only {len(tokens)} tokens are given")
+        raise StoreError(f"payloads reach to token {end}, but there are only {counted(len(tokens), 'token')}")
     keys = [ns.root(), *k.chain_all(ns.root(), tokens[:end], ns.block)]
     slots: list[BlockSlot] = []
     for payload, length in zip(payloads, lengths, strict=True):

@@ -10,6 +10,7 @@ from typing import Any
 import ipywidgets
 
 from kvlab import models
+from kvlab.counts import counted
 from kvlab.errors import RunError
 from kvlab.inspection.request_trace import Prompt, RequestTrace, prompt_ids, watch
 from kvlab.models import LoadedModel
@@ -70,7 +71,7 @@ def watch_evictions(
         done = shown.completion
         tiers = ", ".join(f"{count} {tier}" for tier, count in done.cached_by_tier.items()) or "none"
         note = (
-            f"{done.prompt_tokens} prompt tokens, cached: {tiers} · live KV at the end "
+            f"{counted(done.prompt_tokens, 'prompt token')}, cached: {tiers} · live KV at the end "
             f"{done.kv_bytes_live / 1e6:.2f} MB · answer <b>{escape(shown.answer.strip())}</b>"
         )
         return Drawn(note, shown.html(step, None if layer == ALL else layer, None if head == ALL else head))

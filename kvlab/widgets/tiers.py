@@ -6,6 +6,7 @@ import ipywidgets
 import polars as pl
 
 from kvlab.charts import block_map, bytes_at_rest
+from kvlab.counts import counted
 from kvlab.inspection import BlockResidency
 from kvlab.widgets.panel import Drawn, Panel
 
@@ -26,7 +27,7 @@ def tiers_over_time(found: BlockResidency) -> Panel:
         one = found.steps.filter(pl.col("step") == request).to_dicts()[0]
         note = (
             f"<b>request {request}</b>: {one['conversation']}, turn {one['turn']}: {one['cached_tokens']} of "
-            f"{one['prompt_tokens']} prompt tokens cached, first token after {one['ttft_ms']:.0f} ms"
+            f"{counted(one['prompt_tokens'], 'prompt token')} cached, first token after {one['ttft_ms']:.0f} ms"
         )
         note += f"; the rest computed because: {one['miss']}" if one["miss"] else ""
         chart = block_map(found.blocks, step=request) if view == "blocks" else bytes_at_rest(found.steps, step=request)

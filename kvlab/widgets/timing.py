@@ -6,6 +6,7 @@ import ipywidgets
 import polars as pl
 
 from kvlab.charts.ttft import PARTS, ttft_parts, ttft_waterfall
+from kvlab.counts import counted
 from kvlab.errors import RunError
 from kvlab.results import Results
 from kvlab.widgets.panel import Drawn, Panel
@@ -44,7 +45,7 @@ def ttft_by_part(results: Results, *, policy: str | None = None) -> Panel:
         for one in found.head(1).iter_rows(named=True):
             tiers = [f"{one[name]} from {name.removesuffix('_tokens')}" for name in one if name.endswith("_tokens")
                      and name != "cached_tokens" and one[name]]  # fmt: skip
-            note += f" · {one['cached_tokens']} tokens cached" + (f" ({', '.join(tiers)})" if tiers else "")
+            note += f" · {counted(one['cached_tokens'], 'token')} cached" + (f" ({', '.join(tiers)})" if tiers else "")
             note += f", the rest computed because: {one['miss']}" if one["miss"] else ""
         return Drawn(note, chart=chart)
 

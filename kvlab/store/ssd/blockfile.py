@@ -25,6 +25,7 @@ from typing import Any
 import numpy as np
 import xxhash
 
+from kvlab.counts import counted
 from kvlab.store import keys as k
 from kvlab.store.blocks import BLOCK, CHECKPOINT, NUMERIC_KINDS, Block
 from kvlab.store.read_buffers import ArraySpec, BlockLayout, ReadBuffer
@@ -264,7 +265,7 @@ def _check_size(start: bytes, size: int) -> tuple[int, bytes]:
     if version != k.FORMAT:
         raise BadBlock(f"it has format {version}, not {k.FORMAT}")
     if length > MAX_HEADER_BYTES or size != HEADER_OFFSET + length + payload:
-        raise BadBlock(f"it has {size} bytes, not {HEADER_OFFSET + length + payload}")
+        raise BadBlock(f"it has {counted(size, 'byte')}, not {HEADER_OFFSET + length + payload}")
     return length, digest
 
 

@@ -13,6 +13,7 @@ import os
 import sqlite3
 from pathlib import Path
 
+from kvlab.counts import counted
 from kvlab.errors import StoreError
 from kvlab.store.ssd import layout, marker, no_links
 from kvlab.store.ssd import process_lock as owners
@@ -250,7 +251,7 @@ def folder_problems(folder: StoreFolder) -> list[str]:
             if file is None:
                 found.append(f"SSD: {name[:16]} is in the index but not there")
             elif file.size != size:
-                found.append(f"SSD: {name[:16]} has {file.size} bytes, not {size}")
+                found.append(f"SSD: {name[:16]} has {counted(file.size, 'byte')}, not {size}")
         found += [f"SSD: {key.hex()[:16]} is there but not in the index" for key in files if key not in folder.unread]
     return found
 
