@@ -13,10 +13,11 @@ import polars as pl
 KEPT, SHARED, RESTORED, EVICTED = "kept", "shared", "restored", "evicted"
 
 # Grounds that let the page through, under the page's own ink: they read the same on a light page and on a dark one.
+# The lines tell them apart for the colour-blind, to whom blue and green, or green and red, are one ground.
 STYLES = {
     KEPT: "",
-    SHARED: "background:rgba(58,123,213,.36)",
-    RESTORED: "background:rgba(28,164,118,.36)",
+    SHARED: "background:rgba(58,123,213,.36);border-top:2px solid rgb(58,123,213)",
+    RESTORED: "background:rgba(28,164,118,.36);border-top:2px dotted rgb(28,164,118)",
     EVICTED: "background:rgba(214,69,56,.72);text-decoration:line-through",
 }
 MEANINGS = {

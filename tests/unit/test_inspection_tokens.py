@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import re
+
 import polars as pl
 
-from kvlab.inspection.tokens import EVICTED, KEPT, RESTORED, SHARED, token_states, tokens_html
+from kvlab.inspection.tokens import EVICTED, KEPT, RESTORED, SHARED, STYLES, token_states, tokens_html
 
 
 def lost(*rows: tuple[int, int, int, int]) -> pl.DataFrame:
@@ -25,6 +27,13 @@ def test_the_text_is_told_apart_without_styles_too() -> None:
     html = tokens_html(["<a>", "b", "c", "d"], states, title="x & y")
     assert "&lt;a&gt;</b>" in html and ">b</i>" in html and ">c</s>" in html and ">d</span>" in html
     assert "x &amp; y" in html and "kept 1" in html and "evicted 1" in html
+
+
+def test_no_two_states_differ_by_colour_alone() -> None:
+    lines = [re.sub(r"rgba?\([^)]*\)|background:", "", style) for style in STYLES.values()]
+    assert len(set(lines)) == len(STYLES) == 4
+    html = tokens_html(["a", "b", "c"], token_states(3, 3, lost(), shared=1, cached=2))
+    assert html.count("2px solid rgb(58") == 2 == html.count("2px dotted rgb(28")  # in the text and in the legend
 
 
 def test_neighbours_of_one_state_are_one_element() -> None:

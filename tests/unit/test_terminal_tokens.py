@@ -42,7 +42,8 @@ def test_a_long_text_is_its_two_ends_and_a_count(length: int) -> None:
     states = token_states(length, length, GONE, heads=2)
     shown = tokens_text(texts, states, color=False)
     hidden = length - FIRST_SHOWN - LAST_SHOWN
-    assert (f"… {hidden:,} tokens: {hidden:,} kept …" in shown) == (hidden > 0)
+    noun = "token" if hidden == 1 else "tokens"
+    assert (f"… {hidden:,} {noun}: {hidden:,} kept …" in shown) == (hidden > 0)
     assert shown.endswith(f" {length - 1}")
     assert tokens_text(texts, states, color=False, whole=True).count(" ") == length
 

@@ -14,9 +14,12 @@ from kvlab import widgets
 from kvlab.errors import KvlabError, PolicyError, RunError
 from kvlab.inspection import BlockResidency
 from kvlab.policies import Policy
+from kvlab.recording import events
+from kvlab.recording.recorder import Recorder
 from kvlab.results import Results, row
 from kvlab.widgets import Drawn, Panel, panel
 from kvlab.widgets.evictions import spec
+from tests.chart_gallery import TEN, run_rows
 
 
 def chart(high: float = 1.0) -> Any:
@@ -155,6 +158,73 @@ def test_tiers_follow_the_slider() -> None:
     assert [(r["conversation"], r["tier"]) for r in next(iter(spec["datasets"].values()))] == [("a", "ram")]
     made.set(view="bytes")
     assert made.drawn.chart.to_dict()["title"]["text"] == "KV at rest by tier"
+
+
+def recorded(*policies: str) -> Results:
+    """Two turns under each policy, with the events that panels draw."""
+    made, recorders = [], {}
+    for policy in policies:
+        emit = recorders.setdefault(policy, Recorder()).emit
+        for request, turn in enumerate((1, 2)):
+            at, tags = 10.0 * turn, {"policy": policy, "turn": turn, "conversation": "c"}
+            emit(events.Submitted(request, at, 40 * turn, 8, tags))
+            emit(events.Matched(request, at + 0.01, 20, {"ram": 20}, "never_seen", 0.002))
+            emit(events.Prefilled(request, at + 0.05, 20, 20, 20))
+            emit(events.FirstToken(request, at + 0.1, 7, seconds=0.1, queued=0.01))
+            for step in (1, 2, 3):
+                emit(events.Token(request, at + 0.1 + 0.01 * step, 7, step, 1000 * step))
+            emit(events.Finished(request, at + 0.2, "length", 4, 3000))
+            where: dict[str, Any] = {"turn": turn, "phase": "warm", "conversation": "c"}
+            made += [row(policy, "w", metric, 9.0 * turn, **where) for metric in ("ttft_ms", "kv_bytes_live")]
+    return Results(made, {}, recorders)
+
+
+def moved(made: Panel) -> list[str]:
+    """Set every control to each of its values; return what it drew, one after another."""
+    drawn = []
+    for name, control in made.controls.items():
+        before = control.value
+        many = (
+            range(control.min, control.max + 1)
+            if hasattr(control, "max")
+            else getattr(control, "options", (True, False))
+        )
+        for value in many:
+            made.set(**{name: value})
+            assert made.message == "", (name, value)
+            drawn.append(made._picture.value)
+        made.set(**{name: before})
+    return drawn
+
+
+@pytest.mark.parametrize("make", [
+    lambda: widgets.ttft_by_part(recorded("full", "paged")),
+    lambda: widgets.ttft_by_part(recorded("snapkv", "snapkv:budget=0.25"), policy="snapkv"),
+    lambda: widgets.agents_side_by_side({1: recorded("full"), 4: recorded("full", "paged", "tiered")}),
+    lambda: widgets.agents_side_by_side({10: recorded(*TEN)}),
+    lambda: widgets.quality_against_bytes(run_rows(TEN, 2)),
+])  # fmt: skip
+def test_every_control_of_a_panel_draws_at_every_value(make: Any) -> None:
+    drawn = moved(make())
+    assert len(drawn) > 2 and all("<svg" in picture for picture in drawn)
+    assert len(set(drawn)) > 1
+
+
+def test_a_panel_keeps_labels_and_colours_when_it_leaves_policies_out() -> None:
+    rows = quality_rows().vstack(Results([
+        row("quantized", "w", "kv_bytes_live", 2e6), row("quantized", "w", "accuracy", 1.0),
+    ], {}).frame())  # fmt: skip
+    made = widgets.quality_against_bytes(rows)
+
+    def looks() -> dict[str, str]:
+        scale = made.drawn.chart.to_dict()["layer"][0]["encoding"]["color"]["scale"]
+        return dict(zip(scale["domain"], scale["range"], strict=True))
+
+    every = looks()
+    made.set(at_most=1.0)
+    assert looks() == {"quantized:bits=4": every["quantized:bits=4"]}
+    made.set(at_most=2.0)
+    assert looks() == {name: every[name] for name in ("quantized:bits=4", "quantized:bits=8")}
 
 
 def test_agents_need_runs() -> None:
