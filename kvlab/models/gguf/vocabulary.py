@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
+from kvlab.counts import counted
 from kvlab.errors import ModelError
 from kvlab.models.gguf.file import GgufFile
 
@@ -140,7 +141,9 @@ def _merges(file: GgufFile) -> Iterator[tuple[str, str]]:
     """Pairs of pieces that may become one, the best first: SentencePiece joins the pair whose piece scores highest."""
     tokens, scores = _tokens(file), file.metadata.get("tokenizer.ggml.scores", [])
     if len(scores) != len(tokens):
-        raise ModelError(f"{file.path} has {len(scores)} scores for {len(tokens)} tokens; fetch the file again")
+        raise ModelError(
+            f"{file.path} has {len(scores)} scores for {counted(len(tokens), 'token')}; fetch the file again"
+        )
     pieces = {tokens[at]: scores[at] for at in _of_kind(file, NORMAL)}
     order = sorted(pieces, key=lambda piece: -pieces[piece])
     for piece in order:
