@@ -28,6 +28,7 @@ TITLES: Mapping[str, str] = {
     "kl": "KL from the uncached model (nats)",
     "top1": "best token equal to full's",
     "exact": "answers equal token for token",
+    "equal_call": "calls equal to full's",
 }
 
 
@@ -54,6 +55,8 @@ def pareto_points(rows: pl.DataFrame, metric: str = "accuracy") -> list[ParetoPo
         .agg((pl.col("value").mean() / 1e6).alias("megabytes"))
     )
     counting = rows.filter(pl.col("void").is_null()) if "void" in rows.columns else rows
+    if "position" in rows.columns:
+        counting = counting.filter(pl.col("position").is_null())  # those are of all sequences together
     quality = (
         counting.filter(pl.col("metric") == metric).group_by("policy").agg(pl.col("value").mean().alias("quality"))
     )

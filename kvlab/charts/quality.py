@@ -125,7 +125,7 @@ def quality_by_bytes(rows: pl.DataFrame, metric: str = "accuracy", *, among: Seq
     require(rows, "policy", "metric", "value", "turn")
     if metric not in QUALITY:
         raise RunError(f"no quality {metric!r}; there are {', '.join(QUALITY)}")
-    known = _answers(rows) if metric == "accuracy" else rows.filter(pl.col("metric") == metric)
+    known = _answers(rows) if metric == "accuracy" else _of_items(rows).filter(pl.col("metric") == metric)
     found = known.group_by("policy").agg(pl.col("value").mean().alias("quality"))
     data = live_megabytes(rows).join(found, on="policy", maintain_order="left")
     if data.is_empty():
@@ -161,6 +161,11 @@ def quality_by_bytes(rows: pl.DataFrame, metric: str = "accuracy", *, among: Seq
     ]
     names = name_marks(beside_points(anchors, WIDTH, HEIGHT), look.color(legend=False))
     return styled(alt.layer(points, *names), f"Quality against bytes: {QUALITY[metric]}")
+
+
+def _of_items(rows: pl.DataFrame) -> pl.DataFrame:
+    """Return the rows without those by position, which are of all items together."""
+    return rows.filter(pl.col("position").is_null()) if "position" in rows.columns else rows
 
 
 def live_megabytes(rows: pl.DataFrame) -> pl.DataFrame:

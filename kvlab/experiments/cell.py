@@ -18,6 +18,7 @@ from kvlab.experiments.runner import REFERENCE, Outcome
 from kvlab.importing import UserFile, import_again
 from kvlab.policies import Policy
 from kvlab.results import Row
+from kvlab.workloads import is_teacher_forced
 
 
 @dataclass(frozen=True)
@@ -80,7 +81,11 @@ def execute(cell: Cell, folder: Path | None = None) -> CellResult:
     for file in cell.imports:
         import_again(file)
     policy = Policy.parse(cell.run.policy)
+    about = {"repeat": cell.repeat, **({"tokens": cell.run.tokens} if cell.run.tokens else {})}
     try:
+        if is_teacher_forced(cell.run.workload):
+            forced = _with_model(cell.run).forced(progress=False, folder=folder).run([policy])
+            return CellResult(cell, [{**row, **about} for row in forced.rows], forced.provenance, {})
         harness = _with_model(cell.run).harness(progress=False, folder=folder)
         outcome = harness.serve(policy, restart=cell.run.restart)
         uncached = None
@@ -91,7 +96,6 @@ def execute(cell: Cell, folder: Path | None = None) -> CellResult:
         results = harness.results(policy, outcome, uncached, repeat=cell.repeat)
     except KvlabError as error:
         raise type(error)(f"{policy} on {cell.run.workload}: {error}") from error
-    about = {"repeat": cell.repeat, **({"tokens": cell.run.tokens} if cell.run.tokens else {})}
     rows = [*results.rows, *aggregate(results)]
     events = {kind: event_table(results, kind) for kind in cell.events}
     return CellResult(cell, [{**row, **about} for row in rows], results.provenance, events)

@@ -14,11 +14,11 @@ from typing import Any
 
 from kvlab.errors import KvlabError, RunError
 from kvlab.experiments.cell import Cell
-from kvlab.experiments.run import Run
+from kvlab.experiments.run import Run, check_forced
 from kvlab.importing import import_user_file
 from kvlab.policies import Policy
 from kvlab.recording.recorder import kind_name
-from kvlab.workloads import as_workload
+from kvlab.workloads import as_workload, is_teacher_forced
 from kvlab.workloads.registry import file_of, takes_all
 
 AXES: Mapping[str, type] = {
@@ -48,7 +48,7 @@ class Experiment:
 
     Args:
         adapter: folder of an adapter to load with the model; None, or empty text in a grid, for none.
-        n: conversations; None is as many as ``concurrency``, or all there are of one's own data.
+        n: conversations; None is as many as ``concurrency``, or all there are of one's own data and of forced answers.
         repeats: how often every cell is measured.
         exact: compare the tokens of lossless policies with those of no cache, which is run beside them.
         events: kinds of events to keep with the rows, such as ``evicted``.
@@ -95,6 +95,8 @@ class Experiment:
                         run = self._run(_filled(template, filling), seed, plain | point)
                         cells[Cell(run, repeat, self.exact, self.events, imported)] = None
         for workload, turns, tokens in {(c.run.workload, c.run.turns, c.run.tokens) for c in cells}:
+            if is_teacher_forced(workload):
+                check_forced(metrics=bool(self.metrics), restart=self.restart, repeats=self.repeats)
             as_workload(workload, self.metrics, turns=turns, tokens=tokens)
         data = {spec: _digest(str(spec)) for spec in {cell.run.workload for cell in cells}}
         return [replace(cell, data=data[cell.run.workload]) for cell in cells]

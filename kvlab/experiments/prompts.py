@@ -33,10 +33,15 @@ class Prompts:
 
     def turn(self, request: WorkloadRequest) -> Turn:
         """Render a request. Raises ModelError where there is no template, or where it refuses every form."""
-        messages, tools = adapt(_numbered(request.messages), request.tools, self.dialect)
-        prompt = self._rendered(messages, tools)
+        prompt = self.ids(request)
         seen = tokens_before(self.model, prompt, request.unseen) if request.unseen else None
         return Turn(request.conversation, request.turn, prompt, request.max_tokens, seen)
+
+    def ids(self, request: WorkloadRequest, answer: Message | None = None) -> tuple[int, ...]:
+        """Render the prompt of a request, or, with an ``answer``, the conversation that ends with it."""
+        messages = [*request.messages, answer] if answer else request.messages
+        adapted, tools = adapt(_numbered(messages), request.tools, self.dialect)
+        return self._rendered(adapted, tools, generation=answer is None)
 
     def answer(self, tokens: Sequence[int]) -> str:
         """Return an answer as text; a single call in the model's own form is written in the form that is graded."""
@@ -52,11 +57,11 @@ class Prompts:
         calls = "read from text" if not self.dialect.shows_calls else "in its own form"
         return {"tools": f"{how}, calls {calls}: the chat template does not show both"}
 
-    def _rendered(self, messages: Sequence[TemplateMessage], tools: Tools) -> tuple[int, ...]:
+    def _rendered(self, messages: Sequence[TemplateMessage], tools: Tools, *, generation: bool) -> tuple[int, ...]:
         if not self.model.tokenizer.has_chat_template:
             raise ModelError(f"model {self.model.name} has no chat template; use one that has")
         try:
-            return tuple(self.model.encode(self._apply(messages, tools, generation=True)))
+            return tuple(self.model.encode(self._apply(messages, tools, generation=generation)))
         except Exception as error:  # templates are programs: jinja errors, KeyErrors and more come from the input
             why = first_line(error)
             raise ModelError(f"the chat template of {self.model.name} refuses this conversation: {why}") from error

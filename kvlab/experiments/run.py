@@ -10,12 +10,12 @@ from pathlib import Path
 from kvlab.counts import counted
 from kvlab.errors import RunError
 from kvlab.experiments.runner import REFERENCE, Key, Outcome, Runner
+from kvlab.experiments.teacher_forced import TeacherForcedRunner
 from kvlab.models import ModelLike, with_adapter
 from kvlab.policies import Module, Policy
 from kvlab.policies.ssd_folder import survives_restart
 from kvlab.results import Results, make_folder, mark_void, merged, new_run_folder
-from kvlab.results.summary import text_table
-from kvlab.workloads import MetricLike, Workload, WorkloadLike
+from kvlab.workloads import MetricLike, Workload, WorkloadLike, is_teacher_forced
 from kvlab.workloads.metrics import as_list, find_metrics
 
 PolicyLike = str | Policy | Module
@@ -31,9 +31,9 @@ class Run:
             frame, dicts with `question`, `answer` and `context`, or messages (see :class:`kvlab.workloads.Own`).
         model: None (the bundled one), a folder, a hub id, or a LoadedModel.
         turns: requests of each conversation; None is the workload's own number.
-        n: conversations; None is one, or all there are of your own data.
+        n: conversations; None is one, or all there are of your own data and of a teacher-forced workload.
         seed: of the workload.
-        concurrency: conversations that run at once; the `n` of the rows.
+        concurrency: conversations that run at once, the `n` of the rows; None is 1, or 8 where answers are forced.
         restart: serve the second half of every conversation in a new process, where the policy has an SSD tier.
         tokens: length of a prompt, for workloads with that option; None is the workload's own.
         adapter: folder of an adapter to load with the model; None for none.
@@ -48,7 +48,7 @@ class Run:
     turns: int | None = None
     n: int | None = None
     seed: int = 0
-    concurrency: int = 1
+    concurrency: int | None = None
     restart: bool = False
     tokens: int | None = None
     adapter: str | Path | None = None
@@ -58,6 +58,8 @@ class Run:
         """Run it `repeats` times. Raises KvlabError for an impossible policy, workload, model or setting."""
         check_repeats(repeats)
         policy = Policy.parse(self.policy)
+        if is_teacher_forced(self.workload):
+            return self.forced(repeats=repeats, progress=progress).run([policy])
         harness = self.harness(progress=progress)
         served = (harness.serve(policy, restart=self.restart) for _ in range(repeats))
         results = merged(harness.results(policy, outcome, repeat=repeat) for repeat, outcome in enumerate(served))
@@ -67,8 +69,19 @@ class Run:
     def harness(self, *, progress: bool = True, folder: Path | None = None) -> Runner:
         """Make the Runner of its prompts and model, for this policy and any other; SSD tiers lie in `folder`."""
         model = with_adapter(self.model, self.adapter)
-        parts = (self.workload, model, self.turns, self.n, self.seed, self.concurrency)
+        concurrency = 1 if self.concurrency is None else self.concurrency
+        parts = (self.workload, model, self.turns, self.n, self.seed, concurrency)
         return Runner(*parts, progress, folder, self.tokens, self.metrics)
+
+    def forced(self, *, repeats: int = 1, progress: bool = True, folder: Path | None = None) -> TeacherForcedRunner:
+        """Make the runner of a teacher-forced workload, for this policy and any other.
+
+        Raises RunError for metrics, a restart and repeats, which mean nothing there.
+        """
+        check_forced(metrics=bool(self.metrics), restart=self.restart, repeats=repeats)
+        model = with_adapter(self.model, self.adapter)
+        parts = (self.workload, model, self.turns, self.n, self.seed, self.concurrency)
+        return TeacherForcedRunner(*parts, progress, folder, self.tokens)
 
     def _repr_html_(self) -> str:
         values = {part.name: getattr(self, part.name) for part in fields(self)}
@@ -94,7 +107,7 @@ def run(
     turns: int | None = None,
     n: int | None = None,
     seed: int = 0,
-    concurrency: int = 1,
+    concurrency: int | None = None,
     restart: bool = False,
     tokens: int | None = None,
     adapter: str | Path | None = None,
@@ -120,7 +133,7 @@ def compare(
     turns: int | None = None,
     n: int | None = None,
     seed: int = 0,
-    concurrency: int = 1,
+    concurrency: int | None = None,
     restart: bool = False,
     tokens: int | None = None,
     adapter: str | Path | None = None,
@@ -133,18 +146,21 @@ def compare(
     The uncached run (`full`) always takes place; it has rows only where `full` is among the policies, or after a
     restart, where its TTFT is the cold one for the same prompt. With `repeats`, all policies run once, then all again,
     so that a drift over time affects them alike: rows carry their `repeat`, tables show medians and ranges, and events
-    are kept of the first. Other options are those of `Run`; `metric` is one of `metrics`; `folder` holds the SSD tiers
-    while the runs last (else a temporary one).
+    are kept of the first. A teacher-forced workload has its references led through every policy instead, and rows of
+    their distances from `full`. Other options are those of `Run`; `metric` is one of `metrics`; `folder` holds the SSD
+    tiers while the runs last (else a temporary one).
     """
     if not policies:
         raise RunError("no policies to compare; write some, such as full,paged,tiered")
     check_repeats(repeats)
     asked = list(dict.fromkeys(Policy.parse(policy) for policy in policies))
     named = _named(metric, metrics)
-    source = with_adapter(model, adapter)
-    harness = Runner(workload, source, turns, n, seed, concurrency, progress, folder, tokens, named)
+    one = Run(REFERENCE, workload, model, turns, n, seed, concurrency, restart, tokens, adapter, named)
     if folder is not None:
         make_folder(folder)
+    if is_teacher_forced(workload):
+        return one.forced(repeats=repeats, progress=progress, folder=folder).run(asked)
+    harness = one.harness(progress=progress, folder=folder)
     timed = REFERENCE in asked or (restart and any(survives_restart(policy) for policy in asked))
     parts: list[Results] = []
     for repeat in range(repeats):
@@ -181,6 +197,16 @@ def check_repeats(repeats: int) -> None:
         raise RunError(f"repeats is {repeats!r}; write a whole number, 1 or more")
 
 
+def check_forced(*, metrics: bool, restart: bool, repeats: int) -> None:
+    """Raise RunError for options that mean nothing where answers are forced."""
+    if metrics:
+        raise RunError("a metric grades answers, and forced ones have no grade; leave metrics out")
+    if restart:
+        raise RunError("a restart changes nothing where answers are forced; leave restart out")
+    if repeats > 1:
+        raise RunError("forced answers are as far off at every repeat; leave repeats out, and take a larger n")
+
+
 def compare_command(
     policies: Sequence[str],
     workload: str,
@@ -205,6 +231,7 @@ def compare_command(
     from kvlab.results.report import write_run  # draws in Altair, which takes a moment to import
 
     folder = new_run_folder(out, "compare")
+    forced = is_teacher_forced(workload)
     results = compare(
         policies,
         workload,
@@ -213,7 +240,7 @@ def compare_command(
         turns=turns,
         n=n,
         seed=seed,
-        concurrency=concurrency or n or 1,
+        concurrency=concurrency if forced else concurrency or n or 1,
         tokens=tokens,
         adapter=adapter,
         repeats=repeats,
@@ -222,6 +249,8 @@ def compare_command(
     results.provenance |= {"command": command} if command else {}
     at_once = results.rows[0]["n"]
     lead = f"Every policy sees the same prompts; {counted(at_once, 'conversation')} at a time."
+    if forced:
+        lead = "The same answers were led through every policy, token by token; KL and flips are distances from full."
     report = write_run(results, folder, title=f"kvlab compare: {workload}", lead=lead)
-    print(f"\n{text_table(results.summary())}\n\n{results.verdict().text()}\n\nCharts and answers: {report}")
+    print(f"\n{results.table()}\n\n{results.verdict().text()}\n\nCharts and answers: {report}")
     return results

@@ -18,7 +18,6 @@ from kvlab.experiments.run import check_repeats
 from kvlab.results import Results, mark_void
 from kvlab.results.promote import serve_line
 from kvlab.results.rows import TOGETHER
-from kvlab.results.summary import text_table
 
 CLAIM_RETRY_S = 0.2
 """Seconds between two looks at cells that other processes run."""
@@ -100,7 +99,7 @@ def table(experiment: Experiment, results: Results) -> str:
             continue
         point = " ".join(f"{name}={row[column.get(name, name)]}" for name in varied)
         rows.append({**row, "policy": f"{row['policy']}  {point}" if point else row["policy"]})
-    return text_table(Results(rows, {}).summary())
+    return Results(rows, {}).table()
 
 
 def _finished(store: RowStore, cells: list[Cell], bar: Any) -> list[Cell]:

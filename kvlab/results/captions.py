@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,6 +10,8 @@ import polars as pl
 
 from kvlab import charts
 from kvlab.charts.pareto import pareto_points
+from kvlab.results.answers import REFERENCE
+from kvlab.results.forced_summary import split_forced, summarize_forced
 from kvlab.results.standing import standing
 from kvlab.results.summary import last_turn, medians, summarize
 from kvlab.results.void import valid
@@ -25,16 +27,29 @@ class ReportFigure:
     why: str
 
 
+_QUALITY_TEXTS: Mapping[str, Callable[[float], str]] = {
+    "accuracy": lambda share: f"{share:.0%} right",
+    "equal_call": lambda share: f"{share:.0%} of calls equal",
+    "kl": lambda nats: f"KL {nats:.3g}",
+}
+
+
+def _quality_metric(rows: pl.DataFrame) -> str:
+    """Return what tells how good a policy is in these rows: answers where they are graded, else what is nearest."""
+    if standing(rows) is not None:
+        return "accuracy"
+    return "equal_call" if "equal_call" in set(rows["metric"]) else "kl"
+
+
 def pareto_figure(rows: pl.DataFrame, labels: Mapping[str, str]) -> ReportFigure | None:
     """Return quality against bytes; None where there are fewer than two policies with both."""
-    graded = standing(rows)
-    metric = "accuracy" if graded is not None else "kl"
+    metric = _quality_metric(rows)
     known = rows.filter(pl.col("metric") == metric)["policy"].n_unique()
     if known < 2 or rows.filter((pl.col("metric") == "kv_bytes_live") & pl.col("turn").is_not_null()).is_empty():
         return None
     points = pareto_points(rows, metric)
     line = sorted((point for point in points if point.on_line), key=lambda point: point.megabytes)
-    quality = (lambda q: f"{q:.0%} right") if metric == "accuracy" else (lambda q: f"KL {q:.3g}")
+    quality = _QUALITY_TEXTS[metric]
     said = [f"{policy_name(p.policy, labels)} ({quality(p.quality)}, {bytes_text(1e6 * p.megabytes)})" for p in line]
     beaten = len(points) - len(line)
     see = f"On the line: {listed(said)}." if line else ""
@@ -43,7 +58,12 @@ def pareto_figure(rows: pl.DataFrame, labels: Mapping[str, str]) -> ReportFigure
 
 
 def figures_of_rows(rows: pl.DataFrame, labels: Mapping[str, str]) -> Iterator[ReportFigure]:
-    """Yield the charts of turns and of answers that these rows have data for."""
+    """Yield the charts of turns, of answers and of forced answers that these rows have data for."""
+    forced, rows = split_forced(rows)
+    if not forced.is_empty():
+        yield from _forced(forced, labels)
+    if rows.is_empty():
+        return
     summary = summarize(rows)
     facts = {r["policy"]: r for r in summary.iter_rows(named=True)}
     last = last_turn(rows)
@@ -59,6 +79,30 @@ def figures_of_rows(rows: pl.DataFrame, labels: Mapping[str, str]) -> Iterator[R
         yield ReportFigure(
             charts.accuracy_by_policy(once, among=list(labels)), _extremes(graded.right, graded.questions, labels), why
         )
+
+
+def _forced(rows: pl.DataFrame, labels: Mapping[str, str]) -> Iterator[ReportFigure]:
+    """Yield the charts of a teacher-forced workload."""
+    if "tool_flip" in set(rows["metric"]):
+        summary = summarize_forced(rows)
+        flips = summary.filter((pl.col("metric") == "tool_flip") & (pl.col("policy") != REFERENCE)).sort("value")
+        see = "A flip is a token where the most probable one is not that of `full`."
+        if not flips.is_empty():
+            most = flips.row(-1, named=True)
+            what = f"{most['measure'].removesuffix(' flips')} tokens"
+            see = f"Most flips: {policy_name(most['policy'], labels)} in {most['value']:.1%} of {what}."
+        why = "The same answers were led through every policy, so that one error does not cause the next."
+        yield ReportFigure(charts.tools_by_policy(summary, among=list(labels)), see, why)
+    placed = rows.filter((pl.col("metric") == "kl") & pl.col("position").is_not_null())
+    if not placed.is_empty():
+        others = placed.filter(pl.col("policy") != REFERENCE).sort("value")
+        see = "Every policy is `full` itself."
+        if not others.is_empty():
+            most = others.row(-1, named=True)
+            see = f"Farthest: {policy_name(most['policy'], labels)}, {most['value']:.3g} nats at "
+            see += f"token {most['position']} and the next behind the context."
+        why = "Where a line climbs, the text refers to what a policy lost; a level line is as far off at every place."
+        yield ReportFigure(charts.kl_by_position(rows, among=list(labels)), see, why)
 
 
 def live_figure(

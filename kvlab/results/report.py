@@ -20,7 +20,7 @@ from kvlab.results.points import Point, points_of
 from kvlab.results.promote import serve_line
 from kvlab.results.report_page import EMBED, SCRIPT, STYLE
 from kvlab.results.said import answer_sheet, sheet_html
-from kvlab.results.summary import html_table, range_note, summarize
+from kvlab.results.tables import results_html
 from kvlab.results.verdict import verdict
 from kvlab.results.wording import marked
 
@@ -98,9 +98,7 @@ class _Page:
     def _point(self, point: Point) -> Iterator[str]:
         if pareto := pareto_figure(point.rows, self.labels):
             yield self._card(pareto)
-        note = range_note(summarize(point.rows))
-        below = f"<div style='opacity:.65;font-size:85%;margin-top:6px'>{escape(note)}</div>" if note else ""
-        yield f"<div class='card'>{html_table(point.rows, self.among)}{below}</div>"
+        yield f"<div class='card'>{results_html(point.rows, self.among)}</div>"
         if sheet := sheet_html(answer_sheet(point.rows, MAX_QUESTIONS), self.among):
             yield f"<h2>What it said</h2><div class='card'>{sheet}</div>"
         charts = [self._card(figure) for figure in figures_of_rows(point.rows, self.labels)]

@@ -25,7 +25,8 @@ from kvlab.results.notebook_view import notebook_html
 from kvlab.results.points import points_of
 from kvlab.results.rows import SCHEMA, Row
 from kvlab.results.said import AnswerSheet, answer_sheet
-from kvlab.results.summary import summarize, text_table
+from kvlab.results.summary import summarize
+from kvlab.results.tables import results_text
 from kvlab.results.verdict import RunVerdict, verdict
 
 
@@ -115,8 +116,12 @@ class Results:
         """Return the main numbers, one row a policy."""
         return summarize(self.frame())
 
+    def table(self) -> str:
+        """Return the summary as text; of a teacher-forced workload, its distances with confidence intervals."""
+        return results_text(self.frame())
+
     def __repr__(self) -> str:
-        return text_table(self.summary()) if self.rows else "no results"
+        return self.table() if self.rows else "no results"
 
     def _slugs(self) -> dict[str, str]:
         slugs: dict[str, str] = {}

@@ -22,6 +22,10 @@ _UNITS: Mapping[str, str] = {
     "restore_bytes_per_s": "bytes/s",
     "accuracy": "fraction",
     "kl": "nats",
+    "top1": "fraction",
+    "tool_flip": "fraction",
+    "equal_call": "fraction",
+    "perplexity": "x",
     "logit_distance": "logits",
     "logit_distance_mlx_lm": "logits",
     "logit_bound": "logits",
@@ -57,6 +61,7 @@ SCHEMA: Mapping[str, Any] = {
     "text": pl.String,
     "question": pl.String,
     "wanted": pl.String,
+    "position": pl.Int64,
 }
 REQUEST = ("workload", "model", "seed", "n", "tokens", "conversation", "turn")
 """The columns that name a request: rows of two policies that agree in them are about the same prompt."""

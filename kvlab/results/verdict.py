@@ -9,6 +9,8 @@ from typing import Any
 import polars as pl
 
 from kvlab.results.answers import REFERENCE
+from kvlab.results.forced_summary import split_forced
+from kvlab.results.forced_verdict import forced_verdict
 from kvlab.results.load import busy_note
 from kvlab.results.standing import Standing, standing
 from kvlab.results.summary import last_turn, summarize
@@ -42,8 +44,13 @@ def verdict(rows: pl.DataFrame, provenance: Mapping[str, Any], labels: Mapping[s
     """Judge the policies of these rows, which are of one workload at one point.
 
     Times are compared by their ranges over repeats, answers question by question: where neither tells two policies
-    apart, both are named. `labels` has the short names of policies.
+    apart, both are named. Of a teacher-forced workload it says which is nearest to `full`. `labels` has the short
+    names of policies.
     """
+    forced, _ = split_forced(rows)
+    if not forced.is_empty():
+        sentence, notes = forced_verdict(forced, labels or {})
+        return RunVerdict(sentence, tuple(notes))
     summary = summarize(rows)
     if summary.is_empty():
         return RunVerdict("Nothing was measured.")

@@ -11,11 +11,18 @@ from kvlab.errors import WorkloadError
 from kvlab.workloads.base import KINDS, Message, Workload, WorkloadRequest
 from kvlab.workloads.metrics import MetricLike, metric_names
 from kvlab.workloads.own import Own
-from kvlab.workloads.registry import WorkloadLike, as_workload, load_workload, names_with_option, workload_names
+from kvlab.workloads.registry import (
+    WorkloadLike,
+    as_workload,
+    is_teacher_forced,
+    load_workload,
+    names_with_option,
+    workload_names,
+)
 
 __all__ = [
     "KINDS", "Message", "MetricLike", "Own", "WorkloadRequest", "Workload", "WorkloadError", "WorkloadLike",
-    "as_workload", "load_workload", "metric_names", "names_with_option", "workload_names",
+    "as_workload", "is_teacher_forced", "load_workload", "metric_names", "names_with_option", "workload_names",
 ]  # fmt: skip
 
 for _file in pkgutil.iter_modules(__path__):

@@ -91,11 +91,13 @@ class Workload:
     The constructor takes those of the options ``n`` (conversations), ``turns`` (requests of each), ``seed``, ``tokens``
     (length of a prompt) and ``count`` (counts the tokens of a text) that the workload has, by name and with defaults;
     it raises WorkloadError for values that cannot be. An ``argument`` such as ``FILE`` follows the name after a colon
-    in a spec, and is the first positional parameter; one with a default may be left out.
+    in a spec, and is the first positional parameter; one with a default may be left out. ``teacher_forced`` says that
+    its references are forced upon the model, see :class:`kvlab.workloads.forced.TeacherForced`.
     """
 
     name: str = ""
     argument: ClassVar[str] = ""
+    teacher_forced: ClassVar[bool] = False
 
     def requests(self) -> list[WorkloadRequest]:
         """Return all requests, conversation by conversation, in turn order; the same ones at every call."""

@@ -39,6 +39,14 @@ def names_with_option(option: str) -> list[str]:
     return [name for name, cls in sorted(known_workloads().items()) if option in inspect.signature(cls).parameters]
 
 
+def is_teacher_forced(workload: WorkloadLike) -> bool:
+    """Return whether a workload, or the one that a spec names, forces its references upon the model."""
+    if isinstance(workload, Workload):
+        return workload.teacher_forced
+    cls = known_workloads().get(workload.partition(":")[0]) if isinstance(workload, str) else None
+    return cls is not None and cls.teacher_forced
+
+
 def load_workload(
     spec: str,
     *,

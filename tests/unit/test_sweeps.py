@@ -109,7 +109,7 @@ def test_one_policy_in_two_spellings_is_one_cell(qwen3: LoadedModel) -> None:
         ('policies = ["full"]\nrepeats = 0', "repeats is 0; write 1 or more"),
         ('policies = ["full"]\nseeds = []', "seeds is an empty list"),
         ('policies = ["full"]\nevents = ["spiled"]', "no events of kind 'spiled'"),
-        ('policies = ["full"]\ntokens = 300', "retrieval workloads only"),
+        ('policies = ["full"]\ntokens = 300', "workloads only, not to 'agent'"),
         ('policies = ["full"]\n[grid]', "the grid is empty"),
         ('policies = ["full"]\ngrid = 3', "grid is no table"),
         ('policies = ["full"]\n[grid]\nturns = []', "grid.turns is []"),

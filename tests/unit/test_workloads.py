@@ -174,7 +174,8 @@ def test_defined_workload_is_loaded_by_name_with_its_own_options(squares: type[W
     assert isinstance(load_workload(squares.name), squares)
     requests = load_workload(squares.name, n=2, turns=4, seed=5).requests()
     assert len(requests) == 8 and requests[3].grade("#009") == {"accuracy": 1.0}
-    with pytest.raises(WorkloadError, match=f"tokens applies to the needle, retrieval .* not to '{squares.name}'"):
+    says = f"tokens applies to the .*needle, retrieval.* workloads only, not to '{squares.name}'"
+    with pytest.raises(WorkloadError, match=says):
         load_workload(squares.name, tokens=300)
 
 
