@@ -13,6 +13,7 @@ from kvlab.errors import RunError
 
 PANELS = ("prose KL", "prose flips", "name flips", "argument flips", "equal calls")
 """The measures that are drawn, from left to right, where they are there."""
+KL_TICKS = [0, 0.001, 0.01, 0.1, 1, 10]
 PANEL_WIDTH, ROW_HEIGHT = 150, 24
 
 
@@ -38,10 +39,10 @@ def tools_by_policy(summary: pl.DataFrame, *, among: Sequence[str] | None = None
 def _panel(data: pl.DataFrame, name: str, look: Look, is_first: bool) -> Any:
     """Draw one measure; the first panel names the policies."""
     is_kl = name.endswith("KL")
-    scale = alt.Scale(type="symlog", constant=1e-3, domainMin=0) if is_kl else alt.Scale(domainMin=0, nice=True)
-    axis = alt.Axis(format="~g" if is_kl else "~%", tickCount=4, grid=True)
+    scale = alt.Scale(type="symlog", constant=1e-3, domainMin=0) if is_kl else alt.Scale(domainMin=0)
+    axis = alt.Axis(format="~g", values=KL_TICKS) if is_kl else alt.Axis(format="~%", tickCount=4)
     title = f"{name} (nats)" if is_kl else name
-    named = alt.Axis(labelLimit=AXIS_LABEL_PX, ticks=False, domain=False) if is_first else None
+    named = alt.Axis(labelLimit=AXIS_LABEL_PX, ticks=False, domain=False, labelPadding=10) if is_first else None
     form = ".4f" if is_kl else ".1%"
     base = alt.Chart(data, width=PANEL_WIDTH, height=ROW_HEIGHT * len(look.labels)).encode(
         y=alt.Y("policy:N", sort=look.labels, scale=alt.Scale(domain=look.labels), title=None, axis=named),

@@ -112,7 +112,10 @@ def forced_text(rows: pl.DataFrame) -> str:
     return "\n".join([drawn[0], "─" * max(map(len, drawn)), *drawn[1:], "", NOTE])
 
 
-NOTE = "In brackets: 95 % confidence, by bootstrap over items. A flip: the most probable token is not that of full."
+NOTE = (
+    "In brackets: 95 % confidence, by bootstrap over items; one item alone has none. "
+    "A flip: the most probable token is not that of full."
+)
 
 
 def measure_text(measure: str, value: float) -> str:
