@@ -72,7 +72,12 @@ def kl_by_position(rows: pl.DataFrame, *, among: Sequence[str] | None = None) ->
     look = Look(data, among)
     base = alt.Chart(look.labelled(data)).encode(
         x=alt.X("position:Q", title="tokens behind the context, from", scale=alt.Scale(type="log", base=2)),
-        y=alt.Y("value:Q", title="KL from the uncached model (nats)", scale=alt.Scale(type="symlog", constant=1e-4)),
+        y=alt.Y(
+            "value:Q",
+            title="KL from the uncached model (nats)",
+            scale=alt.Scale(type="symlog", constant=1e-4),
+            axis=alt.Axis(format="~g", values=KL_TICKS),
+        ),
         color=look.color(),
         tooltip=[alt.Tooltip("policy:N"), alt.Tooltip("position:Q"), alt.Tooltip("value:Q", title="kl", format=".5f")],
     )

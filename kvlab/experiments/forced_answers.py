@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from kvlab.counts import counted
 from kvlab.decoder.teacher_forcing import ForcedAnswer, without_early_end
 from kvlab.errors import ModelError, RunError, WorkloadError
 from kvlab.experiments.prompts import Prompts
@@ -75,7 +76,7 @@ def chat_item(request: WorkloadRequest, prompts: Prompts) -> ForcedItem:
 
 def _text_item(request: TextRequest, ids: Sequence[int]) -> ForcedItem:
     if len(ids) < 2:
-        raise WorkloadError(f"{request.conversation} has {len(ids)} tokens; give a longer text")
+        raise WorkloadError(f"{request.conversation} has {counted(len(ids), 'token')}; give a longer text")
     context, answer = request.cut(ids)
     return ForcedItem(request, ForcedAnswer(context, answer), ("prose",) * len(answer))
 

@@ -249,8 +249,9 @@ def compare_command(
     results.provenance |= {"command": command} if command else {}
     at_once = results.rows[0]["n"]
     lead = f"Every policy sees the same prompts; {counted(at_once, 'conversation')} at a time."
+    what = "Charts" if forced else "Charts and answers"
     if forced:
         lead = "The same answers were led through every policy, token by token; KL and flips are distances from full."
     report = write_run(results, folder, title=f"kvlab compare: {workload}", lead=lead)
-    print(f"\n{results.table()}\n\n{results.verdict().text()}\n\nCharts and answers: {report}")
+    print(f"\n{results.table()}\n\n{results.verdict().text()}\n\n{what}: {report}")
     return results

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import polars as pl
 
+from kvlab.counts import counted
 from kvlab.results.rows import REQUEST
 
 REFERENCE = "full"
@@ -21,7 +22,7 @@ def storable(text: str, most: int | None = None) -> str:
     if most is None or len(clean) <= most:
         return clean
     half = most // 2
-    return f"{clean[:half]}\n[… {len(clean) - 2 * half:,} characters …]\n{clean[-half:]}"
+    return f"{clean[:half]}\n[… {counted(len(clean) - 2 * half, 'character')} …]\n{clean[-half:]}"
 
 
 def answers(rows: pl.DataFrame) -> pl.DataFrame:

@@ -10,6 +10,7 @@ import polars as pl
 
 from kvlab import charts
 from kvlab.charts.pareto import pareto_points
+from kvlab.counts import counted
 from kvlab.results.answers import REFERENCE
 from kvlab.results.forced_summary import split_forced, summarize_forced
 from kvlab.results.standing import standing
@@ -53,7 +54,8 @@ def pareto_figure(rows: pl.DataFrame, labels: Mapping[str, str]) -> ReportFigure
     said = [f"{policy_name(p.policy, labels)} ({quality(p.quality)}, {bytes_text(1e6 * p.megabytes)})" for p in line]
     beaten = len(points) - len(line)
     see = f"On the line: {listed(said)}." if line else ""
-    why = f"{beaten} of {len(points)} policies are beaten in both by one on the line." if beaten else ""
+    of_all = f"{beaten} of {counted(len(points), 'policy', 'policies')} {'is' if beaten == 1 else 'are'}"
+    why = f"{of_all} beaten in both by one on the line." if beaten else ""
     return ReportFigure(charts.quality_with_pareto(rows, metric, among=list(labels)), see, why)
 
 
@@ -99,8 +101,10 @@ def _forced(rows: pl.DataFrame, labels: Mapping[str, str]) -> Iterator[ReportFig
         see = "Every policy is `full` itself."
         if not others.is_empty():
             most = others.row(-1, named=True)
-            see = f"Farthest: {policy_name(most['policy'], labels)}, {most['value']:.3g} nats at "
-            see += f"token {most['position']} and the next behind the context."
+            first = most["position"]  # of as many tokens as its number
+            where = "token 1" if first == 1 else f"tokens {first} to {2 * first - 1}"
+            name = policy_name(most["policy"], labels)
+            see = f"Farthest: {name}, {most['value']:.3g} nats at {where} behind the context."
         why = "Where a line climbs, the text refers to what a policy lost; a level line is as far off at every place."
         yield ReportFigure(charts.kl_by_position(rows, among=list(labels)), see, why)
 
@@ -153,7 +157,7 @@ def _cached(facts: Mapping[str, Mapping[str, Any]], last: int, labels: Mapping[s
     f = known[most]
     see = (
         f"At turn {last}, {policy_name(most, labels)} does not compute {f['cached_tokens']:,.0f} of "
-        f"{f['prompt_tokens']:,.0f} prompt tokens again."
+        f"{counted(round(f['prompt_tokens']), 'prompt token')} again."
     )
     return see, "The distance to the dashed line is what is computed: at best, what the turn added."
 

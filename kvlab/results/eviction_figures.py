@@ -9,6 +9,7 @@ from typing import Any
 import polars as pl
 
 from kvlab import charts
+from kvlab.counts import counted
 from kvlab.recording.recorder import Recorder
 from kvlab.results.captions import ReportFigure
 from kvlab.results.spans import Spans, spans_of
@@ -74,7 +75,7 @@ def strips_figure(found: Mapping[str, EvictedRequest], labels: Mapping[str, str]
         needles=needles,
         among=list(labels),
     )
-    see = f"One prompt of {first.prompt_tokens:,} tokens under each policy that evicts."
+    see = f"One prompt of {counted(first.prompt_tokens, 'token')} under each policy that evicts."
     why = "No later token of a layer and head attends to what that head dropped."
     if needles:
         kept = {p: sum(one.kept(span) for span in needles) / len(needles) for p, one in shown.items()}

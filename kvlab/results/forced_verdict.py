@@ -57,10 +57,8 @@ def forced_verdict(rows: pl.DataFrame, labels: Mapping[str, str]) -> tuple[str, 
         )
     else:
         first, last = ([one for one in found if _equal(one, end)] for end in (nearest, farthest))
-        sentence = (
-            f"Of {counted(len(found), 'policy', 'policies')} compared with {reference}, {said.clause(first)} nearest, "
-            f"{said.clause(last)} farthest."
-        )
+        ends = f"{said.clause(first, 'nearest')}; {said.clause(last, 'farthest')}"
+        sentence = f"Of {counted(len(found), 'policy', 'policies')} compared with {reference}, {ends}."
     return sentence, _notes(found, said)
 
 
@@ -77,9 +75,10 @@ def _notes(found: list[Distance], said: _Said) -> list[str]:
     near = [one for one in others if one.low <= nearest.high and nearest.low <= one.high]
     if not near:
         return []
+    what = "interval" if len(near) == 1 else "intervals"
     verb = "meets" if len(near) == 1 else "meet"
     return [
-        f"The 95 % confidence of {said.named(near)} {verb} that of the nearest: "
+        f"The 95 % {what} of {said.named(near)} {verb} that of the nearest: "
         f"{counted(items, 'item')} may not tell them apart."
     ]
 
@@ -102,10 +101,8 @@ class _Said:
         held = self.held.get(one.policy)
         return f"{self.value(one)}, with {bytes_text(held)} of KV" if held else self.value(one)
 
-    def clause(self, found: list[Distance]) -> str:
-        """Write `a` is (KL 0.1, with 3 kB of KV); of several that are equal, the KV is left out."""
-        one = found[0]
-        return (
-            f"{self.named(found)} {'is' if len(found) == 1 else 'are'} "
-            f"({self.about(one) if len(found) == 1 else self.value(one)})"
-        )
+    def clause(self, found: list[Distance], place: str) -> str:
+        """Write `a` is nearest (KL 0.1, with 3 kB of KV); of several that are equal, the KV is left out."""
+        if len(found) == 1:
+            return f"{self.named(found)} is {place} ({self.about(found[0])})"
+        return f"{self.named(found)} are {place} ({self.value(found[0])})"

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from kvlab.counts import counted
+
 OTHER_LOAD = "other_load"
 """The key in the provenance: for each policy, the share of all CPU time that other programs took, for each repeat."""
 BUSY_SHARE = 0.15
@@ -27,7 +29,7 @@ def busy_note(provenance: Mapping[str, Any]) -> str:
     busy = [share for share in runs if share >= BUSY_SHARE]
     if not busy:
         return ""
-    when = "throughout" if len(busy) == len(runs) else f"in {len(busy)} of {len(runs)} runs"
+    when = "throughout" if len(busy) == len(runs) else f"in {len(busy)} of {counted(len(runs), 'run')}"
     return (
         f"The machine was busy {when}: other programs took up to {max(busy):.0%} of its CPU time, so times may be "
         "longer than on an idle one, and differ by chance."

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import polars as pl
 
+from kvlab.counts import counted
 from kvlab.results.answers import REFERENCE, answers
 from kvlab.results.paint import dot
 from kvlab.results.rows import REQUEST
@@ -247,7 +248,7 @@ def _right(question: AskedQuestion) -> str:
     """Return `3 of 5 right`, counting policies; empty where nothing was graded."""
     graded = [answer for answer in question.answers if answer.score is not None]
     if not graded:
-        return "" if not question.differs else f"{len(question.answers)} different answers"
+        return "" if not question.differs else counted(len(question.answers), "different answer")
     policies = sum(len(answer.policies) for answer in graded)
     return f"{sum(len(answer.policies) for answer in graded if answer.score == 1)} of {policies} right"
 

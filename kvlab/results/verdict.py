@@ -8,6 +8,7 @@ from typing import Any
 
 import polars as pl
 
+from kvlab.counts import counted
 from kvlab.results.answers import REFERENCE
 from kvlab.results.forced_summary import split_forced
 from kvlab.results.forced_verdict import forced_verdict
@@ -78,7 +79,7 @@ class _Judge:
         of_these = "of these, " if quality and several and len(best) < len(self.policies) else ""
         cost = [part for part in (self._bytes(best), self._time(best)) if part] if several else self._costs_of(best[0])
         clauses = [part for part in (quality, of_these + " and ".join(cost) if cost else "") if part]
-        return f"Of {len(self.policies)} policies, {'; '.join(clauses) or 'none was measured'}."
+        return f"Of {counted(len(self.policies), 'policy', 'policies')}, {'; '.join(clauses) or 'none was measured'}."
 
     def notes(self, provenance: Mapping[str, Any]) -> list[str]:
         graded, made = self.graded, list[str]()

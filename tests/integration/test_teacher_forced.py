@@ -151,9 +151,11 @@ def test_tools_are_saved_shown_and_reported(tools: Results, tmp_path: Path) -> N
 
     loaded = Results.load(tools.save(tmp_path / "run"))
     assert "argument flips" in repr(loaded) and "equal calls" in loaded._repr_html_()
-    (figure,) = figures(loaded)
-    assert "hconcat" in figure.chart.to_dict()
-    assert "argument flips" in report_html(loaded, title="t", lead="l")
+    pareto, flips = figures(loaded)
+    assert "of calls equal" in pareto.see and "hconcat" in flips.chart.to_dict()
+    page = report_html(loaded, title="t", lead="l")
+    assert "argument flips" in page and "What it said" not in page
+    assert "nearest" in loaded.verdict().sentence and "right" not in loaded.verdict().text()
 
 
 def test_kl_of_a_text_is_reported_by_part_and_by_position(bundled: LoadedModel, tmp_path: Path) -> None:
@@ -224,11 +226,16 @@ def test_inputs_that_cannot_be_forced_say_what_to_write(
         load_workload(spec.format(tmp_path), **options)
 
 
-def test_a_restart_and_a_prompt_beyond_the_context_are_refused(bundled: LoadedModel, tmp_path: Path) -> None:
+def test_what_means_nothing_for_forced_answers_and_a_prompt_beyond_the_context_are_refused(
+    bundled: LoadedModel, tmp_path: Path
+) -> None:
     path = tmp_path / "text.txt"
     path.write_text(TEXT)
-    with pytest.raises(RunError, match="leave restart out"):
-        compare(["full"], f"kl:{path}", bundled, restart=True, progress=False)
+    for option, value in {"restart": True, "metrics": ["contains"], "repeats": 2}.items():
+        with pytest.raises(RunError, match=f"leave {option} out"):
+            compare(["full"], f"kl:{path}", bundled, progress=False, **{option: value})
+        with pytest.raises(RunError, match=f"leave {option} out"):
+            run("paged", f"kl:{path}", bundled, progress=False, **{option: value})
     short = copy.copy(bundled)
     short.__dict__["context_length"] = 200
     with pytest.raises(RunError, match="fewer turns or tokens"):
@@ -260,3 +267,6 @@ def test_an_experiment_file_takes_forced_workloads(tmp_path: Path) -> None:
     results = sweep(file, tmp_path / "run", progress=False)
     assert results.policies == ["full", "quantized", "quantized:bits=2"]
     assert results.frame().filter(metric="equal_call").height == 3 * len(ITEMS)
+    file.write_text(f"repeats = 2\n{file.read_text()}")
+    with pytest.raises(RunError, match="leave repeats out"):
+        sweep(file, tmp_path / "again", progress=False)
