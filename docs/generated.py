@@ -17,6 +17,8 @@ import typing
 from pathlib import Path
 from typing import Any
 
+from pygments.lexers import JsonLexer
+
 import kvlab
 import kvlab.policies as policies
 from kvlab.policies import SLOTS, ModuleInfo, parse_module, registry
@@ -25,8 +27,8 @@ HERE = Path(__file__).resolve().parent
 NOTEBOOKS = HERE.parent / "notebooks"
 
 SIDEBAR = {
-    "Begin": ("start", "models", "concepts", "notebooks"),
-    "Policies": ("policies", "write", "limits"),
+    "Begin": ("start", "models", "data", "concepts", "notebooks"),
+    "Policies": ("policies", "write", "forced", "limits"),
     "How it works": ("store", "live", "serving", "experiments", "figures/README"),
     "Reference": ("api", "install", "contributing"),
 }
@@ -241,6 +243,7 @@ def setup(app: Any) -> dict[str, Any]:
     app.connect("source-read", _read)
     app.connect("autodoc-process-docstring", _docstring, priority=600)
     app.connect("autodoc-process-signature", _signature)
+    app.add_lexer("jsonl", JsonLexer)  # Pygments knows the format by no name
     # The reference follows the code, which Sphinx does not watch: these pages are read anew every time.
     app.connect("env-get-outdated", lambda *_: ["policies", "api"])
     return {"parallel_read_safe": True, "parallel_write_safe": True}
