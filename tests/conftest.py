@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import os
+import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -45,6 +46,16 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if backend != "x86" and item.get_closest_marker("x86_only"):
             item.add_marker(pytest.mark.skip(reason=f"only x86 CPUs use this, and decisions are those of {backend}"))
+
+
+@pytest.fixture(autouse=True)
+def forgotten() -> Iterator[None]:
+    """A user's files are imported for the time of a test."""
+    modules, path = set(sys.modules), list(sys.path)
+    yield
+    for name in [name for name in sys.modules if name.startswith("kvlab_user_file_") and name not in modules]:
+        del sys.modules[name]
+    sys.path[:] = path
 
 
 @pytest.fixture(scope="session", autouse=True)

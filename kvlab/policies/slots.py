@@ -163,7 +163,7 @@ def registry() -> list[ModuleInfo]:
             cls.slot,
             {field.name: _shown_default(field) for field in dataclasses.fields(cls)},
             cls.paper,
-            (cls.__doc__ or "").strip().splitlines()[0],
+            next(iter((cls.__doc__ or "").strip().splitlines()), ""),
         )
         for name, cls in known_modules().items()
     ]

@@ -13,20 +13,20 @@ from kvlab.server.metrics import ServerMetrics
 from kvlab.server.settings import Settings
 
 OPEN_SHARE = 0.75
-"""Of all places: so many are there for whoever comes first, the others for single answers of who has few."""
+"""Of the queue: so much is there for whoever comes first, the rest for single answers of who has few."""
 
 
 class ConcurrencyLimit:
     """Counts generations and refuses those beyond the limit. Admitted ones wait in the decoder. One event loop.
 
-    Once some are taken, the last quarter of the places is for requests for one answer, of tenants that hold less than
-    half of all: neither a request for many answers nor another tenant shuts them out.
+    Once places are taken, the last quarter of the queue is for requests for one answer, of tenants that hold less than
+    half of all places: neither a request for many answers nor another tenant shuts them out.
     """
 
     def __init__(self, settings: Settings, metrics: ServerMetrics) -> None:
         self._max_generations = settings.max_concurrency + settings.queue
         self._metrics = metrics
-        self._open = max(1, int(OPEN_SHARE * self._max_generations))
+        self._open = settings.max_concurrency + int(OPEN_SHARE * settings.queue)
         self._generations = 0
         self._of_tenant: Counter[str] = Counter()
         self.closing = asyncio.Event()

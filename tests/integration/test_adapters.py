@@ -159,7 +159,7 @@ def test_what_is_no_adapter_is_one_line_that_says_what_to_give(
 def test_models_and_adapters_are_given_in_the_same_order() -> None:
     assert with_adapters(["a", "b"], []) == ["a", "b"]
     assert with_adapters(["a", "b"], ["none", "c"]) == ["a", ModelSource("b", "c")]
-    with pytest.raises(KvlabError, match="2 models and 1 adapters; write one --adapter a --model"):
+    with pytest.raises(KvlabError, match="2 models and 1 adapter; write one --adapter a --model"):
         with_adapters(["a", "b"], ["c"])
 
 

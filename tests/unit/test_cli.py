@@ -236,7 +236,10 @@ def test_compare_passes_on_what_was_asked(monkeypatch: pytest.MonkeyPatch, capsy
         "seed": 0,
         "concurrency": 2,
         "tokens": 900,
+        "repeats": 1,
         "out": None,
+        "command": "kvlab compare --policies full,tiered:ram=1GB,ssd=2GB --policies paged --workload agent --turns 3 "
+        "--n 4 --concurrency 2 --metric f1 --metric contains --tokens 900 --json",
     }
     assert main(["compare", *arguments]) == 0
     assert capsys.readouterr().out == "a table\n"

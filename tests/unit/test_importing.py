@@ -6,7 +6,6 @@ import json
 import pickle
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -63,16 +62,6 @@ def NAME_close(text, wanted):
 def _hidden(text, wanted):
     return 1
 '''
-
-
-@pytest.fixture(autouse=True)
-def forgotten() -> Iterator[None]:
-    """Files are imported for the time of a test."""
-    modules, path = set(sys.modules), list(sys.path)
-    yield
-    for name in [name for name in sys.modules if name.startswith("kvlab_user_file_") and name not in modules]:
-        del sys.modules[name]
-    sys.path[:] = path
 
 
 def written(path: Path, text: str) -> Path:

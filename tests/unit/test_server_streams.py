@@ -164,7 +164,7 @@ def test_requests_for_many_answers_leave_places_for_others():
 def test_a_tenant_leaves_places_for_others():
     limit = ConcurrencyLimit(Settings(max_concurrency=4, queue=4), ServerMetrics({}))
     with ExitStack() as stack:
-        for _ in range(6):
+        for _ in range(7):
             stack.enter_context(limit.admit(1, "a"))
         assert is_full(limit, 1, "a")
         assert not is_full(limit, 1, "b")
