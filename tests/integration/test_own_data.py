@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import hashlib
 import importlib
+import os
 import json
 import pickle
 import subprocess
@@ -167,7 +168,7 @@ def test_own_code_of_an_importable_module_runs_after_a_restart_and_that_of_a_not
 ) -> None:
     mine.rename(tmp_path / "module_of_test.py")
     monkeypatch.syspath_prepend(str(tmp_path))
-    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path), prepend=os.pathsep)
     module = importlib.import_module("module_of_test")
     policy = module.Latest() | Tiered(dir=str(tmp_path / "store"))
     results = kvlab.run(policy, module.Codes(), bundled, restart=True, progress=False)
