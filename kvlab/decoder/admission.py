@@ -45,7 +45,7 @@ class Admission:
 
     def in_turn(self, active: Mapping[int, Request]) -> list[Request]:
         """Return the waiting requests in the order of service beside the ``active`` ones."""
-        return Shares(active.values()).in_turn(self._waiting) if self._waiting else []
+        return Shares(active.values()).in_turn(self._waiting)
 
     def remove(self, request: Request) -> None:
         """Take a request out of the queue. Raises ValueError where it is not in it."""

@@ -210,9 +210,13 @@ class Scheduler:
             self.reuse.settle()
 
     def _admit(self) -> None:
+        is_full = len(self._active) >= self._config.max_concurrency
+        if not self._waiting or (is_full and not self._can_preempt):
+            return
         for request in self._waiting.in_turn(self._active):
-            taken = None if self._has_place(request) else self._place_to_take(request)
-            if taken is None and not self._has_place(request):
+            has_place = self._has_place(request)
+            taken = None if has_place else self._place_to_take(request)
+            if not has_place and taken is None:
                 return
             if self._waiting.waits_for_prefix(request, self._active):
                 continue
@@ -231,9 +235,9 @@ class Scheduler:
 
     def _has_place(self, request: Request) -> bool:
         """Return whether a place is free for the request."""
-        most, holds = self._config.max_concurrency, Shares(self._active.values()).holds_place(request)
-        kept = most // KEPT_SHARE if holds and not self._can_preempt else 0
-        return most - len(self._active) > kept
+        free = self._config.max_concurrency - len(self._active)
+        kept = 0 if self._can_preempt else self._config.max_concurrency // KEPT_SHARE
+        return free > kept or (free > 0 and not Shares(self._active.values()).holds_place(request))
 
     def _place_to_take(self, request: Request) -> Request | None:
         """Return a running request that gives its place to this one, which has waited long enough; else None."""

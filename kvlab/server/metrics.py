@@ -226,20 +226,8 @@ class _StoreCollector:
             evictions.add_metric([name], _count(stats.get("evictions", 0)))
             spills.add_metric([name], _count(stats.get("spills", 0)))
             written.add_metric([name], stats.get("bytes_written", 0))
-        yield from (
-            answers,
-            most,
-            live,
-            warm,
-            grammars,
-            most_grammars,
-            rest,
-            most_rest,
-            blocks,
-            evictions,
-            spills,
-            written,
-        )
+        yield from (answers, most, live, warm, grammars, most_grammars)
+        yield from (rest, most_rest, blocks, evictions, spills, written)
 
 
 def _count(value: Any) -> float:

@@ -56,28 +56,45 @@ def test_a_newcomer_gets_a_place_of_who_has_most_and_all_tokens_stay_right(llama
         newcomer = decoder.submit(new, max_tokens=5, group="new")
         gate.open()
         assert len(newcomer.result().tokens) == 5
-        assert not any(stream.done for stream in streams)
         assert [stream.result().tokens for stream in streams] == want
+    assert log.of(events.Finished)[0].request == newcomer.request
     assert log.of(events.Paused)
+
+
+@pytest.mark.parametrize("policy", ["paged", "quantized|paged"])
+def test_places_are_shared_in_the_weights_of_a_mac_too(mac_model, impatient, policy):
+    """In 16 bits tokens depend on what is computed beside them: what must hold is that all of them come."""
+    many, new = [conversation(seed, 40 + seed) for seed in range(5)], conversation(9, 30)
+    log = Log()
+    with Decoder(mac_model, policy, recorder=log, max_concurrency=3) as decoder:
+        streams, gate = submitted(decoder, many, 3, max_tokens=40, group="many")
+        newcomer = decoder.submit(new, max_tokens=3, group="new")
+        gate.open()
+        assert newcomer.result().finish_reason in ("length", "stop")
+        ends = [stream.result() for stream in streams]
+    assert log.of(events.Paused)
+    assert all(len(end.tokens) == 40 or end.finish_reason == "stop" for end in ends)
 
 
 def test_where_nothing_can_be_preempted_a_place_is_kept(llama):
     many, new = [conversation(seed, 40 + seed) for seed in range(9)], conversation(20, 30)
-    with Decoder(llama, "full", max_concurrency=8) as decoder:
+    log = Log()
+    with Decoder(llama, "full", recorder=log, max_concurrency=8) as decoder:
         streams, gate = submitted(decoder, many, 7, max_tokens=200, group="many")
         newcomer = decoder.submit(new, max_tokens=2, group="new")
         gate.open()
         assert len(newcomer.result().tokens) == 2
-        assert not any(stream.done for stream in streams)
         assert [stream.result().tokens for stream in streams] == uncached(llama, many, 200)
+    assert log.of(events.Finished)[0].request == newcomer.request
 
 
 def test_a_tenant_with_many_requests_leaves_places_to_others(llama, impatient):
     many, new = [conversation(seed, 40 + seed) for seed in range(6)], conversation(20, 30)
-    with Decoder(llama, "paged", max_concurrency=2) as decoder:
+    log = Log()
+    with Decoder(llama, "paged", recorder=log, max_concurrency=2) as decoder:
         streams, gate = submitted(decoder, many, 2, max_tokens=120, tenant="a")
         newcomer = decoder.submit(new, max_tokens=5, tenant="b")
         gate.open()
         assert len(newcomer.result().tokens) == 5
-        assert not all(stream.done for stream in streams[:2])
         assert [stream.result().tokens for stream in streams] == uncached(llama, many, 120)
+    assert log.of(events.Finished)[0].request == newcomer.request
