@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import html
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -117,11 +118,11 @@ class Policy:
 
     def _repr_html_(self) -> str:
         cells = "".join(
-            f"<tr><td><b>{slot}</b></td><td><code>{module or 'none'}</code></td>"
-            f"<td>{(module.__doc__ or '').strip().splitlines()[0] if module else 'nothing is kept at rest'}</td></tr>"
+            f"<tr><td><b>{slot}</b></td><td><code>{html.escape(str(module or 'none'))}</code></td>"
+            f"<td>{html.escape(module.summary() if module else 'nothing is kept at rest')}</td></tr>"
             for slot, module in zip(SLOTS, self._resolved(), strict=True)
         )
-        return f"<table><caption><code>{self}</code></caption>{cells}</table>"
+        return f"<table><caption><code>{html.escape(str(self))}</code></caption>{cells}</table>"
 
 
 def _modules(part: Any) -> Iterable[Module]:

@@ -79,6 +79,11 @@ class Module:
         changes = self.slot in LOSSY_SLOTS and not self.is_lossless
         return self.full_spec() if changes else ""
 
+    @classmethod
+    def summary(cls) -> str:
+        """Return the first line of the docstring; empty where there is none."""
+        return next(iter((cls.__doc__ or "").strip().splitlines()), "")
+
     def full_spec(self) -> str:
         """Return ``name:key=value,...`` with all parameters, so that a later change of defaults does not change it."""
         return self.written(dataclasses.fields(self), Module.full_spec)
@@ -163,7 +168,7 @@ def registry() -> list[ModuleInfo]:
             cls.slot,
             {field.name: _shown_default(field) for field in dataclasses.fields(cls)},
             cls.paper,
-            next(iter((cls.__doc__ or "").strip().splitlines()), ""),
+            cls.summary(),
         )
         for name, cls in known_modules().items()
     ]

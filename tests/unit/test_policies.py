@@ -29,6 +29,7 @@ from kvlab.policies import (
     parse_bytes,
     registry,
 )
+from kvlab.policies.slots import known_modules
 
 EXAMPLE = "paged:block=64|quantized:bits=4|tiered:ram=2GB,ssd=20GB,replace=s3fifo"
 
@@ -170,8 +171,30 @@ def test_the_registry_lists_every_module_with_slot_and_defaults():
         "tiered",
         "snapshot",
     } <= set(rows)
-    assert all(info.slot in SLOTS and info.summary for info in rows.values())
+    assert all(info.slot in SLOTS for info in rows.values())
+    # Modules of other tests' users may be known too, and need no docstring.
+    own = [name for name, module in known_modules().items() if module.__module__.startswith("kvlab.")]
+    assert len(own) >= 12 and all(rows[name].summary for name in own)
     assert rows["quantized"].parameters == {"bits": 8, "group": 64}
+
+
+def test_a_module_without_a_docstring_is_listed_and_shown():
+    class Plain(Scorer):
+        name: ClassVar[str] = "plain-and-undescribed"
+
+    (row,) = [info for info in registry() if info.name == "plain-and-undescribed"]
+    assert row.summary == ""
+    assert "plain-and-undescribed" in Policy(Plain(budget=8))._repr_html_()
+
+
+def test_html_escapes_what_an_own_module_says():
+    @dataclasses.dataclass(frozen=True)
+    class Angled(Scorer):
+        """Keeps rows <i> & j."""
+
+        name: ClassVar[str] = "angled"
+
+    assert "rows &lt;i&gt; &amp; j." in Policy(Angled(budget=8))._repr_html_()
 
 
 def test_defining_a_class_registers_it():
