@@ -102,6 +102,11 @@ def demo(out: Path | None, as_json: bool) -> None:
     "--tokens", type=click.IntRange(min=1), help=f"Length of a prompt; for {', '.join(names_with_option('tokens'))}."
 )
 @seed_option
+@click.option(
+    "--share-prompts",
+    metavar="SIZE",
+    help="RAM such as 6GB: prompts are computed once for all policies that begin with the same KV; no TTFT then.",
+)
 @repeats_option
 @out_option
 @json_option
@@ -120,6 +125,7 @@ def compare(
     concurrency: int | None,
     tokens: int | None,
     seed: int,
+    share_prompts: str | None,
     repeats: int | None,
     out: Path | None,
     as_json: bool,
@@ -141,6 +147,7 @@ def compare(
             concurrency=concurrency,
             tokens=tokens,
             adapter=adapter,
+            share_prompts=share_prompts,
             repeats=repeats or 1,
             out=out,
             command=context.find_root().obj,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -15,10 +16,14 @@ from kvlab.experiments.aggregate import aggregate
 from kvlab.experiments.event_tables import Table, event_table
 from kvlab.experiments.run import Run
 from kvlab.experiments.runner import REFERENCE, Outcome
+from kvlab.experiments.shared_prompts import SharedPrompts
 from kvlab.importing import UserFile, import_again
 from kvlab.policies import Policy
 from kvlab.results import Row
 from kvlab.workloads import is_teacher_forced
+
+RARE = ("adapter", "metrics", "share_prompts")
+"""Settings that a cell's content names only where they are used, so that cells without them keep their id."""
 
 
 @dataclass(frozen=True)
@@ -47,11 +52,11 @@ class Cell:
         return hashlib.sha256(json.dumps(self.content(), sort_keys=True).encode()).hexdigest()[:16]
 
     def content(self) -> dict[str, Any]:
-        """Return all fields of the cell, ready for JSON; adapter, metrics, imports and data only where there are some.
+        """Return all fields of the cell, ready for JSON; those that are new or rare only where they hold something.
 
         Imported files and data count by their content, wherever they lie.
         """
-        run = {key: value for key, value in asdict(self.run).items() if key not in ("adapter", "metrics") or value}
+        run = {key: value for key, value in asdict(self.run).items() if key not in RARE or value}
         more: dict[str, Any] = {"imports": [file.sha256 for file in self.imports], "data": self.data}
         if self.run.metrics:
             more["metrics"] = [str(metric) for metric in self.run.metrics]
@@ -78,15 +83,14 @@ def execute(cell: Cell, folder: Path | None = None) -> CellResult:
 
     Model and uncached run are kept for the next cells of this process. Raises KvlabError, with the policy's name.
     """
+    if is_teacher_forced(cell.run.workload):
+        return execute_forced([cell], folder)[0]
     for file in cell.imports:
         import_again(file)
     policy = Policy.parse(cell.run.policy)
-    about = {"repeat": cell.repeat, **({"tokens": cell.run.tokens} if cell.run.tokens else {})}
+    shared = _shared_prompts(cell.run.share_prompts)
     try:
-        if is_teacher_forced(cell.run.workload):
-            forced = _with_model(cell.run).forced(progress=False, folder=folder).run([policy])
-            return CellResult(cell, [{**row, **about} for row in forced.rows], forced.provenance, {})
-        harness = _with_model(cell.run).harness(progress=False, folder=folder)
+        harness = _with_model(cell.run).harness(progress=False, folder=folder, shared=shared)
         outcome = harness.serve(policy, restart=cell.run.restart)
         uncached = None
         if policy == REFERENCE:
@@ -98,12 +102,45 @@ def execute(cell: Cell, folder: Path | None = None) -> CellResult:
         raise type(error)(f"{policy} on {cell.run.workload}: {error}") from error
     rows = [*results.rows, *aggregate(results)]
     events = {kind: event_table(results, kind) for kind in cell.events}
-    return CellResult(cell, [{**row, **about} for row in rows], results.provenance, events)
+    return CellResult(cell, _about(cell, rows), results.provenance, events)
+
+
+def execute_forced(cells: Sequence[Cell], folder: Path | None = None) -> list[CellResult]:
+    """Run teacher-forced cells that differ by their policy only; ``full`` is computed once for all of them.
+
+    Raises KvlabError, with the names of the policies.
+    """
+    for file in cells[0].imports:
+        import_again(file)
+    run = cells[0].run
+    policies = {cell: Policy.parse(cell.run.policy) for cell in cells}
+    try:
+        runner = _with_model(run).forced(progress=False, folder=folder, shared=_shared_prompts(run.share_prompts))
+        results = runner.run(list(dict.fromkeys(policies.values())))
+    except KvlabError as error:
+        raise type(error)(f"{', '.join(map(str, policies.values()))} on {run.workload}: {error}") from error
+    made = []
+    for cell, policy in policies.items():
+        rows = [row for row in results.rows if row["policy"] == str(policy)]
+        made.append(CellResult(cell, _about(cell, rows), dict(results.provenance), {}))
+    return made
+
+
+def _about(cell: Cell, rows: Iterable[Row]) -> list[Row]:
+    """Return rows with what the cell says of all of them."""
+    about = {"repeat": cell.repeat, **({"tokens": cell.run.tokens} if cell.run.tokens else {})}
+    return [{**row, **about} for row in rows]
 
 
 @functools.lru_cache(maxsize=4)
 def _uncached(run: Run) -> Outcome:
-    return _with_model(run).harness(progress=False).serve(REFERENCE)
+    return _with_model(run).harness(progress=False, shared=_shared_prompts(run.share_prompts)).serve(REFERENCE)
+
+
+@functools.lru_cache(maxsize=1)
+def _shared_prompts(size: str | None) -> SharedPrompts | None:
+    """Return the prompts of this process, which its cells share as long as they are of one size."""
+    return None if size is None else SharedPrompts(size)
 
 
 def _with_model(run: Run) -> Run:

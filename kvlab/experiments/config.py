@@ -14,7 +14,7 @@ from typing import Any
 
 from kvlab.errors import KvlabError, RunError
 from kvlab.experiments.cell import Cell
-from kvlab.experiments.run import Run, check_forced
+from kvlab.experiments.run import Run, check_forced, check_shared
 from kvlab.importing import import_user_file
 from kvlab.policies import Policy
 from kvlab.recording.recorder import kind_name
@@ -34,7 +34,7 @@ AXES: Mapping[str, type] = {
 """Keys that a grid can vary by themselves; any other key of the grid fills ``{key}`` in the policies."""
 
 _LISTS: Mapping[str, type] = {"policies": str, "seeds": int, "events": str, "metrics": str, "imports": str}
-_PLAIN: Mapping[str, type] = {"title": str, "repeats": int, "exact": bool, **AXES}
+_PLAIN: Mapping[str, type] = {"title": str, "repeats": int, "exact": bool, "share_prompts": str, **AXES}
 _MAY_BE_EMPTY = ("events", "metrics", "imports")
 _COUNTS = ("turns", "n", "concurrency", "tokens", "repeats")
 _NAMES = {str: "text in quotes", int: "a whole number", bool: "true or false"}
@@ -49,6 +49,7 @@ class Experiment:
     Args:
         adapter: folder of an adapter to load with the model; None, or empty text in a grid, for none.
         n: conversations; None is as many as ``concurrency``, or all there are of one's own data and of forced answers.
+        share_prompts: RAM, such as "6GB", for prompts that are computed once for all policies: no rows of TTFT then.
         repeats: how often every cell is measured.
         exact: compare the tokens of lossless policies with those of no cache, which is run beside them.
         events: kinds of events to keep with the rows, such as ``evicted``.
@@ -68,6 +69,7 @@ class Experiment:
     tokens: int | None = None
     restart: bool = False
     exact: bool = True
+    share_prompts: str | None = None
     seeds: tuple[int, ...] = (0,)
     repeats: int = 1
     events: tuple[str, ...] = ()
@@ -98,6 +100,8 @@ class Experiment:
             if is_teacher_forced(workload):
                 check_forced(metrics=bool(self.metrics), restart=self.restart, repeats=self.repeats)
             as_workload(workload, self.metrics, turns=turns, tokens=tokens)
+        for restart in {cell.run.restart for cell in cells}:
+            check_shared(share_prompts=self.share_prompts, restart=restart)
         data = {spec: _digest(str(spec)) for spec in {cell.run.workload for cell in cells}}
         return [replace(cell, data=data[cell.run.workload]) for cell in cells]
 
@@ -106,7 +110,8 @@ class Experiment:
         if n is None and not takes_all(values["workload"]):
             n = values["concurrency"]
         chosen = {**values, "n": n, "adapter": values["adapter"] or None}
-        return Run(str(Policy.parse(policy)), seed=seed, metrics=self.metrics, **chosen)
+        shared = self.share_prompts
+        return Run(str(Policy.parse(policy)), seed=seed, metrics=self.metrics, share_prompts=shared, **chosen)
 
 
 def read_experiment(path: str | Path, imports: Sequence[str | Path] = ()) -> Experiment:

@@ -15,6 +15,7 @@ from kvlab.errors import PolicyWarning
 from kvlab.models import LoadedModel
 from kvlab.policies import Policy, Ram
 from kvlab.recording.recorder import Recorder
+from kvlab.store import Store
 from kvlab.tiers import tiers_at_rest
 
 WARMUP_TOKENS = 256
@@ -59,13 +60,15 @@ def serve_turns(
     turns: Sequence[Turn],
     *,
     concurrency: int = 1,
+    store: Store | None = None,
     recorder: Recorder | None = None,
     tags: Mapping[str, Any] | None = None,
     done: Callable[[ServedTurn], None] = lambda served: None,
 ) -> list[ServedTurn]:
     """Serve every turn through one new decoder, each after the turn before it in its conversation has ended.
 
-    `concurrency` conversations run at once. When this returns, the store is closed and complete on its lowest tier.
+    `concurrency` conversations run at once. When this returns, the store is closed and complete on its lowest tier; a
+    `store` of the caller's stays open.
     The first error ends all conversations. Results are in the order of `turns`.
     """
     warm_up(model, policy, turns)
@@ -75,7 +78,7 @@ def serve_turns(
     served: dict[tuple[str, int], ServedTurn] = {}
     stopped = Event()
 
-    with Decoder(model, policy, recorder=recorder, max_concurrency=max(1, concurrency)) as decoder:
+    with Decoder(model, policy, store=store, recorder=recorder, max_concurrency=max(1, concurrency)) as decoder:
 
         def converse(mine: Iterable[Turn]) -> None:
             for turn in mine:

@@ -10,9 +10,10 @@ from pathlib import Path
 from kvlab.counts import counted
 from kvlab.errors import RunError
 from kvlab.experiments.runner import REFERENCE, Key, Outcome, Runner
+from kvlab.experiments.shared_prompts import SharedPrompts, opened
 from kvlab.experiments.teacher_forced import TeacherForcedRunner
 from kvlab.models import ModelLike, with_adapter
-from kvlab.policies import Module, Policy
+from kvlab.policies import Module, Policy, parse_bytes
 from kvlab.policies.ssd_folder import survives_restart
 from kvlab.results import Results, make_folder, mark_void, merged, new_run_folder
 from kvlab.workloads import MetricLike, Workload, WorkloadLike, is_teacher_forced
@@ -40,6 +41,8 @@ class Run:
         metrics: names (see :func:`kvlab.workloads.metric_names`) or functions `(text, wanted)` that return a number
             from 0 to 1, or a dict of several; they grade every answer in place of the workload's own way. The first
             one's grade is the `accuracy` too.
+        share_prompts: bytes of RAM, such as "6GB", for the KV of prompts: it is computed once, under `full`, for all
+            policies that begin with it. Answers stay the same; there are no rows of TTFT and cached tokens then.
     """
 
     policy: PolicyLike
@@ -53,35 +56,48 @@ class Run:
     tokens: int | None = None
     adapter: str | Path | None = None
     metrics: tuple[MetricLike, ...] = ()
+    share_prompts: str | None = None
 
     def execute(self, *, repeats: int = 1, progress: bool = True) -> Results:
         """Run it `repeats` times. Raises KvlabError for an impossible policy, workload, model or setting."""
         check_repeats(repeats)
         policy = Policy.parse(self.policy)
-        if is_teacher_forced(self.workload):
-            return self.forced(repeats=repeats, progress=progress).run([policy])
-        harness = self.harness(progress=progress)
-        served = (harness.serve(policy, restart=self.restart) for _ in range(repeats))
-        results = merged(harness.results(policy, outcome, repeat=repeat) for repeat, outcome in enumerate(served))
+        with opened(self.share_prompts) as shared:
+            if is_teacher_forced(self.workload):
+                return self.forced(repeats=repeats, progress=progress, shared=shared).run([policy])
+            harness = self.harness(progress=progress, shared=shared)
+            served = (harness.serve(policy, restart=self.restart) for _ in range(repeats))
+            results = merged(harness.results(policy, outcome, repeat=repeat) for repeat, outcome in enumerate(served))
         results.rows = mark_void(results.rows)
         return results
 
-    def harness(self, *, progress: bool = True, folder: Path | None = None) -> Runner:
+    def harness(
+        self, *, progress: bool = True, folder: Path | None = None, shared: SharedPrompts | None = None
+    ) -> Runner:
         """Make the Runner of its prompts and model, for this policy and any other; SSD tiers lie in `folder`."""
+        check_shared(share_prompts=self.share_prompts, restart=self.restart)
         model = with_adapter(self.model, self.adapter)
         concurrency = 1 if self.concurrency is None else self.concurrency
         parts = (self.workload, model, self.turns, self.n, self.seed, concurrency)
-        return Runner(*parts, progress, folder, self.tokens, self.metrics)
+        return Runner(*parts, progress, folder, self.tokens, self.metrics, shared)
 
-    def forced(self, *, repeats: int = 1, progress: bool = True, folder: Path | None = None) -> TeacherForcedRunner:
+    def forced(
+        self,
+        *,
+        repeats: int = 1,
+        progress: bool = True,
+        folder: Path | None = None,
+        shared: SharedPrompts | None = None,
+    ) -> TeacherForcedRunner:
         """Make the runner of a teacher-forced workload, for this policy and any other.
 
         Raises RunError for metrics, a restart and repeats, which mean nothing there.
         """
+        check_shared(share_prompts=self.share_prompts, restart=self.restart)
         check_forced(metrics=bool(self.metrics), restart=self.restart, repeats=repeats)
         model = with_adapter(self.model, self.adapter)
         parts = (self.workload, model, self.turns, self.n, self.seed, self.concurrency)
-        return TeacherForcedRunner(*parts, progress, folder, self.tokens)
+        return TeacherForcedRunner(*parts, progress, folder, self.tokens, shared)
 
     def _repr_html_(self) -> str:
         values = {part.name: getattr(self, part.name) for part in fields(self)}
@@ -111,6 +127,7 @@ def run(
     restart: bool = False,
     tokens: int | None = None,
     adapter: str | Path | None = None,
+    share_prompts: str | None = None,
     repeats: int = 1,
     progress: bool = True,
 ) -> Results:
@@ -119,7 +136,7 @@ def run(
     `metric` names one metric, `metrics` several; see `Run`.
     """
     named = _named(metric, metrics)
-    one = Run(policy, workload, model, turns, n, seed, concurrency, restart, tokens, adapter, named)
+    one = Run(policy, workload, model, turns, n, seed, concurrency, restart, tokens, adapter, named, share_prompts)
     return one.execute(repeats=repeats, progress=progress)
 
 
@@ -137,6 +154,7 @@ def compare(
     restart: bool = False,
     tokens: int | None = None,
     adapter: str | Path | None = None,
+    share_prompts: str | None = None,
     repeats: int = 1,
     folder: Path | None = None,
     progress: bool = True,
@@ -155,18 +173,19 @@ def compare(
     check_repeats(repeats)
     asked = list(dict.fromkeys(Policy.parse(policy) for policy in policies))
     named = _named(metric, metrics)
-    one = Run(REFERENCE, workload, model, turns, n, seed, concurrency, restart, tokens, adapter, named)
+    one = Run(REFERENCE, workload, model, turns, n, seed, concurrency, restart, tokens, adapter, named, share_prompts)
     if folder is not None:
         make_folder(folder)
-    if is_teacher_forced(workload):
-        return one.forced(repeats=repeats, progress=progress, folder=folder).run(asked)
-    harness = one.harness(progress=progress, folder=folder)
-    timed = REFERENCE in asked or (restart and any(survives_restart(policy) for policy in asked))
-    parts: list[Results] = []
-    for repeat in range(repeats):
-        if repeat == 0 or timed:  # its tokens are the same each time, its times are not
-            uncached = harness.serve(REFERENCE)
-        parts += _round(harness, asked, uncached, restart, repeat)
+    with opened(share_prompts) as shared:
+        if is_teacher_forced(workload):
+            return one.forced(repeats=repeats, progress=progress, folder=folder, shared=shared).run(asked)
+        harness = one.harness(progress=progress, folder=folder, shared=shared)
+        timed = REFERENCE in asked or (restart and any(survives_restart(policy) for policy in asked))
+        parts: list[Results] = []
+        for repeat in range(repeats):
+            if repeat == 0 or timed:  # its tokens are the same each time, its times are not
+                uncached = harness.serve(REFERENCE)
+            parts += _round(harness, asked, uncached, restart, repeat)
     parts.append(harness.logit_distances([policy for policy in asked if policy.lossless]))
     results = merged(parts)
     results.rows = mark_void(results.rows, reference=harness.results(REFERENCE, uncached).rows)
@@ -197,6 +216,17 @@ def check_repeats(repeats: int) -> None:
         raise RunError(f"repeats is {repeats!r}; write a whole number, 1 or more")
 
 
+def check_shared(*, share_prompts: str | None, restart: bool) -> None:
+    """Raise KvlabError for a size that is none, or where sharing would falsify what is measured."""
+    if share_prompts is None:
+        return
+    if not isinstance(share_prompts, str):
+        raise RunError(f"share_prompts is {share_prompts!r}; write bytes of RAM in quotes, such as '6GB'")
+    parse_bytes(share_prompts)
+    if restart:
+        raise RunError("a restart is about times, which shared prompts leave out; leave restart or share_prompts out")
+
+
 def check_forced(*, metrics: bool, restart: bool, repeats: int) -> None:
     """Raise RunError for options that mean nothing where answers are forced."""
     if metrics:
@@ -219,6 +249,7 @@ def compare_command(
     concurrency: int | None = None,
     tokens: int | None = None,
     adapter: str | None = None,
+    share_prompts: str | None = None,
     repeats: int = 1,
     out: Path | None = None,
     command: str | None = None,
@@ -243,6 +274,7 @@ def compare_command(
         concurrency=concurrency if forced else concurrency or n or 1,
         tokens=tokens,
         adapter=adapter,
+        share_prompts=share_prompts,
         repeats=repeats,
         folder=folder,
     )

@@ -19,6 +19,7 @@ from kvlab.experiments.conversations import ServedTurn, Turn, serve_turns
 from kvlab.experiments.machine_load import LoadMeter
 from kvlab.experiments.prompts import Prompts
 from kvlab.experiments.restart import serve_in_new_process
+from kvlab.experiments.shared_prompts import UNTIMED, SharedPrompts
 from kvlab.experiments.spans import find_spans
 from kvlab.models import LoadedModel, ModelLike
 from kvlab.policies import Policy
@@ -48,12 +49,14 @@ class Outcome:
     """The turns that one policy served, by conversation and turn; the first turns after a restart; the events.
 
     ``other_load`` is the share of the CPU time that other programs took meanwhile; None where it is not known.
+    ``was_given`` says that the prompts may have been computed before, for another policy.
     """
 
     served: dict[Key, ServedTurn]
     restarted: frozenset[Key]
     recorder: Recorder
     other_load: float | None = None
+    was_given: bool = False
 
 
 class Runner:
@@ -71,6 +74,7 @@ class Runner:
         folder: Path | None = None,
         tokens: int | None = None,
         metrics: Sequence[MetricLike] = (),
+        shared: SharedPrompts | None = None,
     ) -> None:
         if concurrency < 1:
             raise RunError(f"concurrency is {concurrency}; write 1 or more")
@@ -83,6 +87,7 @@ class Runner:
         self.turns = [self.prompts.turn(request) for request in self.requests.values()]
         self.n = min(concurrency, len({turn.conversation for turn in self.turns}))
         self.seed, self.progress, self.folder = seed, progress, folder
+        self.shared = shared
 
     def serve(self, policy: Policy, *, restart: bool = False) -> Outcome:
         """Serve every turn, from a cold store in a folder of its own unless the policy names one."""
@@ -93,7 +98,9 @@ class Runner:
             tempfile.TemporaryDirectory(prefix="kvlab-store-", dir=self.folder) as store,
             tqdm(total=len(self.turns), desc=str(policy), unit="turn", disable=not self.progress, leave=True) as bar,
         ):
-            there = with_ssd_folder(policy, Path(store))
+            there, prompts = with_ssd_folder(policy, Path(store)), None
+            if self.shared is not None:
+                there, prompts = self.shared.given(there, self.model)
             load = LoadMeter()
 
             def done(served: ServedTurn) -> None:
@@ -102,7 +109,14 @@ class Runner:
                 bar.update()
 
             served = serve_turns(
-                self.model, there, first, concurrency=self.n, recorder=recorder, tags={**tags, "process": 0}, done=done
+                self.model,
+                there,
+                first,
+                concurrency=self.n,
+                store=prompts,
+                recorder=recorder,
+                tags={**tags, "process": 0},
+                done=done,
             )
             if second:
                 after = serve_in_new_process(
@@ -121,7 +135,8 @@ class Runner:
             recorder.provenance[SPANS] = self._spans
         split = min((turn.turn for turn in second), default=None)
         restarted = frozenset((turn.conversation, turn.turn) for turn in second if turn.turn == split)
-        return Outcome({(one.conversation, one.turn): one for one in served}, restarted, recorder, others)
+        turns = {(one.conversation, one.turn): one for one in served}
+        return Outcome(turns, restarted, recorder, others, was_given=prompts is not None)
 
     @cached_property
     def _spans(self) -> dict[str, Any]:
@@ -137,9 +152,10 @@ class Runner:
         """Return tidy rows; `exact` and the `ratio` of a restart to the cold prompt need the uncached run."""
         rows: list[Row] = []
         for key, served in outcome.served.items():
-            phase = "restart" if key in outcome.restarted else "warm" if served.cached_tokens else "cold"
+            warm = served.cached_tokens and not outcome.was_given
+            phase = "restart" if key in outcome.restarted else "warm" if warm else "cold"
             asked, text = self.requests[key], self.prompts.answer(served.tokens)
-            values = _values(served)
+            values = _values(served, was_given=outcome.was_given)
             if uncached is not None and policy.lossless:
                 values["exact"] = float(served.tokens == uncached.served[key].tokens)
             where: dict[str, Any] = {"phase": phase, "repeat": repeat}
@@ -203,6 +219,7 @@ class Runner:
         names = dict.fromkeys(metric.name for request in self.requests.values() for metric in request.metrics)
         facts |= {"metrics": list(names)} if names else {}
         facts |= self.prompts.facts
+        facts |= {"prompts": "computed once for all policies that begin with them"} if self.shared else {}
         return provenance(self.model, seed=self.seed, workload=self.workload.name, concurrency=self.n, **facts)
 
     def _row(
@@ -264,8 +281,8 @@ def _also_written(served: ServedTurn, before: int) -> ServedTurn:
     return replace(served, store={**served.store, "bytes_written": served.store["bytes_written"] + before})
 
 
-def _values(served: ServedTurn) -> dict[str, float]:
-    """Return the measured values by metric."""
+def _values(served: ServedTurn, *, was_given: bool) -> dict[str, float]:
+    """Return the measured values by metric; where the prompt was given, without what that changes."""
     values: dict[str, float] = {
         "ttft_ms": served.ttft_ms,
         "prompt_tokens": served.prompt_tokens,
@@ -276,6 +293,8 @@ def _values(served: ServedTurn) -> dict[str, float]:
         values["tpot_ms"] = served.tpot_ms
         values["itl_p99_ms"] = float(np.percentile(served.itl_ms, 99))
         values["tokens_per_s"] = 1000 / served.tpot_ms
+    if was_given:
+        return {metric: value for metric, value in values.items() if metric not in UNTIMED}
     return values | dict(served.store)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Sequence
 from dataclasses import replace
@@ -11,13 +12,14 @@ from typing import Any
 from tqdm.auto import tqdm
 
 from kvlab.counts import counted
-from kvlab.experiments.cell import Cell, execute
+from kvlab.experiments.cell import Cell, execute, execute_forced
 from kvlab.experiments.config import Experiment, read_experiment
 from kvlab.experiments.result_store import RowStore
 from kvlab.experiments.run import check_repeats
 from kvlab.results import Results, mark_void
 from kvlab.results.promote import serve_line
 from kvlab.results.rows import TOGETHER
+from kvlab.workloads import is_teacher_forced
 
 CLAIM_RETRY_S = 0.2
 """Seconds between two looks at cells that other processes run."""
@@ -35,7 +37,7 @@ def sweep(experiment: Experiment | str | Path, folder: Path | None = None, *, pr
     with tqdm(total=len(cells), desc=experiment.name, unit="cell", disable=not progress) as bar:
         missing = _finished(store, cells, bar)
         while missing:
-            waiting = [cell for cell in missing if not _do(store, cell, bar)]
+            waiting = [cell for group in _groups(missing) for cell in _do(store, group, bar)]
             missing = _finished(store, waiting, bar)
             if waiting and len(missing) == len(waiting):
                 time.sleep(CLAIM_RETRY_S)
@@ -109,12 +111,28 @@ def _finished(store: RowStore, cells: list[Cell], bar: Any) -> list[Cell]:
     return missing
 
 
-def _do(store: RowStore, cell: Cell, bar: Any) -> bool:
-    """Run a cell; return False where another process runs it or has just finished it."""
-    with store.claim(cell) as work:
-        if work is None or store.read(cell) is not None:
-            return False
-        bar.set_postfix_str(cell.policy, refresh=True)
-        store.write(execute(cell, work))
-    bar.update()
-    return True
+def _groups(cells: Sequence[Cell]) -> list[list[Cell]]:
+    """Return the cells in groups that are run at once: teacher-forced ones that differ by their policy only."""
+    groups: dict[object, list[Cell]] = {}
+    for cell in cells:
+        forced = is_teacher_forced(cell.run.workload)
+        key = replace(cell, run=replace(cell.run, policy="full")) if forced else cell
+        groups.setdefault(key, []).append(cell)
+    return list(groups.values())
+
+
+def _do(store: RowStore, cells: Sequence[Cell], bar: Any) -> list[Cell]:
+    """Run cells of a group; return those that another process runs or has just finished."""
+    with contextlib.ExitStack() as stack:
+        claimed = {cell: stack.enter_context(store.claim(cell)) for cell in cells}
+        mine = {cell: work for cell, work in claimed.items() if work is not None and store.read(cell) is None}
+        bar.set_postfix_str(", ".join(cell.policy for cell in mine), refresh=True)
+        work = next(iter(mine.values()), None)
+        if is_teacher_forced(cells[0].run.workload):
+            made = execute_forced(list(mine), work) if mine else []
+        else:
+            made = [execute(cell, work) for cell in mine]
+        for result in made:
+            store.write(result)
+    bar.update(len(mine))
+    return [cell for cell in cells if cell not in mine]

@@ -19,6 +19,7 @@ from kvlab.errors import RunError
 from kvlab.experiments.forced_answers import ForcedItem, forced_items
 from kvlab.experiments.greedy_calls import answer_calls, same_answer
 from kvlab.experiments.prompts import Prompts
+from kvlab.experiments.shared_prompts import SharedPrompts
 from kvlab.models import LoadedModel, ModelLike
 from kvlab.policies import Policy
 from kvlab.policies.ssd_folder import with_ssd_folder
@@ -59,6 +60,7 @@ class TeacherForcedRunner:
         progress: bool = True,
         folder: Path | None = None,
         tokens: int | None = None,
+        shared: SharedPrompts | None = None,
     ) -> None:
         if concurrency is not None and concurrency < 1:
             raise RunError(f"concurrency is {concurrency}; write 1 or more")
@@ -76,6 +78,7 @@ class TeacherForcedRunner:
         self.calls_apart = bool(getattr(self.workload, "calls_apart", False))
         self.n = min(concurrency or ANSWERS_AT_ONCE, len(self.items))
         self.seed, self.progress, self.folder = seed, progress, folder
+        self.shared = shared
 
     def run(self, policies: Sequence[Policy]) -> Results:
         """Measure all policies item by item; ``full`` is computed once for all, and has rows where it is asked for."""
@@ -112,13 +115,16 @@ class TeacherForcedRunner:
         facts = {"model_argument": self.model.argument} if self.model.argument else {}
         facts |= {"adapter_argument": str(self.model.adapter)} if self.model.adapter else {}
         facts |= self.prompts.facts
+        facts |= {"prompts": "computed once for all policies that begin with them"} if self.shared else {}
         return provenance(self.model, seed=self.seed, workload=self.workload.name, concurrency=self.n, **facts)
 
     def _decoder(self, stack: contextlib.ExitStack, policy: Policy) -> Decoder:
         """Open a decoder until the stack ends; the files of its tiers lie in a folder of their own."""
         store = stack.enter_context(tempfile.TemporaryDirectory(prefix="kvlab-store-", dir=self.folder))
-        there = with_ssd_folder(policy, Path(store))
-        return stack.enter_context(Decoder(self.model, there, max_concurrency=self.n))
+        there, prompts = with_ssd_folder(policy, Path(store)), None
+        if self.shared is not None:
+            there, prompts = self.shared.given(there, self.model)
+        return stack.enter_context(Decoder(self.model, there, store=prompts, max_concurrency=self.n))
 
     def _groups(self) -> Iterator[list[ForcedItem]]:
         """Cut the items into groups that run side by side, and whose distributions fit."""

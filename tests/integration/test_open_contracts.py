@@ -178,6 +178,15 @@ def test_a_scorer_may_accumulate_over_all_queries_of_all_chunks(llama: LoadedMod
     assert after.length <= 30 and after.retention._accumulated.shape == (1, 2, after.length)
 
 
+def test_a_scorer_over_all_queries_computes_a_stored_prompt_anew(llama: LoadedModel) -> None:
+    with Decoder(llama, HeavyHitters(budget=30) | Policy()) as decoder:
+        alone = decoder.generate(PROMPT, max_tokens=12)
+    with Decoder(llama, HeavyHitters(budget=30) | Policy.parse("paged:block=16")) as decoder:
+        first, again = (decoder.generate(PROMPT, max_tokens=12) for _ in range(2))
+    assert first.tokens == again.tokens == alone.tokens
+    assert again.cached_tokens == 0
+
+
 @dataclass(frozen=True)
 class Separators(Scorer):
     """Rows of separator tokens stay, as in SepLLM."""

@@ -21,7 +21,9 @@ from kvlab.experiments.forced_answers import forced_items
 from kvlab.experiments.prompts import Prompts
 from kvlab.experiments.run import compare, run
 from kvlab.experiments.sweep import sweep
+from kvlab.experiments.teacher_forced import TeacherForcedRunner
 from kvlab.models import LoadedModel
+from kvlab.policies import Policy
 from kvlab.results import Results
 from kvlab.results.rows import TOGETHER
 from kvlab.workloads import Workload, WorkloadRequest, load_workload
@@ -270,3 +272,31 @@ def test_an_experiment_file_takes_forced_workloads(tmp_path: Path) -> None:
     file.write_text(f"repeats = 2\n{file.read_text()}")
     with pytest.raises(RunError, match="leave repeats out"):
         sweep(file, tmp_path / "again", progress=False)
+
+
+def test_a_sweep_leads_the_answers_through_full_once_for_all_policies(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened: list[str] = []
+    real = TeacherForcedRunner._decoder
+
+    def counted(self: TeacherForcedRunner, stack: Any, policy: Policy) -> Decoder:
+        opened.append(str(policy))
+        return real(self, stack, policy)
+
+    monkeypatch.setattr(TeacherForcedRunner, "_decoder", counted)
+    write_bfcl(tmp_path / "items.json")
+    file = tmp_path / "tools.toml"
+    policies = ["quantized:bits=2", "knorm:budget=0.5", "random:budget=0.5"]
+    file.write_text(f'workload = "tools:{tmp_path}/items.json"\npolicies = {json.dumps(policies)}\n')
+    together = sweep(file, tmp_path / "together", progress=False).frame()
+    assert sorted(opened) == sorted(["full", *policies[:1], "knorm", "random"])
+    for policy in policies:
+        file.write_text(f'workload = "tools:{tmp_path}/items.json"\npolicies = ["{policy}"]\n')
+        alone = sweep(file, tmp_path / policy[:4], progress=False).frame()
+        for metric in ("kl", "tool_flip", "equal_call"):
+            found = [frame.filter(metric=metric, policy=alone["policy"][0])["value"] for frame in (together, alone)]
+            np.testing.assert_allclose(*found, rtol=1e-4, atol=1e-7)
+    opened.clear()
+    sweep(file, tmp_path / "together", progress=False)
+    assert not opened, "finished cells are not run again"

@@ -234,6 +234,8 @@ def test_saved_experiment_has_every_eviction_method_with_the_question_known_and_
     policies = [Policy.parse(cell.run.policy) for cell in cells]
     known = {cls.name for cls in Scorer.__subclasses__() if cls.__module__.startswith("kvlab.")}
     assert known | {"full", "rotating"} == {policy.retention.name for policy in policies}
+    long = read_experiment(ROOT / "experiments" / "needle_long.toml").cells()
     for workload in ("needle:single", "needle:single,question=none"):
-        of_full = [c.run for c in cells if (c.run.workload, c.run.tokens, c.policy) == (workload, 2500, "full")]
-        assert sum(run.n for run in of_full) == 40 and len({run.seed for run in of_full}) == 4
+        for some, tokens in ((cells, 1000), (long, 2500)):
+            of_full = [c.run for c in some if (c.run.workload, c.run.tokens, c.policy) == (workload, tokens, "full")]
+            assert sum(run.n for run in of_full) == 40 and len({run.seed for run in of_full}) == 4

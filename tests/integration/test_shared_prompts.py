@@ -1,0 +1,132 @@
+"""Prompts that are computed once for several policies: the same answers as with a prompt for each, and less prefill."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from kvlab.errors import KvlabError, PolicyError, RunError
+from kvlab.experiments.config import read_experiment
+from kvlab.experiments.result_store import RowStore
+from kvlab.experiments.run import Run, compare
+from kvlab.experiments.shared_prompts import SharedPrompts
+from kvlab.experiments.sweep import sweep
+from kvlab.models import LoadedModel
+from kvlab.policies import Policy
+from kvlab.recording.events import Prefilled
+from kvlab.results import Results
+
+POLICIES = ("full", "snapkv:budget=60,window=8", "knorm:budget=0.5", "random:budget=0.5", "quantized:bits=4")
+GIVEN = POLICIES[:-1]
+WHERE = {"tokens": 300, "n": 2, "progress": False}
+
+
+def values(results: Results, metric: str, column: str = "value") -> list[tuple[str, Any]]:
+    return sorted((row["policy"], row[column]) for row in results.rows if row["metric"] == metric)
+
+
+def prefilled(results: Results, policy: str) -> int:
+    events = results.recorders[str(Policy.parse(policy))].events
+    return sum(event.tokens for event in events if isinstance(event, Prefilled))
+
+
+@pytest.mark.parametrize("question", ["after", "none"])
+def test_answers_and_live_bytes_are_those_of_a_prompt_for_each_policy(bundled: LoadedModel, question: str) -> None:
+    workload = f"needle:single,question={question}"
+    alone = compare(POLICIES, workload, bundled, **WHERE)
+    shared = compare(POLICIES, workload, bundled, share_prompts="200MB", **WHERE)
+    for metric in ("text", "accuracy", "prompt_tokens"):
+        assert values(shared, metric) == values(alone, metric)
+    for (policy, found), (_, expected) in zip(*(values(one, "kv_bytes_live") for one in (shared, alone)), strict=True):
+        # Rows are allocated in steps; restored ones take what they need.
+        assert found == pytest.approx(expected, rel=0.2 if policy == "full" else 0)
+    assert values(shared, "text", "text") == values(alone, "text", "text")
+    assert "computed once" in shared.provenance["prompts"] and "prompts" not in alone.provenance
+
+
+def test_only_the_first_policy_computes_whole_prompts(bundled: LoadedModel) -> None:
+    results = compare(POLICIES, "needle:single", bundled, share_prompts="200MB", **WHERE)
+    prompt = sum(value for policy, value in values(results, "prompt_tokens") if policy == "full")
+    assert 0.7 * prompt < prefilled(results, "full") <= prompt  # the second prompt begins as the first
+    for policy in GIVEN[1:]:
+        assert prefilled(results, policy) < 0.2 * prompt
+    assert prefilled(results, POLICIES[-1]) == prompt
+
+
+def test_there_are_no_rows_of_what_given_prompts_change(bundled: LoadedModel) -> None:
+    results = compare([*POLICIES, "paged"], "needle:single", bundled, share_prompts="200MB", **WHERE)
+    timed = {policy for metric in ("ttft_ms", "cached_tokens", "kv_bytes_ram") for policy, _ in values(results, metric)}
+    assert timed == {str(Policy.parse(policy)) for policy in (POLICIES[-1], "paged")}
+    assert {row["phase"] for row in results.rows if row["policy"] == "knorm"} == {"cold"}
+    assert "knorm" in results.table()
+
+
+def test_distances_of_forced_answers_are_the_same(bundled: LoadedModel, tmp_path: Path) -> None:
+    text = tmp_path / "text.txt"
+    text.write_text("The badge of @mira is #417. Nobody knows the locker of @tolu. " * 30)
+    alone = compare(POLICIES, f"kl:{text}", bundled, tokens=300, progress=False)
+    shared = compare(POLICIES, f"kl:{text}", bundled, tokens=300, share_prompts="200MB", progress=False)
+    for metric in ("kl", "top1", "kv_bytes_live"):
+        found, expected = values(shared, metric), values(alone, metric)
+        assert [policy for policy, _ in found] == [policy for policy, _ in expected]
+        assert [value for _, value in found] == pytest.approx([value for _, value in expected], rel=1e-3, abs=1e-5)
+
+
+def test_a_sweep_shares_prompts_between_cells(tmp_path: Path) -> None:
+    file = tmp_path / "needles.toml"
+    file.write_text(
+        'policies = ["full", "knorm:budget=0.5"]\nworkload = "needle:single"\ntokens = 300\nn = 2\nexact = false\n'
+        'events = ["matched"]\nshare_prompts = "200MB"\n'
+    )
+    results = sweep(file, tmp_path / "rows", progress=False)
+    assert not values(results, "ttft_ms")
+    assert {policy for policy, _ in values(results, "accuracy")} == {"full", "knorm"}
+    kept = {cell.policy: RowStore(tmp_path / "rows").read(cell) for cell in read_experiment(file).cells()}
+    knorm = kept["knorm"]
+    assert knorm is not None and min(knorm.events["matched"]["cached_tokens"]) > 200
+
+
+def test_a_cell_without_shared_prompts_keeps_its_id(tmp_path: Path) -> None:
+    (cell,) = read_experiment(_file(tmp_path, "")).cells()
+    assert "share_prompts" not in cell.content()
+    (other,) = read_experiment(_file(tmp_path, 'share_prompts = "1GB"')).cells()
+    assert other.id != cell.id
+
+
+def _file(folder: Path, line: str) -> Path:
+    file = folder / "one.toml"
+    file.write_text(f'policies = ["full"]\nworkload = "needle:single"\n{line}\n')
+    return file
+
+
+@pytest.mark.parametrize(
+    ("lines", "words"),
+    [
+        ("share_prompts = 6", "write text in quotes"),
+        ('share_prompts = "much"', "much"),
+        ('share_prompts = "-1GB"', "-1GB"),
+        ('share_prompts = "1GB"\nrestart = true', "leave restart or share_prompts out"),
+    ],
+)
+def test_wrong_settings_say_what_to_write(tmp_path: Path, lines: str, words: str) -> None:
+    with pytest.raises(KvlabError, match=words):
+        read_experiment(_file(tmp_path, lines))
+
+
+def test_wrong_sizes_are_refused_in_python_too(bundled: LoadedModel) -> None:
+    with pytest.raises(RunError, match="in quotes"):
+        Run("full", "needle:single", bundled, share_prompts=6).execute()  # type: ignore[arg-type]
+    with pytest.raises(PolicyError, match="much"):
+        compare(["full"], "needle:single", bundled, share_prompts="much")
+
+
+def test_policies_with_kv_at_rest_or_other_kv_of_prompts_are_given_none(bundled: LoadedModel) -> None:
+    shared = SharedPrompts("10MB")
+    for policy in ("paged", "tiered:ssd=1GB", "quantized:bits=4", "rotating:window=64"):
+        assert shared.given(Policy.parse(policy), bundled) == (Policy.parse(policy), None)
+    found, store = shared.given(Policy.parse("full"), bundled)
+    assert str(found) == "ram:ram=10MB" and store is not None
+    assert shared.given(Policy.parse("knorm"), bundled)[1] is store
+    shared.close()
