@@ -44,7 +44,13 @@ class FakeDecoder:
     disk: dict[str, FakeStore] = {}
 
     def __init__(
-        self, loaded: Any, policy: Policy, *, recorder: Recorder | None = None, max_concurrency: int = 32
+        self,
+        loaded: Any,
+        policy: Policy,
+        *,
+        store: None = None,
+        recorder: Recorder | None = None,
+        max_concurrency: int = 32,
     ) -> None:
         self.policy, self.recorder = policy, recorder
         folder = getattr(policy.tiers, "dir", None)

@@ -11,12 +11,12 @@ from pathlib import Path
 from typing import Any
 
 from kvlab import models
+from kvlab.decoder.shared_prompts import SharedPrompts
 from kvlab.errors import KvlabError
 from kvlab.experiments.aggregate import aggregate
 from kvlab.experiments.event_tables import Table, event_table
 from kvlab.experiments.run import Run
 from kvlab.experiments.runner import REFERENCE, Outcome
-from kvlab.experiments.shared_prompts import SharedPrompts
 from kvlab.importing import UserFile, import_again
 from kvlab.policies import Policy
 from kvlab.results import Row

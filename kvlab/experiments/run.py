@@ -8,9 +8,9 @@ from html import escape
 from pathlib import Path
 
 from kvlab.counts import counted
+from kvlab.decoder.shared_prompts import SharedPrompts, opened
 from kvlab.errors import RunError
 from kvlab.experiments.runner import REFERENCE, Key, Outcome, Runner
-from kvlab.experiments.shared_prompts import SharedPrompts, opened
 from kvlab.experiments.teacher_forced import TeacherForcedRunner
 from kvlab.models import ModelLike, with_adapter
 from kvlab.policies import Module, Policy, parse_bytes

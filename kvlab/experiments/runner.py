@@ -14,12 +14,12 @@ from tqdm.auto import tqdm
 
 from kvlab import models
 from kvlab.decoder import logit_distance
+from kvlab.decoder.shared_prompts import SharedPrompts
 from kvlab.errors import RunError
 from kvlab.experiments.conversations import ServedTurn, Turn, serve_turns
 from kvlab.experiments.machine_load import LoadMeter
 from kvlab.experiments.prompts import Prompts
 from kvlab.experiments.restart import serve_in_new_process
-from kvlab.experiments.shared_prompts import UNTIMED, SharedPrompts
 from kvlab.experiments.spans import find_spans
 from kvlab.models import LoadedModel, ModelLike
 from kvlab.policies import Policy
@@ -40,6 +40,8 @@ DISTANCE_REQUESTS = 8
 """The last requests, whose logits are compared in one batch where the model computes in 16 bits."""
 DISTANCE_PREFILL_STEP = 512
 """Prompt tokens at a time meanwhile: chunks of other lengths give other last bits."""
+UNTIMED = ("ttft_ms", "cached_tokens")
+"""Metrics that say nothing about a policy which was given its prompts."""
 Key = tuple[str, int]
 MakeRow = Callable[..., Row]
 

@@ -14,12 +14,12 @@ from tqdm.auto import tqdm
 
 from kvlab import models
 from kvlab.decoder import Decoder
+from kvlab.decoder.shared_prompts import SharedPrompts
 from kvlab.decoder.teacher_forcing import Distributions, Divergence, distributions, divergences
 from kvlab.errors import RunError
 from kvlab.experiments.forced_answers import ForcedItem, forced_items
 from kvlab.experiments.greedy_calls import answer_calls, same_answer
 from kvlab.experiments.prompts import Prompts
-from kvlab.experiments.shared_prompts import SharedPrompts
 from kvlab.models import LoadedModel, ModelLike
 from kvlab.policies import Policy
 from kvlab.policies.ssd_folder import with_ssd_folder

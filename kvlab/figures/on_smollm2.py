@@ -10,15 +10,23 @@ from kvlab import charts
 from kvlab.figures.claim import Claim, pick
 from kvlab.figures.figure import Figure
 from kvlab.figures.number import Number
-from kvlab.figures.parts import over_full, quality_chart
+from kvlab.figures.parts import over_full
 from kvlab.figures.saved import Saved
+from kvlab.results.forced_summary import summarize_forced
+from kvlab.results.kept_share import accuracy_by_kept_share
 
 SERVERS = {"tiered": "kvlab serve, tiered", "mlx-lm": "mlx_lm.server"}
 ALL_TURNS = ("cold", "warm")
+KNOWN, UNKNOWN = "needle:single", "needle:single,question=none"
 
 
 def _servers(saved: Saved, workload: str) -> pl.DataFrame:
     return saved.rows.filter(pl.col("workload") == workload).with_columns(pl.col("policy").replace(SERVERS))
+
+
+def _needles(saved: Saved) -> Any:
+    titles = {KNOWN: "question known", UNKNOWN: "question unknown"}
+    return charts.accuracy_by_kept_kv(accuracy_by_kept_share(saved.rows), titles)
 
 
 def _beside_mlx_lm(metric: str, statistic: Any = "mean", **where: Any) -> Number:
@@ -59,33 +67,70 @@ ON_SMOLLM2: tuple[Figure, ...] = (
         },
     ),
     Figure(
-        name="needle-by-live-bytes",
-        title="A needle in 1,000 tokens by live KV, SmolLM2-135M",
-        experiments=("smollm2_needle",),
-        chart=quality_chart,
+        name="needle-by-kept-kv",
+        title="A needle in 1,000 tokens by the KV that is left, SmolLM2-135M",
+        experiments=("needle",),
+        chart=_needles,
         metrics=frozenset({"accuracy", "kv_bytes_live"}),
         claims=(
-            Claim("full finds the needle", pick("accuracy", policy="full"), at_least=0.95),
+            Claim("full finds the needle", pick("accuracy", policy="full", workload=KNOWN), at_least=0.95),
             Claim(
                 "Eight bits find it as full does",
-                pick("accuracy", policy="quantized"),
-                pick("accuracy", policy="full"),
+                pick("accuracy", policy="quantized", workload=KNOWN),
+                pick("accuracy", policy="full", workload=KNOWN),
                 at_least=0.95,
             ),
-            Claim("Two bits do not", pick("accuracy", policy="quantized:bits=2"), at_most=0.25),
             Claim(
-                "random with half of the rows does not",
-                pick("accuracy", policy="random"),
+                "random with half of the rows does not find it",
+                pick("accuracy", policy="random", workload=KNOWN),
                 at_most=0.25,
             ),
         ),
-        shows="One number of seven digits in sentences that repeat. To the left is less memory, up is more right "
-        "answers. Each digit counts: a method that keeps half of the number finds nothing.",
+        shows="One number of seven digits in sentences that repeat; the method chooses its rows when it has seen the "
+        "question, or before. To the left is less memory, up is more right answers. Each digit counts: a method that "
+        "keeps half of the number finds nothing.",
         numbers={
-            "asked": Number(pick("accuracy", "count", policy="full")),
-            "four-bits-right": Number(pick("accuracy", "sum", policy="quantized:bits=4")),
-            "snapkv-right": Number(pick("accuracy", "sum", policy="snapkv:budget=0.25")),
-            "knorm-right": Number(pick("accuracy", "sum", policy="knorm")),
+            "asked": Number(pick("accuracy", "count", policy="full", workload=KNOWN)),
+            "four-bits-right": Number(pick("accuracy", "sum", policy="quantized:bits=4", workload=KNOWN)),
+            "snapkv-right": Number(pick("accuracy", "sum", policy="snapkv", workload=KNOWN)),
+            "knorm-right": Number(pick("accuracy", "sum", policy="knorm", workload=KNOWN)),
+            "random-right": Number(pick("accuracy", "sum", policy="random", workload=KNOWN)),
+        },
+    ),
+    Figure(
+        name="needle-in-2500-tokens",
+        title="A needle in 2,500 tokens by the KV that is left, SmolLM2-135M",
+        experiments=("needle_long",),
+        chart=_needles,
+        metrics=frozenset({"accuracy", "kv_bytes_live"}),
+        claims=(Claim("full finds the needle", pick("accuracy", policy="full", workload=KNOWN), at_least=0.95),),
+        shows="The same in a text that is two and a half times as long.",
+        numbers={"right": Number(pick("accuracy", "sum", policy="full", workload=KNOWN))},
+    ),
+    Figure(
+        name="tools-by-policy",
+        title="Which compression breaks tool calls first, SmolLM2-135M",
+        experiments=("tools",),
+        chart=lambda saved: charts.tools_by_policy(summarize_forced(saved.rows)),
+        metrics=frozenset({"kl", "tool_flip", "equal_call"}),
+        claims=(
+            Claim(
+                "Eight bits flip at most one token of an argument in a hundred",
+                pick("tool_flip", policy="quantized", kind="argument"),
+                at_most=0.01,
+            ),
+            Claim(
+                "Two bits flip more tokens of arguments than four",
+                pick("tool_flip", policy="quantized:bits=2", kind="argument"),
+                pick("tool_flip", policy="quantized:bits=4", kind="argument"),
+                at_least=1.5,
+            ),
+        ),
+        shows="Calls of BFCL and tau-bench, led through every policy token by token: how often the most probable token "
+        "is another one than that of `full`, and how often the call that the model writes by itself is the same.",
+        numbers={
+            "eight-bits": Number(pick("tool_flip", policy="quantized", kind="argument")),
+            "four-bits": Number(pick("tool_flip", policy="quantized:bits=4", kind="argument")),
         },
     ),
     Figure(

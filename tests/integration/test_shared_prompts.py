@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 
+from kvlab.decoder.shared_prompts import SharedPrompts
 from kvlab.errors import KvlabError, PolicyError, RunError
 from kvlab.experiments.config import read_experiment
 from kvlab.experiments.result_store import RowStore
 from kvlab.experiments.run import Run, compare
-from kvlab.experiments.shared_prompts import SharedPrompts
 from kvlab.experiments.sweep import sweep
 from kvlab.models import LoadedModel
 from kvlab.policies import Policy

@@ -164,7 +164,7 @@ def test_a_figure_of_a_real_model_draws_and_says_all_it_declares(figure: Figure)
             picked = where | dict(zip(several, values, strict=True))
             picked["turn"] = 2 if picked["phase"] != "cold" else picked["turn"]
             policy = picked.pop("policy")
-            for workload in ("agent", "crowd"):
+            for workload in {picked.pop("workload", "agent"), "crowd"}:
                 made += [row(policy, workload, metric, 1.0, **picked) for metric in figure.needs()]
     saved = Saved(Results(made, {}).frame(), FACTS)
     assert figure.draw(saved).to_dict()

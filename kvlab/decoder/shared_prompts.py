@@ -9,9 +9,6 @@ from kvlab.policies import Paged, Policy, Ram
 from kvlab.store import Store
 from kvlab.store.from_policy import store_config
 
-UNTIMED = ("ttft_ms", "cached_tokens")
-"""Metrics that say nothing about a policy which was given its prompts."""
-
 
 class SharedPrompts:
     """Prompts in RAM, for policies that keep nothing at rest themselves. One model at a time.

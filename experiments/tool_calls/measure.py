@@ -1,0 +1,76 @@
+"""Which compression breaks tool calls first: BFCL's items and tau-bench's conversations, led through every policy.
+
+    python experiments/tool_calls/measure.py --data FOLDER [--model NAME] [--json]
+
+FOLDER holds `bfcl/` (the files of BFCL v4, such as simple_python and parallel, with `possible_answer/`) and
+`tau-bench/` (recorded conversations); `KVLAB_TOOL_DATA` may name it instead. A run that was stopped continues in
+`runs/tools`, behind the last of the two that it finished.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from pathlib import Path
+
+from kvlab.errors import KvlabError, WorkloadError
+from kvlab.experiments.config import Experiment
+from kvlab.experiments.sweep import sweep
+
+ITEMS = {"bfcl": 300, "tau-bench": 25}
+"""What is taken of each: items, and conversations."""
+POLICIES = ("full", "quantized:bits={bits}", "{method}:budget={budget}")
+GRID = (("bits", (8, 4, 2)), ("method", ("snapkv", "knorm", "random")), ("budget", (0.5, 0.25)))
+AT_ONCE = 8
+"""Answers that are led side by side."""
+
+
+def experiments(data: Path, model: str) -> list[Experiment]:
+    """Return an experiment for each source. Raises WorkloadError where one is not there."""
+    made = []
+    for name, items in ITEMS.items():
+        if not (data / name).is_dir():
+            raise WorkloadError(
+                f"no folder {data / name}; give the folder that holds {' and '.join(ITEMS)} with --data"
+            )
+        made.append(
+            Experiment(
+                name=f"tools-{name}",
+                policies=POLICIES,
+                workload=f"tools:{data / name}",
+                model=model,
+                n=items,
+                turns=1,  # of a conversation: its first call and its first text
+                concurrency=AT_ONCE,
+                share_prompts="8GB",
+                grid=GRID,
+            )
+        )
+    return made
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, default=Path(os.environ.get("KVLAB_TOOL_DATA", ".")))
+    parser.add_argument("--model", default="smollm2-135m")
+    parser.add_argument("--json", action="store_true")
+    asked = parser.parse_args()
+    rows, facts = [], {}
+    try:
+        for experiment in experiments(asked.data, asked.model):
+            results = sweep(experiment, Path("runs") / "tools" / experiment.name)
+            workload = f"tools:{experiment.name.removeprefix('tools-')}"
+            rows += [{**row, "workload": workload} for row in results.rows]
+            facts = facts or results.provenance
+            print(f"{workload}\n{results.table()}", file=sys.stderr)
+    except KvlabError as error:
+        print(error, file=sys.stderr)
+        sys.exit(2)
+    if asked.json:
+        print(json.dumps({"command": "tool_calls", "provenance": facts, "rows": rows}, default=str))
+
+
+if __name__ == "__main__":
+    main()

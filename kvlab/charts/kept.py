@@ -1,0 +1,90 @@
+"""What is left of the right answers where a part of the KV is left: a panel a workload, a line a method."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import altair as alt
+import polars as pl
+
+from kvlab.charts.policy_styles import DASHES, SHAPES, method_of, policy_styles
+from kvlab.charts.style import legend_of, require, styled
+from kvlab.errors import RunError
+
+PANEL_WIDTH, PANEL_HEIGHT = 300, 260
+SHARES = [0, 0.25, 0.5, 0.75, 1]
+
+
+def accuracy_by_kept_kv(summary: pl.DataFrame, titles: Mapping[str, str] | None = None) -> Any:
+    """Draw accuracy against the share of KV that stays live, with 95 % intervals.
+
+    ``summary`` is ``kvlab.results.kept_share.accuracy_by_kept_share(rows)``; ``titles`` name the panels by workload.
+    A method's line runs through its settings; methods of one colour have dashes and shapes of their own.
+    """
+    require(summary, "workload", "policy", "kept", "accuracy", "low", "high", "items")
+    if summary.is_empty():
+        raise RunError("there is nothing to draw: the summary is empty")
+    names = dict(titles or {})
+    data = summary.with_columns(
+        pl.col("policy").map_elements(method_of, return_dtype=pl.String).alias("method"),
+        pl.col("workload").replace(names).alias("panel"),
+    )
+    panels = data["panel"].unique(maintain_order=True).to_list()
+    channels = _channels(data)
+    width: dict[str, Any] = {
+        "scale": alt.Scale(domain=[0, 1.03], nice=False),
+        "axis": alt.Axis(values=SHARES, format="%"),
+    }
+    drawn = []
+    for index, panel in enumerate(panels):
+        named = alt.Axis(values=SHARES, format="%", labels=index == 0)
+        title = "right answers" if index == 0 else None
+        height: dict[str, Any] = {"title": title, "scale": alt.Scale(domain=[0, 1.05], nice=False), "axis": named}
+        some = alt.Chart(data.filter(pl.col("panel") == panel), width=PANEL_WIDTH, height=PANEL_HEIGHT)
+        base = some.encode(
+            x=alt.X("kept:Q", title="live KV, of that of full", **width),
+            y=alt.Y("accuracy:Q", **height),
+            tooltip=[
+                alt.Tooltip("policy:N"),
+                alt.Tooltip("kept:Q", title="live KV", format=".0%"),
+                alt.Tooltip("accuracy:Q", format=".0%"),
+                alt.Tooltip("low:Q", format=".0%"),
+                alt.Tooltip("high:Q", format=".0%"),
+                alt.Tooltip("items:Q"),
+            ],
+        )
+        bars = base.mark_rule(strokeWidth=1.4, opacity=0.6).encode(
+            y=alt.Y("low:Q", **height), y2="high:Q", tooltip=alt.value(None), color=channels["color"]
+        )
+        lines = base.mark_line(strokeWidth=2).encode(
+            order="kept:Q", color=channels["color"], strokeDash=channels["strokeDash"]
+        )
+        points = base.mark_point(filled=True, size=70, opacity=1).encode(
+            color=channels["color"], shape=channels["shape"]
+        )
+        drawn.append(alt.layer(bars, lines, points, title=panel))
+    note = ["A point is a setting, a line a method; bars: 95 % confidence, by bootstrap over the questions."]
+    return styled(alt.hconcat(*drawn, spacing=18), "Right answers by the KV that is left", note)
+
+
+def _channels(data: pl.DataFrame) -> dict[str, Any]:
+    """Return colour, dash and shape of the methods."""
+    methods = data["method"].unique(maintain_order=True).to_list()
+    styles = policy_styles(data["policy"].unique(maintain_order=True).to_list())
+    first = {method: data.filter(pl.col("method") == method)["policy"][0] for method in methods}
+    looks: dict[str, tuple[Any, list[Any], bool]] = {
+        "color": (alt.Color, [styles[first[method]].color for method in methods], False),
+        "strokeDash": (alt.StrokeDash, [DASHES[i % len(DASHES)] for i in range(len(methods))], False),
+        "shape": (alt.Shape, [SHAPES[i % len(SHAPES)] for i in range(len(methods))], True),
+    }
+    return {
+        name: channel(
+            "method:N",
+            title=None,
+            sort=methods,
+            scale=alt.Scale(domain=methods, range=values),
+            legend=legend_of(methods, points=points),
+        )
+        for name, (channel, values, points) in looks.items()
+    }

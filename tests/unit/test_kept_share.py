@@ -1,0 +1,66 @@
+"""Right answers by the share of KV that is left: the numbers of the summary, and the marks of its chart."""
+
+from __future__ import annotations
+
+import polars as pl
+import pytest
+
+from kvlab import charts
+from kvlab.errors import RunError
+from kvlab.results import row
+from kvlab.results.kept_share import accuracy_by_kept_share
+from tests.chart_kit import frame, marks
+
+KNOWN, UNKNOWN = "needle:single", "needle:single,question=none"
+POLICIES = {"full": (100, 4), "snapkv:budget=0.5": (50, 3), "snapkv:budget=0.25": (25, 1), "random:budget=0.5": (50, 0)}
+
+
+def rows() -> pl.DataFrame:
+    made = []
+    for workload in (KNOWN, UNKNOWN):
+        for policy, (live, right) in POLICIES.items():
+            for item in range(4):
+                about = {"turn": 1, "conversation": str(item % 2), "seed": item // 2}
+                made.append(row(policy, workload, "kv_bytes_live", live, **about))
+                made.append(row(policy, workload, "accuracy", float(item < right), **about))
+    return frame(*made)
+
+
+def test_summary_has_the_share_of_live_kv_and_the_interval_of_the_mean() -> None:
+    found = accuracy_by_kept_share(rows())
+    assert found["workload"].unique(maintain_order=True).to_list() == [KNOWN, UNKNOWN]
+    known = {one["policy"]: one for one in found.filter(pl.col("workload") == KNOWN).to_dicts()}
+    assert list(known) == list(POLICIES)
+    assert [one["kept"] for one in known.values()] == [1.0, 0.5, 0.25, 0.5]
+    assert [one["accuracy"] for one in known.values()] == [1.0, 0.75, 0.25, 0.0]
+    assert all(one["items"] == 4 for one in known.values()), "conversations of two seeds are two"
+    assert all(one["low"] <= one["accuracy"] <= one["high"] for one in known.values())
+    assert known["full"]["low"] == 0.25 and known["random:budget=0.5"]["high"] == 0.75, "rule of three"
+
+
+def test_summary_without_full_or_without_answers_is_refused() -> None:
+    with pytest.raises(RunError, match="no live KV of full"):
+        accuracy_by_kept_share(rows().filter(pl.col("policy") != "full"))
+    with pytest.raises(RunError, match="no known answers"):
+        accuracy_by_kept_share(rows().filter(pl.col("metric") != "accuracy"))
+
+
+def test_chart_has_a_panel_a_workload_and_a_line_a_method_with_intervals() -> None:
+    spec = charts.accuracy_by_kept_kv(accuracy_by_kept_share(rows()), {UNKNOWN: "question unknown"}).to_dict()
+    assert [panel["title"] for panel in spec["hconcat"]] == [KNOWN, "question unknown"]
+    for panel in spec["hconcat"]:
+        rule, line, point = marks(panel)
+        assert (rule["encoding"]["y"]["field"], rule["encoding"]["y2"]["field"]) == ("low", "high")
+        assert line["encoding"]["color"]["scale"]["domain"] == ["full", "snapkv", "random"]
+        assert len({tuple(dash) for dash in line["encoding"]["strokeDash"]["scale"]["range"]}) == 3
+        assert len(set(point["encoding"]["shape"]["scale"]["range"])) == 3
+        assert point["encoding"]["x"]["field"] == "kept"
+
+
+def test_chart_can_be_drawn_and_refuses_an_empty_summary() -> None:
+    import vl_convert
+
+    chart = charts.accuracy_by_kept_kv(accuracy_by_kept_share(rows()))
+    assert vl_convert.vegalite_to_svg(chart.to_dict()).count("<path") > 8
+    with pytest.raises(RunError, match="empty"):
+        charts.accuracy_by_kept_kv(accuracy_by_kept_share(rows()).head(0))
