@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -86,6 +87,7 @@ def _describe_bodies(app: FastAPI) -> None:
     """Add to the OpenAPI description the bodies that routes parse themselves."""
     describe = app.openapi
 
+    @functools.cache  # making the schemas takes longer than most answers
     def with_bodies() -> dict[str, Any]:
         made = describe()
         schemas = made.setdefault("components", {}).setdefault("schemas", {})

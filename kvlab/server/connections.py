@@ -17,6 +17,14 @@ from kvlab.server.settings import Settings
 FREE_CHUNKS = 1_000
 MIN_BYTES_PER_CHUNK = 256
 """A body may arrive in FREE_CHUNKS pieces and one more for so many bytes: each costs the event loop time."""
+FREE_PIECES = 16
+SMALL_PIECE_BYTES = 1_024
+PIECE_PAUSE_SECONDS = 0.5
+"""Behind FREE_PIECES small pieces of a request, those that come in PIECE_PAUSE_SECONDS are read together."""
+MAX_PIPELINED_BYTES = MAX_HEADER_BYTES
+"""Bytes behind a request that is being answered; a connection with more is closed, before anything is computed."""
+TURNS_TO_BE_READ = 4
+"""Turns of the event loop after which a new connection has been read: to accept it, to watch it, and to read it."""
 CLOSING_SECONDS = 1.0
 """At shutdown, so long a client may read nothing of the answer that it is sent."""
 HANDLES_FOR_THE_REST = 256
@@ -42,6 +50,8 @@ class Connections:
     def __init__(self, settings: Settings, limit: int) -> None:
         self.settings, self.limit = settings, limit
         self._open: dict[HttpProtocol, None] = {}
+        self._turn = self._last_added = 0
+        self._counts_turns = False
 
     def __len__(self) -> int:
         return len(self._open)
@@ -49,19 +59,34 @@ class Connections:
     def add(self, connection: HttpProtocol) -> None:
         """Note a new connection.
 
-        Beyond the limit one is closed: the longest idle one, else the one whose request has been incomplete for
-        longest, else the new one.
+        Beyond the limit one is closed: the longest idle one that has been read, else the one whose request has been
+        incomplete for longest, else the longest idle one, else the new one.
         """
+        self._note_turn(connection)
         if len(self._open) >= self.limit:
-            idle = (other for other in self._open if other.is_idle)
+            read = (other for other in self._open if other.is_idle and self._turn - other.turn >= TURNS_TO_BE_READ)
             incomplete = (other for other in self._open if other.is_incomplete)
-            closed = next(idle, None) or next(incomplete, None)
+            idle = (other for other in self._open if other.is_idle)
+            closed = next(read, None) or next(incomplete, None) or next(idle, None)
             if closed is None:
                 connection.abort()
                 return
             self.discard(closed)
             closed.abort()
         self._open[connection] = None
+
+    def _note_turn(self, connection: HttpProtocol) -> None:
+        """Note in which turn of the event loop a connection came; turns are counted as long as one may be unread."""
+        connection.turn = self._last_added = self._turn
+        if not self._counts_turns:
+            self._counts_turns = True
+            connection.loop.call_soon(self._next_turn)
+
+    def _next_turn(self) -> None:
+        self._turn += 1
+        self._counts_turns = self._turn - self._last_added < TURNS_TO_BE_READ
+        if self._counts_turns:
+            asyncio.get_running_loop().call_soon(self._next_turn)
 
     def discard(self, connection: HttpProtocol) -> None:
         """Forget a connection."""
@@ -85,6 +110,9 @@ class HttpProtocol(H11Protocol):
         super().__init__(**arguments)
         self._owner = owner
         self._header_timer: asyncio.TimerHandle | None = None
+        self._small_pieces = 0
+        self._read_on_timer: asyncio.TimerHandle | None = None
+        self.turn = 0
         self.conn = _BoundedH11()
         self._served_app = self.app
         self.app = self._run_app  # type: ignore[assignment]
@@ -100,7 +128,9 @@ class HttpProtocol(H11Protocol):
         return not self.is_idle and self.cycle.more_body
 
     def abort(self) -> None:
-        """Close the connection at once; what its client has not read is lost."""
+        """Close the connection at once; what its client has not read is lost, and what has not begun is not begun."""
+        if self.cycle is not None:
+            self.cycle.disconnected = True
         self.transport.abort()
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
@@ -110,6 +140,8 @@ class HttpProtocol(H11Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._stop_header_timer()
+        if self._read_on_timer is not None:
+            self._read_on_timer.cancel()
         self._owner.discard(self)
         super().connection_lost(exc)
 
@@ -120,6 +152,24 @@ class HttpProtocol(H11Protocol):
             self._owner.renew(self)
         elif self._header_timer is None:
             self._await_header()
+        self._read_small_pieces_together(len(data))
+        if not (self.is_idle or self.is_incomplete) and len(self.conn.trailing_data[0]) > MAX_PIPELINED_BYTES:
+            self.abort()
+
+    def _read_small_pieces_together(self, size: int) -> None:
+        """Stop reading for a while behind many small pieces: each costs the event loop as much as a whole request."""
+        if not (self.is_idle or self.is_incomplete):
+            self._small_pieces = 0
+        elif size < SMALL_PIECE_BYTES and self._read_on_timer is None:
+            self._small_pieces += 1
+            if self._small_pieces > FREE_PIECES:
+                self.transport.pause_reading()
+                self._read_on_timer = self.loop.call_later(PIECE_PAUSE_SECONDS, self._read_on)
+
+    def _read_on(self) -> None:
+        self._read_on_timer = None
+        if not self.flow.read_paused:
+            self.transport.resume_reading()
 
     def on_response_complete(self) -> None:
         super().on_response_complete()
@@ -154,6 +204,8 @@ class HttpProtocol(H11Protocol):
             self.loop.call_later(CLOSING_SECONDS, self._end_unread, unsent)
 
     async def _run_app(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if self.transport.is_closing():
+            return
         scope[ABORT_KEY] = self.abort
         await self._served_app(scope, receive, send)  # type: ignore[arg-type]
 

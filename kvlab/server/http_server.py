@@ -11,7 +11,7 @@ from kvlab.server.connections import Connections, connection_limit
 from kvlab.server.listening_socket import BACKLOG
 from kvlab.server.settings import Settings
 
-ACCEPTED_PER_TURN = 64
+ACCEPTED_PER_TURN = 16
 """Connections accepted in one turn of the event loop: the others' data are read in between."""
 KEEP_ALIVE_SECONDS = 30
 

@@ -9,8 +9,8 @@ from typing import Any
 
 from kvlab.errors import KvlabError
 
-BACKLOG = 2048
-"""Connections that the system keeps until they are accepted."""
+BACKLOG = 256
+"""Connections that the system keeps until they are accepted: a newcomer waits behind all of them."""
 SEND_BUFFER_BYTES = 131_072
 """Bytes that the system keeps for a client that does not read; by itself it takes millions, for each connection."""
 OUT_OF_HANDLES = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)

@@ -11,11 +11,14 @@ from typing import Any
 from fastapi import APIRouter, Request
 from fastapi.responses import HTMLResponse, JSONResponse, Response
 
+from kvlab.server.access import Client
 from kvlab.server.errors import ApiError
 from kvlab.server.http import EventStream, sse
 from kvlab.server.limits import MAX_FOLLOWERS
 from kvlab.server.service import Service
 
+STATE_SECONDS = 1.0
+"""Between two states that a follower is sent."""
 PAGE_HEADERS = {
     "content-security-policy": "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; "
     "connect-src 'self'; img-src data:; frame-ancestors 'self' http://localhost:* http://127.0.0.1:*"
@@ -26,6 +29,16 @@ def router(service: Service) -> APIRouter:
     """Make the routes over ``service``."""
     routes = APIRouter()
     followers = 0
+    sent: dict[Client, tuple[float, bytes]] = {}
+
+    def state_event(client: Client) -> bytes:
+        """Return the state of this half second, encoded once for all followers that see the same."""
+        now = asyncio.get_running_loop().time()
+        for other in [other for other, (made, _) in sent.items() if now - made >= STATE_SECONDS / 2]:
+            del sent[other]
+        if client not in sent:
+            sent[client] = now, sse(service.metrics.state(client))
+        return sent[client][1]
 
     @routes.get("/health")
     async def health() -> dict[str, Any]:
@@ -64,9 +77,9 @@ def router(service: Service) -> APIRouter:
 
         async def states() -> AsyncGenerator[bytes, None]:
             while not service.limit.closed:
-                yield sse(service.metrics.state(request.state.client))
+                yield state_event(request.state.client)
                 with suppress(TimeoutError):
-                    async with asyncio.timeout(1):
+                    async with asyncio.timeout(STATE_SECONDS):
                         await service.limit.closing.wait()
 
         return EventStream(states(), on_close=leave)

@@ -10,7 +10,7 @@ import textwrap
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, closing
+from contextlib import ExitStack, closing, suppress
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -18,6 +18,7 @@ import httpx
 import pytest
 
 import kvlab  # noqa: F401 - before MLX
+from kvlab.server.connections import FREE_PIECES, MAX_PIPELINED_BYTES, PIECE_PAUSE_SECONDS, HttpProtocol
 from kvlab.server.generation.prompt_cache import PromptCache
 from kvlab.server.http_server import KEEP_ALIVE_SECONDS
 from tests.processes import environment
@@ -120,6 +121,67 @@ def test_bytes_that_come_one_by_one_do_not_extend_the_time(hasty):
             while time.monotonic() - began < 120:
                 client.sendall(b"x")
                 time.sleep(0.02)
+
+
+COUNT = written("/v1/messages/count_tokens", {"messages": [{"role": "user", "content": "x" * 600}]})
+HEAD, BODY = COUNT.split(b"\r\n\r\n")
+CHUNKED = HEAD.replace(b"Content-Length: %d" % len(BODY), b"Transfer-Encoding: chunked")
+IN_PIECES = {
+    "header": ([HEAD[i : i + 1] for i in range(len(HEAD))], b"\r\n\r\n" + BODY),
+    "body": ([HEAD + b"\r\n\r\n", *(BODY[i : i + 2] for i in range(0, 600, 2))], BODY[600:]),
+    "chunks": (
+        [CHUNKED + b"\r\n\r\n", *(b"2\r\n%s\r\n" % BODY[i : i + 2] for i in range(0, 600, 2))],
+        b"%x\r\n%s\r\n0\r\n\r\n" % (len(BODY[600:]), BODY[600:]),
+    ),
+}
+"""The same request by where small pieces of it come, and the rest, which comes whole."""
+
+
+@pytest.mark.parametrize("where", IN_PIECES)
+def test_many_small_pieces_of_a_request_are_read_together(bundled, monkeypatch, where):
+    """The event loop has as many turns for them as the time has pauses, and the request is answered."""
+    reads, real = [], HttpProtocol.data_received
+
+    def counted(self, data):
+        reads.append(len(data))
+        real(self, data)
+
+    monkeypatch.setattr(HttpProtocol, "data_received", counted)
+    pieces, rest = IN_PIECES[where]
+    with Local("full", bundled) as server, closing(connect(server.url)) as client:
+        client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        began = time.monotonic()
+        for piece in pieces:
+            client.sendall(piece)
+            time.sleep(0.005)
+        client.sendall(rest)
+        assert client.recv(4096).startswith(b"HTTP/1.1 200")
+        most = FREE_PIECES + 4 + (time.monotonic() - began) / PIECE_PAUSE_SECONDS
+    assert len(reads) <= most
+    assert sum(reads) == sum(map(len, pieces)) + len(rest)
+
+
+def test_requests_behind_a_request_are_answered_in_order_or_closed_where_they_are_too_many(bundled):
+    one = b"GET /v1/models HTTP/1.1\r\nHost: localhost\r\n\r\n"
+    with Local("full", bundled) as server:
+        with closing(connect(server.url)) as client:
+            client.sendall(one * 20)
+            heard = b""
+            while heard.count(b"HTTP/1.1 200") < 20:
+                heard += client.recv(65536)
+        with closing(connect(server.url)) as client, suppress(ConnectionError):
+            client.sendall(one * (4 * MAX_PIPELINED_BYTES // len(one)))
+            assert is_closed(client)
+        assert server.get("/health").status_code == 200
+
+
+def test_small_requests_one_after_the_other_are_read_at_once(bundled, monkeypatch):
+    pauses = []
+    monkeypatch.setattr(HttpProtocol, "_read_on", lambda self: pauses.append(self))
+    with Local("full", bundled) as server, httpx.Client(base_url=server.url) as client:
+        for _ in range(5 * FREE_PIECES):
+            assert client.get("/health").status_code == 200
+    assert not pauses
 
 
 @pytest.mark.parametrize("size", [33_000, 300_000])
