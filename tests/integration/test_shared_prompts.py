@@ -18,8 +18,11 @@ from kvlab.policies import Policy
 from kvlab.recording.events import Prefilled
 from kvlab.results import Results
 
-POLICIES = ("full", "snapkv:budget=60,window=8", "knorm:budget=0.5", "random:budget=0.5", "quantized:bits=4")
-GIVEN = POLICIES[:-1]
+POLICIES = ("full", "snapkv:budget=60,window=8", "knorm:budget=0.5", "quantized:bits=4", "paged")
+GIVEN = POLICIES[:-2]
+STEP_BYTES = 256 * 4096
+"""Rows are allocated in steps of 256 at most, of 4,096 bytes here; restored ones take what they need."""
+WORKLOAD = "needle:single,question=none"
 WHERE = {"tokens": 300, "n": 2, "progress": False}
 
 
@@ -32,43 +35,43 @@ def prefilled(results: Results, policy: str) -> int:
     return sum(event.tokens for event in events if isinstance(event, Prefilled))
 
 
-@pytest.mark.parametrize("question", ["after", "none"])
-def test_answers_and_live_bytes_are_those_of_a_prompt_for_each_policy(bundled: LoadedModel, question: str) -> None:
-    workload = f"needle:single,question={question}"
-    alone = compare(POLICIES, workload, bundled, **WHERE)
-    shared = compare(POLICIES, workload, bundled, share_prompts="200MB", **WHERE)
+@pytest.fixture(scope="module")
+def shared(bundled: LoadedModel) -> Results:
+    """All policies, with prompts in common."""
+    return compare(POLICIES, WORKLOAD, bundled, share_prompts="200MB", **WHERE)
+
+
+def test_answers_and_live_bytes_are_those_of_a_prompt_for_each_policy(bundled: LoadedModel, shared: Results) -> None:
+    alone = compare(POLICIES, WORKLOAD, bundled, **WHERE)
     for metric in ("text", "accuracy", "prompt_tokens"):
         assert values(shared, metric) == values(alone, metric)
     for (policy, found), (_, expected) in zip(*(values(one, "kv_bytes_live") for one in (shared, alone)), strict=True):
-        # Rows are allocated in steps; restored ones take what they need.
-        assert found == pytest.approx(expected, rel=0.2 if policy == "full" else 0)
+        assert expected - (STEP_BYTES if policy == "full" else 0) < found + 1 <= expected + 1
     assert values(shared, "text", "text") == values(alone, "text", "text")
     assert "computed once" in shared.provenance["prompts"] and "prompts" not in alone.provenance
 
 
-def test_only_the_first_policy_computes_whole_prompts(bundled: LoadedModel) -> None:
-    results = compare(POLICIES, "needle:single", bundled, share_prompts="200MB", **WHERE)
-    prompt = sum(value for policy, value in values(results, "prompt_tokens") if policy == "full")
-    assert 0.7 * prompt < prefilled(results, "full") <= prompt  # the second prompt begins as the first
+def test_only_the_first_policy_computes_whole_prompts(shared: Results) -> None:
+    prompt = sum(value for policy, value in values(shared, "prompt_tokens") if policy == "full")
+    assert 0.7 * prompt < prefilled(shared, "full") <= prompt  # the second prompt begins as the first
     for policy in GIVEN[1:]:
-        assert prefilled(results, policy) < 0.2 * prompt
-    assert prefilled(results, POLICIES[-1]) == prompt
+        assert prefilled(shared, policy) < 0.2 * prompt
+    assert prefilled(shared, "quantized:bits=4") == prompt
 
 
-def test_there_are_no_rows_of_what_given_prompts_change(bundled: LoadedModel) -> None:
-    results = compare([*POLICIES, "paged"], "needle:single", bundled, share_prompts="200MB", **WHERE)
-    timed = {policy for metric in ("ttft_ms", "cached_tokens", "kv_bytes_ram") for policy, _ in values(results, metric)}
-    assert timed == {str(Policy.parse(policy)) for policy in (POLICIES[-1], "paged")}
-    assert {row["phase"] for row in results.rows if row["policy"] == "knorm"} == {"cold"}
-    assert "knorm" in results.table()
+def test_there_are_no_rows_of_what_given_prompts_change(shared: Results) -> None:
+    timed = {policy for metric in ("ttft_ms", "cached_tokens", "kv_bytes_ram") for policy, _ in values(shared, metric)}
+    assert timed == {"quantized:bits=4", "paged"}
+    assert {row["phase"] for row in shared.rows if row["policy"] == "knorm"} == {"cold"}
+    assert "knorm" in shared.table()
 
 
 def test_distances_of_forced_answers_are_the_same(bundled: LoadedModel, tmp_path: Path) -> None:
     text = tmp_path / "text.txt"
     text.write_text("The badge of @mira is #417. Nobody knows the locker of @tolu. " * 30)
-    alone = compare(POLICIES, f"kl:{text}", bundled, tokens=300, progress=False)
-    shared = compare(POLICIES, f"kl:{text}", bundled, tokens=300, share_prompts="200MB", progress=False)
-    for metric in ("kl", "top1", "kv_bytes_live"):
+    alone = compare(GIVEN, f"kl:{text}", bundled, tokens=300, progress=False)
+    shared = compare(GIVEN, f"kl:{text}", bundled, tokens=300, share_prompts="200MB", progress=False)
+    for metric in ("kl", "top1"):
         found, expected = values(shared, metric), values(alone, metric)
         assert [policy for policy, _ in found] == [policy for policy, _ in expected]
         assert [value for _, value in found] == pytest.approx([value for _, value in expected], rel=1e-3, abs=1e-5)
