@@ -1,4 +1,7 @@
-"""Whether recorded answers are those of no cache: each token must be the best one that the model alone gives."""
+"""Whether recorded answers are those of no cache: each token must be the best one that the model alone gives.
+
+Where a grammar has chosen another one, the best token before it must be the model's.
+"""
 
 from __future__ import annotations
 
@@ -34,6 +37,7 @@ class Answer:
     reason: str
     cached: int
     request: str
+    chosen: dict[str, list[int]]
 
     @property
     def ids(self) -> list[int]:
@@ -57,11 +61,15 @@ class Pass:
 
 @dataclass
 class Verdict:
-    """What was compared; ``computed``: tokens that the model alone computed for it; ``wrong`` answers by request."""
+    """What was compared, and the ``wrong`` answers by request.
+
+    ``by_grammar``: tokens that a grammar chose; ``computed``: tokens that the model alone computed for it.
+    """
 
     answers: int = 0
     tokens: int = 0
     ties: int = 0
+    by_grammar: int = 0
     computed: int = 0
     wrong: dict[str, str] = field(default_factory=dict)
     reasons: Counter[str] = field(default_factory=Counter)
@@ -165,11 +173,16 @@ class Reference:
         verdict.tokens_of[answer.request] = answer.tokens
         behind = logits[len(answer.prompt) - 1 :]
         for at, (token, row) in enumerate(zip(answer.tokens, behind, strict=False)):
+            before, after = answer.chosen.get(str(at), (token, token))
+            if before != after == token:
+                verdict.by_grammar += 1
+                token = before
             below = float(row.max() - row[token])
             verdict.ties += 0 < below < TIE
             if below >= TIE:
                 words = f"token {at} is {token}, not {int(row.argmax())}: {below:.4f} below"
-                verdict.wrong[answer.request] = words
+                about = f"{answer.reason}, {answer.cached} of {len(answer.prompt)} cached"
+                verdict.wrong[answer.request] = f"{words}; {about}, {self._loaded.decode(answer.tokens)!r}"
                 return
         if answer.reason == "stop" and int(behind[len(answer.tokens)].argmax()) not in self._loaded.eos:
             verdict.wrong[answer.request] = "it ended where the model goes on"

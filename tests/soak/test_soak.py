@@ -214,7 +214,12 @@ def soak(bundled: LoadedModel, folder: Path, plan: Plan) -> dict[str, Any]:
         "lives": servers.lives,
         "clients": dict(totals.counts),
         "cached share": round(totals.counts["cached tokens"] / max(1, totals.counts["prompt tokens"]), 3),
-        "compared": {"answers": verdict.answers, "tokens": verdict.tokens, "ties": verdict.ties},
+        "compared": {
+            "answers": verdict.answers,
+            "tokens": verdict.tokens,
+            "ties": verdict.ties,
+            "by grammar": verdict.by_grammar,
+        },
         "texts compared": len(totals.texts),
         "ended": dict(verdict.reasons),
         "wrong": verdict.wrong,
