@@ -9,6 +9,9 @@ from kvlab.policies import Paged, Policy, Ram
 from kvlab.store import Store
 from kvlab.store.from_policy import store_config
 
+PromptStore = Store
+"""What holds the prompts; its users only hand it to a decoder."""
+
 
 class SharedPrompts:
     """Prompts in RAM, for policies that keep nothing at rest themselves. One model at a time.
@@ -26,7 +29,7 @@ class SharedPrompts:
         self._store: Store | None = None
         self._fingerprint = ""
 
-    def given(self, policy: Policy, model: LoadedModel) -> tuple[Policy, Store | None]:
+    def given(self, policy: Policy, model: LoadedModel) -> tuple[Policy, PromptStore | None]:
         """Return the policy as one that finds prompts, with their store; where it can use none, itself and None."""
         if policy.tiers is not None or policy.reuse.name != "none" or policy.storage_key:
             return policy, None

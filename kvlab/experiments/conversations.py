@@ -11,11 +11,11 @@ from threading import Event
 from typing import Any
 
 from kvlab.decoder import Completion, Decoder
+from kvlab.decoder.shared_prompts import PromptStore
 from kvlab.errors import PolicyWarning
 from kvlab.models import LoadedModel
 from kvlab.policies import Policy, Ram
 from kvlab.recording.recorder import Recorder
-from kvlab.store import Store
 from kvlab.tiers import tiers_at_rest
 
 WARMUP_TOKENS = 256
@@ -60,7 +60,7 @@ def serve_turns(
     turns: Sequence[Turn],
     *,
     concurrency: int = 1,
-    store: Store | None = None,
+    store: PromptStore | None = None,
     recorder: Recorder | None = None,
     tags: Mapping[str, Any] | None = None,
     done: Callable[[ServedTurn], None] = lambda served: None,

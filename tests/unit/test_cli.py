@@ -236,6 +236,7 @@ def test_compare_passes_on_what_was_asked(monkeypatch: pytest.MonkeyPatch, capsy
         "seed": 0,
         "concurrency": 2,
         "tokens": 900,
+        "share_prompts": None,
         "repeats": 1,
         "out": None,
         "command": "kvlab compare --policies full,tiered:ram=1GB,ssd=2GB --policies paged --workload agent --turns 3 "
