@@ -87,8 +87,8 @@ ON_SMOLLM2: tuple[Figure, ...] = (
             ),
         ),
         shows="One number of seven digits in sentences that repeat; the method chooses its rows when it has seen the "
-        "question, or before; bits and windows do not depend on it. To the left is less memory, up is more right answers. Each digit counts: a method that "
-        "keeps half of the number finds nothing.",
+        "question, or before; bits and windows do not depend on it. To the left is less memory, up is more right "
+        "answers. Each digit counts: a method that keeps half of the number finds nothing.",
         numbers={
             "asked": Number(pick("accuracy", "count", policy="full", workload=KNOWN)),
             "four-bits-right": Number(pick("accuracy", "sum", policy="quantized:bits=4", workload=KNOWN)),
