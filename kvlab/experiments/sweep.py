@@ -34,18 +34,23 @@ def sweep(experiment: Experiment | str | Path, folder: Path | None = None, *, pr
     experiment = experiment if isinstance(experiment, Experiment) else read_experiment(experiment)
     store = RowStore(folder or default_folder(experiment))
     cells = experiment.cells()
-    with tqdm(total=len(cells), desc=experiment.name, unit="cell", disable=not progress) as bar:
+    finish(cells, store, experiment.name, progress=progress)
+    results = store.results(cells)
+    results.provenance |= {"experiment": experiment.name, "cells": len(cells)}
+    results.rows = mark_void(results.rows)
+    results.save(store.folder)
+    return results
+
+
+def finish(cells: Sequence[Cell], store: RowStore, name: str, *, progress: bool = True) -> None:
+    """Run those cells that the store lacks, beside other processes that do the same. Raises KvlabError."""
+    with tqdm(total=len(cells), desc=name, unit="cell", disable=not progress) as bar:
         missing = _finished(store, cells, bar)
         while missing:
             waiting = [cell for group in _groups(missing) for cell in _do(store, group, bar)]
             missing = _finished(store, waiting, bar)
             if waiting and len(missing) == len(waiting):
                 time.sleep(CLAIM_RETRY_S)
-    results = store.results(cells)
-    results.provenance |= {"experiment": experiment.name, "cells": len(cells)}
-    results.rows = mark_void(results.rows)
-    results.save(store.folder)
-    return results
 
 
 def default_folder(experiment: Experiment) -> Path:
@@ -104,7 +109,7 @@ def table(experiment: Experiment, results: Results) -> str:
     return Results(rows, {}).table()
 
 
-def _finished(store: RowStore, cells: list[Cell], bar: Any) -> list[Cell]:
+def _finished(store: RowStore, cells: Sequence[Cell], bar: Any) -> list[Cell]:
     """Return the cells that are not finished; count the others on the bar."""
     missing = [cell for cell in cells if store.read(cell) is None]
     bar.update(len(cells) - len(missing))

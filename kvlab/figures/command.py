@@ -9,9 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from kvlab.counts import counted
+from kvlab.errors import RunError
 from kvlab.figures.build import Place, build, judge, measured, rerun, source_tree
 from kvlab.figures.check import check as check_figures
 from kvlab.figures.check import contradictions
+from kvlab.figures.confirm import confirm as confirm_rows
 from kvlab.figures.declared import chosen
 from kvlab.figures.pages import check_pages, fill
 from kvlab.figures.stale import stale
@@ -23,17 +25,23 @@ def figures_command(
     *,
     fresh: bool = False,
     check: bool = False,
+    confirm: bool = False,
     out: Path | None = None,
     place: Place | None = None,
     progress: bool = True,
 ) -> tuple[dict[str, Any], list[str]]:
     """Return the document of all claims with their measured values, and a line for each error.
 
-    A claim that does not hold is wrong under `check` only; a figure is drawn all the same. `out` takes the pictures
-    and, where rows are measured again, those in `out/rows`: the source tree stays as it is. Raises KvlabError.
+    A claim that does not hold is wrong under `check` only; a figure is drawn all the same. With `confirm`, saved rows
+    of older code are signed where a sample of their cells comes out the same. `out` takes the pictures and, where rows
+    are measured again, those in `out/rows`: the source tree stays as it is. Raises KvlabError.
     """
     asked, place = chosen(names), place or source_tree()
     problems: list[str] = []
+    if confirm:
+        if fresh or check or out is not None:
+            raise RunError("--confirm signs the saved rows, and no others: leave out --rerun, --check and --out")
+        problems += confirm_rows(measured(asked, place.rows), place, _stores(), progress=progress)
     with tempfile.TemporaryDirectory(prefix="kvlab-figures-") as temporary:
         rows = place.rows
         if fresh:

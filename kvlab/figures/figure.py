@@ -59,6 +59,8 @@ class Figure:
         lines += [f"- {verdict}" for verdict in self.judge(saved)]
         measured = str(saved.provenance.get("time", ""))[:10]
         made = f"{origin(saved)} · {measured}" if measured else origin(saved)
+        if signed := saved.provenance.get("confirmed"):
+            made += f" · {signed['cells']} of {signed['of']} cells gave the same at {str(signed['commit'])[:12]}"
         return "\n".join([*lines, "", f"*{made}; {_counted(saved)}.*"])
 
 

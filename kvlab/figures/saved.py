@@ -20,11 +20,12 @@ from kvlab.results import SCHEMA, Results, make_folder
 
 FACTS = (
     *("kvlab", "commit", "commits", "mlx", "mlx_lm", "python", "device", "blas", "time"),
-    *("model", "model_fingerprint", "dtype", "code"),
+    *("model", "model_fingerprint", "dtype", "code", "confirmed"),
 )
 """The saved part of the provenance: the origin of the rows, without folders of the machine.
 
-``code`` is the fingerprint of `relevant_code` when they were measured.
+``code`` is the fingerprint of `relevant_code` when they were measured, or when a sample of them was ``confirmed``:
+its commit, its time, and how many cells of how many.
 """
 
 DIGITS = 6  # significant ones of a value that is no whole number
@@ -67,8 +68,17 @@ def write(folder: Path, name: str, saved: Saved, metrics: Iterable[str]) -> None
     _csv(rows.select(column for column in rows if column.null_count() < rows.height), folder / f"{name}.csv")
     for kind, frame in saved.events.items():
         _csv(frame, folder / f"{name}.{kind}.csv")
-    facts = {key: saved.provenance[key] for key in FACTS if key in saved.provenance}
-    (folder / f"{name}.json").write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
+    _write_facts(folder, name, saved.provenance)
+
+
+def sign(folder: Path, name: str, code: Mapping[str, str], confirmed: Mapping[str, Any]) -> None:
+    """Note that code of this fingerprint gave a sample of the saved rows again, as `confirmed` tells."""
+    _write_facts(folder, name, {**read(folder, [name]).provenance, "code": code, "confirmed": confirmed})
+
+
+def short(value: float) -> str:
+    """Return a number as it is saved: whole ones as they are, others with `DIGITS` significant digits."""
+    return str(int(value)) if value == int(value) else f"{value:.{DIGITS}g}"
 
 
 def measure(experiment: Path, store: Path, *, progress: bool = True) -> Saved:
@@ -132,10 +142,10 @@ def _csv(frame: pl.DataFrame, path: Path) -> None:
     path.write_text(frame.write_csv() if frame.width else "", encoding="utf-8")
 
 
+def _write_facts(folder: Path, name: str, provenance: Mapping[str, Any]) -> None:
+    facts = {key: provenance[key] for key in FACTS if key in provenance}
+    (folder / f"{name}.json").write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
+
+
 def _text(column: str) -> pl.Expr:
-    """Format numbers as short text: whole ones as they are, others with `DIGITS` significant digits."""
-
-    def short(value: float) -> str:
-        return str(int(value)) if value == int(value) else f"{value:.{DIGITS}g}"
-
     return pl.col(column).map_elements(short, return_dtype=pl.String)
