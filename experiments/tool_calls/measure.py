@@ -23,7 +23,7 @@ ITEMS = {"bfcl": 300, "tau-bench": 25}
 """What is taken of each: items, and conversations."""
 POLICIES = ("full", "quantized:bits={bits}", "{method}:budget={budget}")
 GRID = (("bits", (8, 4, 2)), ("method", ("snapkv", "knorm", "random")), ("budget", (0.5, 0.25)))
-AT_ONCE = 8
+AT_ONCE = 32
 """Answers that are led side by side."""
 
 

@@ -18,7 +18,7 @@ from kvlab.decoder.shared_prompts import SharedPrompts
 from kvlab.decoder.teacher_forcing import Distributions, Divergence, distributions, divergences
 from kvlab.errors import RunError
 from kvlab.experiments.forced_answers import ForcedItem, forced_items
-from kvlab.experiments.greedy_calls import answer_calls, same_answer
+from kvlab.experiments.greedy_calls import GreedyAnswer, answer_calls, same_answer
 from kvlab.experiments.prompts import Prompts
 from kvlab.models import LoadedModel, ModelLike
 from kvlab.policies import Policy
@@ -38,11 +38,11 @@ MAX_DISTRIBUTION_BYTES = 1 << 29
 
 @dataclass(frozen=True)
 class Measured:
-    """What one policy gave at one item: its divergence, and the text that it wrote by itself (None: not asked)."""
+    """What one policy gave at one item: its divergence, and what it wrote by itself (None: not asked)."""
 
     item: ForcedItem
     divergence: Divergence
-    text: str | None = None
+    answer: GreedyAnswer | None = None
     same: bool | None = None
 
 
@@ -95,21 +95,23 @@ class TeacherForcedRunner:
                 bar.set_postfix_str(str(REFERENCE), refresh=False)
                 forced = [item.forced for item in group]
                 own = distributions(uncached, forced)
-                texts = self._texts(uncached, group)
+                answers = self._answers(uncached, group)
                 bar.update(len(group))
                 if REFERENCE in measured:
-                    measured[REFERENCE] += self._uncached(group, own, texts)
+                    measured[REFERENCE] += self._uncached(group, own, answers)
                 for policy, decoder in decoders.items():
                     bar.set_postfix_str(str(policy), refresh=False)
                     found = divergences(decoder, forced, own)
-                    written = self._texts(decoder, group)
+                    written = self._answers(decoder, group, answers)
                     measured[policy] += [
-                        Measured(item, one, text, same_answer(text, other) if text is not None else None)
-                        for item, one, text, other in zip(group, found, written, texts, strict=True)
+                        Measured(item, one, answer, same_answer(answer, other) if answer is not None else None)
+                        for item, one, answer, other in zip(group, found, written, answers, strict=True)
                     ]
                     bar.update(len(group))
-        facts = self.provenance()
-        return merged([Results(list(self._rows(policy, found)), facts) for policy, found in measured.items()])
+        facts, place = self.provenance(), {id(item): at for at, item in enumerate(self.items)}
+        for some in measured.values():
+            some.sort(key=lambda one: place[id(one.item)])
+        return merged([Results(list(self._rows(policy, some)), facts) for policy, some in measured.items()])
 
     def provenance(self) -> dict[str, Any]:
         facts = {"model_argument": self.model.argument} if self.model.argument else {}
@@ -127,10 +129,10 @@ class TeacherForcedRunner:
         return stack.enter_context(Decoder(self.model, there, store=prompts, max_concurrency=self.n))
 
     def _groups(self) -> Iterator[list[ForcedItem]]:
-        """Cut the items into groups that run side by side, and whose distributions fit."""
+        """Cut the items into groups that run side by side, of answers about as long, and whose distributions fit."""
         most = max(1, MAX_DISTRIBUTION_BYTES // (4 * self.model.vocab_size))
         group: list[ForcedItem] = []
-        for item in self.items:
+        for item in sorted(self.items, key=lambda one: len(one.forced.answer)):
             tokens = sum(len(one.forced.answer) for one in [*group, item])
             if group and (len(group) == self.n or tokens > most):
                 yield group
@@ -138,16 +140,18 @@ class TeacherForcedRunner:
             group.append(item)
         yield group
 
-    def _texts(self, decoder: Decoder, group: list[ForcedItem]) -> list[str | None]:
+    def _answers(
+        self, decoder: Decoder, group: list[ForcedItem], others: list[GreedyAnswer | None] | None = None
+    ) -> list[GreedyAnswer | None]:
         """Return what the model answers by itself where a call is wanted, else None."""
-        return answer_calls(decoder, group, self.prompts) if self.calls_apart else [None] * len(group)
+        return answer_calls(decoder, group, self.prompts, others) if self.calls_apart else [None] * len(group)
 
     def _uncached(
-        self, group: list[ForcedItem], own: list[Distributions], texts: list[str | None]
+        self, group: list[ForcedItem], own: list[Distributions], answers: list[GreedyAnswer | None]
     ) -> Iterator[Measured]:
-        for item, one, text in zip(group, own, texts, strict=True):
-            same = None if text is None else True
-            yield Measured(item, one.divergence_from_itself(item.forced.answer), text, same)
+        for item, one, answer in zip(group, own, answers, strict=True):
+            same = None if answer is None else True
+            yield Measured(item, one.divergence_from_itself(item.forced.answer), answer, same)
 
     # -- rows -------------------------------------------------------------------------------------------------------
 
