@@ -4,7 +4,7 @@
 
 FOLDER holds `bfcl/` (the files of BFCL v4, such as simple_python and parallel, with `possible_answer/`) and
 `tau-bench/` (recorded conversations); `KVLAB_TOOL_DATA` may name it instead. A run that was stopped continues in
-`runs/tools`, behind the last of the two that it finished.
+`runs/tools`, behind the last part that it finished: a part is a fifth of the items of BFCL, or of the conversations.
 """
 
 from __future__ import annotations
@@ -19,8 +19,9 @@ from kvlab.errors import KvlabError, WorkloadError
 from kvlab.experiments.config import Experiment
 from kvlab.experiments.sweep import sweep
 
-ITEMS = {"bfcl": 300, "tau-bench": 25}
-"""What is taken of each: items, and conversations."""
+ITEMS = {"bfcl": 60, "tau-bench": 5}
+"""What a part takes of each: items, and conversations."""
+PARTS = 5
 POLICIES = ("full", "quantized:bits={bits}", "{method}:budget={budget}")
 GRID = (("bits", (8, 4, 2)), ("method", ("snapkv", "knorm", "random")), ("budget", (0.5, 0.25)))
 AT_ONCE = 32
@@ -43,6 +44,7 @@ def experiments(data: Path, model: str) -> list[Experiment]:
                 model=model,
                 n=items,
                 turns=1,  # of a conversation: its first call and its first text
+                seeds=tuple(range(PARTS)),  # each takes the next items
                 concurrency=AT_ONCE,
                 share_prompts="8GB",
                 grid=GRID,

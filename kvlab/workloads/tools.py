@@ -28,21 +28,28 @@ _EXPECTED = "give a file of BFCL items or of conversations with tool calls, or a
 class Tools(TeacherForced):
     """The first `n` items (all without `n`), the files in turn; of a conversation, `turns` calls and as many texts.
 
-    An item is a question of BFCL or a conversation. Without `turns`, all answers of a conversation count.
+    An item is a question of BFCL or a conversation. Without `turns`, all answers of a conversation count. With `n`,
+    another `seed` takes other items: seed 1 the next `n`, and so on.
     """
 
     name = "tools"
     argument = "PATH"
     calls_apart: ClassVar[bool] = True
 
-    def __init__(self, path: str | Path, n: int | None = None, turns: int | None = None) -> None:
+    def __init__(self, path: str | Path, n: int | None = None, turns: int | None = None, seed: int = 0) -> None:
         check_count("n", n)
         check_count("turns", turns)
         self.path, self.n, self.turns = Path(path), n, turns
         self.name = f"tools:{path}"
         files = [list(self._items(file)) for file in item_files(self.path)]
         mixed = (item for group in zip_longest(*files) for item in group if item is not None)
-        self._requests = [request for item in islice(mixed, n) for request in item]
+        first = max(0, seed) * (n or 0)
+        items = list(islice(mixed, first, None if n is None else first + n))
+        if first and not items:
+            raise WorkloadError(
+                f"{path}: {sum(map(len, files))} items, so {n} of them with seed {seed} are none; write a smaller seed"
+            )
+        self._requests = [request for item in items for request in item]
         if not any(request.kind == CALL for request in self._requests):
             raise WorkloadError(f"{path}: no tool call in it; {_EXPECTED}")
 

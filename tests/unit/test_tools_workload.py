@@ -85,6 +85,16 @@ def test_a_folder_gives_items_of_its_files_in_turn(tmp_path: Path) -> None:
     assert len(TRAJECTORIES) == 2
 
 
+def test_seeds_take_the_next_items_until_there_are_none(tmp_path: Path) -> None:
+    path = write_bfcl(tmp_path / "items.json")
+    every = [request.conversation for request in Tools(path).requests()]
+    parts = [[request.conversation for request in Tools(path, n=2, seed=seed).requests()] for seed in (0, 1)]
+    assert parts == [every[:2], every[2:4]] and parts[1]
+    assert [r.conversation for r in Tools(path, seed=7).requests()] == every, "without n, all"
+    with pytest.raises(WorkloadError, match="2 of them with seed 9 are none; write a smaller seed"):
+        Tools(path, n=2, seed=9)
+
+
 def test_all_items_are_taken_unless_n_is_given(tmp_path: Path) -> None:
     path = write_bfcl(tmp_path / "items.json")
     assert len(load_workload(f"tools:{path}").requests()) == len(ITEMS)
