@@ -45,6 +45,7 @@ class Lazy(click.Group):
 
     elsewhere = {
         "ask": "kvlab.cli.ask:ask",
+        "audit": "kvlab.cli.audit:audit",
         "lab": "kvlab.cli.lab:lab",
         "store": "kvlab.cli.store:app",
         "serve": "kvlab.cli.serve:serve",

@@ -1,0 +1,1 @@
+"""The probes of an audit: one file for each, or for a family."""
