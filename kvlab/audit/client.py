@@ -10,6 +10,8 @@ from typing import Any
 
 import httpx
 
+from kvlab.audit.errors import AuditError
+
 Message = dict[str, Any]
 
 MAX_ERROR_CHARS = 300
@@ -72,6 +74,8 @@ class AuditClient:
         transport: httpx.BaseTransport | None = None,
     ) -> None:
         base = url.rstrip("/")
+        if not base.startswith(("http://", "https://")):
+            raise AuditError(f"'{url}' is no server's address; write it with http://, as http://127.0.0.1:8080")
         self.url = base if base.endswith("/v1") else f"{base}/v1"
         self.model, self.timeout_s, self.clock = model, timeout_s, clock
         headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}

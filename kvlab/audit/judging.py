@@ -29,29 +29,36 @@ class Sentences:
 
 
 def judge(
-    probe: str, lab: Lab, seen: Observation, *, shared: float, sentences: Sentences, of: str = ""
+    probe: str,
+    lab: Lab,
+    seen: Observation,
+    shared: float,
+    sentences: Sentences,
+    *,
+    of: str = "",
+    shared_name: str = "shared",
 ) -> Iterator[Finding]:
     """Yield the finding on the cached tokens, and the numbers behind it as findings of their own.
 
-    ``shared`` is how much of the prompt an earlier one began with. ``of`` goes before the metrics' names where a probe
-    observes several requests.
+    ``shared`` is how much of the prompt an earlier one began with, and ``shared_name`` what to call it: ``unchanged``
+    where the same text stands elsewhere. ``of`` goes before the metrics' names where a probe observes several requests.
     """
     verdict, means = _verdict(seen, shared, sentences)
     before = f"{of}_" if of else ""
-    detail = f"{seen.size} {lab.unit}, of which {shared:.0f} are shared; cached tokens are {seen.source}"
+    detail = f"{seen.size} {lab.unit}, of which about {shared:.0f} are {shared_name}; cached tokens are {seen.source}"
     value = None if seen.cached is None else round(seen.cached)
     yield Finding(probe, f"{before}cached_tokens", value, lab.unit, verdict, detail, means)
     if seen.reported is not None and seen.inferred is not None:
         told = f"± {seen.inferred.error:.0f} by TTFT {1e3 * seen.reply.ttft_s:.0f} ms"
         inferred = round(seen.inferred.tokens)
         yield Finding(probe, f"{before}inferred_cached_tokens", inferred, lab.unit, "note", told)
-    yield Finding(probe, f"{before}shared_tokens", round(shared), lab.unit, "note")
+    yield Finding(probe, f"{before}{shared_name}_tokens", round(shared), lab.unit, "note")
     yield Finding(probe, f"{before}prompt_tokens", seen.size, lab.unit, "note")
 
 
 def _verdict(seen: Observation, shared: float, sentences: Sentences) -> tuple[Verdict, str]:
     if seen.cached is None:
-        return "unknown", ""
+        return "unknown", "Cached tokens are not known: the server reports none, and its TTFT could not be fitted."
     share = seen.cached / max(shared, 1)
     if share >= GOOD_SHARE:
         return "good", sentences.good

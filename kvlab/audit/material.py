@@ -78,6 +78,46 @@ def tool_turn(name: str, query: str, result: str, call_id: str) -> list[dict[str
     ]
 
 
-def count_words(messages: Sequence[Mapping[str, Any]]) -> int:
-    """Return the words of all contents: the size of a prompt where a server counts no tokens."""
-    return sum(len(str(message.get("content") or "").split()) for message in messages)
+def as_plain_turns(messages: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Return the messages with calls and results of tools as text, for templates that take no ``tool`` message."""
+    plain: list[dict[str, Any]] = []
+    for message in messages:
+        if message["role"] == "tool":
+            plain.append(user(f"Result: {message['content']}"))
+        elif calls := message.get("tool_calls"):
+            named = " ".join(f"{call['function']['name']} {call['function']['arguments']}" for call in calls)
+            kept = {key: value for key, value in message.items() if key != "tool_calls"}
+            plain.append(kept | {"content": f"{message['content']} Call: {named}".strip()})
+        else:
+            plain.append(dict(message))
+    return plain
+
+
+def count_words(messages: Sequence[Mapping[str, Any]], tools: Sequence[Mapping[str, Any]] = ()) -> int:
+    """Return the words of a prompt: its size where a server counts no tokens."""
+    return len(_rendered(messages, tools).split())
+
+
+def shared_part(
+    messages: Sequence[Mapping[str, Any]],
+    earlier: Sequence[Mapping[str, Any]],
+    tools: Sequence[Mapping[str, Any]] = (),
+    earlier_tools: Sequence[Mapping[str, Any]] = (),
+) -> float:
+    """Return the part of a prompt, from 0 to 1, that an earlier prompt begins with as well, by characters.
+
+    The template and the tokenizer are the server's own and unknown here, so it is right to a few percent.
+    """
+    text, other = _rendered(messages, tools), _rendered(earlier, earlier_tools)
+    same = next((i for i, (one, two) in enumerate(zip(text, other, strict=False)) if one != two), None)
+    return (min(len(text), len(other)) if same is None else same) / max(1, len(text))
+
+
+def _rendered(messages: Sequence[Mapping[str, Any]], tools: Sequence[Mapping[str, Any]]) -> str:
+    """Return a prompt about as a template writes it, tools first."""
+    parts = [json.dumps(tool) for tool in tools]
+    for message in messages:
+        calls = [json.dumps(call["function"]) for call in message.get("tool_calls") or ()]
+        texts = [str(message.get(key) or "") for key in ("reasoning_content", "content")]
+        parts.append(" ".join(["<start> " + message["role"], *filter(None, texts), *calls, "<end>"]))
+    return "\n".join(parts)

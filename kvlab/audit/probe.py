@@ -15,7 +15,7 @@ from kvlab.audit.client import AuditClient, Message, Reply
 from kvlab.audit.curve import CachedEstimate, ColdCurve
 from kvlab.audit.errors import AuditError
 from kvlab.audit.finding import Finding
-from kvlab.audit.material import Material, count_words
+from kvlab.audit.material import Material, as_plain_turns, count_words, shared_part, tool_turn, user
 
 DEFAULT_TOKENS = 512
 
@@ -30,6 +30,8 @@ class Observation:
         inferred: Cached tokens that the TTFT stands for; None without a curve.
     """
 
+    messages: tuple[Message, ...]
+    tools: tuple[Mapping[str, Any], ...]
     reply: Reply
     size: int
     reported: int | None
@@ -41,6 +43,11 @@ class Observation:
         if self.reported is not None:
             return float(self.reported)
         return self.inferred.tokens if self.inferred is not None else None
+
+    def shared_with(self, earlier: Observation) -> float:
+        """Return how much of this prompt an earlier one began with, in the unit of its size, to a few percent."""
+        part = shared_part(self.messages, earlier.messages, self.tools, earlier.tools)
+        return min(part * self.size, self.size - 1)
 
     @property
     def source(self) -> str:
@@ -106,22 +113,32 @@ class Lab:
     ) -> Observation:
         """Ask, and return the answer with its size and its cached tokens. Raises AuditError where there is none."""
         reply = self.ask(messages, max_tokens=max_tokens, tools=tools, **fields)
-        size = self.size(messages, reply)
+        size = self.size(messages, reply, tools)
         reported = (reply.cached_tokens or 0) if self.reports_cached else None
         inferred = self.curve.cached(size, reply.ttft_s) if self.curve is not None else None
-        seen = Observation(reply, size, reported, inferred)
+        seen = Observation(tuple(messages), tuple(tools or ()), reply, size, reported, inferred)
         self.observations.append(seen)
         return seen
 
-    def size(self, messages: Sequence[Message], reply: Reply) -> int:
+    def size(self, messages: Sequence[Message], reply: Reply, tools: Sequence[Mapping[str, Any]] | None = None) -> int:
         """Return the prompt's size in :attr:`unit`."""
         if self.counts_tokens and reply.prompt_tokens is not None:
             return reply.prompt_tokens
-        return count_words(messages)
+        return count_words(messages, tools or ())
 
-    def count(self, messages: Sequence[Message], **fields: Any) -> int:
-        """Return the size of a prompt by sending it. The server then knows it: count after what is to be cold."""
-        return self.size(messages, self.ask(messages, **fields))
+    def text(self, label: str, share: float = 1.0) -> str:
+        """Return text of about this share of a usual prompt; another label gives another text."""
+        return self.material.text(label, max(1, round(share * self.tokens)))
+
+    def history(self, messages: Sequence[Message]) -> list[Message]:
+        """Return the messages as they are, or without ``tool`` messages where the server takes none."""
+        return list(messages) if self.takes_tool_messages else as_plain_turns(messages)
+
+    @functools.cached_property
+    def takes_tool_messages(self) -> bool:
+        """Whether the server's template takes calls and results of tools as messages; the first use asks it."""
+        asked = [user("Look it up."), *tool_turn("search", "it", "Nothing was found.", "call_0")]
+        return self.client.chat(asked, max_tokens=1).is_complete
 
 
 class Probe(ABC):

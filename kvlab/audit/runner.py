@@ -68,9 +68,7 @@ def _not_answered(client: AuditClient, reply: Reply, listed: Sequence[str]) -> s
     if listed and client.model not in listed:
         return f"{where} has no model '{client.model}'; choose one with --model: {', '.join(listed)}"
     if reply.status == 404:
-        return (
-            f"{client.url}/chat/completions is not there: write the address of an OpenAI-compatible server"
-        )
+        return f"{client.url}/chat/completions is not there: write the address of an OpenAI-compatible server"
     return f"{where} gave no answer, but status {reply.status}: {reply.error}"
 
 

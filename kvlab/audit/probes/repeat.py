@@ -9,7 +9,7 @@ from kvlab.audit.judging import Sentences, judge
 from kvlab.audit.material import system, user
 from kvlab.audit.probe import Lab, Probe
 
-SENTENCES = Sentences(
+REPEATED = Sentences(
     good="An agent that sends a prompt again, as after a lost connection, waits only for the last tokens.",
     part="An agent that sends a prompt again pays for a part of it a second time.",
     bad="An agent that sends a prompt again pays for all of it a second time.",
@@ -22,7 +22,7 @@ class Repeat(Probe):
     name, about, order = "repeat", "the same prompt twice", 10
 
     def run(self, lab: Lab) -> Iterator[Finding]:
-        messages = [system(lab.material.text("repeat/system", lab.tokens * 3 // 4))]
-        messages.append(user(lab.material.text("repeat/user", lab.tokens // 4)))
+        messages = [system(lab.text("repeat/system", 0.75)), user(lab.text("repeat/user", 0.25))]
         cold = lab.observe(messages)
-        yield from judge(self.name, lab, lab.observe(messages), shared=cold.size - 1, sentences=SENTENCES)
+        warm = lab.observe(messages)
+        yield from judge(self.name, lab, warm, warm.shared_with(cold), REPEATED)
