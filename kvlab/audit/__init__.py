@@ -9,7 +9,7 @@ from kvlab.audit.errors import AuditError
 from kvlab.audit.finding import Finding, Verdict
 from kvlab.audit.material import Material
 from kvlab.audit.probe import Lab, Observation, Probe, all_probes, choose_probes
-from kvlab.audit.runner import Report, prepare, run_audit
+from kvlab.audit.runner import prepare, run_audit
 
 __all__ = [
     "AuditClient",
@@ -22,7 +22,6 @@ __all__ = [
     "Observation",
     "Probe",
     "Reply",
-    "Report",
     "Verdict",
     "all_probes",
     "choose_probes",

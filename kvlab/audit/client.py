@@ -78,6 +78,8 @@ class AuditClient:
             raise AuditError(f"'{url}' is no server's address; write it with http://, as http://127.0.0.1:8080")
         self.url = base if base.endswith("/v1") else f"{base}/v1"
         self.model, self.timeout_s, self.clock = model, timeout_s, clock
+        self.server = ""
+        """The server's name for itself, once :meth:`models` was called; empty where it gives none."""
         headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
         limits = httpx.Limits(max_connections=None, max_keepalive_connections=64)
         self.http = httpx.Client(headers=headers, timeout=timeout_s, limits=limits, transport=transport)
@@ -129,8 +131,9 @@ class AuditClient:
     def models(self) -> list[str]:
         """Return the ids that ``/v1/models`` lists; none where the server has no list."""
         try:
-            listed = self.http.get(f"{self.url}/models").json()["data"]
-            return [str(model["id"]) for model in listed]
+            answered = self.http.get(f"{self.url}/models")
+            self.server = answered.headers.get("server", "")
+            return [str(model["id"]) for model in answered.json()["data"]]
         except (httpx.HTTPError, ValueError, KeyError, TypeError):
             return []
 

@@ -15,6 +15,9 @@ BAD_SHARE = 0.2
 """Of the shared tokens, cached: below it nothing but the template's own first tokens came from the cache."""
 
 
+NOT_KNOWN = "Cached tokens are not known: the server reports none, and its TTFT is too uneven to infer them."
+
+
 @dataclass(frozen=True)
 class Sentences:
     """What a probe's result means for an agent: all that is shared was cached, a part of it, or nothing.
@@ -57,8 +60,8 @@ def judge(
 
 
 def _verdict(seen: Observation, shared: float, sentences: Sentences) -> tuple[Verdict, str]:
-    if seen.cached is None:
-        return "unknown", "Cached tokens are not known: the server reports none, and its TTFT could not be fitted."
+    if seen.cached is None or not seen.is_known:
+        return "unknown", NOT_KNOWN
     share = seen.cached / max(shared, 1)
     if share >= GOOD_SHARE:
         return "good", sentences.good

@@ -19,6 +19,9 @@ from kvlab.audit.material import Material, as_plain_turns, count_words, shared_p
 
 DEFAULT_TOKENS = 512
 
+UNSURE_SHARE = 0.25
+"""Of a prompt: an inference with a larger standard error says nothing."""
+
 
 @dataclass(frozen=True)
 class Observation:
@@ -50,6 +53,13 @@ class Observation:
         return min(part * self.size, self.size - 1)
 
     @property
+    def is_known(self) -> bool:
+        """Whether the cached tokens are known well enough for a verdict."""
+        if self.reported is not None:
+            return True
+        return self.inferred is not None and self.inferred.error <= UNSURE_SHARE * self.size
+
+    @property
     def source(self) -> str:
         """How the cached tokens are known, for the detail of a finding."""
         if self.reported is not None:
@@ -66,7 +76,8 @@ class Lab:
     Attributes:
         tokens: Size of a typical prompt; every probe takes parts or multiples of it.
         curve: None until it is fitted, and where it cannot be.
-        restart: Shell command that restarts the server; None where the user gave none.
+        restart: Shell command that stops and starts the server; None where the user gave none.
+        kill: Shell command that kills the server, as ``kill -9`` does, and starts it; None where the user gave none.
         reports_cached: Whether the server has reported cached tokens; decided before the first probe runs.
         counts_tokens: Whether the server reports ``usage.prompt_tokens``; else sizes are in words.
         observations: All that probes have observed, in order.
@@ -77,6 +88,7 @@ class Lab:
     tokens: int = DEFAULT_TOKENS
     curve: ColdCurve | None = None
     restart: str | None = None
+    kill: str | None = None
     reports_cached: bool = False
     counts_tokens: bool = True
     clock: Callable[[], float] = time.perf_counter

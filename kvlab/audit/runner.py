@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
-from typing import Any
 
 from tqdm.auto import tqdm
 
-from kvlab.audit.client import AuditClient, Reply
+from kvlab.audit.client import AuditClient, Message, Reply
 from kvlab.audit.curve import ColdCurve
 from kvlab.audit.errors import AuditError
 from kvlab.audit.finding import Finding
@@ -21,23 +19,19 @@ CURVE_SIZES = (0.125, 0.5, 1.0, 1.75)
 CURVE_REPEATS = 3
 """Of each length: one slow answer among three does not move the median."""
 
+IN_WORDS = "The server does not count tokens: all sizes in this card are in words."
+INFERRED = "The server does not report cached tokens: those in this card are inferred from the time to first token."
+
+UNEVEN = "TTFT is uneven here: what is inferred from it is rough, so run the audit again when the machine is idle."
+MAX_EVEN_SPREAD = 0.15
+
 CALIBRATION_WORDS = 100
 WARM_UP_TOKENS = 64
 
 
-@dataclass(frozen=True)
-class Report:
-    """The findings of an audit, and facts about the server for their provenance."""
-
-    findings: tuple[Finding, ...]
-    facts: dict[str, Any] = field(default_factory=dict)
-
-    def rows(self) -> list[dict[str, Any]]:
-        """Return all findings as tidy rows."""
-        return [finding.row() for finding in self.findings]
-
-
-def prepare(client: AuditClient, *, salt: str, tokens: int = DEFAULT_TOKENS, restart: str | None = None) -> Lab:
+def prepare(
+    client: AuditClient, *, salt: str, tokens: int = DEFAULT_TOKENS, restart: str | None = None, kill: str | None = None
+) -> Lab:
     """Check that the server answers, and measure its tokenizer. Raises AuditError for a server that does not.
 
     Sets the client's model where the user named none and the server has one only.
@@ -47,7 +41,7 @@ def prepare(client: AuditClient, *, salt: str, tokens: int = DEFAULT_TOKENS, res
         raise AuditError(f"the server has several models; choose one with --model: {', '.join(listed)}")
     if client.model is None and listed:
         client.model = listed[0]
-    lab = Lab(client, Material(salt, 1.0), tokens=tokens, restart=restart, clock=client.clock)
+    lab = Lab(client, Material(salt, 1.0), tokens=tokens, restart=restart, kill=kill, clock=client.clock)
     short = client.chat([user("Hello.")], max_tokens=1)
     if not short.is_complete:
         raise AuditError(_not_answered(client, short, listed))
@@ -84,9 +78,8 @@ def fit_curve(lab: Lab) -> Iterator[Finding]:
             samples.append((share, lab.size(messages, reply), reply.ttft_s))
             last = messages
     lab.curve = ColdCurve.fit(_by_length(samples))
-    again = lab.ask(last or [])
-    lab.reports_cached = bool(again.cached_tokens)
     yield from _curve_findings(lab)
+    yield from _what_is_reported(lab, last or [])
 
 
 def _by_length(samples: Sequence[tuple[float, int, float]]) -> list[tuple[int, float]]:
@@ -107,12 +100,29 @@ def _curve_findings(lab: Lab) -> Iterator[Finding]:
         f"{lab.unit[:-1]} squared; measured values lie {curve.spread:.1%} from it"
     )
     yield Finding("curve", "cold_ttft_ms", 1e3 * curve.ttft(lab.tokens), "ms", "note", detail)
-    yield Finding("curve", "cold_ttft_spread", curve.spread, "ratio", "note", "one standard deviation")
+    uneven = UNEVEN if curve.spread > MAX_EVEN_SPREAD else ""
+    yield Finding("curve", "cold_ttft_spread", curve.spread, "ratio", "note", "one standard deviation", uneven)
+
+
+def _what_is_reported(lab: Lab, known: Sequence[Message]) -> Iterator[Finding]:
+    """Send a known prompt, see whether its cached tokens are reported, and say what numbers stand for."""
+    again = lab.ask(known)
+    size = lab.size(known, again)
+    saved = lab.curve.cached(size, again.ttft_s).tokens if lab.curve else 0.0
+    is_silent = again.cached_tokens is None
+    is_false = again.cached_tokens == 0 and saved >= 0.5 * size
+    lab.reports_cached = lab.counts_tokens and not is_silent and not is_false
+    if not lab.counts_tokens:
+        yield Finding("curve", "counts_tokens", 0, "bool", "note", "the server reports no prompt_tokens", IN_WORDS)
+    if not lab.reports_cached:
+        reason = f"a repeated prompt of {size} {lab.unit} was quicker by {saved:.0f}"
+        told = "0 are reported, but " if is_false else "none are reported; "
+        yield Finding("curve", "reports_cached_tokens", 0, "bool", "note", told + reason, INFERRED)
 
 
 def run_audit(
     lab: Lab, probes: Sequence[Probe], *, progress: bool = True, after: Callable[[Finding], None] = lambda _: None
-) -> Report:
+) -> list[Finding]:
     """Run probes in order. A probe that fails gives a finding ``unknown`` with the reason, and the next one runs."""
     findings: list[Finding] = []
 
@@ -133,11 +143,11 @@ def run_audit(
             bar.set_description(probe.name)
             take(_run_if_possible(probe, lab), probe.name)
             bar.update()
-    return Report(tuple(findings), {"model": lab.client.model})
+    return findings
 
 
 def _run_if_possible(probe: Probe, lab: Lab) -> Iterator[Finding]:
-    given = {"restart"} if lab.restart else set()
+    given = {name for name in ("restart", "kill") if getattr(lab, name)}
     if missing := sorted(probe.needs - given):
         options = ", ".join(f"--{name}" for name in missing)
         yield Finding(probe.name, "ran", None, "", "unknown", f"not run: it needs {options}")

@@ -2,41 +2,90 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import secrets
+from pathlib import Path
 
 import click
 
 from kvlab.cli.output import Document, answer, document, json_option, table
+from kvlab.errors import KvlabError
+
+FILE = click.Path(dir_okay=False, path_type=Path)
 
 
 @click.command()
-@click.argument("url", metavar="URL")
-@click.option("--model", metavar="NAME", help="As the server names it; not needed where it has one only.")
+@click.argument("url", metavar="[URL]", required=False)
+@click.option("--policy", metavar="POLICY", help="In place of URL: a kvlab serve of its own with this policy.")
+@click.option("--model", metavar="NAME", help="As the server names it; with --policy, as kvlab compare takes it.")
 @click.option("--api-key", metavar="KEY", help="Else OPENAI_API_KEY.")
 @click.option("--only", "names", multiple=True, metavar="PROBE", help="Only this probe; may be repeated.")
 @click.option("--restart", metavar="CMD", help="Shell command that restarts the server, for the probe of that.")
+@click.option("--kill", metavar="CMD", help="Shell command that kills the server (kill -9) and starts it again.")
 @click.option("--tokens", type=click.IntRange(min=64), default=512, show_default=True, help="Size of a usual prompt.")
 @click.option("--salt", metavar="TEXT", help="Makes the prompts the same in two audits; else every audit has its own.")
+@click.option("--html", type=FILE, metavar="FILE", help="Write the report card as a page, too.")
+@click.option("--against", type=FILE, metavar="CARD", help="A card that --json printed: show both side by side.")
 @json_option
 def audit(
-    url: str,
+    url: str | None,
+    policy: str | None,
     model: str | None,
     api_key: str | None,
     names: tuple[str, ...],
     restart: str | None,
+    kill: str | None,
     tokens: int,
     salt: str | None,
+    html: Path | None,
+    against: Path | None,
     as_json: bool,
 ) -> None:
-    """Find out what the KV cache of the OpenAI-compatible server at URL does, and what that means for agents."""
+    """Find out what the KV cache of the OpenAI-compatible server at URL does, and what that means for agents.
+
+    URL may be a card that --json printed, to see it again or beside another one.
+    """
     from kvlab.audit import AuditClient, choose_probes, prepare, run_audit
+    from kvlab.audit.own_server import OwnServer
+    from kvlab.audit.report_card import card_rows, compare_cards, comparison_lines, load_card, server_facts, summary
+
+    if (url is None) == (policy is None):
+        raise KvlabError("write either the server's URL, such as http://127.0.0.1:8080, or --policy and a policy")
+
+    def examine() -> Document:
+        probes = choose_probes(names)
+        with contextlib.ExitStack() as stack:
+            address: str = url or ""
+            served, commands = model, {"restart": restart, "kill": kill}
+            if policy is not None:
+                given = ["--policy", policy, *(["--model", model] if model else [])]
+                own = stack.enter_context(OwnServer(given))
+                address, served, commands = own.url, None, {"restart": own.restart, "kill": own.kill}
+            key = api_key or os.environ.get("OPENAI_API_KEY")
+            client = stack.enter_context(AuditClient(address, served, key))
+            lab = prepare(client, salt=salt or secrets.token_hex(8), tokens=tokens, **commands)
+            rows = [finding.row() for finding in run_audit(lab, probes)]
+            return document("audit", rows, **server_facts(client, lab))
 
     def work() -> Document:
-        probes = choose_probes(names)
-        with AuditClient(url, model, api_key or os.environ.get("OPENAI_API_KEY")) as client:
-            lab = prepare(client, salt=salt or secrets.token_hex(8), tokens=tokens, restart=restart)
-            report = run_audit(lab, probes)
-            return document("audit", report.rows(), server=report.facts)
+        other = load_card(against) if against else None
+        made = load_card(Path(url)) if url and Path(url).is_file() else examine()
+        if other is not None:
+            made["rows"] = compare_cards(made["rows"], other["rows"])
+            made["provenance"]["against"] = other["provenance"]
+        if html is not None:
+            from kvlab.audit.page import card_page
 
-    answer(as_json, work, lambda made: table(made["rows"], ("probe", "metric", "value", "unit", "verdict", "means")))
+            html.write_text(card_page(made), encoding="utf-8")
+        return made
+
+    def show(made: Document) -> None:
+        if against is not None:
+            table(comparison_lines(made["rows"]), ("", "probe", "metric", "this card", "the other", "detail"))
+            click.echo(f"\n{sum(row['differs'] for row in made['rows'])} of {len(made['rows'])} rows differ (≠).")
+            return
+        table(card_rows(made), ("", "probe", "metric", "value", "what it means for an agent"))
+        click.echo(f"\n{summary(made['rows'])}. With --json: all numbers; with --html FILE: a page.")
+
+    answer(as_json, work, show)

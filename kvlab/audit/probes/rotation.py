@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 from kvlab.audit.client import Message
 from kvlab.audit.finding import Finding, Verdict
+from kvlab.audit.judging import NOT_KNOWN
 from kvlab.audit.material import system, user
 from kvlab.audit.probe import Lab, Observation, Probe
 
@@ -33,13 +34,16 @@ class Rotation(Probe):
         opened = [_conversation(lab, f"rotation/{number}") for number in range(MOST_CONVERSATIONS)]
         for messages in opened:
             lab.observe(messages)
-        held, missed = 0, None
+        held, missed, last = 0, None, None
         for messages in reversed(opened):
-            seen = lab.observe(messages)
-            if not _is_held(seen):
-                missed = seen
+            last = lab.observe(messages)
+            if not _is_held(last):
+                missed = last
                 break
             held += 1
+        if last is not None and not last.is_known:
+            yield Finding(self.name, "conversations_held", None, "conversations", "unknown", last.source, NOT_KNOWN)
+            return
         yield self._capacity(lab, held, missed)
         if missed is not None and held > 0:
             yield self._order(lab, held)
@@ -50,11 +54,9 @@ class Rotation(Probe):
             detail = f"all {held} conversations of about {size} tokens were held; more were not tried"
             means = f"At least {held} agents may take turns without losing their history."
             return Finding(self.name, "conversations_held", held, "conversations", "good", detail, means)
-        if missed.cached is None:
-            return Finding(self.name, "conversations_held", None, "conversations", "unknown", missed.source)
         detail = (
             f"of {MOST_CONVERSATIONS} conversations of about {size} tokens; cached tokens are {missed.source}, "
-            f"{missed.cached:.0f} of {missed.size} in the first that was not held"
+            f"{missed.cached or 0:.0f} of {missed.size} in the first that was not held"
         )
         means = f"More than {held} agents that take turns pay for their whole prompts again and again."
         verdict: Verdict = "note" if held >= MANY_CONVERSATIONS else "bad"
