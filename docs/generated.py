@@ -29,7 +29,7 @@ NOTEBOOKS = HERE.parent / "notebooks"
 SIDEBAR = {
     "Begin": ("start", "models", "data", "concepts", "notebooks"),
     "Policies": ("policies", "write", "forced", "limits"),
-    "How it works": ("store", "live", "serving", "experiments", "figures/README"),
+    "How it works": ("store", "live", "serving", "audit", "experiments", "figures/README"),
     "Reference": ("api", "install", "contributing"),
 }
 
@@ -121,6 +121,7 @@ PACKAGES = {
     "kvlab.workloads": "Conversations with known answers.",
     "kvlab.recording.events": "The events: each class is a kind of event, and a frame of `Recorder.frame`.",
     "kvlab.server": "The endpoint behind `kvlab.serve`.",
+    "kvlab.audit": "The client behind `kvlab audit`: what it asks a server, and what it finds.",
     "kvlab.errors": "Every error that a user can cause, one line each.",
 }
 

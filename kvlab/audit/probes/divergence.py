@@ -23,7 +23,7 @@ DIVERGED = Sentences(
 )
 
 
-class Divergence(Probe):
+class DivergingPrompts(Probe):
     """Sends a text, then three that begin with less and less of it."""
 
     name, about, order = "divergence", "prompts that leave an earlier one in the middle", 30

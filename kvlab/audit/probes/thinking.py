@@ -25,7 +25,7 @@ WRITTEN_TOKENS = 4
 """A prompt that grows by fewer tokens with thinking does not hold it."""
 
 
-class Thinking(Probe):
+class ThinkingSentBack(Probe):
     """Sends an agent's loop with thinking before a tool call, then a new user message, with the thinking and without.
 
     Many templates write thinking within such a loop and drop it once the user says something new.
