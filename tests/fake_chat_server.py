@@ -12,7 +12,7 @@ from typing import Any
 
 import httpx
 
-WORDS = "alpha beta gamma delta epsilon zeta eta theta iota kappa lambda my nü 你好 🙂 omikron".split()
+WORDS = ("alpha", "beta", "gamma", "delta", "epsilon", "zeta", "eta", "theta", "iota", "nü", "你好", "🙂")
 LOGPROB = -0.25
 """Of every token: far from a tie."""
 
@@ -160,10 +160,9 @@ class FakeChatServer(httpx.BaseTransport):
             barrier = next(self._barriers, None) if body["max_tokens"] > 1 else None
             self._running += 1
             refused = self._running > self.faults.refuses_beyond
-        if refused or self.faults.refuses_beyond < sum(self.crowds):
-            if barrier is not None:
-                barrier.wait(30)  # until all of the group are there
-                barrier = None
+        if barrier is not None and self.faults.refuses_beyond < sum(self.crowds):
+            barrier.wait(30)  # until all of the group are there
+            barrier = None
         if refused:
             with self._lock:
                 self._running -= 1

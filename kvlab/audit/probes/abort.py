@@ -51,7 +51,7 @@ class _GivenUp:
 
 
 class Abort(Probe):
-    """Leaves in mid-prefill, asks something short at once, waits until the server is idle, and sends the prompt again."""
+    """Leaves in mid-prefill, asks something short at once, waits for an idle server, and sends the prompt again."""
 
     name, about, order = "abort", "a long prompt given up in mid-prefill, and sent again", 120
 
@@ -103,8 +103,8 @@ def _wait_finding(probe: str, lab: Lab, given_up: _GivenUp) -> Finding:
         return Finding(probe, "wait_behind", None, "s", "bad", f"no answer: {reply.error}", BUSY)
     waited = max(0.0, reply.ttft_s - lab.curve.ttft(lab.size([user(text)], reply)))
     why = (
-        f"a short request at once took {waited:.2f} s longer than alone; given up after {given_up.after_s:.2f} s of about "
-        f"{given_up.predicted_s:.2f} s of prefill"
+        f"a short request at once took {waited:.2f} s longer than alone; given up after {given_up.after_s:.2f} s "
+        f"of about {given_up.predicted_s:.2f} s of prefill"
     )
     busy = waited > WAIT_SHARE * given_up.left_s
     return Finding(probe, "wait_behind", waited, "s", "bad" if busy else "good", why, BUSY if busy else FREE)

@@ -29,7 +29,7 @@ class Continuation(Probe):
     name, about, order = "continuation", "a text continued where the server's own completion ended", 200
 
     def run(self, lab: Lab) -> Iterator[Finding]:
-        equal = tried = 0
+        equal = 0
         for number, tokens in enumerate(TRIES):
             prompt = lab.material.text(f"continuation/{number}", max(12, lab.tokens // 16))
             begun = lab.client.complete(prompt, max_tokens=tokens)
@@ -43,10 +43,9 @@ class Continuation(Probe):
                 yield Finding(self.name, "continued", 0, "ratio", "bad", why, FAILS)
                 break
             whole = lab.client.complete(prompt, max_tokens=tokens + MORE_TOKENS)
-            tried += 1
             equal += begun.text + rest.text == whole.text
         else:
-            why = f"{equal} of {tried} texts go on as in one piece"
-            verdict, means = ("good", GOES_ON) if equal == tried else ("note", DIFFERS)
-            yield Finding(self.name, "continued", equal / tried, "ratio", verdict, why, means)
+            why = f"{equal} of {len(TRIES)} texts go on as in one piece"
+            verdict, means = ("good", GOES_ON) if equal == len(TRIES) else ("note", DIFFERS)
+            yield Finding(self.name, "continued", equal / len(TRIES), "ratio", verdict, why, means)
         yield alive_finding(self.name, lab)
