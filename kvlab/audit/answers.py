@@ -6,6 +6,8 @@ import math
 from dataclasses import dataclass
 
 from kvlab.audit.client import Reply
+from kvlab.audit.material import user
+from kvlab.audit.probe import Lab
 
 TIE_LOGPROB = 0.2
 """Nats between the two best tokens of a tie. Other chunks of a prompt and other batches move a logprob of 16 bits by
@@ -36,6 +38,15 @@ class Comparison:
     def moved(self) -> bool:
         """Whether a logprob moved more than rounding explains."""
         return self.distance is not None and self.distance > TIE_LOGPROB
+
+
+def way_to_logprobs(lab: Lab) -> dict[str, bool]:
+    """Return the options of a request whose answer has logprobs: streamed, else whole; none where none come."""
+    for stream in (True, False):
+        reply = lab.client.chat([user("Hello.")], max_tokens=2, logprobs=True, stream=stream)
+        if reply.is_complete and reply.logprobs:
+            return {"logprobs": True, "stream": stream}
+    return {}
 
 
 def compare_answers(first: Reply, second: Reply) -> Comparison:

@@ -12,6 +12,7 @@ from kvlab.audit.errors import AuditError
 from kvlab.audit.finding import Finding
 from kvlab.audit.material import Material, system, user
 from kvlab.audit.probe import DEFAULT_TOKENS, Lab, Probe
+from kvlab.audit.revival import is_over, survival_findings
 
 CURVE_SIZES = (0.125, 0.5, 1.0, 1.75)
 """Lengths of cold prompts, as shares of the audit's prompt size: from a new turn to the longest prompt of a probe."""
@@ -139,10 +140,14 @@ def run_audit(
     with tqdm(total=len(probes) + 1, desc="curve", unit="probe", disable=not progress) as bar:
         take(fit_curve(lab), "curve")
         bar.update()
-        for probe in probes:
+        for place, probe in enumerate(probes, start=1):
             bar.set_description(probe.name)
             take(_run_if_possible(probe, lab), probe.name)
             bar.update()
+            own = [finding for finding in findings if finding.probe == probe.name]
+            take(survival_findings(probe, probes[place:], own, lab), probe.name)
+            if is_over(findings):
+                break
     return findings
 
 

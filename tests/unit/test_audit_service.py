@@ -19,7 +19,7 @@ from kvlab.audit.probes.restart import Kill, Restart
 from kvlab.audit.probes.tool_calls import ToolCalls
 from kvlab.audit.probes.truth import Truth
 from kvlab.audit.probes.well_formed import WellFormed, characters_finding
-from kvlab.audit.runner import fit_curve
+from kvlab.audit.runner import fit_curve, run_audit
 from tests.fake_chat_server import FakeChatServer, Faults
 
 TOKENS = 200
@@ -318,3 +318,27 @@ def test_a_restart_command_that_fails_is_named_with_its_words(restarts_at: Path)
     finding = found(Restart(), make_lab(server, restart=f"touch {restarts_at}; echo no such server; exit 3"))["back_s"]
     assert finding.verdict == "bad"
     assert finding.detail == "the command ended with status 3: no such server"
+
+
+# -- a server that dies -----------------------------------------------------------------------------------------------
+
+
+def test_an_audit_ends_with_a_verdict_when_a_probe_has_ended_the_server() -> None:
+    server = FakeChatServer(Faults(dies_after_exact_hit=True))
+    findings = run_audit(make_lab(server, fitted=False), [Continuation(), ToolCalls(), WellFormed()], progress=False)
+    told = [(finding.probe, finding.metric, finding.verdict) for finding in findings if finding.probe != "curve"]
+    assert told == [
+        ("continuation", "continued", "bad"),
+        ("continuation", "alive", "bad"),
+        ("tool_calls", "ran", "unknown"),
+        ("well_formed", "ran", "unknown"),
+    ]
+    assert "since the probe continuation" in findings[-1].detail
+
+
+def test_an_audit_goes_on_after_the_users_restart(restarts_at: Path) -> None:
+    server = FakeChatServer(Faults(dies_after_exact_hit=True), restarts_at=restarts_at)
+    lab = make_lab(server, fitted=False, restart=f"touch {restarts_at}")
+    findings = run_audit(lab, [Continuation(), ToolCalls()], progress=False)
+    assert ("continuation", "restarted_s") in [(finding.probe, finding.metric) for finding in findings]
+    assert "called_required" in [finding.metric for finding in findings if finding.probe == "tool_calls"]

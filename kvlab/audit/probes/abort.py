@@ -116,7 +116,7 @@ def _retry_findings(probe: str, lab: Lab, given_up: _GivenUp, again: Observation
     why = (
         f"{again.size} {lab.unit}, about {computed:.0f} computed when the client left; cached tokens are {again.source}"
     )
-    if again.cached is None:
+    if again.cached is None or not again.is_known:
         yield Finding(probe, "cached_after_abort", None, lab.unit, "unknown", why)
         return
     kept = again.cached >= KEPT_SHARE * computed

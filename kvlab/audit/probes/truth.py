@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import median
 from typing import Any
 
-from kvlab.audit.answers import Comparison, compare_answers
+from kvlab.audit.answers import Comparison, compare_answers, way_to_logprobs
 from kvlab.audit.client import Reply
 from kvlab.audit.errors import AuditError
 from kvlab.audit.finding import Finding, Verdict
@@ -70,9 +70,9 @@ class Truth(Probe):
     name, about, order = "truth", "cached answers equal cold ones, and cached tokens save time", 110
 
     def run(self, lab: Lab) -> Iterator[Finding]:
-        how = _way_to_logprobs(lab)
+        how = way_to_logprobs(lab)
         compared = [_compare(lab, shape, how) for number in range(ROUNDS) for shape in _shapes(lab, number)]
-        yield from _truth_findings(self.name, lab, compared, with_logprobs=how is not None)
+        yield from _truth_findings(self.name, lab, compared, with_logprobs=bool(how))
         yield _claim_finding(self.name, lab)
 
 
@@ -91,30 +91,18 @@ def _shapes(lab: Lab, number: int) -> Iterator[_Shape]:
     yield _Shape("divergence", [one, question], [other, question])
 
 
-def _way_to_logprobs(lab: Lab) -> bool | None:
-    """Return whether logprobs come in streams (True), in whole answers only (False), or not at all (None)."""
-    for stream in (True, False):
-        reply = lab.client.chat([user("Hello.")], max_tokens=2, logprobs=True, stream=stream)
-        if reply.is_complete and reply.logprobs:
-            return stream
-    return None
+def _compare(lab: Lab, shape: _Shape, how: Mapping[str, bool]) -> _Compared:
+    def answer() -> Reply:
+        return lab.ask(shape.asked, max_tokens=ANSWER_TOKENS, **how)
 
-
-def _answer(lab: Lab, messages: Messages, stream: bool | None) -> Reply:
-    if stream is None:
-        return lab.ask(messages, max_tokens=ANSWER_TOKENS)
-    return lab.ask(messages, max_tokens=ANSWER_TOKENS, logprobs=True, stream=stream)
-
-
-def _compare(lab: Lab, shape: _Shape, stream: bool | None) -> _Compared:
-    cold = _answer(lab, shape.asked, stream)
+    cold = answer()
     if shape.between is not None:
         lab.ask(shape.between, max_tokens=ANSWER_TOKENS)
-    second = _answer(lab, shape.asked, stream)
+    second = answer()
     compared = compare_answers(cold, second)
     steady = True
     if not compared.equal:
-        steady = not compare_answers(cold, _answer(lab, shape.asked, stream)).equal
+        steady = not compare_answers(cold, answer()).equal
     cached = float(second.cached_tokens or 0) if lab.reports_cached else None
     return _Compared(shape.name, compared, cached, steady)
 

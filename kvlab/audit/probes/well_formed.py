@@ -142,8 +142,8 @@ def characters_finding(probe: str, how: str, streamed: Reply, whole: Reply) -> F
     """Judge characters of several bytes. Half a character at an answer's end, where max_tokens cut it, is no fault."""
     texts = [reply.text.rstrip(REPLACEMENT) for reply in (streamed, whole)]
     broken = [REPLACEMENT in text for text in texts]
-    if not broken[0] and texts[0].isascii() and texts[1].isascii():
-        why = f"the model wrote only ASCII: {texts[0]!r}"
+    if all(text.replace(REPLACEMENT, "").isascii() for text in texts) and broken[0] == broken[1]:
+        why = f"the model wrote no whole character of several bytes: {texts[0]!r}"
         return Finding(probe, "characters", None, "", "unknown", why)
     good = broken[0] == broken[1] and texts[0] == texts[1]
     return _finding(probe, "characters", good, f"streamed {texts[0]!r}, whole {texts[1]!r} ({how})", BYTES)
