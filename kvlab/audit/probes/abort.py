@@ -26,6 +26,9 @@ LONGEST_S = 30.0
 WAIT_SHARE = 0.5
 """Of what the server had left to compute: a short request that waited longer had to wait for that."""
 
+MAX_SPREAD = 0.5
+"""Of the curve of cold prompts: where times vary more, a wait is no sign of anything."""
+
 KEPT_SHARE = 0.5
 """Of what the server had computed when the client left: from here on, progress counts as kept."""
 
@@ -107,6 +110,8 @@ def _wait_finding(probe: str, lab: Lab, given_up: _GivenUp) -> Finding:
         f"of about {given_up.predicted_s:.2f} s of prefill"
     )
     busy = waited > WAIT_SHARE * given_up.left_s
+    if busy and lab.curve.spread > MAX_SPREAD:
+        return Finding(probe, "wait_behind", waited, "s", "unknown", f"{why}; times are too uneven here to judge it")
     return Finding(probe, "wait_behind", waited, "s", "bad" if busy else "good", why, BUSY if busy else FREE)
 
 

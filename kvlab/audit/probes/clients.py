@@ -22,11 +22,14 @@ ANSWER_TOKENS = 24
 LONG_S = 120.0
 """A crowd that is predicted to take longer, by the one before it, is left out."""
 
+MIN_STREAMING_SHARE = 0.2
+"""Of a crowd's time, all streams together: with less, even a queue of streams would show no overlap."""
+
 REFUSALS = (429, 503)
 """How a server says that it has too much to do."""
 
 SIDE_BY_SIDE = "Agents are answered side by side: none waits for another's whole answer."
-SOME = "Agents beyond that number wait until another's whole answer is there."
+SOME = "At most so many agents are answered at a time: the others wait for a place, or for their prompts."
 ONE_BY_ONE = "Agents are answered one after the other: each waits for all before it."
 REFUSED = "An agent is told to come again later, and its client must do so."
 LOST = "An agent's request is lost among many, without an error that says what to do."
@@ -121,7 +124,7 @@ def _findings(probe: str, count: int, crowd: Sequence[_Timed], taken_s: float) -
         value = 1e3 * waits[min(len(waits) - 1, int(share * len(waits)))]
         yield Finding(probe, f"ttft_{name}_ms_{count}", value, "ms", "note", f"of {len(waits)} answers")
     if count > 1:
-        yield _overlap_finding(probe, count, good)
+        yield _overlap_finding(probe, count, good, taken_s)
 
 
 def _tokens(reply: Reply) -> int:
@@ -129,7 +132,7 @@ def _tokens(reply: Reply) -> int:
     return reply.completion_tokens if reply.completion_tokens is not None else len(reply.gaps_s) + 1
 
 
-def _overlap_finding(probe: str, count: int, good: Sequence[_Timed]) -> Finding:
+def _overlap_finding(probe: str, count: int, good: Sequence[_Timed], taken_s: float) -> Finding:
     """Judge whether streams ran side by side, from the times of their first and last pieces."""
     metric = f"at_once_{count}"
     spans = [(timed.first_s, timed.last_s) for timed in good if timed.reply.gaps_s]
@@ -140,6 +143,9 @@ def _overlap_finding(probe: str, count: int, good: Sequence[_Timed]) -> Finding:
     why = f"of {len(spans)} streams, {most} ran at the same time at most"
     if most >= len(spans):
         return Finding(probe, metric, most, "streams", "good", why, SIDE_BY_SIDE)
+    if sum(last - first for first, last in spans) < MIN_STREAMING_SHARE * taken_s:
+        why = f"{why}, but answers are too short beside their prompts to tell whether they could"
+        return Finding(probe, metric, most, "streams", "unknown", why)
     return Finding(probe, metric, most, "streams", "note" if most > 1 else "bad", why, SOME if most > 1 else ONE_BY_ONE)
 
 
