@@ -32,6 +32,10 @@ MAX_SPREAD = 0.5
 KEPT_SHARE = 0.5
 """Of what the server had computed when the client left: from here on, progress counts as kept."""
 
+FINISHED_SHARE = 0.9
+"""Of the prompt, cached: the server went on to its end."""
+
+FINISHED = "The server computed the prompt to its end without its client, so an agent that tries again finds all of it."
 KEPT = "An agent that times out in a long prefill and tries again goes on from where it was."
 LOST = "An agent that times out in a long prefill starts from nothing each time, and may never get its answer."
 FREE = "An agent that gives up costs the others nothing."
@@ -126,5 +130,7 @@ def _retry_findings(probe: str, lab: Lab, given_up: _GivenUp, again: Observation
         return
     kept = again.cached >= KEPT_SHARE * computed
     verdict, means = ("good", KEPT) if kept else ("bad", LOST)
+    if again.cached > FINISHED_SHARE * again.size > computed:
+        means = FINISHED
     yield Finding(probe, "cached_after_abort", round(again.cached), lab.unit, verdict, why, means)
     yield Finding(probe, "computed_before_abort", round(computed), lab.unit, "note", "by the curve of cold prompts")
