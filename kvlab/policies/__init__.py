@@ -13,9 +13,10 @@ from kvlab.policies.scorers.snapkv import SnapKV
 from kvlab.policies.sizes import format_bytes, parse_bytes
 from kvlab.policies.slots import SLOTS, Module, ModuleInfo, registry
 from kvlab.policies.tiers import Ram, Snapshot, Tiered
+from kvlab.policies.whole_sequences import Slots, WholePrompts
 
 __all__ = [
     "SLOTS", "Full", "KNorm", "Module", "ModuleInfo", "NoReuse", "Paged", "Policy", "Quantized", "Ram", "Random",
-    "Raw", "Rotating", "ScoreContext", "Scorer", "SnapKV", "Snapshot", "Tiered", "format_bytes", "parse_bytes",
-    "parse_module", "policy_labels", "registry",
+    "Raw", "Rotating", "ScoreContext", "Scorer", "Slots", "SnapKV", "Snapshot", "Tiered", "WholePrompts",
+    "format_bytes", "parse_bytes", "parse_module", "policy_labels", "registry",
 ]  # fmt: skip

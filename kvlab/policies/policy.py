@@ -68,8 +68,9 @@ class Policy:
 
     @property
     def tiers(self) -> Module | None:
-        """Where KV is at rest; None without reuse."""
-        return self._given.get("tiers") or (None if self.reuse.name == "none" else implied("ram"))
+        """Where KV is at rest; None without reuse, and where the reuse has a place of its own."""
+        has_tiers = self.reuse.name != "none" and self.reuse.uses_tiers
+        return self._given.get("tiers") or (implied("ram") if has_tiers else None)
 
     @property
     def lossless(self) -> bool:

@@ -31,7 +31,7 @@ class Module:
     A concrete subclass sets ``name`` and is from then on known to :func:`registry` and to the spec grammar; no other
     registration is needed. A field of a module type makes it a wrapper: ``name(inner):key=value``. ``is_lossless`` says
     that a retention or codec changes neither keys and values nor which of them are visible; ``encodes_groups``, that a
-    codec encodes several rows together.
+    codec encodes several rows together; ``uses_tiers``, that a reuse keeps its KV in the tiers of the policy.
     """
 
     name: ClassVar[str] = ""
@@ -39,6 +39,7 @@ class Module:
     paper: ClassVar[str] = ""
     is_lossless: ClassVar[bool] = False
     encodes_groups: ClassVar[bool] = False
+    uses_tiers: ClassVar[bool] = True
 
     def __or__(self, other: Module | Policy | str) -> Policy:
         from kvlab.policies.policy import Policy  # which imports this module
