@@ -59,6 +59,9 @@ class FakeDecoder:
             self.store = self.disk.setdefault(folder, FakeStore()) if folder else FakeStore()
         self._numbers = itertools.count()
 
+    def tiers_bytes(self) -> dict[str, int]:
+        return self.store.tiers_bytes() if self.store is not None else {}
+
     def __enter__(self) -> FakeDecoder:
         return self
 

@@ -94,7 +94,11 @@ class Admission:
             source, tokens = self._prefixes.source(request, self._reuse.limit(request))
             if source is None or tokens < source.computed + MIN_SHARED_TOKENS:
                 source = None
-        elif self._reuse is not None and (self._reuse.wants_checkpoints or self._reuse.keeps_parts):
+        elif (
+            self._reuse is not None
+            and self._reuse.joins_running
+            and (self._reuse.wants_checkpoints or self._reuse.keeps_parts)
+        ):
             source, tokens = self._source_at_rest(request, active, self._reuse)
         is_computed = source is not None and source.uid in active and self._shared(source) < tokens
         return (source, tokens) if is_computed else (None, 0)

@@ -23,6 +23,7 @@ from kvlab.policies import Policy
 from kvlab.recording import events
 from kvlab.store import Namespace, Store
 from kvlab.store.from_policy import open_store
+from kvlab.tiers import RAM
 
 MAX_FUTILE_CHANGES = 8
 """Changes of the model, each after a single step, before it is taken for one that changes itself."""
@@ -191,6 +192,13 @@ class Decoder:
     def retained_bytes(self) -> int:
         """Return the bytes of live KV that only retained sequences hold: those that have ended."""
         return self._scheduler.retained_bytes
+
+    def tiers_bytes(self) -> dict[str, int]:
+        """Return the bytes of KV at rest by tier; empty where the policy keeps none."""
+        held = self.store.tiers_bytes() if self.store is not None else {}
+        if self._scheduler.reuse is not None and self.store is None:
+            held = {RAM.name: self._scheduler.reuse.nbytes}
+        return held
 
     def close(self) -> None:
         """Cancel running requests, store the KV that they computed, flush and close the store. Idempotent."""

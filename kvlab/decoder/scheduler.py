@@ -68,8 +68,12 @@ class Scheduler:
         self.reuse: PrefixCache | None = make_prefix_cache(loaded, policy, store)
         if self.reuse is not None:
             self.reuse.on_stored = lambda request, *fields: emitter.emit(events.Stored, request, *fields)
+            self.reuse.on_dropped = lambda count, size: emitter.store("evicted", {"blocks": count, "bytes": size})
             if self.reuse.store is not None:
                 self.reuse.store.on_event = emitter.store
+            if self.reuse.places is not None:
+                most = min(config.max_concurrency, self.reuse.places)
+                self._config = config = replace(config, max_concurrency=most)
         # Sharing needs rows that stay as they are, and a hook in every layer.
         keeps_all = policy.retention.is_lossless and (self.reuse is not None or policy.lossless)
         owns = self.reuse is not None or self._backend.owns_attention
@@ -78,7 +82,7 @@ class Scheduler:
         # Chunks begin at segment ends. Prompts are cut in the same places without a store, or answers would differ.
         self._needs_segments = self.reuse is None and has_state(make_caches(loaded.model, policy))
         self._layerwise = layerwise_model(loaded.model) if self._own else None
-        self._prefixes = PrefixTree() if self._own and self.reuse is not None else None
+        self._prefixes = PrefixTree() if self._own and self.reuse is not None and self.reuse.joins_running else None
         self.budget = self._make_budget(config.live_bytes)
         depth = self._layerwise.depth if self._layerwise else 1
         self._prefill_budget = PrefillBudget(

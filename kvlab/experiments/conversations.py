@@ -143,11 +143,9 @@ def _served(turn: Turn, completion: Completion, store: Mapping[str, int]) -> Ser
 
 def _store_bytes(decoder: Decoder) -> dict[str, int]:
     """Return bytes of KV at rest by tier, and the bytes that this decoder has written to the SSD so far."""
-    store = decoder.store
-    if store is None:
+    if not (held := decoder.tiers_bytes()):
         return {}
-    held = store.tiers_bytes()
-    written = int(store.stats()["bytes_written"])
+    written = int(decoder.store.stats()["bytes_written"]) if decoder.store is not None else 0
     return {tier.metric: held.get(tier.name, 0) for tier in tiers_at_rest()} | {"bytes_written": written}
 
 

@@ -82,7 +82,7 @@ def follow_blocks(
             for conversation, known in seen.items():
                 tiers = resting(decoder, known)
                 blocks += [(step, conversation, block, tier) for block, tier in enumerate(tiers)]
-            held: Mapping[str, int] = decoder.store.tiers_bytes() if decoder.store else {}
+            held: Mapping[str, int] = decoder.tiers_bytes()
             steps.append(
                 {
                     "step": step,

@@ -216,12 +216,14 @@ class _StoreCollector:
             warm.add_metric([name], model.decoder.retained_bytes())
             grammars.add_metric([name], model.grammars.nbytes)
             most_grammars.add_metric([name], model.grammars.max_bytes)
+            held = model.decoder.tiers_bytes()
+            for tier in tiers_at_rest() if held else ():
+                rest.add_metric([name, tier.name], held.get(tier.name, 0))
             if model.decoder.store is None:
                 continue
             stats = model.decoder.store.stats()
             most_rest.add_metric([name, RAM.name], model.decoder.store.ram_budget)
             for tier in tiers_at_rest():
-                rest.add_metric([name, tier.name], stats.get(f"{tier.name}_bytes", 0))
                 blocks.add_metric([name, tier.name], stats.get(f"{tier.name}_blocks", 0))
             evictions.add_metric([name], _count(stats.get("evictions", 0)))
             spills.add_metric([name], _count(stats.get("spills", 0)))

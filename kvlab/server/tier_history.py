@@ -45,9 +45,7 @@ class TierHistory:
         found = dict.fromkeys((tier.name for tier in tiers()), 0)
         for model in list(self._models.values()):
             found[LIVE.name] += model.decoder.live_bytes()
-            store = model.decoder.store
-            if store is not None:
-                held = store.tiers_bytes()
-                for tier in tiers_at_rest():
-                    found[tier.name] += held.get(tier.name, 0)
+            held = model.decoder.tiers_bytes()
+            for tier in tiers_at_rest():
+                found[tier.name] += held.get(tier.name, 0)
         return found

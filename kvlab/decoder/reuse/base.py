@@ -19,6 +19,9 @@ from kvlab.store import Namespace, Store
 OnStored = Callable[[Request, int, int, float], None]
 """Called when KV of a request was stored, with its blocks, its bytes and the seconds that took."""
 
+OnDropped = Callable[[int, int], None]
+"""Called when KV left memory of a reuse's own for good, with its sequences and its bytes."""
+
 
 class PrefixCache(ABC):
     """Fills live caches of new requests with earlier KV, for one model and policy. Decoder thread only.
@@ -37,9 +40,19 @@ class PrefixCache(ABC):
     keeps_parts: bool = False
     """Whether KV of the first part of a prompt, up to any token, can be kept while the rest is computed."""
 
+    joins_running: bool = True
+    """Whether a request may start from KV of another one that still runs, or wait for it."""
+
+    places: int | None = None
+    """Most requests that may run side by side; None is no limit of this reuse."""
+
+    nbytes: int = 0
+    """Bytes of KV at rest in memory of its own, beside the store. Any thread may read it."""
+
     def __init__(self, loaded: LoadedModel, policy: Policy, store: Store | None) -> None:
         self.loaded, self.policy, self.store = loaded, policy, store
         self.on_stored: OnStored = lambda *_: None
+        self.on_dropped: OnDropped = lambda *_: None
 
     def namespace(self, tenant: str = "") -> Namespace:
         """Return the namespace of this model's and this policy's blocks in the store, for one tenant.
