@@ -15,10 +15,13 @@ from kvlab.backends import current
 from kvlab.caches import make_caches, serialize
 from kvlab.caches.cache_loader import CacheLoader
 from kvlab.caches.codecs import make_codec
+from kvlab.decoder.prefill.message_ends import cut_at_counts
 from kvlab.decoder.prefill.segments import checkpoint_segments
 from kvlab.decoder.request import Request
 from kvlab.decoder.reuse.base import PrefixCache
 from kvlab.decoder.reuse.deposits import Deposits
+from kvlab.decoder.reuse.hot_sequence import HotSequence
+from kvlab.decoder.reuse.paged_rules import match_whole_pieces, opening_of_answers, tokens_to_store
 from kvlab.errors import PolicyError
 from kvlab.models import LoadedModel, code_fingerprint
 from kvlab.policies import Module, Paged, Policy, Scorer
@@ -51,6 +54,10 @@ class PagedPrefixCache(PrefixCache):
         self._policy_key = policy_key(policy)
         self._block = policy.reuse.block
         self._every = policy.reuse.checkpoint
+        self._reuse = policy.reuse
+        self._opening = [] if policy.reuse.opening else opening_of_answers(loaded)
+        self._hot = HotSequence() if policy.reuse.hot else None
+        self.joins_running = policy.reuse.live
         self.wants_checkpoints = serialize.has_state(make_caches(loaded.model, policy))
         self.keeps_parts = policy.retention.is_lossless and not self.wants_checkpoints
 
@@ -82,6 +89,11 @@ class PagedPrefixCache(PrefixCache):
         request.miss = match.miss
         if live:
             request.cached, request.by_tier = live, {"live": live}
+        if self._hot is not None:
+            hot, miss = self._hot.take(request, caches, limit, match.tokens)
+            if hot:
+                live = request.cached = request.stored = hot
+                request.by_tier, request.miss = {"live": hot}, miss
         if live >= match.tokens:
             self._store.release(match)
             request.lookup_s = time.perf_counter() - started
@@ -106,6 +118,11 @@ class PagedPrefixCache(PrefixCache):
         return loader.nbytes(match.tokens) + state if match.tokens else 0
 
     def _match(self, request: Request, limit: int) -> Match:
+        if self._reuse.match != "token":
+            space, context = self.namespace(request.tenant), request.context
+            return match_whole_pieces(
+                self._store, space, context, limit, self._reuse, checkpoint=self.wants_checkpoints
+            )
         return self._store.match(
             self.namespace(request.tenant), request.context[:limit], checkpoint=self.wants_checkpoints
         )
@@ -132,6 +149,8 @@ class PagedPrefixCache(PrefixCache):
         context = request.context
         if not self.wants_checkpoints:
             return [context[request.cached :]]
+        if self._reuse.match == "block":
+            return cut_at_counts(context, request.cached, range(0, len(context), self._every))
         return checkpoint_segments(context, request.cached, self.loaded.eos, self._every)
 
     def keep_checkpoint(self, request: Request, caches: Sequence[Any], tokens: Sequence[int]) -> None:
@@ -151,6 +170,8 @@ class PagedPrefixCache(PrefixCache):
             # Rows that were computed after an eviction differ from those of another request.
             checkpoint = self.wants_checkpoints and len(tokens) > request.cached
             self._deposit(request, caches, tokens, serialize.token_rows(caches), checkpoint=checkpoint)
+        if self._hot is not None and not self.wants_checkpoints:
+            self._hot.keep(request, caches, tokens)
 
     def after_kept(self, callback: Callable[[], None]) -> None:
         self._deposits.call_after(callback)
@@ -174,7 +195,9 @@ class PagedPrefixCache(PrefixCache):
         checkpoint: bool = False,
     ) -> None:
         """Put ``rows`` of ``tokens`` into the store, and the state of all other layers at exactly ``tokens``."""
-        space, context = self.namespace(request.tenant), list(tokens)
+        most = tokens_to_store(self._reuse, len(tokens), request.prompt, self._opening)
+        space, context = self.namespace(request.tenant), list(tokens[:most])
+        checkpoint = checkpoint and most == len(tokens)
         bits = serialize.as_bits(rows) if len(context) > request.stored else None
         request.stored = max(request.stored, len(context))
         arrays, others = serialize.checkpoint_state(caches) if checkpoint else ({}, {})
