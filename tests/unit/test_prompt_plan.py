@@ -67,6 +67,13 @@ def test_the_eleventh_sequence_sends_the_first_one_away_though_it_was_just_read(
     assert (again.tokens, again.miss) == (0, "evicted")
 
 
+def test_a_prompt_of_one_token_starts_from_nothing():
+    plan = PromptPlan()
+    plan.insert(kept(conversation(1)))
+    start = plan.look_up(conversation(1, 1))
+    assert (start.tokens, start.source) == (0, None)
+
+
 def test_a_lookup_refreshes_the_order_where_asked():
     plan = PromptPlan(2, refresh=True)
     plan.insert(kept(conversation(1)))

@@ -38,7 +38,7 @@ def test_whole_sequences_have_no_tiers():
         ("slots|tiered", "write slots alone, or paged|tiered"),
         ("prompts|ram", "write prompts alone, or paged|ram"),
         ("snapkv|slots", "full with slots"),
-        ("rotating|prompts", "full with prompts"),
+        ("rotating|prompts", "'full' with it"),
         ("slots:n=0", "write 1 to 1024 slots"),
         ("slots:share=1.0", "a part below 1"),
         ("slots:keep=2", "a part from 0 to 1"),

@@ -58,6 +58,7 @@ class PromptPlan:
         """Return what a request starts from. The sequence stays, so that other requests can start from it too."""
         prompt = np.asarray(tokens, np.int32)
         start, source = self._best(prompt, tenant)
+        source = source if start else None
         if source is not None and self._refresh:
             mine = self._order[source.kind]
             mine.append(mine.pop(mine.index(source)))
