@@ -18,9 +18,7 @@ from kvlab.decoder.reuse import PrefixCache
 def _uncomputed(active: Mapping[int, Request]) -> int:
     """Count tokens of admitted requests that have no storage yet."""
     missing = (
-        len(request.prompt) + len(request.tokens) - request.layers[0].room
-        for request in active.values()
-        if request.layers
+        request.computed + request.to_compute - request.layers[0].room for request in active.values() if request.layers
     )
     return sum(max(0, tokens) for tokens in missing)
 
@@ -76,7 +74,8 @@ class Admission:
         """
         while True:
             source = request.waits_for_prefix_of
-            if source is not None and source.uid in active and self._shared(source) < request.waits_for_tokens:
+            is_there = source is not None and source.uid in active and not source.discarded
+            if source is not None and is_there and self._shared(source) < request.waits_for_tokens:
                 return True
             source, request.waits_for_tokens = self._next_source(request, active)
             request.waits_for_prefix_of = source
@@ -118,7 +117,7 @@ class Admission:
         best, longest, shared = None, 0, 0
         context = np.array(request.context[: reuse.limit(request)], np.int32)
         for other in active.values():
-            if other.tenant != request.tenant:
+            if other.tenant != request.tenant or other.discarded:
                 continue
             common = common_prefix(context, other.context_array)
             ahead = min(common, len(other.context_array) - 1)

@@ -12,6 +12,7 @@ from typing import Any
 from kvlab.backends import mlx_threads
 from kvlab.caches import Batching, check_model, forget_results_of_another
 from kvlab.decoder.config import DecoderConfig
+from kvlab.decoder.context_limit import leading_tokens
 from kvlab.decoder.event_emitter import EventEmitter, EventSink
 from kvlab.decoder.request import Processor, Request, Sampler, check_request
 from kvlab.decoder.reuse import nothing_at_rest
@@ -66,6 +67,7 @@ class Decoder:
         self.config = replace(config or DecoderConfig(), **settings)
         self.loaded = loaded
         self.policy = Policy.parse(policy)
+        self.limit = self.config.limit(leading_tokens(loaded))
         self._emitter = EventEmitter(recorder)
         self._owns_store = store is None
         self._inbox: queue.SimpleQueue[Request | int | None] = queue.SimpleQueue()
@@ -84,7 +86,9 @@ class Decoder:
         """Make a scheduler for the model as it is now. Raises ModelError where the policy cannot be used with it."""
         forget_results_of_another(self.loaded.model, self.loaded.fingerprint)
         check_model(self.loaded.model, self.policy)
-        return Scheduler(self.loaded, self.policy, self.store, self._emitter, self.config, self._inbox)
+        return Scheduler(
+            self.loaded, self.policy, self.store, self._emitter, self.config, self._inbox, limit=self.limit
+        )
 
     def _serve(self) -> None:
         """Serve until the inbox says to end, with another scheduler each time that the model was changed."""
@@ -119,7 +123,8 @@ class Decoder:
         """Queue a request and return at once.
 
         Args:
-            prompt: token ids, at least one.
+            prompt: token ids, at least one. One that fills the context limit is refused or cut, see
+                :class:`~kvlab.decoder.config.DecoderConfig`; ``cut_tokens`` of the completion tells.
             sampler: log-probabilities ``[batch, vocab]`` to tokens, as mlx-lm's ``make_sampler``; None is greedy.
             logits_processors: as mlx-lm's, called with the tokens so far and the logits.
             stop: token sequences that end the request besides the model's own end tokens.
@@ -134,16 +139,21 @@ class Decoder:
 
         Raises:
             KvlabError: an empty prompt, a token outside the vocabulary, ``max_tokens`` below 1, ``compress_after``
-                beyond the prompt, a request that can never fit the live memory, or a closed decoder.
+                beyond the prompt, a request that can never fit the live memory or the context, or a closed decoder.
         """
         if self._closed:
             raise KvlabError("this decoder is closed: make a new one")
         compress_after = len(prompt) if compress_after is None else compress_after
         check_request(self.loaded, prompt, max_tokens, compress_after)
+        cut_from, cut_to = self.limit.cut(len(prompt))
+        if cut_to:
+            prompt = [*prompt[:cut_from], *prompt[cut_to:]]
+            compress_after -= max(0, min(cut_to, compress_after) - cut_from)
+        max_tokens = self.limit.answer(len(prompt), max_tokens)
         if self._scheduler.watch.may_have_changed():
             evaluate_own_arrays(self.loaded.model)  # the decoder's thread cannot evaluate what this one has changed
         if self._scheduler.budget is not None:
-            self._scheduler.budget.check(len(prompt), max_tokens)
+            self._scheduler.budget.check(len(prompt), self.limit.most_live(len(prompt), max_tokens))
         request = Request(
             stream=Stream(next(self._numbers), self._scheduler.inbox.put),
             prompt=[int(token) for token in prompt],
@@ -156,8 +166,11 @@ class Decoder:
             compress_after=compress_after,
             priority=priority,
             group=group,
+            cut=cut_to - cut_from,
         )
         self._emitter.emit(events.Submitted, request, len(request.prompt), max_tokens, request.tags)
+        if cut_to:
+            self._emitter.emit(events.PromptCut, request, cut_from, cut_to - cut_from)
         self._scheduler.inbox.put(request)
         return request.stream
 

@@ -39,6 +39,8 @@ class Request:
         waits_for_prefix_of: the request whose prefill computes ``waits_for_tokens`` tokens that both share.
         checkpoints: token counts at which its prefill keeps a checkpoint.
         checkpointed: tokens of its prompt that are at rest, and with them what other layers need.
+        cut: tokens that were dropped from its prompt before it was submitted here.
+        discarded: spans of its context that were dropped at the context limit, each as it was counted then.
         context_array: the context, int32, for comparison.
     """
 
@@ -75,6 +77,8 @@ class Request:
     waits_for_tokens: int = 0
     checkpoints: tuple[int, ...] = ()
     checkpointed: int = 0
+    cut: int = 0
+    discarded: list[tuple[int, int]] = field(default_factory=list)
 
     context_array: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int32))
     _start: dict[str, Any] = field(default_factory=dict)
@@ -84,8 +88,16 @@ class Request:
 
     @property
     def context(self) -> list[int]:
-        """The prompt and the generated tokens: where a preempted request continues."""
-        return self.prompt + self.tokens
+        """The prompt and the generated tokens, without discarded ones: where a preempted request continues."""
+        context = self.prompt + self.tokens
+        for start, stop in self.discarded:
+            del context[start:stop]
+        return context
+
+    @property
+    def discarded_tokens(self) -> int:
+        """Number of tokens that were dropped at the context limit."""
+        return sum(stop - start for start, stop in self.discarded)
 
     @property
     def rank(self) -> tuple[int, int]:
@@ -94,8 +106,11 @@ class Request:
 
     @property
     def is_reported(self) -> bool:
-        """Whether mlx-lm has reported all tokens that were handed out: only then it can start again from its tokens."""
-        return self.pushed <= len(self.tokens)
+        """Whether mlx-lm has reported all tokens that were handed out: only then it can start again from its tokens.
+
+        Never after a shift: keys that were moved are not those of a prompt without the discarded tokens.
+        """
+        return self.pushed <= len(self.tokens) and not self.discarded
 
     @property
     def computed(self) -> int:
@@ -105,7 +120,8 @@ class Request:
     @property
     def to_compute(self) -> int:
         """Number of tokens of the context that are not in all layers."""
-        return len(self.prompt) + len(self.tokens) - (self.computed if self.layers else self.cached)
+        held = self.computed if self.layers else self.cached
+        return len(self.prompt) + len(self.tokens) - self.discarded_tokens - held
 
     def begin(self) -> list[int]:
         """Start, or continue after a preemption; return the tokens to compute or reuse."""
@@ -156,6 +172,8 @@ class Request:
             itl_ms=tuple(gaps),
             kv_bytes_live=kv_bytes,
             tags=self.tags,
+            cut_tokens=self.cut,
+            discarded_tokens=self.discarded_tokens,
         )
 
 

@@ -13,10 +13,12 @@ from mlx_lm.generate import StopSequences
 
 from kvlab.backends import Backend, current
 from kvlab.caches import SequentialModel, batching, can_share, make_caches, own_caches
+from kvlab.caches.context_shift import ContextShift, check_layers
 from kvlab.caches.factory import layerwise_model
 from kvlab.caches.serialize import has_state, own_layers
 from kvlab.decoder.admission import Admission
-from kvlab.decoder.config import DecoderConfig
+from kvlab.decoder.config import NONE, PACED, DecoderConfig
+from kvlab.decoder.context_limit import ContextLimit
 from kvlab.decoder.event_emitter import EventEmitter
 from kvlab.decoder.fair_share import KEPT_SHARE, PATIENCE_S, Shares
 from kvlab.decoder.memory_budget import LiveMemoryBudget, measure
@@ -60,6 +62,8 @@ class Scheduler:
         emitter: EventEmitter,
         config: DecoderConfig,
         inbox: queue.SimpleQueue[Request | int | None],
+        *,
+        limit: ContextLimit | None = None,
     ) -> None:
         self.watch = loaded.watch()
         self._loaded, self._policy, self._emitter, self._config = loaded, policy, emitter, config
@@ -76,13 +80,15 @@ class Scheduler:
                 self._config = config = replace(config, max_concurrency=most)
         # Sharing needs rows that stay as they are, and a hook in every layer.
         keeps_all = policy.retention.is_lossless and (self.reuse is not None or policy.lossless)
-        owns = self.reuse is not None or self._backend.owns_attention
+        self._limit = limit or config.limit()
+        owns = self.reuse is not None or self._backend.owns_attention or self._limit.shifts
         self._own = keeps_all and owns and can_share(loaded.model)
         self.batching = batching(loaded.model, own=self._own or not policy.lossless)
         # Chunks begin at segment ends. Prompts are cut in the same places without a store, or answers would differ.
         self._needs_segments = self.reuse is None and has_state(make_caches(loaded.model, policy))
         self._layerwise = layerwise_model(loaded.model) if self._own else None
         self._prefixes = PrefixTree() if self._own and self.reuse is not None and self.reuse.joins_running else None
+        self._context_shift = self._make_context_shift()
         self.budget = self._make_budget(config.live_bytes)
         depth = self._layerwise.depth if self._layerwise else 1
         self._prefill_budget = PrefillBudget(
@@ -100,6 +106,13 @@ class Scheduler:
     def _can_preempt(self) -> bool:
         """Whether a running request can leave its place, and continue later from KV at rest."""
         return self.reuse is not None and self._policy.retention.is_lossless
+
+    def _make_context_shift(self) -> ContextShift | None:
+        """Return what moves rows at the context limit; None where answers end there. Raises ModelError."""
+        if self._limit.context is None or not self._limit.shifts:
+            return None
+        check_layers(self._make_caches(1), self._policy)
+        return ContextShift(self._loaded.model, self._limit.context)
 
     def _make_budget(self, live_memory: int | None) -> LiveMemoryBudget | None:
         if live_memory is None:
@@ -130,6 +143,7 @@ class Scheduler:
             completion_batch_size=self._config.max_concurrency,
             prefill_batch_size=self._config.prefill_batch,
             prefill_step_size=self._prefill_step,
+            prompts_first=self._config.interleave == NONE,
         )
 
     def run(self, requests: Sequence[Request] = ()) -> list[Request] | None:
@@ -310,15 +324,17 @@ class Scheduler:
 
     def _step(self) -> None:
         self.steps += 1
+        self._shift_full_sequences()
         decoding = sum(request.is_decoding and bool(request.tokens) for request in self._active.values())
         prefilling = min(self._config.prefill_batch, len(self._active) - decoding)
-        self._generator.prefill_step_size = self._prefill_budget.chunk(prefilling, decoding)
+        paced = decoding if self._config.interleave == PACED else 0  # otherwise chunks are whole and not interrupted
+        self._generator.prefill_step_size = self._prefill_budget.chunk(prefilling, paced)
         prefill = self._generator.prefill
-        prefill.work, prefill.done = self._prefill_budget.work(decoding), 0
+        prefill.work, prefill.done = self._prefill_budget.work(paced), 0
         chunks = (min(self._generator.prefill_step_size, request.to_compute) for request in self._active.values())
         self._threads.choose(decoding or sum(chunks), beside=decoding > 0 and prefilling > 0)
         started = time.perf_counter()
-        prefill.until = self._prefill_budget.until(started, decoding)
+        prefill.until = self._prefill_budget.until(started, paced)
         prompts, tokens = self._generator.next()
         now = time.perf_counter()
         if self.reuse:
@@ -331,6 +347,21 @@ class Scheduler:
             self._take_token(token, now, share)
         self.live_bytes = self._measure()
         self._free_memory()
+
+    def _shift_full_sequences(self) -> None:
+        """Drop tokens of sequences that have reached the context limit; their KV is not stored or shared any more."""
+        if self._context_shift is None:
+            return
+        for request in self._active.values():
+            span = self._limit.shift(request.computed) if request.is_decoding else None
+            if span is None:
+                continue
+            if self._prefixes:
+                self._prefixes.remove(request)
+            keep, removed = span
+            self._context_shift.shift(request.layers, keep, removed)
+            request.discarded.append((keep, keep + removed))
+            self._emitter.emit(events.Shifted, request, keep, removed, len(request.tokens))
 
     def _take_prompt(self, prompt: Any) -> None:
         """Handle the progress of a prompt, as mlx-lm reports it."""
@@ -402,7 +433,7 @@ class Scheduler:
         """End a request: store its KV, retain or drop its caches, and end its stream once the KV can be found."""
         self._emitter.evictions(request, include_latest=True)
         completion = request.completion(reason, kv_bytes, self._loaded.eos)
-        is_same_model = caches and self._is_same_model()
+        is_same_model = caches and not request.discarded and self._is_same_model()
         if self.reuse and is_same_model:
             self.reuse.keep(request, caches, tokens)
         if self._prefixes and self._config.retain and is_same_model and reason != "cancelled":

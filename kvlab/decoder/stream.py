@@ -29,6 +29,9 @@ class Completion:
         itl_ms: every gap between two tokens.
         kv_bytes_live: bytes of the live KV arrays that this sequence held at its end.
         tags: those of the request.
+        cut_tokens: tokens that were dropped from the middle of a prompt beyond the context limit; ``prompt_tokens``
+            are those that were left.
+        discarded_tokens: tokens that left the context while the answer went on beyond its limit.
     """
 
     request: int
@@ -47,6 +50,8 @@ class Completion:
     itl_ms: tuple[float, ...]
     kv_bytes_live: int
     tags: Mapping[str, Any] = field(default_factory=dict)
+    cut_tokens: int = 0
+    discarded_tokens: int = 0
 
 
 class Stream:

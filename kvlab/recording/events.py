@@ -128,6 +128,26 @@ class Paused(Event):
 
 
 @dataclass(frozen=True)
+class PromptCut(Event):
+    """A prompt beyond the context limit lost ``removed`` tokens behind its first ``kept``."""
+
+    kept: int
+    removed: int
+
+
+@dataclass(frozen=True)
+class Shifted(Event):
+    """A sequence reached the context limit after ``tokens`` of its answer.
+
+    It lost ``removed`` tokens behind its first ``kept``; those after them moved to earlier positions.
+    """
+
+    kept: int
+    removed: int
+    tokens: int
+
+
+@dataclass(frozen=True)
 class Finished(Event):
     """The request ended: ``stop``, ``length``, ``cancelled`` or ``error``. ``kv_bytes`` is its live KV at the end."""
 
@@ -138,4 +158,5 @@ class Finished(Event):
 
 KINDS: tuple[type[Event], ...] = (
     Submitted, Matched, Restored, Prefilled, FirstToken, Token, Evicted, Stored, Spilled, Dropped, Paused, Finished,
+    PromptCut, Shifted,
 )  # fmt: skip

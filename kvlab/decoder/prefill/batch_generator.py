@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import mlx.core as mx
-from mlx_lm.generate import BatchGenerator
+from mlx_lm.generate import BatchGenerator, GenerationBatch
 
 from kvlab.backends import Backend
 from kvlab.backends.wired_limit import WIRED_LIMIT
@@ -30,10 +30,21 @@ class ChunkedBatchGenerator(BatchGenerator):
     Args:
         backend: chooses streams, and decides where a chunk can be interrupted.
         layerwise: see :class:`ChunkedPrefill`.
+        prompts_first: sequences decode only while there is no prompt to compute.
         options: BatchGenerator's.
     """
 
-    def __init__(self, model: Any, backend: Backend, layerwise: LayerwiseModel | None, **options: Any) -> None:
+    _generation_batch: Any
+
+    def __init__(
+        self,
+        model: Any,
+        backend: Backend,
+        layerwise: LayerwiseModel | None,
+        *,
+        prompts_first: bool = False,
+        **options: Any,
+    ) -> None:
         super().__init__(model, **options)
         before: int | None = self.__dict__.pop("_old_wired_limit")
         self._old_wired_limit = None  # mlx-lm would set it back under other generators
@@ -45,6 +56,7 @@ class ChunkedBatchGenerator(BatchGenerator):
         self.prefill.backend, self.prefill.layerwise, self.prefill.stream = backend, layerwise, self.stream
         self._prompt_batch = self.prefill
         self._begun: list[Any] = []
+        self._prompts_first = prompts_first
 
     def first_token(self, uid: int | None) -> int:
         """Return the first token of a sequence that has just begun to decode; mlx-lm reports it a round later."""
@@ -78,6 +90,19 @@ class ChunkedBatchGenerator(BatchGenerator):
         if order is not None:
             batch.filter(order)
 
+    @property
+    def _decoding_waits(self) -> bool:
+        return self._prompts_first and bool(self._currently_processing or self._unprocessed_sequences)
+
+    def _next_prompts(self) -> Responses:
+        """Run a round in which only prompts are computed; those that are complete begin to decode in the next one."""
+        decoding, self._generation_batch = self._generation_batch, GenerationBatch.empty(self.model, self.sampler)
+        try:
+            return super()._next()
+        finally:
+            decoding.extend(self._generation_batch)
+            self._generation_batch = decoding
+
     def _next(self) -> Responses:
         self._sort()
         ended: list[Any] = []
@@ -85,7 +110,7 @@ class ChunkedBatchGenerator(BatchGenerator):
             generated = self._generation_batch.next() if len(self._generation_batch) else []
             self.prefill.advance()
         else:
-            prompts, generated = super()._next()
+            prompts, generated = self._next_prompts() if self._decoding_waits else super()._next()
             ended = [one for one in prompts if one.end_of_prompt]
             self._begun = [one for one in prompts if not one.end_of_prompt]
         if self.prefill.is_under_way:
