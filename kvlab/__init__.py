@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from kvlab.recording.recorder import Recorder
     from kvlab.results import Results
     from kvlab.server import serve
+    from kvlab.systems import System
 
 _HOMES = {
     "kvlab.decoder": ("Completion", "Decoder"),
@@ -32,12 +33,13 @@ _HOMES = {
     "kvlab.recording.recorder": ("Recorder",),
     "kvlab.results": ("Results",),
     "kvlab.server": ("serve",),
+    "kvlab.systems": ("System",),
     "kvlab.inspection": ("watch",),
 }
 
 __all__ = [
     "Completion", "Decoder", "KvlabError", "LoadedModel", "Policy", "Recorder", "Results", "Run", "ScoreContext",
-    "Scorer", "compare", "load", "registry", "run", "serve", "watch",
+    "Scorer", "System", "compare", "load", "registry", "run", "serve", "watch",
 ]  # fmt: skip
 
 

@@ -1,0 +1,1 @@
+"""The presets: one file a server, a class for each variant and engine."""

@@ -1,0 +1,129 @@
+"""oMLX: paged blocks on SSD, optionally with a hot tier in memory."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import ClassVar
+
+from kvlab.decoder.config import DecoderConfig
+from kvlab.paths import home
+from kvlab.policies import Paged, Policy, Raw, Tiered
+from kvlab.systems.base import System
+from kvlab.systems.server_values import share_of_disk
+
+V053 = "oMLX 0.5.3 (d508490, 23 Jul 2026)"
+SCHEDULER = f"{V053}: omlx/scheduler.py"
+SETTINGS = f"{V053}: omlx/settings.py"
+CACHE = f"{V053}: omlx/cache"
+BLOCK_TOKENS = 256
+MAX_RUNNING, MIN_QUEUE, QUEUE_FOR_EACH = 8, 32, 4
+DISK_PERCENT = 10
+
+SOURCES: Mapping[str, str] = {
+    "retention": f"{SCHEDULER}: every token stays",
+    "codec": f"{V053}: omlx/model_settings.py:146: TurboQuant is off unless set for a model",
+    "reuse": f"{CACHE}/prefix_cache.py:513: chained blocks",
+    "reuse.block": f"{SCHEDULER}:2264: 256 tokens for models with plain KV",
+    "reuse.checkpoint": "kvlab: oMLX takes snapshots where a prefill lands on the end of a block",
+    "tiers": f"{CACHE}/paged_ssd_cache.py: one file a block",
+    "tiers.ram": f'{SETTINGS}:303: hot_cache_max_size "0"',
+    "tiers.ssd": f"{SETTINGS}:296: auto, a tenth of the capacity of the disk",
+    "tiers.replace": f"{CACHE}/paged_ssd_cache.py:2504: least recently used, over all models in the folder",
+    "tiers.write": f"{CACHE}/paged_ssd_cache.py: written by a thread behind the request",
+    "tiers.admit": f"{CACHE}/paged_ssd_cache.py: every block is written at its first use",
+    "tiers.daily": f"{CACHE}/paged_ssd_cache.py: no limit",
+    "tiers.dir": "kvlab: its own store; oMLX has ~/.omlx/cache",
+    "max_concurrency": f"{SETTINGS}: max_concurrent_requests 8",
+    "prefill_step": f"{SCHEDULER}: 2048",
+    "prefill_prompts": f"{SCHEDULER}:6414: one prompt after another",
+    "interleave": f"{SCHEDULER}:1347: chunked_prefill is off: a prompt is computed to its end before decoding goes on",
+    "context": f"{SETTINGS}: max_context_window of a model, 32768 where it does not say",
+    "long_prompt": f"{SCHEDULER}: status 400 beyond max_context_window",
+    "overflow": f"{SCHEDULER}: no shift; an answer ends at the limit",
+    "live_memory": f"{SCHEDULER}: a guard may pause prefill; no fixed limit",
+    "retain": "kvlab: none; oMLX keeps no live sequence when it ends",
+    "queue": f"{SCHEDULER}: more than max(32, 4 times the running ones) waiting: 503 with Retry-After",
+}
+LEAVES_OUT = (
+    "Only full blocks are stored and matched there, so that up to 255 tokens of a known prompt are computed again; "
+    "here a match is to the token.",
+    "Running requests share no live KV there; here they do where they have a prefix in common.",
+    "Larger blocks of models with sliding windows (512 to 1,024 tokens) and recurrent layers (2,048).",
+    "Replies of models whose template opens with thinking, which are not stored there.",
+    "Keys from a model's name in place of its weights, and files without checksums.",
+)
+
+
+def queue_of(running: int) -> int:
+    """Return how many requests may wait where so many run."""
+    return max(MIN_QUEUE, QUEUE_FOR_EACH * running)
+
+
+@dataclass(frozen=True)
+class Omlx(System):
+    """As released: blocks on SSD only.
+
+    Args:
+        hot_cache: bytes of blocks in memory (``hot_cache_max_size``).
+        ssd: bytes on SSD; auto is a tenth of the disk that kvlab's store lies on.
+        max_concurrent_requests: requests that run side by side.
+    """
+
+    name: ClassVar[str] = "omlx"
+    release: ClassVar[str] = V053
+    leaves_out: ClassVar[tuple[str, ...]] = LEAVES_OUT
+    hot_cache: str = "0"
+    ssd: str = "auto"
+    max_concurrent_requests: int = MAX_RUNNING
+
+    @property
+    def policy(self) -> Policy:
+        ssd = share_of_disk(home() / "store", DISK_PERCENT) if self.ssd == "auto" else self.ssd
+        return Policy(Paged(block=BLOCK_TOKENS), Tiered(ram=self.hot_cache, ssd=ssd), Raw())
+
+    @property
+    def config(self) -> DecoderConfig:
+        running = self.max_concurrent_requests
+        return DecoderConfig(max_concurrency=running, prefill_step=2048, prefill_prompts=1, interleave="none", retain=0)
+
+    @property
+    def queue(self) -> int | None:
+        return queue_of(self.max_concurrent_requests)
+
+    @property
+    def sources(self) -> Mapping[str, str]:
+        return SOURCES
+
+
+@dataclass(frozen=True)
+class OmlxArticle(System):
+    """As the article has it: a hot tier in memory that spills to SSD.
+
+    Args:
+        hot_cache: bytes of blocks in memory; the article names no number.
+        ssd: bytes on SSD; auto is a tenth of the disk that kvlab's store lies on.
+    """
+
+    name: ClassVar[str] = "omlx"
+    variant: ClassVar[str] = "article"
+    release: ClassVar[str] = V053
+    leaves_out: ClassVar[tuple[str, ...]] = LEAVES_OUT
+    hot_cache: str = "4GB"
+    ssd: str = "auto"
+
+    @property
+    def policy(self) -> Policy:
+        return Omlx(self.hot_cache, self.ssd).policy
+
+    @property
+    def config(self) -> DecoderConfig:
+        return Omlx().config
+
+    @property
+    def queue(self) -> int | None:
+        return queue_of(MAX_RUNNING)
+
+    @property
+    def sources(self) -> Mapping[str, str]:
+        return {**SOURCES, "tiers.ram": "the article: two tiers, memory and SSD; it names no size, and 4GB is taken"}
