@@ -14,6 +14,8 @@ from kvlab.server.settings import Settings
 
 OPEN_SHARE = 0.75
 """Of the queue: so much is there for whoever comes first, the rest for single answers of who has few."""
+NO_LIMIT = 1 << 40
+"""Places of a queue without a limit."""
 
 
 class ConcurrencyLimit:
@@ -24,9 +26,11 @@ class ConcurrencyLimit:
     """
 
     def __init__(self, settings: Settings, metrics: ServerMetrics) -> None:
-        self._max_generations = settings.max_concurrency + settings.queue
+        queue = NO_LIMIT if settings.queue is None else settings.queue
+        self._max_generations = settings.max_concurrency + queue
         self._metrics = metrics
-        self._open = settings.max_concurrency + int(OPEN_SHARE * settings.queue)
+        self._open = settings.max_concurrency + int(OPEN_SHARE * queue)
+        self._busy_status = settings.busy_status
         self._generations = 0
         self._of_tenant: Counter[str] = Counter()
         self.closing = asyncio.Event()
@@ -40,7 +44,8 @@ class ConcurrencyLimit:
     def admit(self, n: int, tenant: str = "") -> Iterator[None]:
         """Count ``n`` generations of a tenant while the block runs.
 
-        Raises ApiError 429 when the queue is full, 503 at shutdown, 400 for more than could ever run.
+        Raises ApiError with the settings' ``busy_status`` when the queue is full, 503 at shutdown, 400 for more than
+        could ever run.
         """
         if self.closed:
             raise shutting_down()
@@ -52,7 +57,7 @@ class ConcurrencyLimit:
         most = self._open if takes_many and self._generations else self._max_generations
         if self._generations + n > most:
             raise ApiError(
-                429,
+                self._busy_status,
                 f"{counted(self._generations, 'generation')} running or waiting, and no more may wait; try again soon",
                 code="queue_full",
                 headers={"retry-after": "1"},

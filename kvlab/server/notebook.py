@@ -16,14 +16,15 @@ from kvlab.models import BUNDLED, LoadedModel, ModelSource, is_gguf, load
 from kvlab.models.adapters import adapter_folder
 from kvlab.policies import Module, Policy, parse_bytes
 from kvlab.server.listening_socket import bound_socket
-from kvlab.server.settings import Settings
+from kvlab.server.settings import Settings, of_system
+from kvlab.systems import Candidate, System, policy_of
 
 Source = str | Path | ModelSource | LoadedModel
 SIZE_SETTINGS = ("live_memory", "model_memory", "max_body", "body_memory")
 
 
 def serve(
-    policy: Policy | Module | str = "tiered",
+    policy: Policy | Module | System | str = "tiered",
     model: Source | Mapping[str, Source] | tuple[Any, ...] | None = None,
     *,
     port: int = 0,
@@ -32,7 +33,7 @@ def serve(
     """Serve a policy from this process and return at once; the returned handle stops the server.
 
     Args:
-        policy: a Policy or its spec.
+        policy: a Policy or its spec, or a System (``kvlab.System.parse("omlx")``), whose settings count as given.
         model: whatever :func:`kvlab.load` takes, a loaded model, or several by name; None is the
             bundled model.
         port: the port to listen on; 0 takes a free one.
@@ -45,14 +46,15 @@ def serve(
     known = [field.name for field in fields(Settings)]
     if unknown := sorted(set(settings) - set(known)):
         raise KvlabError(f"no setting {unknown[0]!r}; there are {', '.join(known)}")
+    served = policy if isinstance(policy, System) else Policy.parse(policy)
     sizes = {name: parse_bytes(settings[name]) for name in SIZE_SETTINGS if isinstance(settings.get(name), str)}
-    return Handle(Policy.parse(policy), served_models(model), Settings(port=port, **{**settings, **sizes}))
+    return Handle(served, served_models(model), Settings(port=port, **{**of_system(served), **settings, **sizes}))
 
 
 class Handle:
     """A running server. ``url`` is its address; :meth:`stop` ends it. A context manager."""
 
-    def __init__(self, policy: Policy, models: Mapping[str, Source], settings: Settings) -> None:
+    def __init__(self, policy: Candidate, models: Mapping[str, Source], settings: Settings) -> None:
         from kvlab.server.app import create_app
         from kvlab.server.http_server import HttpServer
 
@@ -61,7 +63,7 @@ class Handle:
         self._socket = bound_socket(settings.host, settings.port)
         host, port = self._socket.getsockname()[:2]
         self.url = f"http://{f'[{host}]' if ':' in host else host}:{port}"
-        self.app = create_app(policy, models, settings)
+        self.app = create_app(policy_of(policy), models, settings)
         self._server = HttpServer(self.app, settings)
         self._error: BaseException | None = None
         self._thread = threading.Thread(target=self._run, name="kvlab-server", daemon=True)

@@ -198,7 +198,8 @@ class GenerationSession:
             answer = assistant_message(choice)
             # Beside the event loop: it may write a file, which is there when the client learns of the end.
             await asyncio.to_thread(self.model.prompts.remember, choice.request.prompt, answer, choice.tokens)
-        if completion.miss.startswith("diverged_at=") and not choice.request.plain:
+        whole = not choice.request.plain and not completion.cut_tokens
+        if completion.miss.startswith("diverged_at=") and whole:
             token = int(completion.miss.partition("=")[2])
             index = await self._service.run_in_worker(
                 self.model.prompts.message_at, choice.request.prompt, token, size=self._labels.body_bytes
@@ -244,6 +245,7 @@ def completion_details(event: ChoiceEnd) -> dict[str, Any]:
             for name in ("ttft_ms", "queue_ms", "lookup_ms", "restore_ms", "prefill_ms", "tpot_ms")
         },
         "kv_bytes_live": completion.kv_bytes_live,
+        **{name: lost for name in ("cut_tokens", "discarded_tokens") if (lost := getattr(completion, name))},
     }
 
 

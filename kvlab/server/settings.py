@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
+from kvlab.decoder.config import DecoderConfig
 from kvlab.errors import KvlabError
 from kvlab.server.limits import MAX_KEY_CHARS, MAX_SMALL_BODY_BYTES
 from kvlab.server.loopback import is_loopback
 from kvlab.server.origins import AllowedOrigins
+from kvlab.systems import Candidate, System
+
+BUSY_STATUSES = (429, 503)
+"""HTTP statuses of a request that finds no place in the queue."""
 
 
 @dataclass(frozen=True)
@@ -24,7 +30,8 @@ class Settings:
         allow_hosts: host names by which the server is reached on loopback besides those of this machine.
         max_connections: open connections; beyond them the one that has been idle for longest is closed.
         max_concurrency: sequences that decode side by side.
-        queue: requests that may wait beyond those; others get status 429.
+        queue: requests that may wait beyond those; others get ``busy_status``. None is no limit.
+        busy_status: 429, or 503 as some servers answer.
         live_memory: most bytes of live KV of each model, see :class:`kvlab.decoder.Decoder`; None is no limit.
         model_memory: bytes of weights held at once; the least recently used model leaves first. None is no limit.
         max_tokens: most tokens of an answer when the request sets no limit.
@@ -37,6 +44,7 @@ class Settings:
         heartbeat: seconds without a token after which a stream sends a ping.
         drain: seconds that a shutdown waits for running requests.
         prefill_step: prompt tokens computed between two decode steps.
+        decoder: the other settings of each model's decoder.
 
     Raises:
         KvlabError: an impossible limit, or an address open to others without a key.
@@ -50,7 +58,8 @@ class Settings:
     allow_hosts: tuple[str, ...] = ()
     max_connections: int = 512
     max_concurrency: int = 32
-    queue: int = 256
+    queue: int | None = 256
+    busy_status: int = 429
     live_memory: int | None = None
     model_memory: int | None = None
     max_tokens: int = 4096
@@ -63,6 +72,7 @@ class Settings:
     heartbeat: float = 5.0
     drain: float = 30.0
     prefill_step: int = 512
+    decoder: DecoderConfig = DecoderConfig()
 
     def __post_init__(self) -> None:
         for name in ("api_keys", "admin_keys", "allow_origins", "allow_hosts"):
@@ -83,8 +93,12 @@ class Settings:
             raise KvlabError(f"an API key may have {MAX_KEY_CHARS} characters: give a shorter one")
         if self.max_body > max(self.body_memory, MAX_SMALL_BODY_BYTES):
             raise KvlabError(f"max_body={self.max_body} must be at most body_memory={self.body_memory}")
-        if self.queue < 0 or self.drain < 0:
+        if (self.queue is not None and self.queue < 0) or self.drain < 0:
             raise KvlabError("queue and drain must be 0 or more")
+        if self.busy_status not in BUSY_STATUSES:
+            raise KvlabError(
+                f"busy_status={self.busy_status} is none; write one of {', '.join(map(str, BUSY_STATUSES))}"
+            )
         if not 0 <= self.port <= 65535:
             raise KvlabError(f"port {self.port} is out of range; use 0 to 65535, where 0 takes a free one")
         if any(not key.strip() for key in self.keys):
@@ -100,3 +114,16 @@ class Settings:
     def keys(self) -> tuple[str, ...]:
         """Every key that lets a client in."""
         return self.api_keys + self.admin_keys
+
+
+def of_system(candidate: Candidate) -> dict[str, Any]:
+    """Return the settings that a system brings: how requests are run and how many may wait; none for a policy.
+
+    Beyond the queue it answers with status 503, and the header Retry-After.
+    """
+    if not isinstance(candidate, System):
+        return {}
+    config = candidate.config
+    loop = {"max_concurrency": config.max_concurrency, "decoder": config}
+    loop |= {} if config.prefill_step is None else {"prefill_step": config.prefill_step}
+    return {**loop, "queue": candidate.queue, "busy_status": 503}

@@ -12,6 +12,7 @@ from typing import Any
 from mlx.utils import tree_flatten
 
 from kvlab.decoder import Decoder
+from kvlab.decoder.context_limit import ContextError
 from kvlab.decoder.event_emitter import EventSink
 from kvlab.models import LoadedModel
 from kvlab.policies import Policy
@@ -46,6 +47,7 @@ class ServedModel:
             loaded,
             policy,
             recorder=sink,
+            config=settings.decoder,
             max_concurrency=settings.max_concurrency,
             prefill_step=settings.prefill_step,
             live_memory=settings.live_memory,
@@ -60,32 +62,32 @@ class ServedModel:
         arrays: Any = tree_flatten(loaded.model.parameters())
         self.nbytes = sum(array.nbytes for _, array in arrays)
         self.defaults = _defaults(loaded)
-        self.context = _context(loaded)
+        own = _context(loaded)
+        limit = self.decoder.limit
+        self.limit = limit if limit.context is not None else replace(limit, context=own)
+        self.context = self.limit.context or own
         answers = AnswerMemory(files=open_answer_files(policy) if self.decoder.store is not None else None)
-        self.prompts = PromptCache(loaded, context=self.context, answers=answers)
+        self.prompts = PromptCache(loaded, context=max(self.context, own), answers=answers)
 
     def close(self) -> None:
         self.request_grammars.close()
         self.decoder.close()
 
     def limit_tokens(self, prompt_tokens: int, max_tokens: int | None, default: int) -> int:
-        """Return how many tokens may be generated. Raises ApiError 400 when the prompt fills the context."""
-        left = self.context - prompt_tokens
-        if left < 1:
-            raise ApiError(
-                400,
-                f"the prompt has {prompt_tokens} tokens, but the context of {self.name} is {self.context}: shorten it",
-                code="context_length_exceeded",
-                param="messages",
-            )
-        return min(max_tokens or default, left)
+        """Return how many tokens may be generated. Raises ApiError 400 where the context limit refuses the request."""
+        try:
+            start, stop = self.limit.cut(prompt_tokens)
+            return self.limit.answer(prompt_tokens - (stop - start), max_tokens or default)
+        except ContextError as error:
+            raise ApiError(400, f"{error}", code="context_length_exceeded", param="messages") from error
 
     def start_choice(self, index: int, request: GenerationRequest, tenant: str, tags: Mapping[str, Any]) -> Choice:
         """Submit one answer to the decoder. Call it on the event loop that reads the answer."""
         constraint = None if request.grammar is None else request.grammar.constraint(request.max_tokens)
         logprobs = Logprobs(request.logprobs) if request.logprobs is not None else None
         sample = sampler(request.sampling, index, self.loaded.vocab_size)
-        chain: list[Any] = processors(request.sampling, len(request.prompt.ids))
+        start, stop = self.limit.cut(len(request.prompt.ids))
+        chain: list[Any] = processors(request.sampling, len(request.prompt.ids) - (stop - start))
         chain += [part for part in (constraint, logprobs) if part is not None]
         if isinstance(sample, SeededSampler):
             chain.append(sample.note_position)
