@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from kvlab.decoder import Completion
+from kvlab.decoder.config import DecoderConfig
 from kvlab.policies import NoReuse, Policy, Rotating
 from kvlab.recording import events
 from kvlab.recording.recorder import Recorder
@@ -42,6 +43,8 @@ class FakeDecoder:
     """TTFT is 1 ms for each token that is not cached; three tokens come out, which depend on the prompt only."""
 
     disk: dict[str, FakeStore] = {}
+    configs: list[DecoderConfig | None] = []
+    """Of all decoders that were made."""
 
     def __init__(
         self,
@@ -51,8 +54,10 @@ class FakeDecoder:
         store: None = None,
         recorder: Recorder | None = None,
         max_concurrency: int = 32,
+        config: DecoderConfig | None = None,
     ) -> None:
         self.policy, self.recorder = policy, recorder
+        self.configs.append(config)
         folder = getattr(policy.tiers, "dir", None)
         self.store: FakeStore | None = None
         if not isinstance(policy.reuse, NoReuse):

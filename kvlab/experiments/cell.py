@@ -15,14 +15,14 @@ from kvlab.decoder.shared_prompts import SharedPrompts
 from kvlab.errors import KvlabError
 from kvlab.experiments.aggregate import aggregate
 from kvlab.experiments.event_tables import Table, event_table
-from kvlab.experiments.run import Run
+from kvlab.experiments.run import Run, policies_only
 from kvlab.experiments.runner import REFERENCE, Outcome
 from kvlab.importing import UserFile, import_again
-from kvlab.policies import Policy
 from kvlab.results import Row
+from kvlab.systems import System, policy_of
 from kvlab.workloads import is_teacher_forced
 
-RARE = ("adapter", "metrics", "share_prompts")
+RARE = ("adapter", "metrics", "share_prompts", "system")
 """Settings that a cell's content names only where they are used, so that cells without them keep their id."""
 
 
@@ -57,6 +57,8 @@ class Cell:
         Imported files and data count by their content, wherever they lie.
         """
         run = {key: value for key, value in asdict(self.run).items() if key not in RARE or value}
+        if self.run.system:  # a change of the preset makes another cell
+            run["settings"] = {key: str(value) for key, value in System.parse(self.run.system).settings.items()}
         more: dict[str, Any] = {"imports": [file.sha256 for file in self.imports], "data": self.data}
         if self.run.metrics:
             more["metrics"] = [str(metric) for metric in self.run.metrics]
@@ -65,7 +67,7 @@ class Cell:
 
     @property
     def policy(self) -> str:
-        return str(self.run.policy)
+        return self.run.system or str(self.run.policy)
 
 
 @dataclass(frozen=True)
@@ -87,19 +89,20 @@ def execute(cell: Cell, folder: Path | None = None) -> CellResult:
         return execute_forced([cell], folder)[0]
     for file in cell.imports:
         import_again(file)
-    policy = Policy.parse(cell.run.policy)
+    candidate = cell.run.candidate
+    policy = policy_of(candidate)
     shared = _shared_prompts(cell.run.share_prompts)
     try:
         harness = _with_model(cell.run).harness(progress=False, folder=folder, shared=shared)
-        outcome = harness.serve(policy, restart=cell.run.restart)
+        outcome = harness.serve(candidate, restart=cell.run.restart)
         uncached = None
-        if policy == REFERENCE:
+        if candidate == REFERENCE:
             uncached = outcome
         elif cell.exact and (policy.lossless or outcome.restarted):
-            uncached = _uncached(replace(cell.run, policy=str(REFERENCE), restart=False))
-        results = harness.results(policy, outcome, uncached, repeat=cell.repeat)
+            uncached = _uncached(replace(cell.run, policy=str(REFERENCE), system=None, restart=False))
+        results = harness.results(candidate, outcome, uncached, repeat=cell.repeat)
     except KvlabError as error:
-        raise type(error)(f"{policy} on {cell.run.workload}: {error}") from error
+        raise type(error)(f"{candidate} on {cell.run.workload}: {error}") from error
     rows = [*results.rows, *aggregate(results)]
     events = {kind: event_table(results, kind) for kind in cell.events}
     return CellResult(cell, _about(cell, rows), results.provenance, events)
@@ -113,7 +116,7 @@ def execute_forced(cells: Sequence[Cell], folder: Path | None = None) -> list[Ce
     for file in cells[0].imports:
         import_again(file)
     run = cells[0].run
-    policies = {cell: Policy.parse(cell.run.policy) for cell in cells}
+    policies = {cell: policies_only([cell.run.candidate])[0] for cell in cells}
     try:
         runner = _with_model(run).forced(progress=False, folder=folder, shared=_shared_prompts(run.share_prompts))
         results = runner.run(list(dict.fromkeys(policies.values())))

@@ -14,10 +14,11 @@ from typing import Any
 
 from kvlab.errors import KvlabError, RunError
 from kvlab.experiments.cell import Cell
-from kvlab.experiments.run import Run, check_forced, check_shared
+from kvlab.experiments.run import Run, check_forced, check_shared, check_shared_systems, policies_only
 from kvlab.importing import import_user_file
 from kvlab.policies import Policy
 from kvlab.recording.recorder import kind_name
+from kvlab.systems import System
 from kvlab.workloads import as_workload, is_teacher_forced
 from kvlab.workloads.registry import file_of, takes_all
 
@@ -33,7 +34,14 @@ AXES: Mapping[str, type] = {
 }
 """Keys that a grid can vary by themselves; any other key of the grid fills ``{key}`` in the policies."""
 
-_LISTS: Mapping[str, type] = {"policies": str, "seeds": int, "events": str, "metrics": str, "imports": str}
+_LISTS: Mapping[str, type] = {
+    "policies": str,
+    "systems": str,
+    "seeds": int,
+    "events": str,
+    "metrics": str,
+    "imports": str,
+}
 _PLAIN: Mapping[str, type] = {"title": str, "repeats": int, "exact": bool, "share_prompts": str, **AXES}
 _MAY_BE_EMPTY = ("events", "metrics", "imports")
 _COUNTS = ("turns", "n", "concurrency", "tokens", "repeats")
@@ -58,7 +66,8 @@ class Experiment:
     """
 
     name: str
-    policies: tuple[str, ...]
+    policies: tuple[str, ...] = ()
+    systems: tuple[str, ...] = ()
     title: str = ""
     workload: str = "agent"
     model: str | None = None
@@ -96,22 +105,27 @@ class Experiment:
                     for filling in _points(axes, _placeholders(template)):
                         run = self._run(_filled(template, filling), seed, plain | point)
                         cells[Cell(run, repeat, self.exact, self.events, imported)] = None
+                for name in self.systems:
+                    run = self._run("full", seed, plain | point, str(System.parse(name)))
+                    cells[Cell(run, repeat, self.exact, self.events, imported)] = None
         for workload, turns, tokens in {(c.run.workload, c.run.turns, c.run.tokens) for c in cells}:
             if is_teacher_forced(workload):
                 check_forced(metrics=bool(self.metrics), restart=self.restart, repeats=self.repeats)
+                policies_only([System.parse(name) for name in self.systems])
             as_workload(workload, self.metrics, turns=turns, tokens=tokens)
         for restart in {cell.run.restart for cell in cells}:
             check_shared(share_prompts=self.share_prompts, restart=restart)
         data = {spec: _digest(str(spec)) for spec in {cell.run.workload for cell in cells}}
         return [replace(cell, data=data[cell.run.workload]) for cell in cells]
 
-    def _run(self, policy: str, seed: int, values: Mapping[str, Any]) -> Run:
+    def _run(self, policy: str, seed: int, values: Mapping[str, Any], system: str | None = None) -> Run:
         n = values["n"]
         if n is None and not takes_all(values["workload"]):
             n = values["concurrency"]
         chosen = {**values, "n": n, "adapter": values["adapter"] or None}
-        shared = self.share_prompts
-        return Run(str(Policy.parse(policy)), seed=seed, metrics=self.metrics, share_prompts=shared, **chosen)
+        run = Run(str(Policy.parse(policy)), seed=seed, metrics=self.metrics, system=system, **chosen)
+        check_shared_systems(self.share_prompts, [run.candidate])
+        return replace(run, share_prompts=self.share_prompts)
 
 
 def read_experiment(path: str | Path, imports: Sequence[str | Path] = ()) -> Experiment:
@@ -146,8 +160,8 @@ def _checked(values: Mapping[str, Any]) -> dict[str, Any]:
             near = difflib.get_close_matches(key, known, n=1)
             hint = f"did you mean {near[0]!r}? " if near else ""
             raise RunError(f"unknown key {key!r}: {hint}known are {', '.join(sorted(known))}")
-    if "policies" not in values:
-        raise RunError('there are no policies; write policies = ["full", "tiered"]')
+    if "policies" not in values and "systems" not in values:
+        raise RunError('there are no policies; write policies = ["full", "tiered"], or systems = ["omlx"]')
     made: dict[str, Any] = {}
     for key, value in values.items():
         if key == "grid":

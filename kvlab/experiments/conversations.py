@@ -11,6 +11,7 @@ from threading import Event
 from typing import Any
 
 from kvlab.decoder import Completion, Decoder
+from kvlab.decoder.config import DecoderConfig
 from kvlab.decoder.shared_prompts import PromptStore
 from kvlab.errors import PolicyWarning
 from kvlab.models import LoadedModel
@@ -34,7 +35,10 @@ class Turn:
 
 @dataclass(frozen=True)
 class ServedTurn:
-    """The answer to a turn with its times, and the bytes of its live KV and of the store at its end."""
+    """The answer to a turn with its times, and the bytes of its live KV and of the store at its end.
+
+    `dropped` tokens left the prompt or the context at its limit.
+    """
 
     conversation: str
     turn: int
@@ -47,6 +51,7 @@ class ServedTurn:
     itl_ms: tuple[float, ...]
     kv_bytes_live: int
     store: Mapping[str, int]
+    dropped: int = 0
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> ServedTurn:
@@ -63,22 +68,25 @@ def serve_turns(
     store: PromptStore | None = None,
     recorder: Recorder | None = None,
     tags: Mapping[str, Any] | None = None,
+    config: DecoderConfig | None = None,
     done: Callable[[ServedTurn], None] = lambda served: None,
 ) -> list[ServedTurn]:
     """Serve every turn through one new decoder, each after the turn before it in its conversation has ended.
 
-    `concurrency` conversations run at once. When this returns, the store is closed and complete on its lowest tier; a
+    `concurrency` conversations run at once, and as many requests in the decoder unless its settings are given, those of
+    a system: then others wait there. When this returns, the store is closed and complete on its lowest tier; a
     `store` of the caller's stays open.
     The first error ends all conversations. Results are in the order of `turns`.
     """
-    warm_up(model, policy, turns)
+    warm_up(model, policy, turns, config)
+    loop: dict[str, Any] = {"max_concurrency": max(1, concurrency)} if config is None else {"config": config}
     conversations: dict[str, list[Turn]] = {}
     for turn in turns:
         conversations.setdefault(turn.conversation, []).append(turn)
     served: dict[tuple[str, int], ServedTurn] = {}
     stopped = Event()
 
-    with Decoder(model, policy, store=store, recorder=recorder, max_concurrency=max(1, concurrency)) as decoder:
+    with Decoder(model, policy, store=store, recorder=recorder, **loop) as decoder:
 
         def converse(mine: Iterable[Turn]) -> None:
             for turn in mine:
@@ -108,7 +116,7 @@ def serve_turns(
     return [served[turn.conversation, turn.turn] for turn in turns]
 
 
-def warm_up(model: LoadedModel, policy: Policy, turns: Sequence[Turn]) -> None:
+def warm_up(model: LoadedModel, policy: Policy, turns: Sequence[Turn], config: DecoderConfig | None = None) -> None:
     """Serve an unrelated prompt and its continuation, with a temporary store in RAM.
 
     Kernels, allocator and code are warm afterwards, and no KV remains. Nobody is warned of a budget that is small for
@@ -119,7 +127,11 @@ def warm_up(model: LoadedModel, policy: Policy, turns: Sequence[Turn]) -> None:
     longest = max((turn.prompt for turn in turns), key=len)
     unrelated = longest[: -WARMUP_TOKENS - 1 : -1]  # the end of a real prompt, backwards
     parts = (policy.retention, policy.codec, policy.reuse, Ram() if policy.tiers else None)
-    with warnings.catch_warnings(), Decoder(model, Policy(*(part for part in parts if part is not None))) as decoder:
+    loop: dict[str, Any] = {}
+    if config is not None:  # these prompts are shorter than those of the workload
+        loop["config"] = dataclasses.replace(config, context=None, overflow="stop", long_prompt="error")
+    warm = Policy(*(part for part in parts if part is not None))
+    with warnings.catch_warnings(), Decoder(model, warm, **loop) as decoder:
         warnings.simplefilter("ignore", PolicyWarning)
         decoder.generate(unrelated[: len(unrelated) // 2 + 1], max_tokens=2)
         decoder.generate(unrelated, max_tokens=2)
@@ -138,6 +150,7 @@ def _served(turn: Turn, completion: Completion, store: Mapping[str, int]) -> Ser
         tuple(completion.itl_ms),
         completion.kv_bytes_live,
         store,
+        completion.cut_tokens + completion.discarded_tokens,
     )
 
 

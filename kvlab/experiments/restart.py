@@ -12,6 +12,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import IO, Any
 
+from kvlab.decoder.config import DecoderConfig
 from kvlab.errors import RunError
 from kvlab.experiments.conversations import ServedTurn, Turn, to_json
 from kvlab.importing import module_name, user_files
@@ -30,6 +31,7 @@ def serve_in_new_process(
     concurrency: int,
     recorder: Recorder,
     tags: Mapping[str, Any],
+    config: DecoderConfig | None = None,
     done: Callable[[ServedTurn], None],
 ) -> list[ServedTurn]:
     """Serve turns in a child process that loads the model again; merge its record into `recorder`. Raises RunError."""
@@ -45,6 +47,7 @@ def serve_in_new_process(
             "modules": _own_modules(policy),
             "policy": str(policy),
             "concurrency": concurrency,
+            "config": None if config is None else asdict(config),
             "tags": dict(tags),
             "turns": to_json(turns),
             "record": str(folder / "record.zarr"),

@@ -15,7 +15,8 @@ from typing import Any
 from kvlab.errors import RunError
 from kvlab.experiments.cell import Cell, CellResult
 from kvlab.results import Results, make_folder
-from kvlab.results.load import OTHER_LOAD, joined_load
+from kvlab.results.load import OTHER_LOAD, joined_load, joined_systems
+from kvlab.systems import SYSTEMS
 
 FORMAT = 1
 
@@ -97,6 +98,8 @@ class RowStore:
             provenance["commits"] = commits
         if load := joined_load(one.provenance for one in found):
             provenance[OTHER_LOAD] = load
+        if systems := joined_systems(one.provenance for one in found):
+            provenance[SYSTEMS] = systems
         return Results([row for one in found for row in one.rows], provenance)
 
     def _sweep(self, cell: Cell) -> None:

@@ -16,18 +16,19 @@ from kvlab.models import ModelLike, with_adapter
 from kvlab.policies import Module, Policy, parse_bytes
 from kvlab.policies.ssd_folder import survives_restart
 from kvlab.results import Results, make_folder, mark_void, merged, new_run_folder
+from kvlab.systems import Candidate, System, parse_candidates, policy_of
 from kvlab.workloads import MetricLike, Workload, WorkloadLike, is_teacher_forced
 from kvlab.workloads.metrics import as_list, find_metrics
 
-PolicyLike = str | Policy | Module
+PolicyLike = str | Policy | Module | System
 
 
 @dataclass(frozen=True)
 class Run:
-    """One policy on one workload: independent of every other run, and picklable while its parts are names.
+    """One policy or system on one workload: independent of every other run, and picklable while its parts are names.
 
     Args:
-        policy: spec string or Policy.
+        policy: spec string or Policy, or a System, which brings settings of the decoder with it.
         workload: a Workload, its name (see :func:`kvlab.workloads.workload_names`), or your own data: a .jsonl file, a
             frame, dicts with `question`, `answer` and `context`, or messages (see :class:`kvlab.workloads.Own`).
         model: None (the bundled one), a folder, a hub id, or a LoadedModel.
@@ -43,6 +44,7 @@ class Run:
             one's grade is the `accuracy` too.
         share_prompts: bytes of RAM, such as "6GB", for the KV of prompts: it is computed once, under `full`, for all
             policies that begin with it. Answers stay the same; there are no rows of TTFT and cached tokens then.
+        system: a system by its name, in place of the policy; so that a Run with one can be named, too.
     """
 
     policy: PolicyLike
@@ -57,14 +59,21 @@ class Run:
     adapter: str | Path | None = None
     metrics: tuple[MetricLike, ...] = ()
     share_prompts: str | None = None
+    system: str | None = None
+
+    @property
+    def candidate(self) -> Candidate:
+        """What is measured: the system, where one is named, else the policy. Raises KvlabError."""
+        return parse_candidates([] if self.system else [self.policy], [self.system] if self.system else [])[0]
 
     def execute(self, *, repeats: int = 1, progress: bool = True) -> Results:
         """Run it `repeats` times. Raises KvlabError for an impossible policy, workload, model or setting."""
         check_repeats(repeats)
-        policy = Policy.parse(self.policy)
+        policy = self.candidate
         with opened(self.share_prompts) as shared:
             if is_teacher_forced(self.workload):
-                return self.forced(repeats=repeats, progress=progress, shared=shared).run([policy])
+                return self.forced(repeats=repeats, progress=progress, shared=shared).run(policies_only([policy]))
+            check_shared_systems(self.share_prompts, [policy])
             harness = self.harness(progress=progress, shared=shared)
             served = (harness.serve(policy, restart=self.restart) for _ in range(repeats))
             results = merged(harness.results(policy, outcome, repeat=repeat) for repeat, outcome in enumerate(served))
@@ -171,22 +180,24 @@ def compare(
     if not policies:
         raise RunError("no policies to compare; write some, such as full,paged,tiered")
     check_repeats(repeats)
-    asked = list(dict.fromkeys(Policy.parse(policy) for policy in policies))
+    asked = parse_candidates(policies)
+    check_shared_systems(share_prompts, asked)
     named = _named(metric, metrics)
     one = Run(REFERENCE, workload, model, turns, n, seed, concurrency, restart, tokens, adapter, named, share_prompts)
     if folder is not None:
         make_folder(folder)
     with opened(share_prompts) as shared:
         if is_teacher_forced(workload):
-            return one.forced(repeats=repeats, progress=progress, folder=folder, shared=shared).run(asked)
+            runner = one.forced(repeats=repeats, progress=progress, folder=folder, shared=shared)
+            return runner.run(policies_only(asked))
         harness = one.harness(progress=progress, folder=folder, shared=shared)
-        timed = REFERENCE in asked or (restart and any(survives_restart(policy) for policy in asked))
+        timed = REFERENCE in asked or (restart and any(survives_restart(policy_of(policy)) for policy in asked))
         parts: list[Results] = []
         for repeat in range(repeats):
             if repeat == 0 or timed:  # its tokens are the same each time, its times are not
                 uncached = harness.serve(REFERENCE)
             parts += _round(harness, asked, uncached, restart, repeat)
-    parts.append(harness.logit_distances([policy for policy in asked if policy.lossless]))
+    parts.append(harness.logit_distances([policy for policy in asked if policy_of(policy).lossless]))
     results = merged(parts)
     results.rows = mark_void(results.rows, reference=harness.results(REFERENCE, uncached).rows)
     return results
@@ -198,7 +209,7 @@ def _named(metric: MetricLike | None, metrics: Sequence[MetricLike]) -> tuple[Me
 
 
 def _round(
-    harness: Runner, policies: Sequence[Policy], uncached: Outcome, restart: bool, repeat: int
+    harness: Runner, policies: Sequence[Candidate], uncached: Outcome, restart: bool, repeat: int
 ) -> Iterator[Results]:
     """Run every policy once."""
     restarted: set[Key] = set()
@@ -227,6 +238,21 @@ def check_shared(*, share_prompts: str | None, restart: bool) -> None:
         raise RunError("a restart is about times, which shared prompts leave out; leave restart or share_prompts out")
 
 
+def check_shared_systems(share_prompts: str | None, candidates: Sequence[Candidate]) -> None:
+    """Raise RunError where prompts would be computed once for systems, whose prefill is part of what they are."""
+    systems = [str(one) for one in candidates if isinstance(one, System)]
+    if share_prompts is not None and systems:
+        raise RunError(f"{systems[0]} computes prompts in its own way: leave share_prompts out, or the systems")
+
+
+def policies_only(candidates: Sequence[Candidate]) -> list[Policy]:
+    """Return candidates as policies. Raises RunError for a system: forced answers run through no request loop."""
+    for one in candidates:
+        if isinstance(one, System):
+            raise RunError(f"forced answers pass no request loop: write the policy of {one}, '{one.policy}'")
+    return [policy_of(one) for one in candidates]
+
+
 def check_forced(*, metrics: bool, restart: bool, repeats: int) -> None:
     """Raise RunError for options that mean nothing where answers are forced."""
     if metrics:
@@ -238,7 +264,7 @@ def check_forced(*, metrics: bool, restart: bool, repeats: int) -> None:
 
 
 def compare_command(
-    policies: Sequence[str],
+    policies: Sequence[PolicyLike],
     workload: str,
     *,
     metrics: Sequence[str] = (),

@@ -32,6 +32,7 @@ from kvlab.results.answers import MAX_TEXT, storable
 from kvlab.results.load import OTHER_LOAD
 from kvlab.results.rows import TOGETHER, grade_row
 from kvlab.results.spans import SPANS, spans_key
+from kvlab.systems import Candidate, config_of, policy_of, settings_of
 from kvlab.workloads import MetricLike, Workload, WorkloadLike, WorkloadRequest, as_workload
 from kvlab.workloads.metrics import checked_grades
 
@@ -91,14 +92,15 @@ class Runner:
         self.seed, self.progress, self.folder = seed, progress, folder
         self.shared = shared
 
-    def serve(self, policy: Policy, *, restart: bool = False) -> Outcome:
+    def serve(self, candidate: Candidate, *, restart: bool = False) -> Outcome:
         """Serve every turn, from a cold store in a folder of its own unless the policy names one."""
+        policy, config, name = policy_of(candidate), config_of(candidate), str(candidate)
         recorder = Recorder(self.provenance())
-        tags = {"policy": str(policy), "workload": self.workload.name}
+        tags = {"policy": name, "workload": self.workload.name}
         first, second = self._halves() if restart and survives_restart(policy) else (self.turns, [])
         with (
             tempfile.TemporaryDirectory(prefix="kvlab-store-", dir=self.folder) as store,
-            tqdm(total=len(self.turns), desc=str(policy), unit="turn", disable=not self.progress, leave=True) as bar,
+            tqdm(total=len(self.turns), desc=name, unit="turn", disable=not self.progress, leave=True) as bar,
         ):
             there, prompts = with_ssd_folder(policy, Path(store)), None
             if self.shared is not None:
@@ -118,6 +120,7 @@ class Runner:
                 store=prompts,
                 recorder=recorder,
                 tags={**tags, "process": 0},
+                config=config,
                 done=done,
             )
             if second:
@@ -128,6 +131,7 @@ class Runner:
                     concurrency=self.n,
                     recorder=recorder,
                     tags={**tags, "process": 1},
+                    config=config,
                     done=done,
                 )
                 written = max(one.store["bytes_written"] for one in served)
@@ -150,7 +154,9 @@ class Runner:
             found[spans_key(turn.conversation, turn.turn)] = spans.to_json()
         return found
 
-    def results(self, policy: Policy, outcome: Outcome, uncached: Outcome | None = None, *, repeat: int = 0) -> Results:
+    def results(
+        self, policy: Candidate, outcome: Outcome, uncached: Outcome | None = None, *, repeat: int = 0
+    ) -> Results:
         """Return tidy rows; `exact` and the `ratio` of a restart to the cold prompt need the uncached run."""
         rows: list[Row] = []
         for key, served in outcome.served.items():
@@ -158,7 +164,7 @@ class Runner:
             phase = "restart" if key in outcome.restarted else "warm" if warm else "cold"
             asked, text = self.requests[key], self.prompts.answer(served.tokens)
             values = _values(served, was_given=outcome.was_given)
-            if uncached is not None and policy.lossless:
+            if uncached is not None and policy_of(policy).lossless and not served.dropped:
                 values["exact"] = float(served.tokens == uncached.served[key].tokens)
             where: dict[str, Any] = {"phase": phase, "repeat": repeat}
             rows += [self._row(policy, key, metric, value, **where) for metric, value in values.items()]
@@ -172,7 +178,8 @@ class Runner:
                 names: dict[str, Any] = {"of": f"{policy} ttft_ms restart", "to": f"{REFERENCE} ttft_ms cold"}
                 rows.append(self._row(policy, key, "ratio", served.ttft_ms / cold, **where, **names))
         load = {} if outcome.other_load is None else {OTHER_LOAD: {str(policy): [outcome.other_load]}}
-        return Results(rows, self.provenance() | load, {str(policy): outcome.recorder})
+        facts = self.provenance() | load | settings_of(policy)
+        return Results(rows, facts, {str(policy): outcome.recorder})
 
     def cold_ttft(self, uncached: Outcome, keys: Iterable[Key], *, repeat: int = 0) -> Results:
         """Return the uncached TTFT of some prompts alone, as rows of `full`."""
@@ -182,7 +189,7 @@ class Runner:
         ]
         return Results(rows, self.provenance())
 
-    def logit_distances(self, policies: Sequence[Policy]) -> Results:
+    def logit_distances(self, policies: Sequence[Candidate]) -> Results:
         """Measure how far logits lie from each request alone, where 16 bits let no batch be exact; else no rows.
 
         Rows of `logit_distance`, each with `logit_distance_mlx_lm`, that of mlx-lm's own batch of the same requests,
@@ -199,7 +206,7 @@ class Runner:
                 bar.update()
                 for policy in policies:
                     with tempfile.TemporaryDirectory(prefix="kvlab-store-", dir=self.folder) as store:
-                        there = with_ssd_folder(policy, Path(store))
+                        there = with_ssd_folder(policy_of(policy), Path(store))
                         logits = logit_distance.under(self.model, there, prompts, alone, DISTANCE_PREFILL_STEP)
                     bar.update()
                     seen = logit_distance.distances(logits, alone)
@@ -211,7 +218,7 @@ class Runner:
                     rows += [self._together(policy, metric, value) for metric, value in values.items()]
         return Results(rows, self.provenance())
 
-    def _together(self, policy: Policy, metric: str, value: float) -> Row:
+    def _together(self, policy: Candidate, metric: str, value: float) -> Row:
         where = {"n": self.n, "model": self.model.name, "seed": self.seed, "kind": TOGETHER}
         return row(str(policy), self.workload.name, metric, value, **where)
 
@@ -225,7 +232,7 @@ class Runner:
         return provenance(self.model, seed=self.seed, workload=self.workload.name, concurrency=self.n, **facts)
 
     def _row(
-        self, policy: Policy, key: Key, metric: str, value: float, phase: str, make: MakeRow = row, **more: Any
+        self, policy: Candidate, key: Key, metric: str, value: float, phase: str, make: MakeRow = row, **more: Any
     ) -> Row:
         conversation, turn = key
         return make(
@@ -236,7 +243,7 @@ class Runner:
             turn=turn,
             phase=phase,
             n=self.n,
-            budget=getattr(policy.retention, "budget", None),
+            budget=getattr(policy_of(policy).retention, "budget", None),
             model=self.model.name,
             seed=self.seed,
             conversation=conversation,

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from kvlab.decoder.config import DecoderConfig
 from kvlab.errors import KvlabError, RunError
 from kvlab.experiments.conversations import ServedTurn, Turn, serve_turns
 from kvlab.importing import UserFile, import_again
@@ -39,6 +40,7 @@ def main(order_file: str) -> int:
             concurrency=order["concurrency"],
             recorder=recorder,
             tags=order["tags"],
+            config=DecoderConfig(**order["config"]) if order["config"] else None,
             done=report,
         )
     except KvlabError as error:

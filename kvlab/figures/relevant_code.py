@@ -18,6 +18,7 @@ from kvlab.figures.source_code import SourceTree, hash_of
 from kvlab.models import BUNDLED, bundled_path
 from kvlab.policies import Module, Policy
 from kvlab.store.replacement import check_replacement
+from kvlab.systems import policy_of
 from kvlab.workloads.registry import known_workloads
 
 MEASURING = (
@@ -86,7 +87,7 @@ def _of_cells(experiment: Path) -> tuple[set[str], set[str]]:
     cells = read_experiment(experiment).cells()
     names = {str(cell.run.workload).partition(":")[0] for cell in cells}
     workloads = {known_workloads()[name].__module__ for name in names}
-    carried_out, without = _of_policies({cell.policy for cell in cells})
+    carried_out, without = _of_policies({str(policy_of(cell.run.candidate)) for cell in cells})
     return carried_out.union(MEASURING, workloads), without
 
 

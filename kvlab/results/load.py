@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from kvlab.counts import counted
+from kvlab.systems import SYSTEMS
 
 OTHER_LOAD = "other_load"
 """The key in the provenance: for each policy, the share of all CPU time that other programs took, for each repeat."""
@@ -20,6 +21,11 @@ def joined_load(parts: Iterable[Mapping[str, Any]]) -> dict[str, list[float]]:
         for policy, shares in (provenance.get(OTHER_LOAD) or {}).items():
             joined.setdefault(policy, []).extend(shares)
     return joined
+
+
+def joined_systems(parts: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
+    """Return the settings of all systems of several runs, by system."""
+    return {name: settings for one in parts for name, settings in (one.get(SYSTEMS) or {}).items()}
 
 
 def busy_note(provenance: Mapping[str, Any]) -> str:

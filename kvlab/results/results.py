@@ -20,7 +20,7 @@ from kvlab.recording.recorder import Recorder, opened_record, read_record, write
 from kvlab.recording.zarr_frames import replacing, write_frame
 from kvlab.results.answers import answers
 from kvlab.results.folders import make_folder
-from kvlab.results.load import OTHER_LOAD, joined_load
+from kvlab.results.load import OTHER_LOAD, joined_load, joined_systems
 from kvlab.results.notebook_view import notebook_html
 from kvlab.results.points import points_of
 from kvlab.results.rows import SCHEMA, Row
@@ -28,6 +28,7 @@ from kvlab.results.said import AnswerSheet, answer_sheet
 from kvlab.results.summary import summarize
 from kvlab.results.tables import results_text
 from kvlab.results.verdict import RunVerdict, verdict
+from kvlab.systems import SYSTEMS
 
 
 @dataclass(repr=False)
@@ -153,8 +154,9 @@ def merged(parts: Iterable[Results]) -> Results:
         facts.append(part.provenance)
     if not facts:
         raise RunError("no results to put together")
-    load = joined_load(facts)
-    return Results(rows, facts[0] | ({OTHER_LOAD: load} if load else {}), recorders)
+    load, systems = joined_load(facts), joined_systems(facts)
+    more = ({OTHER_LOAD: load} if load else {}) | ({SYSTEMS: systems} if systems else {})
+    return Results(rows, facts[0] | more, recorders)
 
 
 def _write_text(path: Path, text: str) -> None:
