@@ -9,7 +9,7 @@ import sys
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -19,6 +19,9 @@ from kvlab.cli.user_files import import_all, import_option
 from kvlab.errors import BackendWarning, KvlabError, PolicyError, PolicyWarning
 from kvlab.version import __version__
 from kvlab.workloads import metric_names, names_with_option, workload_names
+
+if TYPE_CHECKING:
+    from kvlab.systems import System
 
 model_option = click.option(
     "--model", metavar="MODEL", help="A folder, a Hugging Face id, a GGUF file or a name of kvlab models; else bundled."
@@ -52,6 +55,7 @@ class Lazy(click.Group):
         "run": "kvlab.cli.run:run",
         "figures": "kvlab.cli.figures:figures",
         "models": "kvlab.cli.models:models",
+        "systems": "kvlab.cli.systems:systems",
     }
 
     def list_commands(self, ctx: click.Context) -> list[str]:
@@ -81,7 +85,8 @@ def demo(out: Path | None, as_json: bool) -> None:
 
 
 @cli.command()
-@click.option("--policies", "specs", multiple=True, required=True, metavar="A,B,...", help="Policies; may be repeated.")
+@click.option("--policies", "specs", multiple=True, metavar="A,B,...", help="Policies; may be repeated.")
+@click.option("--system", "systems", multiple=True, metavar="A,B,...", help="Systems beside them; may be repeated.")
 @click.option(
     "--workload", required=True, metavar="NAME", help=f"One of: {', '.join(workload_names())}, or a .jsonl file."
 )
@@ -115,6 +120,7 @@ def demo(out: Path | None, as_json: bool) -> None:
 def compare(
     context: click.Context,
     specs: tuple[str, ...],
+    systems: tuple[str, ...],
     workload: str,
     metrics: tuple[str, ...],
     imports: tuple[Path, ...],
@@ -131,14 +137,16 @@ def compare(
     out: Path | None,
     as_json: bool,
 ) -> None:
-    """Run one workload under several policies and compare them."""
-    policies = split_policies(specs)
+    """Run one workload under several policies and systems, and compare them."""
+    if not specs and not systems:
+        raise click.UsageError("Missing option '--policies' or '--system'")
+    policies = split_policies(specs) if specs else []
     from kvlab.experiments.run import compare_command
 
     def run() -> Document:
         import_all(imports)
         results = compare_command(
-            policies,
+            [*policies, *read_systems(systems)],
             workload,
             metrics=metrics,
             model=model_source(model, None, dtype),
@@ -259,6 +267,15 @@ def split_policies(texts: Iterable[str]) -> list[str]:
     if not specs or not all(specs):
         raise PolicyError("an empty policy in the list; write names separated by commas, such as full,paged,tiered")
     return specs
+
+
+def read_systems(texts: Iterable[str]) -> list[System]:
+    """Systems from lists such as ``omlx,ollama:variant=article``, each given once or more. Raises KvlabError."""
+    if not texts:
+        return []
+    from kvlab.systems import parse_system
+
+    return [parse_system(spec) for spec in split_policies(texts)]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

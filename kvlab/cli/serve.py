@@ -15,9 +15,14 @@ from kvlab.cli.main import dtype_option
 from kvlab.cli.user_files import import_all, import_option
 from kvlab.errors import KvlabError
 
+DEFAULT_POLICY = "tiered"
+
 
 @click.command()
-@click.option("--policy", default="tiered", show_default=True, metavar="POLICY", help="What to serve, such as tiered.")
+@click.option("--policy", metavar="POLICY", help="What to serve; else tiered.")
+@click.option(
+    "--system", metavar="NAME", help="The cache design of another server in place of a policy: kvlab systems."
+)
 @import_option
 @click.option("--model", "models", multiple=True, metavar="MODEL", help="As kvlab compare takes it; may be repeated.")
 @click.option(
@@ -35,8 +40,8 @@ from kvlab.errors import KvlabError
 )
 @click.option("--allow-host", "hosts", multiple=True, metavar="NAME", help="A host name to answer to; may be repeated.")
 @click.option("--max-connections", type=click.IntRange(1), default=512, show_default=True, help="Open at once.")
-@click.option("--max-concurrency", type=click.IntRange(1), default=32, show_default=True, help="Decoding side by side.")
-@click.option("--queue", type=click.IntRange(0), default=256, show_default=True, help="Waiting beyond those; then 429.")
+@click.option("--max-concurrency", type=click.IntRange(1), help="Decoding side by side; else 32, or the system's.")
+@click.option("--queue", type=click.IntRange(0), help="Waiting beyond those, then 429; else 256, or the system's.")
 @click.option("--live-memory", metavar="SIZE", help="Most live KV, such as 8GB; requests wait for room.")
 @click.option("--model-memory", metavar="SIZE", help="Weights in memory together; the least recently used leave.")
 @click.option("--max-tokens", type=click.IntRange(1), default=4096, show_default=True, help="When a request says none.")
@@ -46,9 +51,10 @@ from kvlab.errors import KvlabError
 @click.option(
     "--drain", type=click.FloatRange(0), default=30.0, show_default=True, help="Seconds to finish at the end."
 )
-@click.option("--prefill-step", type=click.IntRange(1), default=512, show_default=True, help="Tokens between steps.")
+@click.option("--prefill-step", type=click.IntRange(1), help="Tokens between steps; else 512, or the system's.")
 def serve(
-    policy: str,
+    policy: str | None,
+    system: str | None,
     imports: tuple[Path, ...],
     models: tuple[str, ...],
     adapters: tuple[str, ...],
@@ -60,8 +66,8 @@ def serve(
     origins: tuple[str, ...],
     hosts: tuple[str, ...],
     max_connections: int,
-    max_concurrency: int,
-    queue: int,
+    max_concurrency: int | None,
+    queue: int | None,
     live_memory: str | None,
     model_memory: str | None,
     max_tokens: int,
@@ -69,10 +75,15 @@ def serve(
     timeout: float,
     heartbeat: float,
     drain: float,
-    prefill_step: int,
+    prefill_step: int | None,
 ) -> None:
-    """Serve a policy to clients of OpenAI and Anthropic until interrupted; a dashboard is at /."""
+    """Serve a policy or a system to clients of OpenAI and Anthropic until interrupted; a dashboard is at /."""
     import gc
+
+    if policy is not None and system is not None:
+        raise click.UsageError(
+            "--policy and --system exclude each other: a system brings its policy; leave one of them out"
+        )
 
     from kvlab.models import BUNDLED
     from kvlab.policies import Policy, parse_bytes
@@ -81,11 +92,16 @@ def serve(
     from kvlab.server.listening_socket import bound_socket
     from kvlab.server.logs import to_stderr
     from kvlab.server.notebook import models_by_name, with_adapters
-    from kvlab.server.settings import Settings
+    from kvlab.server.settings import Settings, of_system
     from kvlab.server.snippets import client_snippets
+    from kvlab.systems import parse_system, policy_of
 
     given = keys or tuple(filter(None, [os.environ.get("KVLAB_API_KEY")]))
     body = parse_bytes(max_body)
+    import_all(imports)
+    served = Policy.parse(policy or DEFAULT_POLICY) if system is None else parse_system(system)
+    asked = {"max_concurrency": max_concurrency, "queue": queue, "prefill_step": prefill_step}
+    loop = of_system(served) | {name: value for name, value in asked.items() if value is not None}
     settings = Settings(
         host=host,
         port=port,
@@ -94,8 +110,6 @@ def serve(
         allow_origins=origins,
         allow_hosts=hosts,
         max_connections=max_connections,
-        max_concurrency=max_concurrency,
-        queue=queue,
         live_memory=parse_bytes(live_memory) if live_memory else None,
         model_memory=parse_bytes(model_memory) if model_memory else None,
         max_tokens=max_tokens,
@@ -104,15 +118,13 @@ def serve(
         request_seconds=timeout,
         heartbeat=heartbeat,
         drain=drain,
-        prefill_step=prefill_step,
+        **loop,
     )
-    import_all(imports)
-    parsed = Policy.parse(policy)
     socket = bound_socket(settings.host, settings.port)
     sys.setswitchinterval(0.0005)  # the decoder's thread must not wait long for a busy event loop
     to_stderr()
     named = models_by_name(with_adapters(models or (BUNDLED,), adapters, dtype))
-    app = create_app(parsed, named, settings)
+    app = create_app(policy_of(served), named, settings)
     shown, number = socket.getsockname()[:2]
     url = f"http://{f'[{shown}]' if ':' in shown else shown}:{number}"
 
@@ -126,7 +138,7 @@ def serve(
                 uvicorn_log.disabled = False
             if self.started:
                 gc.freeze()  # what has been loaded stays: collecting garbage need not look through it
-                click.echo(f"kvlab serves {parsed} at {url}")
+                click.echo(f"kvlab serves {served} at {url}")
                 sys.stdout.flush()
                 _show_clients(client_snippets(url, next(iter(named)), needs_key=bool(settings.keys)))
 

@@ -67,7 +67,8 @@ def test_a_parameter_of_no_policy_is_refused() -> None:
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        (["compare"], "Missing option '--policies'"),
+        (["compare", "--workload", "agent"], "Missing option '--policies' or '--system'"),
+        (["compare", "--workload", "agent", "--system", "omxl"], "unknown system 'omxl'"),
         (["compare", "--policies", "full"], "Missing option '--workload'"),
         (["compare", "--polices", "full"], "'--policies'"),
         (["compare", "--policies", "full", "--workload", "agent", "--turns", "0"], "'--turns'"),
