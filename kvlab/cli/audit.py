@@ -18,6 +18,7 @@ FILE = click.Path(dir_okay=False, path_type=Path)
 @click.command()
 @click.argument("url", metavar="[URL]", required=False)
 @click.option("--policy", metavar="POLICY", help="In place of URL: a kvlab serve of its own with this policy.")
+@click.option("--system", metavar="NAME", help="The same with a system: kvlab systems.")
 @click.option("--model", metavar="NAME", help="As the server names it; with --policy, as kvlab compare takes it.")
 @click.option("--api-key", metavar="KEY", help="Else OPENAI_API_KEY.")
 @click.option("--only", "names", multiple=True, metavar="PROBE", help="Only this probe; may be repeated.")
@@ -31,6 +32,7 @@ FILE = click.Path(dir_okay=False, path_type=Path)
 def audit(
     url: str | None,
     policy: str | None,
+    system: str | None,
     model: str | None,
     api_key: str | None,
     names: tuple[str, ...],
@@ -50,16 +52,20 @@ def audit(
     from kvlab.audit.own_server import OwnServer
     from kvlab.audit.report_card import card_rows, compare_cards, comparison_lines, load_card, server_facts, summary
 
-    if (url is None) == (policy is None):
-        raise KvlabError("write either the server's URL, such as http://127.0.0.1:8080, or --policy and a policy")
+    if sum(given is not None for given in (url, policy, system)) != 1:
+        raise KvlabError(
+            "write either the server's URL, such as http://127.0.0.1:8080, or --policy and a policy, or --system and "
+            "the name of a system"
+        )
 
     def examine() -> Document:
         probes = choose_probes(names)
         with contextlib.ExitStack() as stack:
             address: str = url or ""
             served, commands = model, {"restart": restart, "kill": kill}
-            if policy is not None:
-                given = ["--policy", policy, *(["--model", model] if model else [])]
+            if url is None:
+                what = ["--policy", policy or ""] if system is None else ["--system", system]
+                given = [*what, *(["--model", model] if model else [])]
                 own = stack.enter_context(OwnServer(given))
                 address, served, commands = own.url, None, {"restart": own.restart, "kill": own.kill}
             key = api_key or os.environ.get("OPENAI_API_KEY")

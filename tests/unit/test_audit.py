@@ -314,6 +314,7 @@ def test_a_key_is_sent() -> None:
     [
         ([], "write either the server's URL"),
         (["http://127.0.0.1:8080", "--policy", "tiered"], "write either the server's URL"),
+        (["--system", "omlx", "--policy", "tiered"], "or --system and the name of a system"),
         (["http://127.0.0.1:9"], "no server answers at http://127.0.0.1:9"),
         (["127.0.0.1:8080"], "write it with http://"),
         (["http://127.0.0.1:9", "--only", "nope"], "no probe 'nope'; there are"),
