@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any, Literal
 
 import altair as alt
@@ -103,7 +104,17 @@ def beside_points(
     return placed
 
 
-def name_marks(placed: Sequence[Placed], color: alt.Color) -> list[Any]:
+def along(start: tuple[float, float], stop: tuple[float, float]) -> list[Box]:
+    """Return boxes that cover the line between two points, for names to keep off."""
+    (x0, y0), (x1, y1) = start, stop
+    parts = max(1, math.ceil(math.dist(start, stop) / GAP))
+    steps = [(x0 + (x1 - x0) * i / parts, y0 + (y1 - y0) * i / parts) for i in range(parts + 1)]
+    return [
+        (min(ax, bx) - 1, min(ay, by) - 1, max(ax, bx) + 1, max(ay, by) + 1) for (ax, ay), (bx, by) in pairwise(steps)
+    ]
+
+
+def name_marks(placed: Sequence[Placed], color: Any) -> list[Any]:
     """Return the layers that write the names, with a thin line to each point whose name is not right beside it."""
     if not placed:
         return []

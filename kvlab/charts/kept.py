@@ -8,8 +8,9 @@ from typing import Any
 import altair as alt
 import polars as pl
 
-from kvlab.charts.policy_styles import DASHES, SHAPES, method_of, policy_styles
-from kvlab.charts.style import legend_of, require, styled
+from kvlab.charts.method_channels import method_channels, of_lines, of_points
+from kvlab.charts.policy_styles import method_of, policy_styles
+from kvlab.charts.style import require, styled
 from kvlab.errors import RunError
 
 PANEL_WIDTH, PANEL_HEIGHT = 300, 260
@@ -31,7 +32,7 @@ def accuracy_by_kept_kv(summary: pl.DataFrame, titles: Mapping[str, str] | None 
         pl.col("workload").replace(names).alias("panel"),
     )
     panels = data["panel"].unique(maintain_order=True).to_list()
-    channels = _channels(data)
+    channels = method_channels(data, policy_styles(data["policy"].unique(maintain_order=True)))
     width: dict[str, Any] = {
         "scale": alt.Scale(domain=[0, 1.03], nice=False),
         "axis": alt.Axis(values=SHARES, format="%"),
@@ -57,34 +58,8 @@ def accuracy_by_kept_kv(summary: pl.DataFrame, titles: Mapping[str, str] | None 
         bars = base.mark_rule(strokeWidth=1.4, opacity=0.6).encode(
             y=alt.Y("low:Q", **height), y2="high:Q", tooltip=alt.value(None), color=channels["color"]
         )
-        lines = base.mark_line(strokeWidth=2).encode(
-            order="kept:Q", color=channels["color"], strokeDash=channels["strokeDash"]
-        )
-        points = base.mark_point(filled=True, size=70, opacity=1).encode(
-            color=channels["color"], shape=channels["shape"]
-        )
+        lines = base.mark_line(strokeWidth=2).encode(order="kept:Q", **of_lines(channels))
+        points = base.mark_point(filled=True, size=70, opacity=1).encode(**of_points(channels))
         drawn.append(alt.layer(bars, lines, points, title=panel))
     note = ["A point is a setting, a line a method; bars: 95 % confidence, by bootstrap over the questions."]
     return styled(alt.hconcat(*drawn, spacing=18), "Right answers by the KV that is left", note)
-
-
-def _channels(data: pl.DataFrame) -> dict[str, Any]:
-    """Return colour, dash and shape of the methods."""
-    methods = data["method"].unique(maintain_order=True).to_list()
-    styles = policy_styles(data["policy"].unique(maintain_order=True).to_list())
-    first = {method: data.filter(pl.col("method") == method)["policy"][0] for method in methods}
-    looks: dict[str, tuple[Any, list[Any], bool]] = {
-        "color": (alt.Color, [styles[first[method]].color for method in methods], False),
-        "strokeDash": (alt.StrokeDash, [DASHES[i % len(DASHES)] for i in range(len(methods))], False),
-        "shape": (alt.Shape, [SHAPES[i % len(SHAPES)] for i in range(len(methods))], True),
-    }
-    return {
-        name: channel(
-            "method:N",
-            title=None,
-            sort=methods,
-            scale=alt.Scale(domain=methods, range=values),
-            legend=legend_of(methods, points=points),
-        )
-        for name, (channel, values, points) in looks.items()
-    }

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import math
-from collections import Counter
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from typing import Any
 
 import altair as alt
 import polars as pl
 
 from kvlab.charts.colors import SOFT_INK
-from kvlab.charts.direct_labels import Anchor, beside_points, name_marks
-from kvlab.charts.policy_styles import DASHES, SHAPES, method_of
-from kvlab.charts.style import AXIS_LABEL_PX, HEIGHT, WIDTH, Look, legend_of, require, styled
+from kvlab.charts.direct_labels import GAP, Anchor, Placed, along, beside_points, name_marks
+from kvlab.charts.method_channels import method_channels, of_lines, of_points
+from kvlab.charts.policy_styles import method_of
+from kvlab.charts.style import AXIS_LABEL_PX, HEIGHT, WIDTH, Look, require, styled
 from kvlab.errors import RunError
 
 QUALITY = {
@@ -22,6 +23,8 @@ QUALITY = {
     "exact": "answers equal token for token",
 }
 KL_CONSTANT = 1e-4  # nats, below which the axis of a KL is linear
+SHARES_TOP = 1.05
+"""Upper end of an axis of shares, so that a point at 100 % is whole."""
 
 
 def accuracy_by_policy(rows: pl.DataFrame, *, among: Sequence[str] | None = None) -> alt.LayerChart | alt.FacetChart:
@@ -67,10 +70,11 @@ def quality_by_live_bytes(
         pl.col("policy").replace_strict(dict(settings or {}), default="", return_dtype=pl.String).alias("setting")
     )
     look = Look(means, among)
-    methods = _method_scales(means, look)
+    methods = method_channels(means, look.styles)
     widest: Any = means["bytes"].max()
+    x_top = 1.08 * widest or 1.0
     base = alt.Chart(look.labelled(means)).encode(
-        x=_bytes([0, 1.08 * widest or 1.0]),
+        x=_bytes([0, x_top]),
         y=alt.Y("accuracy:Q", title=QUALITY["accuracy"], axis=_percents(), scale=_shares()),
         tooltip=[
             alt.Tooltip("policy:N"),
@@ -82,39 +86,30 @@ def quality_by_live_bytes(
     errors = base.mark_rule(strokeWidth=1.4, opacity=0.7).encode(
         y=alt.Y("low:Q", title=QUALITY["accuracy"]), y2="high:Q", tooltip=alt.value(None), color=methods["color"]
     )
-    lines = base.mark_line(strokeWidth=2).encode(
-        order="bytes:Q", **{name: channel for name, channel in methods.items() if name != "shape"}
-    )
-    points = base.mark_point(filled=True, size=80, opacity=1).encode(
-        **{name: channel for name, channel in methods.items() if name != "strokeDash"}
-    )
-    labels = base.mark_text(align="left", dx=8, dy=9, fontSize=10, color=SOFT_INK.light).encode(text="setting:N")
+    lines = base.mark_line(strokeWidth=2).encode(order="bytes:Q", **of_lines(methods))
+    points = base.mark_point(filled=True, size=80, opacity=1).encode(**of_points(methods))
+    labels = name_marks(_settings(means, x_top, SHARES_TOP), alt.value(SOFT_INK.light))
     note = ["A point is a policy, a line a method; bars: least and greatest of the seeds."]
-    return styled(alt.layer(errors, lines, points, labels), "Right answers by live KV", note)
+    return styled(alt.layer(errors, lines, points, *labels), "Right answers by live KV", note)
 
 
-def _method_scales(means: pl.DataFrame, look: Look) -> dict[str, Any]:
-    """Return the channels of methods: the colour of their policies; dash and shape where methods share a colour."""
-    colors: dict[str, str] = {}
-    for policy, method in means.select("policy", "method").iter_rows():
-        colors.setdefault(method, look.styles[policy].color)
-    used: Counter[str] = Counter()
-    variants = {}
-    for method, color in colors.items():
-        variants[method] = used[color] % len(DASHES)
-        used[color] += 1
-    looks: dict[str, tuple[Any, list[Any], bool]] = {"color": (alt.Color, list(colors.values()), False)}
-    if any(variants.values()):
-        looks["strokeDash"] = (alt.StrokeDash, [DASHES[one] for one in variants.values()], False)
-        looks["shape"] = (alt.Shape, [SHAPES[one] for one in variants.values()], True)
-    order = list(colors)
-    return {
-        name: channel(
-            "method:N", title=None, sort=order, scale=alt.Scale(domain=order, range=values),
-            legend=legend_of(order, points=points),
-        )
-        for name, (channel, values, points) in looks.items()
-    }  # fmt: skip
+def _settings(means: pl.DataFrame, x_top: float, y_top: float) -> list[Placed]:
+    """Return the settings at their places, which cover no point, bar, line or other setting."""
+    data = means.with_columns(
+        x=WIDTH * pl.col("bytes") / x_top,
+        **{name: HEIGHT * (1 - pl.col(name) / y_top) for name in ("accuracy", "low", "high")},
+    )
+    anchors, taken = [], []
+    for x, y, low, high, setting in data.select("x", "accuracy", "low", "high", "setting").iter_rows():
+        taken.append((x - 2, high, x + 2, low))
+        if setting:
+            anchors.append(Anchor(x, y, setting))
+        else:
+            taken.append((x - GAP, y - GAP, x + GAP, y + GAP))
+    for line in data.sort("bytes").partition_by("method", maintain_order=True):
+        for start, stop in pairwise(line.select("x", "accuracy").iter_rows()):
+            taken += along(start, stop)
+    return beside_points(anchors, WIDTH, HEIGHT, blocked=taken)
 
 
 def quality_by_bytes(rows: pl.DataFrame, metric: str = "accuracy", *, among: Sequence[str] | None = None) -> Any:
@@ -133,7 +128,7 @@ def quality_by_bytes(rows: pl.DataFrame, metric: str = "accuracy", *, among: Seq
     look = Look(data, among)
     data = look.labelled(data)
     widest, worst = float(data["bytes"].max() or 0), float(data["quality"].max() or 0)  # type: ignore[arg-type]
-    x_top, y_top = 1.05 * widest or 1.0, (1.1 * worst or 1e-3) if metric == "kl" else 1.05
+    x_top, y_top = 1.05 * widest or 1.0, (1.1 * worst or 1e-3) if metric == "kl" else SHARES_TOP
     scale = (
         alt.Scale(type="symlog", constant=KL_CONSTANT, domain=[0, y_top], nice=False) if metric == "kl" else _shares()
     )
@@ -211,7 +206,7 @@ def _bytes(domain: Sequence[float]) -> alt.X:
 
 def _shares() -> alt.Scale:
     """Return a scale from 0 to 1 with space for a point at the top."""
-    return alt.Scale(domain=[0, 1.05], nice=False)
+    return alt.Scale(domain=[0, SHARES_TOP], nice=False)
 
 
 def _percents() -> alt.Axis:

@@ -6,6 +6,8 @@ import polars as pl
 import pytest
 
 from kvlab import charts
+from kvlab.charts.method_channels import method_channels
+from kvlab.charts.policy_styles import policy_styles
 from kvlab.errors import RunError
 from kvlab.results import row
 from kvlab.results.kept_share import accuracy_by_kept_share
@@ -52,9 +54,17 @@ def test_chart_has_a_panel_a_workload_and_a_line_a_method_with_intervals() -> No
         rule, line, point = marks(panel)
         assert (rule["encoding"]["y"]["field"], rule["encoding"]["y2"]["field"]) == ("low", "high")
         assert line["encoding"]["color"]["scale"]["domain"] == ["full", "snapkv", "random"]
-        assert len({tuple(dash) for dash in line["encoding"]["strokeDash"]["scale"]["range"]}) == 3
-        assert len(set(point["encoding"]["shape"]["scale"]["range"])) == 3
+        assert len(set(line["encoding"]["color"]["scale"]["range"])) == 3
         assert point["encoding"]["x"]["field"] == "kept"
+
+
+def test_methods_of_one_colour_have_dashes_and_shapes_of_their_own() -> None:
+    known = ["full", "paged", "tiered", "snapkv", "knorm", "random", "rotating", "quantized"]
+    methods = [*known, *(f"new{i}" for i in range(9))]
+    channels = method_channels(pl.DataFrame({"policy": methods, "method": methods}), policy_styles(methods))
+    look = {name: [str(one) for one in channel.to_dict()["scale"]["range"]] for name, channel in channels.items()}
+    for name in ("strokeDash", "shape"):
+        assert len(set(zip(look["color"], look[name], strict=True))) == len(methods)
 
 
 def test_chart_can_be_drawn_and_refuses_an_empty_summary() -> None:

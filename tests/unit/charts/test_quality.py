@@ -8,6 +8,8 @@ import polars as pl
 import pytest
 
 from kvlab import charts
+from kvlab.charts.direct_labels import LETTER_WIDTH
+from kvlab.charts.style import HEIGHT
 from kvlab.errors import RunError
 from kvlab.results import row
 from tests.chart_kit import data_of, frame, marks, rows, values
@@ -47,6 +49,30 @@ def test_quality_has_a_point_a_policy_and_a_line_a_method() -> None:
     assert points["snapkv:budget=0.5"]["setting"] == "0.5" and points["full"]["setting"] == ""
     assert {unit["mark"]["type"] for unit in marks(spec)} == {"rule", "line", "point", "text"}
     assert marks(spec)[0]["encoding"]["color"]["field"] == "method"
+
+
+def test_settings_cover_no_point_no_line_and_no_other_setting() -> None:
+    """Methods that meet at 100 % and at 0 %, where the axis is: each setting stands where nothing else does."""
+    runs = {f"snapkv:budget=0.{i}": (1.0, 3e5 + 1e5 * i) for i in range(1, 6)}
+    runs |= {f"quantized:bits={bits}": (1.0, 1e5 * bits) for bits in (2, 4, 8)}
+    runs |= {f"{name}:budget=0.{i}": (0.0, 3e5 + 1e5 * i) for name in ("random", "knorm") for i in (1, 2)}
+    made = frame(*(one for policy, (score, live) in runs.items() for one in answers(policy, (score,), live)))
+    spec = charts.quality_by_live_bytes(made, {policy: policy[-3:] for policy in runs}).to_dict()
+    names = [one for unit in marks(spec) if unit["mark"]["type"] == "text" for one in data_of(spec, unit)]
+    boxes = []
+    for one in names:
+        width = LETTER_WIDTH * len(one["name"][0])
+        left = one["x"] if one["align"] == "left" else one["x"] - width
+        boxes.append((left, one["y"] - 5, left + width, one["y"] + 5))
+    assert len(boxes) == len(runs)
+    points = [(one["from"], one["from_y"]) for one in names]
+    across = range(int(min(x for x, _ in points)), int(max(x for x, _ in points)))
+    lines = [(x, y) for x in across for y in {y for _, y in points}]
+    for i, (left, top, right, bottom) in enumerate(boxes):
+        assert bottom < HEIGHT, "the axis stands below"
+        assert not [p for p in [*points, *lines] if left < p[0] < right and top < p[1] < bottom], names[i]
+        for other in boxes[:i]:
+            assert right <= other[0] or other[2] <= left or bottom <= other[1] or other[3] <= top
 
 
 def quality(metric: str) -> pl.DataFrame:
