@@ -59,7 +59,7 @@ charts.eviction_map(one.evicted.with_columns(request=0), length=len(one.texts), 
 
 # %% [markdown]
 # And the answers. The third request asks for a fact at the start of the document: a window of the last 48 tokens has
-# lost it by then, and the answer comes without the number.
+# lost it by then. The bundled model's answer comes without the number then, and with it under the two others.
 
 # %%
 for policy in ("full", "snapkv:budget=0.3", "rotating:window=48"):

@@ -35,6 +35,12 @@ results = kvlab.compare(policies, workload=load_workload(task, tokens=500, n=6),
 results
 
 # %% [markdown]
+# What each one said to three of the questions, those where they disagree first:
+
+# %%
+results.said(most=3)
+
+# %% [markdown]
 # Right answers are a coarse measure. A finer one: how far the distribution of the next token is from the one without
 # the codec, in nats, over the reference answers of the same kind of questions (*KL*, 0 is no difference).
 
@@ -55,8 +61,8 @@ by_policy = measured.frame().filter(metric="kl").group_by("policy", maintain_ord
 by_policy.agg(mean_kl=pl.col("value").mean(), worst_kl=pl.col("value").max())
 
 # %% [markdown]
-# Moving left costs nothing for a while, and then suddenly does. Where that edge lies is what to look for with a model of
-# your own; `kvlab.registry()` lists the codecs there are.
+# With the bundled model, moving left costs nothing for a while, and then suddenly does. Where that edge lies is what to
+# look for with a model of your own; `kvlab.registry()` lists the codecs there are.
 
 # %%
 graded = results.frame().filter(pl.col("void").is_null(), metric="accuracy")

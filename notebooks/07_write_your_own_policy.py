@@ -55,6 +55,9 @@ results = kvlab.compare(policies, workload=documents, model=model, concurrency=4
 results
 
 # %%
+results.said(most=2)
+
+# %%
 graded = results.frame().filter(pl.col("void").is_null(), metric="accuracy")
 charts.accuracy_by_policy(graded) if len(graded) else "no chart: full itself fails these questions"
 
@@ -74,7 +77,8 @@ widgets.watch_evictions({"a question": f"{document * 3} What is the code of @mir
 # ## Served
 # The same object behind an endpoint that speaks OpenAI's protocol, for the real `openai` client
 # (`pip install openai` where it is missing). Two questions at the same time, each with its own evictions. Served or not,
-# a policy answers alike: with two thirds of the KV both answers are right, with half of it both numbers are lost.
+# a policy answers alike: with two thirds of the KV the bundled model has both answers right, with half of it it has lost
+# both numbers.
 
 # %%
 from concurrent.futures import ThreadPoolExecutor
