@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 
 import click
 
+from kvlab.cli.main import dtype_option
 from kvlab.cli.user_files import import_all, import_option
 from kvlab.counts import counted
 from kvlab.errors import ModelError, RunError
@@ -31,6 +32,7 @@ STDIN_PATIENCE_S = 2.0
 @import_option
 @click.option("--model", metavar="MODEL", help="What `kvlab compare` takes; else the bundled model.")
 @click.option("--adapter", metavar="DIR", help="Folder of an adapter for the model, as mlx_lm.lora writes it.")
+@dtype_option
 @click.option("--max-tokens", type=click.IntRange(1), default=256, show_default=True, help="Most tokens of the answer.")
 @click.option("--system-prompt", metavar="TEXT", help="What the model is told first.")
 @click.option("--file", "files", multiple=True, metavar="FILE", help="Context put before the text; may be repeated.")
@@ -42,6 +44,7 @@ def ask(
     imports: tuple[Path, ...],
     model: str | None,
     adapter: str | None,
+    dtype: str | None,
     max_tokens: int,
     system_prompt: str | None,
     files: tuple[str, ...],
@@ -67,7 +70,7 @@ def ask(
 
     import_all(imports)
     parsed = Policy.parse(policy)
-    loaded = models.load(model, adapter=adapter)
+    loaded = models.load(model, adapter=adapter, dtype=dtype)
     prompt = _prompt(loaded, question, system_prompt)
     room = _room(loaded, prompt, max_tokens)
     out = sys.stderr if as_json else sys.stdout

@@ -37,8 +37,8 @@ def quick(bundled: LoadedModel, monkeypatch: pytest.MonkeyPatch) -> None:
     """The bundled model is loaded once, and standard input is a terminal."""
     load = models.load
 
-    def once(model: str | None, adapter: str | None = None) -> LoadedModel:
-        return load(model, adapter=adapter) if model or adapter else bundled
+    def once(model: str | None, adapter: str | None = None, dtype: str | None = None) -> LoadedModel:
+        return load(model, adapter=adapter, dtype=dtype) if model or adapter or dtype else bundled
 
     monkeypatch.setattr(models, "load", once)
     monkeypatch.setattr(sys, "stdin", Input(tty=True))
@@ -73,6 +73,14 @@ def test_the_document_holds_rows_and_the_state_of_every_token(capsys: pytest.Cap
     kept = sum(1 - token["evicted_share"] for token in made["tokens"])
     assert rows["kept_tokens"]["value"] == pytest.approx(kept) and kept < len(made["tokens"])
     assert {token["state"] for token in made["tokens"]} >= {"kept", "evicted"}
+
+
+def test_weights_and_kv_are_of_the_dtype_that_is_asked_for(capsys: pytest.CaptureFixture[str]) -> None:
+    live = {}
+    for dtype in ("float32", "bfloat16"):
+        found = document(capsys, "The code of @mira is #417.", "--dtype", dtype, "--max-tokens", "1")
+        [live[dtype]] = [row["value"] for row in found["rows"] if row["metric"] == "kv_bytes_live"]
+    assert live["float32"] == 2 * live["bfloat16"] > 0
 
 
 @pytest.mark.parametrize("policy", ["tiered:dir={}", "quantized:bits=8|tiered:dir={}"])
