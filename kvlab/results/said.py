@@ -13,7 +13,7 @@ import polars as pl
 from kvlab.counts import counted
 from kvlab.results.answers import REFERENCE, answers
 from kvlab.results.paint import dot
-from kvlab.results.rows import REQUEST
+from kvlab.results.rows import REQUEST, units
 from kvlab.results.word_diff import ADDED, REMOVED, SAME, Piece, word_diff
 
 if TYPE_CHECKING:
@@ -31,7 +31,10 @@ _TAGS = {
     ADDED: ("<ins style='text-decoration:underline 2px;background:#e08a0038;border-radius:3px'>", "</ins>"),
     REMOVED: ("<del style='text-decoration:line-through;opacity:.62'>", "</del>"),
 }
-_CELL = "text-align:left;vertical-align:top;padding:4px 14px 4px 0;border-top:1px solid #8884"
+_ROW = "background:none;display:flex;flex-wrap:wrap;border-top:1px solid #8884"
+_CELL = "text-align:left;padding:4px 14px 4px 0;border:0"
+_NAMES_PX, _MARK_PX, _MIN_TEXT_PX = 280, 66, 170
+"""Widths of the cells of an answer. Where the three do not fit side by side, mark and text stand below the names."""
 _TEXT = "white-space:pre-wrap;overflow-wrap:anywhere"
 _SOFT = "opacity:.65"
 _FOLD = "display:inline;font-size:90%"
@@ -115,8 +118,9 @@ def _question(group: pl.DataFrame, varied: Sequence[str]) -> AskedQuestion:
 
 
 def _score(answer: Mapping[str, Any]) -> float | None:
-    """Return the accuracy, or the first grade where there is none."""
+    """Return the accuracy, or the first grade where there is none; a distance from `full` is no grade."""
     about = {*REQUEST, "kind", "policy", "repeat", "question", "wanted", "text", "answer_tokens", "as_full"}
+    about |= set(units()) - {"accuracy"}
     grades = {name: value for name, value in answer.items() if name not in about and value is not None}
     return grades.get("accuracy", next(iter(grades.values()), None))
 
@@ -166,7 +170,8 @@ def _question_html(question: AskedQuestion, opened: bool, styles: Mapping[str, P
     if question.wanted:
         wanted = _folded([(SAME, question.wanted)])
         facts += f"<div style='{_TEXT};margin:4px 0'><b>Wanted</b> {wanted}</div>"
-    table = f"<table style='border-collapse:collapse;color:inherit;font-size:inherit'><tbody>{rows}</tbody></table>"
+    style = "display:block;color:inherit;font-size:inherit"
+    table = f"<table style='{style}'><tbody style='display:block'>{rows}</tbody></table>"
     return (
         f"<details{' open' * opened} style='margin:0 0 6px'><summary>{head}</summary>"
         f"<div style='margin:2px 0 12px 16px'>{facts}{table}</div></details>"
@@ -181,9 +186,9 @@ def _answer_html(answer: GivenAnswer, reference: str | None, styles: Mapping[str
     )
     text = _folded(differences(answer, reference)) if answer.text.strip() else f"<i style='{_SOFT}'>nothing</i>"
     return (
-        f"<tr style='background:none'><td style='{_CELL};min-width:150px;max-width:330px'>{names}</td>"
-        f"<td style='{_CELL};white-space:nowrap'>{escape(_mark(answer.score))}</td>"
-        f"<td style='{_CELL};{_TEXT}'>{text}</td></tr>"
+        f"<tr style='{_ROW}'><td style='{_CELL};flex:0 1 {_NAMES_PX}px'>{names}</td>"
+        f"<td style='{_CELL};flex:0 0 {_MARK_PX}px;white-space:nowrap'>{escape(_mark(answer.score))}</td>"
+        f"<td style='{_CELL};flex:1 1 {_MIN_TEXT_PX}px;{_TEXT}'>{text}</td></tr>"
     )
 
 

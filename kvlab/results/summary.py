@@ -11,13 +11,17 @@ import polars as pl
 
 from kvlab.policies.labels import policy_labels
 from kvlab.results.paint import dot, paint
-from kvlab.results.rows import SAMPLE, TOGETHER
+from kvlab.results.rows import FRACTION, SAMPLE, TOGETHER, units
 from kvlab.results.void import valid, void_note
 from kvlab.results.wording import bytes_text
 
 if TYPE_CHECKING:
     from kvlab.charts.colors import Tone
 
+GRADE = "grade_"
+"""How the names of the frame's columns begin that hold grades of the user's own."""
+PARTS_OF_CALLS = ("tool_call", "argument")
+"""Grades of the parts of tool calls: for the rows alone, as two more columns make every agent's table too wide."""
 _NOTE = "margin:6px 0 0;opacity:.75;font-size:90%"
 _CELL = "padding:3px 11px 3px 0;text-align:right;white-space:nowrap;font-variant-numeric:tabular-nums"
 
@@ -54,9 +58,9 @@ def summarize(rows: pl.DataFrame) -> pl.DataFrame:
 
     TTFT at the first, second and last turn and at the first turn after a restart (ms) and tokens/s: medians over
     conversations, then over repeats and seeds, with `_low` and `_high`, the least and the greatest of those, where
-    there are several (`samples`). Means of cached and prompt tokens and live KV bytes at the last turn, accuracy,
-    exact; and in 16 bits the distance of logits from each request alone, with its bound. Void accuracy is left out, and
-    `void` says so.
+    there are several (`samples`). Means of cached and prompt tokens and live KV bytes at the last turn, accuracy, the
+    other grades of the answers (`grade_NAME`), exact; and in 16 bits the distance of logits from each request alone,
+    with its bound. Void accuracy is left out, and `void` says so.
     """
     distances = rows.filter(pl.col("metric").is_in(["logit_distance", "logit_bound"]))
     rows = rows.filter(pl.col("kind").is_null() | (pl.col("kind") != TOGETHER))
@@ -77,6 +81,7 @@ def summarize(rows: pl.DataFrame) -> pl.DataFrame:
         "cached_tokens": _at(rows, "cached_tokens", last),
         "kv_bytes_live": _at(rows, "kv_bytes_live", last),
         "accuracy": valid(rows).filter(pl.col("metric") == "accuracy"),
+        **{f"{GRADE}{name}": rows.filter(pl.col("metric") == name) for name in _other_grades(rows)},
         "exact": rows.filter(pl.col("metric") == "exact"),
         "logit_distance": distances.filter(pl.col("metric") == "logit_distance"),
         "logit_bound": distances.filter(pl.col("metric") == "logit_bound"),
@@ -122,7 +127,8 @@ def columns(summary: pl.DataFrame) -> list[Column]:
         Column("cached_tokens", "cached tokens", _whole, of="prompt_tokens"),
         Column("kv_bytes_live", "live KV", bytes_text),
         Column("tokens_per_s", "tokens/s", _whole),
-        Column("accuracy", "accuracy", lambda value: f"{value:.2f}"),
+        Column("accuracy", "accuracy", _share),
+        *(Column(name, name.removeprefix(GRADE), _share) for name in summary.columns if name.startswith(GRADE)),
         Column("exact", "exact", lambda value: "yes" if value == 1 else f"{value:.0%}"),
         Column("logit_distance", "logits off", lambda value: f"{value:.3f}", of="logit_bound"),
     )
@@ -150,12 +156,12 @@ def notes(summary: pl.DataFrame) -> list[str]:
     return [*([note] if note else []), *summary["void"].drop_nulls().unique()]
 
 
-def range_note(summary: pl.DataFrame) -> str:
-    """Return the line that says what a range is; empty where there is none."""
+def range_note(summary: pl.DataFrame, where: str = "in brackets") -> str:
+    """Return the line that says what a range is, and `where` it stands; empty where there is none."""
     most: Any = summary["samples"].max()
     if not any(column.range(r) for column in columns(summary) for r in summary.iter_rows(named=True)):
         return ""
-    return f"Times: the median of {most} measurements, in brackets the least and the greatest."
+    return f"Times: the median of {most} measurements, {where} the least and the greatest."
 
 
 def html_table(rows: pl.DataFrame, among: Sequence[str] = ()) -> str:
@@ -216,6 +222,10 @@ def _ms(value: float) -> str:
     return f"{value:,.0f}" if value >= 100 else f"{value:.1f}"
 
 
+def _share(value: float) -> str:
+    return f"{value:.2f}"
+
+
 def _whole(value: float) -> str:
     return f"{value:,.0f}"
 
@@ -224,6 +234,16 @@ def last_turn(rows: pl.DataFrame) -> int | None:
     """Return the number of the last turn; None where rows have no turns."""
     last: Any = rows["turn"].max()
     return last
+
+
+def _other_grades(rows: pl.DataFrame) -> list[str]:
+    """Return the names of grades beside the one that is the accuracy, too."""
+    graded = rows.filter((pl.col("unit") == FRACTION) & pl.col("turn").is_not_null())
+    known = {*units(), *PARTS_OF_CALLS}
+    means = graded.group_by("metric", "policy", maintain_order=True).agg(pl.col("value").mean().round(9))
+    by_name = {name: dict(part.select("policy", "value").iter_rows()) for (name,), part in means.group_by("metric")}
+    names = [name for name in graded["metric"].unique(maintain_order=True) if name not in known]
+    return [name for name in names if by_name[name] != by_name.get("accuracy")]
 
 
 def _at(rows: pl.DataFrame, metric: str, turn: int | None) -> pl.DataFrame:

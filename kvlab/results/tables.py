@@ -24,6 +24,6 @@ def results_html(rows: pl.DataFrame, among: Sequence[str] = ()) -> str:
     forced, others = split_forced(rows)
     if others.is_empty() and not forced.is_empty():
         return forced_html(forced, among)
-    note = range_note(summarize(others))
+    note = range_note(summarize(others), "below it")
     below = f"<div style='{_NOTE}'>{note}</div>" if note else ""
     return html_table(others, among) + below + ("" if forced.is_empty() else forced_html(forced, among))

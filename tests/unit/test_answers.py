@@ -155,12 +155,18 @@ def test_differences_from_full_are_marked_by_elements_and_not_by_colour_alone() 
 
 def test_a_wholly_different_answer_is_not_mixed_with_the_words_it_lacks() -> None:
     html = sheet_of(said("full", "The code is four hundred."), said("knorm", "aye aye aye aye aye"))
-    assert "<del" not in html.split("<tbody>")[1] and ">aye aye aye aye aye</ins>" in html
+    assert "<del" not in html.split("<tbody")[1] and ">aye aye aye aye aye</ins>" in html
 
 
 def test_a_difference_of_spaces_alone_can_be_seen() -> None:
     html = sheet_of(said("full", "one"), said("knorm", "one \n"))
     assert ">·↵\n</ins>" in html
+
+
+def test_a_distance_from_full_is_no_grade_of_an_answer() -> None:
+    rows = said("full", "a")
+    rows += [row("full", "agent", name, 0.0, turn=1, conversation="c", seed=0, n=1) for name in ("tool_flip", "top1")]
+    assert "wrong" not in sheet_of(rows)
 
 
 def test_an_empty_answer_says_so() -> None:
@@ -171,7 +177,7 @@ def test_long_answers_are_folded_and_the_fold_says_whether_it_differs() -> None:
     long = "word " * 200
     html = sheet_of(said("full", long), said("knorm", long + "other"))
     assert html.count("more characters</summary>") == 1 and html.count("more characters, with differences") == 1
-    body = plain(re.sub(r"<summary.*?</summary>", "", html.split("<tbody>")[1]))
+    body = plain(re.sub(r"<summary.*?</summary>", "", html.split("<tbody")[1]))
     assert body.count("word") == 400, "nothing is lost in the fold"
     assert "more characters" not in sheet_of(said("full", "x" * (SHOWN_CHARS + 5)))
 

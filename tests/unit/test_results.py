@@ -13,6 +13,7 @@ from kvlab.errors import RunError
 from kvlab.recording import events
 from kvlab.recording.recorder import Recorder
 from kvlab.results import Results, Row, merged, new_run_folder, row
+from kvlab.results.rows import grade_row
 from kvlab.results.summary import bytes_text, sparkline, text_table
 
 
@@ -127,6 +128,21 @@ def test_text_table_shows_what_there_is() -> None:
     head, _, full, tiered = table.splitlines()
     assert head.split() == ["policy", "TTFT", "turn", "1", "turn", "2", "turn", "3", "cached", "tokens", "accuracy"]
     assert full.split()[-4:] == ["0", "of", "300", "0.67"] and "200 of 300" in tiered
+
+
+def test_every_grade_but_the_one_that_is_the_accuracy_has_a_column() -> None:
+    rows = []
+    for policy, short in (("full", 1.0), ("knorm", 0.25)):
+        for turn in (1, 2):
+            where = {"turn": turn, "conversation": "c"}
+            rows.append(row(policy, "own", "accuracy", 0.5, **where))
+            rows.append(grade_row(policy, "own", "right", 0.5, **where))
+            rows.append(grade_row(policy, "own", "short", short, **where))
+    results = Results(rows, {})
+    head, _, first, second = results.table().splitlines()
+    assert head.split() == ["policy", "accuracy", "short"]
+    assert (first.split()[1:], second.split()[1:]) == (["0.50", "1.00"], ["0.50", "0.25"])
+    assert ">short</th>" in results._repr_html_() and ">right</th>" not in results._repr_html_()
 
 
 def test_html_has_a_line_and_a_curve_a_policy() -> None:
