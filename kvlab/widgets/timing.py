@@ -31,8 +31,8 @@ def ttft_by_part(results: Results, *, policy: str | None = None) -> Panel:
 
     def draw(policy: str, turn: int, skip_first: bool) -> Drawn:
         own = parts.filter((pl.col("policy") == policy) & ((pl.col("turn") > turns[0]) | (not skip_first)))
-        chart = ttft_waterfall(own, turn=turn, among=policies)
         means = dict(own.filter(pl.col("turn") == turn).group_by("part").agg(pl.col("ms").mean()).iter_rows())
+        chart = ttft_waterfall(own, turn=turn if means else None, among=policies)
         if not means:
             return Drawn(f"turn {turn} is left out", chart=chart)
         told = ", ".join(f"{part} {means[part]:.1f}" for part in PARTS if means.get(part, 0) >= 0.05)

@@ -210,6 +210,14 @@ def test_every_control_of_a_panel_draws_at_every_value(make: Any) -> None:
     assert len(set(drawn)) > 1
 
 
+def test_a_turn_that_is_left_out_fades_no_other() -> None:
+    made = widgets.ttft_by_part(recorded("full"))
+    made.set(turn=1)
+    assert "condition" in made.drawn.chart.to_dict()["encoding"]["opacity"], "turn 1 stands out"
+    made.set(skip_first=True)
+    assert "left out" in made.drawn.note and made.drawn.chart.to_dict()["encoding"]["opacity"] == {"value": 1.0}
+
+
 def test_a_panel_keeps_labels_and_colours_when_it_leaves_policies_out() -> None:
     rows = quality_rows().vstack(Results([
         row("quantized", "w", "kv_bytes_live", 2e6), row("quantized", "w", "accuracy", 1.0),
