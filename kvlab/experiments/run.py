@@ -307,7 +307,7 @@ def compare_command(
     results.provenance |= {"command": command} if command else {}
     at_once = results.rows[0]["n"]
     lead = f"Every policy sees the same prompts; {counted(at_once, 'conversation')} at a time."
-    what = "Charts" if forced else "Charts and answers"
+    what = "Charts" if results.answers().is_empty() else "Charts and answers"
     if forced:
         lead = "The same answers were led through every policy, token by token; KL and flips are distances from full."
     report = write_run(results, folder, title=f"kvlab compare: {workload}", lead=lead)

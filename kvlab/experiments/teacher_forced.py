@@ -25,6 +25,7 @@ from kvlab.policies import Policy
 from kvlab.policies.ssd_folder import with_ssd_folder
 from kvlab.provenance import provenance
 from kvlab.results import Results, Row, merged, row
+from kvlab.results.answers import MAX_TEXT, storable
 from kvlab.results.rows import TOGETHER
 from kvlab.workloads import Workload, load_workload
 from kvlab.workloads.call_spans import TOKEN_KINDS
@@ -176,6 +177,10 @@ class TeacherForcedRunner:
                     yield new(metric, value, kind=kind, **place)
             if one.same is not None:
                 yield new("equal_call", float(one.same), kind=request.kind, **place)
+            if one.answer is not None:
+                said = {"text": storable(one.answer.text), "question": storable(request.question, MAX_TEXT)}
+                said |= {"wanted": storable(request.wanted, MAX_TEXT)} if request.wanted else {}
+                yield new("text", len(one.answer.tokens), kind=request.kind, **place, **said)
         if not self.calls_apart:
             yield from _by_position(measured, new)
 

@@ -138,6 +138,16 @@ def test_tools_report_names_and_arguments_apart_from_prose(tools: Results) -> No
     assert set(rows["conversation"]) == {"shop_talks-0", "shop_talks-1", *(item["id"] for item, _ in ITEMS)}
 
 
+def test_calls_that_a_model_writes_by_itself_can_be_read(tools: Results) -> None:
+    answers = tools.answers()
+    assert answers.height == 6 * 4 and (answers["answer_tokens"] > 0).all()
+    assert answers.filter(conversation="one_1")["question"].str.contains("Roll 12 dice").all()
+    assert answers.filter(conversation="one_1")["wanted"].str.contains("roll").all()
+    assert answers.filter(policy="paged")["as_full"].all() and not answers["as_full"].all()
+    sheet = tools.said()
+    assert len(sheet.questions) == 6 and "right" not in repr(sheet) and "wrong" not in repr(sheet)
+
+
 def test_lossless_policies_flip_nothing_and_few_bits_do(tools: Results) -> None:
     rows = tools.frame()
     assert rows.filter(metric="tool_flip", policy="paged")["value"].max() == 0
@@ -156,7 +166,7 @@ def test_tools_are_saved_shown_and_reported(tools: Results, tmp_path: Path) -> N
     pareto, flips = figures(loaded)
     assert "of calls equal" in pareto.see and "hconcat" in flips.chart.to_dict()
     page = report_html(loaded, title="t", lead="l")
-    assert "argument flips" in page and "What it said" not in page
+    assert "argument flips" in page and "What it said" in page
     assert "nearest" in loaded.verdict().sentence and "right" not in loaded.verdict().text()
 
 
