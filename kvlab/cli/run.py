@@ -9,6 +9,7 @@ from pathlib import Path
 
 import click
 
+from kvlab.cli.main import dtype_option
 from kvlab.cli.user_files import import_option
 
 
@@ -16,6 +17,7 @@ from kvlab.cli.user_files import import_option
 @click.argument("file", metavar="FILE.toml", type=click.Path(path_type=Path))
 @click.option("--out", metavar="DIR", type=click.Path(file_okay=False, path_type=Path), help="Else runs/NAME.")
 @click.option("--repeats", type=click.IntRange(min=1), help="Measurements of every cell; else the file's own number.")
+@dtype_option
 @import_option
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document, and nothing else.")
 @click.pass_context
@@ -24,6 +26,7 @@ def run(
     file: Path,
     out: Path | None,
     repeats: int | None,
+    dtype: str | None,
     imports: tuple[Path, ...],
     as_json: bool,
 ) -> None:
@@ -31,6 +34,7 @@ def run(
     from kvlab.experiments.sweep import run_command
 
     with contextlib.redirect_stdout(sys.stderr) if as_json else contextlib.nullcontext():
-        results = run_command(file, out, imports=imports, repeats=repeats, command=context.find_root().obj)
+        command = context.find_root().obj
+        results = run_command(file, out, imports=imports, repeats=repeats, dtype=dtype, command=command)
     if as_json:
         click.echo(json.dumps(results.document("run"), indent=1, allow_nan=False, default=str))

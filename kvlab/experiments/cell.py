@@ -22,7 +22,7 @@ from kvlab.results import Row
 from kvlab.systems import System, policy_of
 from kvlab.workloads import is_teacher_forced
 
-RARE = ("adapter", "metrics", "share_prompts", "system")
+RARE = ("adapter", "metrics", "share_prompts", "system", "dtype")
 """Settings that a cell's content names only where they are used, so that cells without them keep their id."""
 
 
@@ -147,10 +147,10 @@ def _shared_prompts(size: str | None) -> SharedPrompts | None:
 
 
 def _with_model(run: Run) -> Run:
-    model = _loaded(*(None if part is None else str(part) for part in (run.model, run.adapter)))
-    return replace(run, model=model, adapter=None)
+    model = _loaded(*(None if part is None else str(part) for part in (run.model, run.adapter, run.dtype)))
+    return replace(run, model=model, adapter=None, dtype=None)
 
 
 @functools.lru_cache(maxsize=2)
-def _loaded(model: str | None, adapter: str | None) -> models.LoadedModel:
-    return models.load(model, adapter=adapter)
+def _loaded(model: str | None, adapter: str | None, dtype: str | None) -> models.LoadedModel:
+    return models.load(model, adapter=adapter, dtype=dtype)

@@ -16,6 +16,7 @@ from kvlab.errors import KvlabError, RunError
 from kvlab.experiments.cell import Cell
 from kvlab.experiments.run import Run, check_forced, check_shared, check_shared_systems, policies_only
 from kvlab.importing import import_user_file
+from kvlab.models import DTYPES
 from kvlab.policies import Policy
 from kvlab.recording.recorder import kind_name
 from kvlab.systems import System
@@ -42,7 +43,7 @@ _LISTS: Mapping[str, type] = {
     "metrics": str,
     "imports": str,
 }
-_PLAIN: Mapping[str, type] = {"title": str, "repeats": int, "exact": bool, "share_prompts": str, **AXES}
+_PLAIN: Mapping[str, type] = {"title": str, "repeats": int, "exact": bool, "share_prompts": str, "dtype": str, **AXES}
 _MAY_BE_EMPTY = ("events", "metrics", "imports")
 _COUNTS = ("turns", "n", "concurrency", "tokens", "repeats")
 _NAMES = {str: "text in quotes", int: "a whole number", bool: "true or false"}
@@ -58,6 +59,7 @@ class Experiment:
         adapter: folder of an adapter to load with the model; None, or empty text in a grid, for none.
         n: conversations; None is as many as ``concurrency``, or all there are of one's own data and of forced answers.
         share_prompts: RAM, such as "6GB", for prompts that are computed once for all policies: no rows of TTFT then.
+        dtype: float32, float16 or bfloat16, of the weights of every model; None: as without.
         repeats: how often every cell is measured.
         exact: compare the tokens of lossless policies with those of no cache, which is run beside them.
         events: kinds of events to keep with the rows, such as ``evicted``.
@@ -79,6 +81,7 @@ class Experiment:
     restart: bool = False
     exact: bool = True
     share_prompts: str | None = None
+    dtype: str | None = None
     seeds: tuple[int, ...] = (0,)
     repeats: int = 1
     events: tuple[str, ...] = ()
@@ -91,6 +94,8 @@ class Experiment:
 
         Raises KvlabError for a policy, workload or metric that does not exist, and for a file that cannot be imported.
         """
+        if self.dtype is not None and self.dtype not in DTYPES:
+            raise RunError(f"no dtype {self.dtype!r}; write one of {', '.join(DTYPES)}")
         imported = tuple(import_user_file(path) for path in self.imports)
         axes, names = dict(self.grid), {name for name, _ in self.grid}
         plain = {name: getattr(self, name) for name in AXES}
@@ -123,7 +128,7 @@ class Experiment:
         if n is None and not takes_all(values["workload"]):
             n = values["concurrency"]
         chosen = {**values, "n": n, "adapter": values["adapter"] or None}
-        run = Run(str(Policy.parse(policy)), seed=seed, metrics=self.metrics, system=system, **chosen)
+        run = Run(str(Policy.parse(policy)), seed=seed, metrics=self.metrics, system=system, dtype=self.dtype, **chosen)
         check_shared_systems(self.share_prompts, [run.candidate])
         return replace(run, share_prompts=self.share_prompts)
 

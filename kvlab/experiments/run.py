@@ -12,7 +12,7 @@ from kvlab.decoder.shared_prompts import SharedPrompts, opened
 from kvlab.errors import RunError
 from kvlab.experiments.runner import REFERENCE, Key, Outcome, Runner
 from kvlab.experiments.teacher_forced import TeacherForcedRunner
-from kvlab.models import ModelLike, with_adapter
+from kvlab.models import ModelLike, with_adapter, with_dtype
 from kvlab.policies import Module, Policy, parse_bytes
 from kvlab.policies.ssd_folder import survives_restart
 from kvlab.results import Results, make_folder, mark_void, merged, new_run_folder
@@ -45,6 +45,7 @@ class Run:
         share_prompts: bytes of RAM, such as "6GB", for the KV of prompts: it is computed once, under `full`, for all
             policies that begin with it. Answers stay the same; there are no rows of TTFT and cached tokens then.
         system: a system by its name, in place of the policy; so that a Run with one can be named, too.
+        dtype: float32, float16 or bfloat16, of the model's weights; None: as :func:`kvlab.load` does without.
     """
 
     policy: PolicyLike
@@ -60,6 +61,7 @@ class Run:
     metrics: tuple[MetricLike, ...] = ()
     share_prompts: str | None = None
     system: str | None = None
+    dtype: str | None = None
 
     @property
     def candidate(self) -> Candidate:
@@ -85,7 +87,7 @@ class Run:
     ) -> Runner:
         """Make the Runner of its prompts and model, for this policy and any other; SSD tiers lie in `folder`."""
         check_shared(share_prompts=self.share_prompts, restart=self.restart)
-        model = with_adapter(self.model, self.adapter)
+        model = with_dtype(with_adapter(self.model, self.adapter), self.dtype)
         concurrency = 1 if self.concurrency is None else self.concurrency
         parts = (self.workload, model, self.turns, self.n, self.seed, concurrency)
         return Runner(*parts, progress, folder, self.tokens, self.metrics, shared)
@@ -104,7 +106,7 @@ class Run:
         """
         check_shared(share_prompts=self.share_prompts, restart=self.restart)
         check_forced(metrics=bool(self.metrics), restart=self.restart, repeats=repeats)
-        model = with_adapter(self.model, self.adapter)
+        model = with_dtype(with_adapter(self.model, self.adapter), self.dtype)
         parts = (self.workload, model, self.turns, self.n, self.seed, self.concurrency)
         return TeacherForcedRunner(*parts, progress, folder, self.tokens, shared)
 

@@ -64,12 +64,13 @@ def run_command(
     *,
     imports: Sequence[Path] = (),
     repeats: int | None = None,
+    dtype: str | None = None,
     command: str | None = None,
     progress: bool = True,
 ) -> Results:
     """Run `kvlab run`: the sweep; then print its table and the command that serves each policy, and write the report.
 
-    `repeats` replaces that of the file; `command` is the command line, for the provenance.
+    `repeats` and `dtype` replace those of the file; `command` is the command line, for the provenance.
     """
     from kvlab.results.report import write_run  # draws in Altair, which takes a moment to import
 
@@ -77,6 +78,7 @@ def run_command(
     if repeats is not None:
         check_repeats(repeats)
         experiment = replace(experiment, repeats=repeats)
+    experiment = replace(experiment, dtype=dtype) if dtype else experiment
     folder = out or default_folder(experiment)
     cells = experiment.cells()
     before = sum(RowStore(folder).read(cell) is not None for cell in cells)

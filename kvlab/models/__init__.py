@@ -8,7 +8,7 @@ from kvlab.models.gguf import is_gguf
 from kvlab.models.kv_dtype import DTYPES, kv_dtype
 from kvlab.models.loaded import LoadedModel, for_template
 from kvlab.models.loading import WeightsReport, load, report_weights, weight_bytes
-from kvlab.models.source import ModelLike, ModelSource, with_adapter
+from kvlab.models.source import ModelLike, ModelSource, with_adapter, with_dtype
 
 __all__ = [
     "BUNDLED",
@@ -29,4 +29,5 @@ __all__ = [
     "report_weights",
     "weight_bytes",
     "with_adapter",
+    "with_dtype",
 ]

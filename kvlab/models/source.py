@@ -35,6 +35,16 @@ ModelLike = str | Path | ModelSource | LoadedModel | tuple[Any, ...] | None
 """A model, loaded or not, or what ``mlx_lm.load`` returns; None is the bundled one."""
 
 
+def with_dtype(model: ModelLike, dtype: str | None) -> ModelLike:
+    """Return ``model`` with weights of ``dtype``, if there is one. Raises ModelError for one that is loaded already."""
+    if not dtype:
+        return model
+    if isinstance(model, LoadedModel | tuple):
+        name = getattr(model, "name", "this model")
+        raise ModelError(f"{name} is loaded already; write kvlab.load(..., dtype={dtype!r}) for it")
+    return replace(ModelSource.of(model), dtype=dtype)
+
+
 def with_adapter(model: ModelLike, adapter: str | Path | None) -> ModelLike:
     """Return ``model`` with ``adapter``, if there is one. Raises ModelError for a model that is loaded already."""
     if not adapter:

@@ -106,6 +106,7 @@ def test_one_policy_in_two_spellings_is_one_cell(qwen3: LoadedModel) -> None:
         ('policies = ["full"]\nworkload = "agents"', "choose one of agent"),
         ('policies = ["full"]\nturns = "2"', "turns is '2'; write a whole number"),
         ('policies = ["full"]\nturns = true', "turns is True; write a whole number"),
+        ('policies = ["full"]\ndtype = "int4"', "no dtype 'int4'; write one of float32, float16, bfloat16"),
         ('policies = ["full"]\nrepeats = 0', "repeats is 0; write 1 or more"),
         ('policies = ["full"]\nseeds = []', "seeds is an empty list"),
         ('policies = ["full"]\nevents = ["spiled"]', "no events of kind 'spiled'"),
@@ -144,6 +145,18 @@ def test_a_cell_gives_the_rows_of_compare(qwen3: LoadedModel) -> None:
     assert {row["repeat"] for row in done.rows} == {2} and done.provenance["seed"] == 1
     assert [row["value"] for row in done.rows if row["metric"] == "exact"] == [1, 1, 1]
     assert json.loads(json.dumps(done.rows)) == done.rows
+
+
+def test_a_dtype_is_of_every_cell_and_the_command_replaces_that_of_the_file(
+    qwen3: LoadedModel, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text = f'policies = ["full"]\nworkload = "chat"\nturns = 1\nmodel = "{qwen3.path}"\n'
+    plain, sixteen = (read_experiment(written(tmp_path, text + more)).cells() for more in ("", 'dtype = "bfloat16"\n'))
+    assert "dtype" not in plain[0].content() and sixteen[0].content()["dtype"] == "bfloat16"
+    assert execute(sixteen[0]).provenance["dtype"] == "bfloat16" != execute(plain[0]).provenance["dtype"]
+    arguments = ["run", str(tmp_path / "some.toml"), "--out", str(tmp_path / "out"), "--dtype", "float16", "--json"]
+    assert main(arguments) == 0
+    assert json.loads(capsys.readouterr().out)["provenance"]["dtype"] == "float16"
 
 
 def test_only_lossless_policies_and_restarts_are_compared(qwen3: LoadedModel) -> None:
