@@ -38,7 +38,7 @@ def card_page(document: Mapping[str, Any]) -> str:
     shown = "".join(
         f"<dt>{escape(key.replace('_', ' '))}</dt><dd>{escape(str(facts[key]))}</dd>" for key in FACTS if key in facts
     )
-    about = {probe.name: probe.about for probe in all_probes()}
+    about = {"curve": "cold prompts of several lengths"} | {probe.name: probe.about for probe in all_probes()}
     cards = "".join(
         _probe_card(probe, about.get(probe, ""), [row for row in rows if row["probe"] == probe])
         for probe in dict.fromkeys(row["probe"] for row in rows)

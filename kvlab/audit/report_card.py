@@ -69,7 +69,7 @@ def value_text(value: float | None, unit: str) -> str:
     if unit == "bool":
         return "yes" if value else "no"
     digits = f"{value:,.0f}" if float(value).is_integer() or abs(value) >= 1000 else f"{value:.3g}"
-    return f"{digits} {unit}".rstrip()
+    return f"{digits} {unit.removesuffix('s') if value == 1 and unit in COUNTED_UNITS else unit}".rstrip()
 
 
 # -- two cards --------------------------------------------------------------------------------------------------------
