@@ -224,6 +224,8 @@ class FakeChatServer(httpx.BaseTransport):
         if self.context is not None and not faults.slides and len(tokens) + count > self.context:
             count = self.context - len(tokens)
             finish = "stop" if faults.pretends else "length"
+        if faults.never_calls and body.get("tools"):
+            finish = "stop"
         words: list[str] = []
         while len(words) < count:
             words.append(_next([*tokens, *words]))

@@ -70,6 +70,9 @@ def _called(probe: str, choice: str, whole: Reply) -> Finding:
     why = f"tool_choice {choice}: {count} calls"
     if choice == "auto":
         return Finding(probe, "called_auto", count, "calls", "note", why)
+    if not count and whole.finish_reason == "length":
+        why = f"{why}; max_tokens cut the answer {whole.text[:40]!r}, which may have been one"
+        return Finding(probe, "called_required", count, "calls", "unknown", why)
     return Finding(
         probe, "called_required", count, "calls", "good" if count else "note", why, OBEYS if count else IGNORES
     )
