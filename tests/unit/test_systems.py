@@ -172,7 +172,8 @@ def test_mlx_lm_keeps_ten_sequences_in_the_order_of_their_storing() -> None:
 def test_lm_studio_has_chunks_of_256_tokens_and_four_requests_side_by_side() -> None:
     now = settings("lm-studio")
     assert (now["reuse.block"], now["max_concurrency"], now["prefill_prompts"]) == (256, 4, 1)
-    assert (now["tiers"], now["retain"], now["prefill_step"]) == ("ram", 1, 2048)
+    assert (now["tiers"], now["retain"], now["prefill_step"]) == ("ram", 0, 2048)
+    assert (now["reuse.match"], now["reuse.hot"], now["reuse.live"], now["reuse.reply"]) == ("block", True, False, True)
     gguf = settings("lm-studio:engine=gguf")
     assert (gguf["reuse"], gguf["reuse.n"], gguf["prefill_step"]) == ("slots", 4, 512)
     article = settings("lm-studio:variant=article")
@@ -184,6 +185,7 @@ def test_omlx_lets_32_wait_and_computes_prompts_to_their_end(monkeypatch: pytest
     now = settings("omlx")
     assert (now["max_concurrency"], now["queue"], now["interleave"], now["prefill_step"]) == (8, 32, "none", 2048)
     assert (now["reuse.block"], now["tiers.ram"], now["tiers.ssd"], now["tiers.replace"]) == (256, "0", "50GB", "lru")
+    assert (now["reuse.match"], now["reuse.reply"], now["reuse.live"]) == ("block", True, False)
     assert settings("omlx:max_concurrent_requests=16")["queue"] == 64
     assert settings("omlx:variant=article")["tiers.ram"] == "4GB"
 
@@ -193,6 +195,7 @@ def test_vmlx_has_blocks_of_64_tokens_on_ssd_and_one_request(monkeypatch: pytest
     now = settings("vmlx")
     assert (now["max_concurrency"], now["queue"], now["reuse.block"]) == (1, None, 64)
     assert (now["tiers.ram"], now["tiers.ssd"], now["codec"]) == ("0", "50GB", "raw")
+    assert (now["reuse.match"], now["reuse.reply"], now["reuse.opening"]) == ("tail", False, False)
     article = settings("vmlx:variant=article,kv_bits=4")
     assert (article["codec.bits"], article["tiers"], article["tiers.ssd"]) == (4, "snapshot", "10GB")
     assert (article["max_concurrency"], article["prefill_prompts"], article["reuse.block"]) == (32, 8, 64)

@@ -34,8 +34,6 @@ class LMStudioMlx(System):
     release: ClassVar[str] = ENGINE
     leaves_out: ClassVar[tuple[str, ...]] = (
         "The chunks lie in a file without a name there, and in memory here; neither outlives the process.",
-        "Chunks are matched whole there, except by the one sequence that is live; here a match is to the token.",
-        "Running requests share no live KV there; here they do where they have a prefix in common.",
         "kv_bits, a draft model and one prediction at a time, which run in another kit.",
         "The context that is fitted to memory when a model is loaded.",
     )
@@ -44,12 +42,12 @@ class LMStudioMlx(System):
 
     @property
     def policy(self) -> Policy:
-        return Policy(Paged(block=CHUNK_TOKENS), Ram(ram=self.disk), Raw())
+        return Policy(Paged(block=CHUNK_TOKENS, match="block", live=False, hot=True), Ram(ram=self.disk), Raw())
 
     @property
     def config(self) -> DecoderConfig:
         return DecoderConfig(
-            max_concurrency=self.parallel, prefill_step=2048, prefill_prompts=1, interleave="chunks", retain=1
+            max_concurrency=self.parallel, prefill_step=2048, prefill_prompts=1, interleave="chunks", retain=0
         )
 
     @property
@@ -60,6 +58,11 @@ class LMStudioMlx(System):
             "codec": f"{ENGINE}: generate.py: a model with kv_bits is not batched",
             "reuse": f"{cache}/restore_planner.py: the longer of the live sequence and the chunks",
             "reuse.block": f"{cache}/chunks.py: 256 tokens, prompt and answer, thinking too",
+            "reuse.match": f"{cache}/restore_planner.py: whole chunks",
+            "reuse.reply": f"{cache}/chunks.py: written while a request runs, answer and thinking too",
+            "reuse.opening": f"{cache}/chunks.py: written while a request runs, answer and thinking too",
+            "reuse.live": f"{ENGINE}: coordinator.py: running requests share none",
+            "reuse.hot": f"{ENGINE}: coordinator.py: the last sequence, if it ran alone, for the next request",
             "reuse.checkpoint": "kvlab: the engine keeps states where a step ends on a chunk",
             "tiers": f"{cache}/blob_store.py: a temporary file that ends with the load of the model",
             "tiers.ram": f"{cache}/disk_budget.py: that of one context, at most a quarter of the free space; 4GB here",
@@ -72,7 +75,7 @@ class LMStudioMlx(System):
             "long_prompt": f"{ENGINE}: batch_generator.py: prompts beyond the context fail",
             "overflow": f"{ENGINE}: batch_generator.py: an answer ends at the limit",
             "live_memory": f"{ENGINE}: batch_generator.py: no limit besides the context",
-            "retain": f"{ENGINE}: request_lifecycle.py:237: one sequence that has ended",
+            "retain": "kvlab: none besides the one sequence that hot keeps",
             "queue": f"{ENGINE}: batch_generator.py: first in, first out, without a limit",
         }
 

@@ -26,6 +26,11 @@ SOURCES: Mapping[str, str] = {
     "reuse": f"{CACHE}/prefix_cache.py:513: chained blocks",
     "reuse.block": f"{SCHEDULER}:2264: 256 tokens for models with plain KV",
     "reuse.checkpoint": "kvlab: oMLX takes snapshots where a prefill lands on the end of a block",
+    "reuse.match": f"{CACHE}/prefix_cache.py:513: only full blocks are stored and matched",
+    "reuse.reply": f"{SCHEDULER}:8922: prompt and answer, where the template opens no thinking",
+    "reuse.opening": f"{SCHEDULER}:8922: prompt and answer, where the template opens no thinking",
+    "reuse.live": f"{SCHEDULER}: blocks are stored when a request ends; running ones share none",
+    "reuse.hot": f"{SCHEDULER}: no sequence stays live when it ends",
     "tiers": f"{CACHE}/paged_ssd_cache.py: one file a block",
     "tiers.ram": f'{SETTINGS}:303: hot_cache_max_size "0"',
     "tiers.ssd": f"{SETTINGS}:296: auto, a tenth of the capacity of the disk",
@@ -46,9 +51,6 @@ SOURCES: Mapping[str, str] = {
     "queue": f"{SCHEDULER}: more than max(32, 4 times the running ones) waiting: 503 with Retry-After",
 }
 LEAVES_OUT = (
-    "Only full blocks are stored and matched there, so that up to 255 tokens of a known prompt are computed again; "
-    "here a match is to the token.",
-    "Running requests share no live KV there; here they do where they have a prefix in common.",
     "Larger blocks of models with sliding windows (512 to 1,024 tokens) and recurrent layers (2,048).",
     "Replies of models whose template opens with thinking, which are not stored there.",
     "Keys from a model's name in place of its weights, and files without checksums.",
@@ -80,7 +82,7 @@ class Omlx(System):
     @property
     def policy(self) -> Policy:
         ssd = share_of_disk(home() / "store", DISK_PERCENT) if self.ssd == "auto" else self.ssd
-        return Policy(Paged(block=BLOCK_TOKENS), Tiered(ram=self.hot_cache, ssd=ssd), Raw())
+        return Policy(Paged(block=BLOCK_TOKENS, match="block", live=False), Tiered(ram=self.hot_cache, ssd=ssd), Raw())
 
     @property
     def config(self) -> DecoderConfig:

@@ -24,6 +24,11 @@ SOURCES: Mapping[str, str] = {
     "codec": f"{ARGUMENTS}:4084: --kv-cache-quantization is not given",
     "reuse": f"{SCHEDULER}: blocks under chained hashes, and a partial one at the end of a prompt",
     "reuse.block": f"{SCHEDULER}:93: 64 tokens",
+    "reuse.match": f"{SCHEDULER}:11395: full blocks, and the partial one at the end where all of it is found",
+    "reuse.reply": f"{SCHEDULER}:11395: of a repeat of 366 tokens 362 were cached, and of the next turn, too",
+    "reuse.opening": f"{SCHEDULER}:11395: the template's opening of the answer and the token before it are cut",
+    "reuse.live": f"{SCHEDULER}: one request at a time",
+    "reuse.hot": f"{SCHEDULER}: blocks on SSD are the only lasting tier",
     "reuse.checkpoint": "kvlab: vMLX keeps companion records of recurrent layers, or derives them anew",
     "tiers": "vMLX 1.6.35: release notes: blocks on SSD are the first tier",
     "tiers.ram": f"{ARGUMENTS}: --use-paged-cache is not given: nothing stays in memory",
@@ -45,8 +50,6 @@ SOURCES: Mapping[str, str] = {
     "queue": f"{SCHEDULER}: no limit was found",
 }
 LEAVES_OUT = (
-    "Replies are not stored there, nor the template's opening of the answer and the token before it: a repeat of 366 "
-    "tokens has 362 cached, and so has the next turn.",
     "Its index of 4,097 blocks: 262,144 tokens.",
     "Exceptions for families of models (MiniMax-M3, DeepSeek-V4, GLM-5, Gemma with mixed windows).",
     "Blocks without checksums: flipped bits on SSD are served.",
@@ -71,7 +74,8 @@ class Vmlx(System):
     @property
     def policy(self) -> Policy:
         ssd = share_of_disk(home() / "store", DISK_PERCENT) if self.ssd == "auto" else self.ssd
-        return Policy(Paged(block=BLOCK_TOKENS), Tiered(ram="0", ssd=ssd), Raw())
+        blocks = Paged(block=BLOCK_TOKENS, match="tail", reply=False, opening=False, live=False)
+        return Policy(blocks, Tiered(ram="0", ssd=ssd), Raw())
 
     @property
     def config(self) -> DecoderConfig:
@@ -97,7 +101,6 @@ class VmlxArticle(System):
     variant: ClassVar[str] = "article"
     release: ClassVar[str] = V1525
     leaves_out: ClassVar[tuple[str, ...]] = (
-        *LEAVES_OUT[:1],
         "KV is quantized at rest only there, and decoded for use; here live KV is quantized, too.",
         "256 sequences are admitted and 32 decode side by side there; here more than 32 wait.",
     )
@@ -106,7 +109,8 @@ class VmlxArticle(System):
 
     @property
     def policy(self) -> Policy:
-        return Policy(Paged(block=BLOCK_TOKENS), Snapshot(ram=self.ram, ssd="10GB"), Quantized(bits=self.kv_bits))
+        blocks = Paged(block=BLOCK_TOKENS, match="block", reply=False, live=False)
+        return Policy(blocks, Snapshot(ram=self.ram, ssd="10GB"), Quantized(bits=self.kv_bits))
 
     @property
     def config(self) -> DecoderConfig:
@@ -119,6 +123,10 @@ class VmlxArticle(System):
             "codec": "the article: q4 or q8 KV (--kv-cache-quantization)",
             "codec.group": f"{V1525}: groups of 64",
             "reuse.block": f"{arguments}: --use-paged-cache, blocks of 64",
+            "reuse.match": "unknown: whether partial blocks were stored; full ones are taken here",
+            "reuse.reply": "unknown: whether replies were stored; as in 1.6.81 they are not here",
+            "reuse.opening": "unknown: full blocks of the whole prompt are taken here",
+            "reuse.live": f"{V1525}: scheduler.py: blocks are copied; running requests share none",
             "tiers": f"{arguments}: --enable-disk-cache: whole prompts on disk",
             "tiers.ram": "kvlab: 4GB; vMLX 1.5.25 takes 30 % of free memory",
             "tiers.ssd": f"{arguments}: 10 GB",
