@@ -76,4 +76,4 @@ class Quantized(Module):
     def full_spec(self) -> str:
         """Return the spec with all parameters; sides without bits of their own keep the key of older blocks."""
         shown = [f for f in dataclasses.fields(self) if f.default is not None or getattr(self, f.name) is not None]
-        return self.written(shown, Module.full_spec)
+        return self.written(shown, str)  # it wraps no module

@@ -87,7 +87,7 @@ class Module:
 
     def full_spec(self) -> str:
         """Return ``name:key=value,...`` with all parameters, so that a later change of defaults does not change it."""
-        return self.written(dataclasses.fields(self), Module.full_spec)
+        return self.written(dataclasses.fields(self), lambda module: module.full_spec())
 
     def written(self, fields: Iterable[dataclasses.Field[Any]], write: Callable[[Module], str]) -> str:
         """Return the spec with these fields; where a module in parentheses is among them, all are written."""
