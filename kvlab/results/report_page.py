@@ -29,6 +29,8 @@ table.kvlab td, table.kvlab th { padding-top: 6px !important; padding-bottom: 6p
 table.kvlab tbody tr + tr td { border-top: 1px solid var(--rule); }
 dl { display: grid; grid-template-columns: max-content 1fr; gap: 4px 22px; margin: 0; font-size: 14px; }
 dt { color: var(--soft); } dd { margin: 0; overflow-wrap: anywhere; }
+@media (max-width: 600px) { main { padding: 24px 12px 40px; } .card { padding: 14px; }
+  dl { grid-template-columns: 1fr; gap: 0; } dd { margin: 0 0 6px; } }
 code, pre { font: 13px/1.5 ui-monospace, SFMono-Regular, Menlo, Consolas, monospace; }
 .verdict code { font-size: 16px; font-weight: 600; }
 pre { margin: 0; white-space: pre-wrap; overflow-wrap: anywhere; }

@@ -33,7 +33,7 @@ _TAGS = {
 }
 _ROW = "background:none;display:flex;flex-wrap:wrap;border-top:1px solid #8884"
 _CELL = "text-align:left;padding:4px 14px 4px 0;border:0"
-_NAMES_PX, _MARK_PX, _MIN_TEXT_PX = 280, 66, 170
+_NAMES_PX, _MARK_PX, _MIN_TEXT_PX = 280, 80, 170
 """Widths of the cells of an answer. Where the three do not fit side by side, mark and text stand below the names."""
 _TEXT = "white-space:pre-wrap;overflow-wrap:anywhere"
 _SOFT = "opacity:.65"
