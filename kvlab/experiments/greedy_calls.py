@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from kvlab.decoder import Decoder, Stream
+from kvlab.decoder import Completion, Decoder, Stream
 from kvlab.experiments.forced_answers import ForcedItem
 from kvlab.experiments.prompts import Prompts
 from kvlab.workloads.grading import parse_call
@@ -18,10 +18,14 @@ TOKENS_BEHIND_PARTING = 12
 
 @dataclass(frozen=True)
 class GreedyAnswer:
-    """What a model wrote by itself: token ids without the end token, and their text, calls in the form that is read."""
+    """What a model wrote by itself: token ids without the end token, and their text, calls in the form that is read.
+
+    ``cut`` says whether it was ended early, as it was no longer that of ``full``.
+    """
 
     tokens: tuple[int, ...]
     text: str
+    cut: bool = False
 
     @property
     def call(self) -> object:
@@ -47,7 +51,7 @@ def answer_calls(
     for stream, other in zip(streams, others or [None] * len(items), strict=True):
         if stream is not None and other is not None and other.call is None:  # two calls may be equal in other words
             stream.listen(_Comparison(stream, other.tokens))
-    return [None if stream is None else _answer(stream.result().tokens, prompts) for stream in streams]
+    return [None if stream is None else _answer(stream.result(), prompts) for stream in streams]
 
 
 def same_answer(one: GreedyAnswer, other: GreedyAnswer | None) -> bool:
@@ -79,5 +83,5 @@ class _Comparison:
                 self._stream.cancel()
 
 
-def _answer(tokens: Sequence[int], prompts: Prompts) -> GreedyAnswer:
-    return GreedyAnswer(tuple(tokens), prompts.answer(tokens))
+def _answer(done: Completion, prompts: Prompts) -> GreedyAnswer:
+    return GreedyAnswer(tuple(done.tokens), prompts.answer(done.tokens), done.finish_reason == "cancelled")

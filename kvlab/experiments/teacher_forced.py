@@ -35,6 +35,8 @@ ANSWERS_AT_ONCE = 8
 """Answers that are led side by side where nothing else is said."""
 MAX_DISTRIBUTION_BYTES = 1 << 29
 """Bytes of the distributions under ``full`` that are held at a time: a row of the vocabulary for every token."""
+CUT = " […]"
+"""Ends the text of an answer that was ended early, as it was no longer that of ``full``."""
 
 
 @dataclass(frozen=True)
@@ -178,7 +180,8 @@ class TeacherForcedRunner:
             if one.same is not None:
                 yield new("equal_call", float(one.same), kind=request.kind, **place)
             if one.answer is not None:
-                said = {"text": storable(one.answer.text), "question": storable(request.question, MAX_TEXT)}
+                said = {"text": storable(f"{one.answer.text}{CUT * one.answer.cut}")}
+                said |= {"question": storable(request.question, MAX_TEXT)}
                 said |= {"wanted": storable(request.wanted, MAX_TEXT)} if request.wanted else {}
                 yield new("text", len(one.answer.tokens), kind=request.kind, **place, **said)
         if not self.calls_apart:
