@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import threading
 from collections.abc import Iterator, Mapping, Sequence
@@ -12,52 +11,10 @@ from typing import Any
 
 import httpx
 
-WORDS = ("alpha", "beta", "gamma", "delta", "epsilon", "zeta", "eta", "theta", "iota", "nü", "你好", "🙂")
+from tests.fake_chat_text import Faults, call_head, calls_of, common_words, next_word, pieces, prompt_words
+
 LOGPROB = -0.25
 """Of every token: far from a tie."""
-
-
-@dataclass(frozen=True)
-class Faults:
-    """What the server does wrong; nothing without arguments.
-
-    ``tie``: a cached answer differs at its last token, where two tokens are equally good. ``unsteady``: every other
-    answer to one prompt differs. ``slots``: so many requests at a time. ``restarts_at``: while this file exists, the
-    next request finds a restarted server, and the file is gone.
-    """
-
-    cached_text_differs: bool = False
-    tie: bool = False
-    unsteady: bool = False
-    claims_without_speed: bool = False
-    dies_after_exact_hit: bool = False
-    cuts_prompts: bool = False
-    vague_errors: bool = False
-    breaks_on_long_prompts: bool = False
-    slides: bool = False
-    pretends: bool = False
-    refuses_long_answers: bool = False
-    slots: int = 1000
-    refuses_beyond: int = 1000
-    goes_on_after_abort: bool = False
-    loses_aborted: bool = False
-    no_done: bool = False
-    bad_line: bool = False
-    role_in_each_delta: bool = False
-    no_finish: bool = False
-    no_usage: bool = False
-    ignores_max_tokens: bool = False
-    ignores_stop: bool = False
-    splits_characters: bool = False
-    stream_differs: bool = False
-    malformed_arguments: bool = False
-    unknown_tool: bool = False
-    no_call_ids: bool = False
-    stops_after_calls: bool = False
-    never_calls: bool = False
-    keeps_nothing: bool = False
-    wrong_after_restart: bool = False
-    never_comes_back: bool = False
 
 
 @dataclass
@@ -124,7 +81,7 @@ class FakeChatServer(httpx.BaseTransport):
         if path not in ("/v1/chat/completions", "/v1/completions"):
             return httpx.Response(404, json={"error": {"message": "no such path"}})
         body = json.loads(request.content)
-        tokens = _prompt(body)
+        tokens = prompt_words(body)
         refusal = self._refusal(tokens, body)
         if refusal is not None:
             return refusal
@@ -177,7 +134,7 @@ class FakeChatServer(httpx.BaseTransport):
         told: dict[str, Any] = dict(usage)
         if self.reports_cached:
             told["prompt_tokens_details"] = {"cached_tokens": cached}
-        calls = _calls(body, self.faults)
+        calls = calls_of(body, self.faults)
         if not body.get("stream"):
             self._end()
             return httpx.Response(200, json=self._whole(words, finish, told, calls, body, is_chat=is_chat))
@@ -192,7 +149,7 @@ class FakeChatServer(httpx.BaseTransport):
     def _prefill(self, request: httpx.Request, tokens: list[str]) -> int:
         """Return cached tokens once the rest is computed, on the fake clock. Leaves when the client does."""
         with self._lock:
-            cached = max((_common(tokens, known) for known in self.cache), default=0)
+            cached = max((common_words(tokens, known) for known in self.cache), default=0)
             if self.faults.dies_after_exact_hit and tokens in self.cache:
                 self.alive = False
                 self._end()
@@ -228,7 +185,7 @@ class FakeChatServer(httpx.BaseTransport):
             finish = "stop"
         words: list[str] = []
         while len(words) < count:
-            words.append(_next([*tokens, *words]))
+            words.append(next_word([*tokens, *words]))
         key = " ".join(tokens)
         self.asked[key] = self.asked.get(key, 0) + 1
         differs = faults.cached_text_differs and cached > len(tokens) // 2
@@ -304,15 +261,16 @@ class FakeChatServer(httpx.BaseTransport):
             if body.get("logprobs") and self.logprobs and is_chat and place < len(words):
                 found = {"content": [{"token": word, "logprob": self._logprob(place, words)}]}
             extra = role if faults.role_in_each_delta else {}
-            for part in _parts(space + word, split=faults.splits_characters):
+            for part in pieces(space + word, split=faults.splits_characters):
                 yield event({**extra, "content": part}, None, found)
                 found = None
             if place == 0 and barrier is not None:
                 barrier.wait(30)
         for index, call in enumerate(calls):
-            yield event({"tool_calls": [{**_head(call), "index": index}]})
-            for letter in call["function"]["arguments"]:
-                yield event({"tool_calls": [{"index": index, "function": {"arguments": letter}}]})
+            yield event({"tool_calls": [{**call_head(call), "index": index}]})
+            whole = call["function"]["arguments"]
+            for piece in whole if isinstance(whole, str) else [whole]:
+                yield event({"tool_calls": [{"index": index, "function": {"arguments": piece}}]})
         if not faults.no_finish:
             yield event({}, self._finish(finish, calls))
         if not faults.no_usage:
@@ -339,50 +297,3 @@ class _Stream(httpx.SyncByteStream):
         if self._open:
             self._open = False
             self._end()
-
-
-def _prompt(body: Mapping[str, Any]) -> list[str]:
-    """Return a prompt's words: tools and messages with their roles, or plain text."""
-    if "prompt" in body:
-        return str(body["prompt"]).split()
-    found = json.dumps(body.get("tools") or "").split()
-    for message in body["messages"]:
-        found += [f"<{message['role']}>", *str(message.get("content") or "").split(), "<end>"]
-    return [*found, "<assistant>"]
-
-
-def _next(tokens: Sequence[str]) -> str:
-    """Return the word that follows: it depends on all before it."""
-    return WORDS[hashlib.sha256(" ".join(tokens).encode()).digest()[0] % len(WORDS)]
-
-
-def _common(one: Sequence[str], other: Sequence[str]) -> int:
-    count = 0
-    for left, right in zip(one, other, strict=False):
-        if left != right:
-            break
-        count += 1
-    return count
-
-
-def _parts(text: str, *, split: bool) -> list[str]:
-    """Return a text in one piece, or each of its characters of several bytes in two broken ones."""
-    if not split or text.isascii():
-        return [text]
-    raw = text.encode()
-    return [raw[:-1].decode(errors="replace"), raw[-1:].decode(errors="replace")]
-
-
-def _calls(body: Mapping[str, Any], faults: Faults) -> list[dict[str, Any]]:
-    """Return the calls of an answer: one of the first tool, where there are tools."""
-    if not body.get("tools") or faults.never_calls:
-        return []
-    name = "format_disk" if faults.unknown_tool else body["tools"][0]["function"]["name"]
-    arguments = '{"city": "Paris"' if faults.malformed_arguments else '{"city": "Paris"}'
-    call = {"type": "function", "function": {"name": name, "arguments": arguments}}
-    return [call if faults.no_call_ids else {"id": "call_1", **call}]
-
-
-def _head(call: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the first piece of a streamed call: all but its arguments."""
-    return {**call, "function": {"name": call["function"]["name"], "arguments": ""}}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 from kvlab.audit.client import Reply
 from kvlab.audit.material import user
@@ -40,7 +41,7 @@ class Comparison:
         return self.distance is not None and self.distance > TIE_LOGPROB
 
 
-def way_to_logprobs(lab: Lab) -> dict[str, bool]:
+def way_to_logprobs(lab: Lab) -> dict[str, Any]:
     """Return the options of a request whose answer has logprobs: streamed, else whole; none where none come."""
     for stream in (True, False):
         reply = lab.client.chat([user("Hello.")], max_tokens=2, logprobs=True, stream=stream)

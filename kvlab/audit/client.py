@@ -160,6 +160,8 @@ class AuditClient:
             seen.error = f"{type(error).__name__}: {error}".rstrip(": ")
         except ValueError as error:
             seen.error = f"the answer is not JSON: {error}"
+        except (AttributeError, KeyError, TypeError) as error:
+            seen.error = f"the answer has another form than OpenAI's: {type(error).__name__}: {error}"
         return seen.reply()
 
 
@@ -202,7 +204,8 @@ class _Seen:
         known = self.calls.setdefault(index, {"id": "", "type": "function", "function": {"name": "", "arguments": ""}})
         known["id"] = call.get("id") or known["id"]
         for key, value in (call.get("function") or {}).items():
-            known["function"][key] = (known["function"].get(key) or "") + (value or "")
+            is_piece = value is None or isinstance(value, str)
+            known["function"][key] = (known["function"].get(key) or "") + (value or "") if is_piece else value
 
     def _add_logprobs(self, found: Mapping[str, Any]) -> None:
         if found.get("content"):

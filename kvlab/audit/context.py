@@ -40,8 +40,9 @@ def listed_context(client: AuditClient) -> Context | None:
     """
     for model in _models(client):
         for place in (model, model.get("meta")):
-            for name in LISTED_AS if isinstance(place, Mapping) else ():
-                value = place.get(name)
+            stated = place if isinstance(place, Mapping) else {}
+            for name in LISTED_AS:
+                value = stated.get(name)
                 if isinstance(value, int) and value >= MIN_CONTEXT_TOKENS:
                     return Context(value, f"{name} in /v1/models")
     settings = _json(client, f"{client.url.removesuffix('/v1')}/props").get("default_generation_settings")

@@ -20,7 +20,8 @@ from kvlab.audit.probes.tool_calls import ToolCalls
 from kvlab.audit.probes.truth import Truth
 from kvlab.audit.probes.well_formed import WellFormed, characters_finding
 from kvlab.audit.runner import fit_curve, run_audit
-from tests.fake_chat_server import FakeChatServer, Faults
+from tests.fake_chat_server import FakeChatServer
+from tests.fake_chat_text import Faults
 
 TOKENS = 200
 CONTEXT = 2000
@@ -116,6 +117,7 @@ def test_calls_that_an_agent_can_carry_out_are_good() -> None:
     ("fault", "metric"),
     [
         ("malformed_arguments", "arguments"),
+        ("arguments_as_object", "arguments"),
         ("unknown_tool", "names"),
         ("no_call_ids", "ids"),
         ("stops_after_calls", "finish_reason"),

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from kvlab.audit.alive import alive_finding
 from kvlab.audit.errors import AuditError
-from kvlab.audit.finding import Finding
+from kvlab.audit.finding import Finding, Verdict
 from kvlab.audit.material import system, user
 from kvlab.audit.probe import Lab, Observation, Probe
 
@@ -129,7 +129,8 @@ def _retry_findings(probe: str, lab: Lab, given_up: _GivenUp, again: Observation
         yield Finding(probe, "cached_after_abort", None, lab.unit, "unknown", why)
         return
     kept = again.cached >= KEPT_SHARE * computed
-    verdict, means = ("good", KEPT) if kept else ("bad", LOST)
+    verdict: Verdict = "good" if kept else "bad"
+    means = KEPT if kept else LOST
     if again.cached > FINISHED_SHARE * again.size > computed:
         means = FINISHED
     yield Finding(probe, "cached_after_abort", round(again.cached), lab.unit, verdict, why, means)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from kvlab.audit.alive import alive_finding
-from kvlab.audit.finding import Finding
+from kvlab.audit.finding import Finding, Verdict
 from kvlab.audit.probe import Lab, Probe
 
 TRIES = (1, 1, 4)
@@ -46,6 +46,7 @@ class Continuation(Probe):
             equal += begun.text + rest.text == whole.text
         else:
             why = f"{equal} of {len(TRIES)} texts go on as in one piece"
-            verdict, means = ("good", GOES_ON) if equal == len(TRIES) else ("note", DIFFERS)
+            verdict: Verdict = "good" if equal == len(TRIES) else "note"
+            means = GOES_ON if verdict == "good" else DIFFERS
             yield Finding(self.name, "continued", equal / len(TRIES), "ratio", verdict, why, means)
         yield alive_finding(self.name, lab)

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from kvlab.audit.client import Reply
-from kvlab.audit.finding import Finding
+from kvlab.audit.finding import Finding, Verdict
 from kvlab.audit.material import user
 from kvlab.audit.probe import Lab, Probe
 
@@ -61,7 +61,7 @@ class ToolCalls(Probe):
             yield Finding(self.name, "calls", 0, "calls", "unknown", why)
 
 
-def _refusal(reply: Reply) -> str:
+def _refusal(reply: Reply) -> Verdict:
     return "note" if 400 <= reply.status < 500 else "bad"
 
 

@@ -91,7 +91,7 @@ def _shapes(lab: Lab, number: int) -> Iterator[_Shape]:
     yield _Shape("divergence", [one, question], [other, question])
 
 
-def _compare(lab: Lab, shape: _Shape, how: Mapping[str, bool]) -> _Compared:
+def _compare(lab: Lab, shape: _Shape, how: Mapping[str, Any]) -> _Compared:
     def answer() -> Reply:
         return lab.ask(shape.asked, max_tokens=ANSWER_TOKENS, **how)
 
@@ -153,7 +153,8 @@ def _claim_finding(probe: str, lab: Lab) -> Finding:
         return Finding(probe, metric, None, "ratio", "unknown", why)
     value = median(shares)
     why = f"median over {len(shares)} answers: tokens that the TTFT saved, by the curve, over tokens claimed as cached"
-    verdict, means = ("good", SAVES) if value >= MIN_SAVED_SHARE else ("bad", CLAIMS)
+    verdict: Verdict = "good" if value >= MIN_SAVED_SHARE else "bad"
+    means = SAVES if verdict == "good" else CLAIMS
     return Finding(probe, metric, value, "ratio", verdict, why, means)
 
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from kvlab.audit.client import Reply
-from kvlab.audit.finding import Finding
+from kvlab.audit.finding import Finding, Verdict
 from kvlab.audit.material import user
 from kvlab.audit.probe import Lab, Probe
 from kvlab.audit.wire import WireStream, read_wire
@@ -93,7 +93,7 @@ def stream_findings(probe: str, wire: WireStream) -> Iterator[Finding]:
     yield _finding(probe, "done", wire.ended, "the last event is " + ("" if wire.ended else "not ") + "[DONE]", DONE)
     roles = [delta["role"] for delta in wire.deltas if delta.get("role")]
     one = roles[:1] == ["assistant"] and len(set(roles)) == 1
-    verdict = "good" if one and len(roles) == 1 else "note" if one else "bad"
+    verdict: Verdict = "good" if one and len(roles) == 1 else "note" if one else "bad"
     why = f"{len(roles)} of {len(wire.deltas)} deltas have a role"
     yield Finding(probe, "roles", len(roles), "deltas", verdict, why, "" if verdict == "good" else ROLE)
     reasons = [choice["finish_reason"] for choice in wire.choices if choice.get("finish_reason")]
