@@ -435,7 +435,8 @@ class Scheduler:
         completion = request.completion(reason, kv_bytes, self._loaded.eos)
         is_same_model = caches and not request.discarded and self._is_same_model()
         if self.reuse and is_same_model:
-            self.reuse.keep(request, caches, tokens)
+            keep = self.reuse.keep_cancelled if reason == "cancelled" else self.reuse.keep
+            keep(request, caches, tokens)
         if self._prefixes and self._config.retain and is_same_model and reason != "cancelled":
             self._deactivate(request)
             self._prefixes.retain(request, tokens, room=0 if self.budget else RETAINED_SPARE_ROWS)

@@ -84,6 +84,10 @@ class PrefixCache(ABC):
     def keep(self, request: Request, caches: Sequence[Any], tokens: Sequence[int]) -> None:
         """Keep the KV of ``tokens``, generated ones included; it may be stored a few steps later."""
 
+    def keep_cancelled(self, request: Request, caches: Sequence[Any], tokens: Sequence[int]) -> None:
+        """Keep the KV of a request that was cancelled: as :meth:`keep`, unless this reuse keeps less of it."""
+        self.keep(request, caches, tokens)
+
     def keep_checkpoint(self, request: Request, caches: Sequence[Any], tokens: Sequence[int]) -> None:  # noqa: B027
         """Keep rows and the state of all other layers at exactly ``tokens``, within a prompt."""
 
