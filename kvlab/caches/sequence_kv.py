@@ -68,7 +68,7 @@ class SequenceKV:
             f"{name}:{key}": array
             for name, cache in leaves
             if is_cuttable(cache)
-            for key, array in _rows_of(cache).items()
+            for key, array in _rows_of(cache, copy=copy).items()
         }
         now = {tokens: state_of(caches)} if others else {}
         kept = cls(tokens, rows, {**states, **now}, windows, len(windows) == len(others))
@@ -158,10 +158,13 @@ def _leaf(name: str) -> str:
     return name.partition(":")[0]
 
 
-def _rows_of(cache: Any) -> dict[str, mx.array]:
-    """Return the arrays of a cuttable leaf, with storage that is not used; none where its model never uses it."""
+def _rows_of(cache: Any, *, copy: bool) -> dict[str, mx.array]:
+    """Return the arrays of a cuttable leaf; none where its model never uses it.
+
+    Without ``copy`` they are those that the cache holds, with storage that is not used yet.
+    """
     if isinstance(cache, LayerCache):
-        if cache.prefixes:
+        if copy or cache.prefixes:
             return cache.all_rows()
         cache.leave_bucket()
         return dict(cache.rows.arrays)

@@ -147,7 +147,28 @@ def test_bytes_of_kept_sequences_are_counted_and_limited(plain: Lab) -> None:
     assert held == sum(one.kv.nbytes for one in kept) > 0 and len(kept) == 2
     stored = [event for event in sink.events if isinstance(event, events.Stored)]
     dropped = [event for event in sink.events if isinstance(event, events.Dropped)]
-    assert len(stored) == 4 and [event.reason for event in dropped] == ["evicted"] * 2
+    assert len(stored) == 8, "before the last token of the prompt, and at the end"
+    assert [event.reason for event in dropped] == ["evicted"] * 2
+
+
+def test_an_aborted_request_leaves_its_prompt(plain: Lab) -> None:
+    prompt = chat(100)
+    for spec in ("slots", "prompts"):
+        with Decoder(plain.loaded, spec) as decoder:
+            stream = decoder.submit(prompt, max_tokens=10_000)
+            next(iter(stream))
+            stream.cancel()
+            assert stream.result().finish_reason == "cancelled"
+            assert cached(decoder, [prompt]) == [len(prompt) - 1]
+
+
+def test_a_running_request_of_prompts_is_found_by_the_next_one(plain: Lab) -> None:
+    one, other = (*SYSTEM, *chat(50, seed=1)), (*SYSTEM, *chat(50, seed=2))
+    with Decoder(plain.loaded, "prompts") as decoder:
+        stream = decoder.submit(one, max_tokens=10_000)
+        next(iter(stream))
+        assert decoder.generate(other, max_tokens=2).cached_tokens == len(SYSTEM)
+        stream.cancel()
 
 
 def test_saved_sequences_stay_as_they_are_while_their_slot_goes_on(plain: Lab) -> None:

@@ -66,9 +66,9 @@ class PromptPlan:
         return PromptStart(start, source, miss)
 
     def insert(self, sequence: KeptSequence) -> list[KeptSequence]:
-        """Keep a sequence; return those that leave for it, which may be the sequence itself.
+        """Keep a sequence; return those that leave for want of room, which may be the sequence itself.
 
-        An equal one is replaced. Where all layers can be cut, prefixes of it leave: it stands for them too.
+        An equal one is replaced. Where all layers can be cut, prefixes of it are too: it stands for them.
         """
         replaced = [one for one in self.known() if _is_equal(one, sequence)]
         prefixes = [one for one in self.known() if _is_prefix(one, sequence)] if _is_cuttable(sequence) else []
@@ -80,7 +80,7 @@ class PromptPlan:
             victims.append(self._pop())
         for one in victims:
             self._gone.add(one)
-        return [*replaced, *prefixes, *victims]
+        return victims
 
     def check_integrity(self) -> None:
         """Raise KvlabError where bytes or counts contradict the rules; for tests."""

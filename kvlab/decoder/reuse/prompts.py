@@ -8,9 +8,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from kvlab.caches import make_caches
 from kvlab.caches.sequence_kv import SequenceKV
-from kvlab.caches.serialize import has_state
 from kvlab.decoder.prefill.message_ends import cut_at_counts, message_ends
 from kvlab.decoder.request import Request
 from kvlab.decoder.reuse.base import PrefixCache
@@ -31,13 +29,15 @@ MAX_THINKING_TAIL_TOKENS = 11
 class PromptPrefixCache(PrefixCache):
     """Keeps whole sequences; :class:`PromptPlan` decides, this copies the arrays.
 
-    Where some layers cannot be cut, sequences are also kept behind the system prompt and behind the user's message,
-    before the opening of an answer. Deviation: a system prompt is what the first message is, and messages are told
-    apart by the tokens that end them; mlx-lm's server has the messages.
+    Sequences are also kept behind the system prompt and behind the user's message, before the last token or the
+    opening of a thinking part. Where all layers can be cut, the whole sequence replaces these when it ends. Deviation:
+    a system prompt is what the first message is, and messages are told apart by the tokens that end them; mlx-lm's
+    server has the messages.
     """
 
     module: ClassVar[type[Module]] = WholePrompts
     joins_running = False
+    wants_checkpoints = True
 
     def __init__(self, loaded: LoadedModel, policy: Policy, store: Store | None) -> None:
         super().__init__(loaded, policy, store)
@@ -45,7 +45,6 @@ class PromptPrefixCache(PrefixCache):
             raise PolicyError(f"'{policy}' keeps no prompts")
         limit = None if policy.reuse.bytes is None else parse_bytes(policy.reuse.bytes)
         self.plan = PromptPlan(policy.reuse.count, limit, refresh=policy.reuse.order == "lru")
-        self.wants_checkpoints = has_state(make_caches(loaded.model, policy))
         self._kinds: dict[Request, dict[int, str]] = {}
 
     def limit(self, request: Request) -> int:
@@ -68,8 +67,6 @@ class PromptPrefixCache(PrefixCache):
 
     def segments(self, request: Request) -> list[list[int]]:
         context = request.context
-        if not self.wants_checkpoints:
-            return [context[request.cached :]]
         kinds = self._cuts(request, context)
         self._kinds = {other: held for other, held in self._kinds.items() if other.caches} | {request: kinds}
         return cut_at_counts(context, request.cached, kinds)
@@ -82,17 +79,21 @@ class PromptPrefixCache(PrefixCache):
         self._kinds.pop(request, None)
         self._insert(request, caches, tokens, "assistant")
 
+    def keep_cancelled(self, request: Request, caches: Sequence[Any], tokens: Sequence[int]) -> None:
+        """Keep nothing more: what was kept within the prompt stays."""
+        self._kinds.pop(request, None)
+
     def _insert(self, request: Request, caches: Sequence[Any], tokens: Sequence[int], kind: str) -> None:
         started = time.perf_counter()
         kv = SequenceKV.of(caches, len(tokens), {}, copy=True)
         kept = KeptSequence(
             np.array(tokens, np.int32), request.tenant, kv.nbytes, cut_from=kv.cut_from, kind=kind, kv=kv
         )
-        gone = self.plan.insert(kept)
+        victims = self.plan.insert(kept)
         self.nbytes = self.plan.nbytes
-        if kept not in gone:
+        if kept not in victims:
             self.on_stored(request, 1, kv.nbytes, time.perf_counter() - started)
-        if left := [one for one in gone if one is not kept]:
+        if left := [one for one in victims if one is not kept]:
             self.on_dropped(len(left), sum(one.nbytes for one in left))
 
     def _cuts(self, request: Request, context: Sequence[int]) -> dict[int, str]:
