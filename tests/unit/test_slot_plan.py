@@ -6,7 +6,9 @@ A conversation is a range of token numbers of its own; answers are ``ANSWER`` to
 from __future__ import annotations
 
 import itertools
+import json
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -19,6 +21,12 @@ from kvlab.errors import KvlabError
 
 ANSWER = 4
 BYTES_PER_TOKEN = 10
+SESSIONS = Path(__file__).parents[1] / "real_sessions" / "llama_server_b10434.json"
+"""What llama-server (b10434) answered to random requests, one after another, with several flags.
+
+A request is ``[earlier, n, more, reply, cached, slot]``: its prompt is ``more`` behind the first ``n`` tokens that were
+kept of an earlier request; ``reply`` are the tokens of the answer but the last; the server said ``cached`` and ``slot``.
+"""
 
 
 def prompt(conversation: int, length: int, shared: int = 0) -> np.ndarray:
@@ -111,6 +119,19 @@ def test_a_whole_session_finds_what_the_real_server_found():
         (0, 0), (0, 3), (0, 2), (199, 2),
         (0, 1), (0, 0), (60, 3), (60, 3),
     ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "session", json.loads(SESSIONS.read_text(encoding="utf-8")), ids=lambda one: one["flags"] or "default"
+)
+def test_random_sessions_find_what_the_real_server_found(session):
+    plan, kept = SlotPlan(**session["settings"]), []
+    for earlier, shared, more, reply, found, slot in session["requests"]:
+        request = [*(kept[earlier][:shared] if earlier is not None else []), *more]
+        start = plan.start(request)
+        assert (start.tokens, start.slot) == (found, slot)
+        kept.append([*request, *reply])
+        plan.end(start.slot, KeptSequence(np.array(kept[-1]), nbytes=len(kept[-1])))
 
 
 def test_a_saved_sequence_moves_so_that_the_branch_takes_it_from_the_donor():
