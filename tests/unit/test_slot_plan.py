@@ -25,7 +25,7 @@ SESSIONS = Path(__file__).parents[1] / "real_sessions" / "llama_server_b10434.js
 """What llama-server (b10434) answered to random requests, one after another, with several flags.
 
 A request is ``[earlier, n, more, reply, cached, slot]``: its prompt is ``more`` behind the first ``n`` tokens that were
-kept of an earlier request; ``reply`` are the tokens of the answer but the last; the server said ``cached`` and ``slot``.
+kept of an earlier request; ``reply`` is the answer without its last token; the server said ``cached`` and ``slot``.
 """
 
 
