@@ -121,6 +121,7 @@ PACKAGES = {
     "kvlab.workloads": "Conversations with known answers.",
     "kvlab.recording.events": "The events: each class is a kind of event, and a frame of `Recorder.frame`.",
     "kvlab.server": "The endpoint behind `kvlab.serve`.",
+    "kvlab.systems": "The cache designs of other servers as values; see [systems](systems.md).",
     "kvlab.audit": "The client behind `kvlab audit`: what it asks a server, and what it finds.",
     "kvlab.errors": "Every error that a user can cause, one line each.",
 }
