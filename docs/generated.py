@@ -29,7 +29,7 @@ NOTEBOOKS = HERE.parent / "notebooks"
 SIDEBAR = {
     "Begin": ("start", "models", "data", "concepts", "notebooks"),
     "Policies": ("policies", "write", "forced", "limits"),
-    "How it works": ("store", "live", "serving", "systems", "audit", "experiments", "figures/README"),
+    "How it works": ("store", "live", "serving", "systems", "calibration", "audit", "experiments", "figures/README"),
     "Reference": ("api", "install", "contributing"),
 }
 

@@ -1,0 +1,100 @@
+"""Flip bits of KV at rest while a server is stopped, and see what it answers afterwards.
+
+``python experiments/real_servers/flipped_bits.py [SETUP…]`` asks for a reply, stops the server, inverts bits in the
+second half of every file of its store (a file's head, with names and shapes, stays as it is), starts it again and asks
+the same. A server that checks what it reads computes the prompt anew and gives the same reply.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import httpx
+import setups
+from process import ServerProcess
+from session import ANSWER_S, Language
+from setups import SETUPS, Setup
+from word_chain import word_chain
+
+STORING = ("vmlx", "kvlab-tiered")
+"""Setups that keep KV in files across a restart."""
+
+PROMPT_WORDS, REPLY_TOKENS = 300, 24
+LEAST_BYTES = 4096
+"""Smaller files hold no KV."""
+
+EVERY, MASK = 5, 0x40
+"""Of each fifth byte, the bit that is an exponent's in the last byte of a float."""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("setups", nargs="*", default=STORING)
+    parser.add_argument("--environments", type=Path, help="folder of the servers; else KVLAB_HOME/real_servers")
+    options = parser.parse_args()
+    found = []
+    for name in options.setups:
+        if reason := setups.why_absent(SETUPS[name], options.environments):
+            print(f"skipped {name}: {reason}", file=sys.stderr)
+        else:
+            found.append(serve_flipped(SETUPS[name], options.environments))
+    json.dump(found, sys.stdout, indent=1)
+
+
+def serve_flipped(setup: Setup, environments: Path | None) -> dict[str, Any]:
+    """Return what a server answers before, after a restart, and after a restart on flipped bits."""
+    model = word_chain(environments, attends=True)
+    prompt = Language(model).take(PROMPT_WORDS, "flipped bits")
+    with (
+        tempfile.TemporaryDirectory(prefix="kvlab-flipped-") as work,
+        ServerProcess(setup, model, Path(work), environments) as server,
+    ):
+        cold = _ask(server, prompt)
+        server.restart()
+        restarted = _ask(server, prompt)
+        server.stop()
+        files = [flip(file) for file in sorted(server.home.rglob("*")) if _holds_kv(file)]
+        server.start()
+        flipped = _ask(server, prompt)
+    return {
+        "setup": setup.name,
+        "versions": setups.versions(setup, environments),
+        "files_flipped": len(files),
+        "cached_after_restart": restarted[1],
+        "same_text_after_restart": restarted[0] == cold[0],
+        "cached_after_flip": flipped[1],
+        "same_text_after_flip": flipped[0] == cold[0],
+    }
+
+
+def flip(file: Path) -> Path:
+    """Invert bits in the second half of a file."""
+    content = bytearray(file.read_bytes())
+    half = len(content) // 2
+    for at in range(half, len(content), EVERY):
+        content[at] ^= MASK
+    file.write_bytes(content)
+    return file
+
+
+def _holds_kv(file: Path) -> bool:
+    """Whether a file is a block of KV: not an index, a log or a lock."""
+    is_index = any(word in file.name for word in (".db", ".sqlite", "index", ".log", ".lock", ".json"))
+    return file.is_file() and not file.is_symlink() and not is_index and file.stat().st_size >= LEAST_BYTES
+
+
+def _ask(server: ServerProcess, prompt: str) -> tuple[str, int | None]:
+    """Return the reply's text, and the cached tokens that the server reports."""
+    model = httpx.get(f"{server.url}/v1/models").json()["data"][0]["id"]
+    body = {"model": model, "prompt": prompt, "max_tokens": REPLY_TOKENS, "temperature": 0}
+    answer = httpx.post(f"{server.url}/v1/completions", json=body, timeout=ANSWER_S).raise_for_status().json()
+    return answer["choices"][0]["text"], (answer["usage"].get("prompt_tokens_details") or {}).get("cached_tokens")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,140 @@
+"""The servers that are observed, each with the flags it is started with."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import environments
+from word_chain import GGUF_FILE, TOKENIZER
+
+from kvlab.backends.x86 import blas_library
+from kvlab.models.fetching import is_fetched
+from kvlab.version import __version__
+
+THREADS = 2
+
+# MLX's Linux build multiplies on one slow core unless a BLAS is loaded before it; on a Mac there is nothing to load.
+BLAS_FIRST = (
+    "import ctypes, runpy, sys\n"
+    "path, module, *sys.argv[1:] = sys.argv[1:]\n"
+    "path and ctypes.CDLL(path, mode=ctypes.RTLD_GLOBAL)\n"
+    "runpy.run_module(module, run_name='__main__', alter_sys=True)\n"
+)
+
+
+@dataclass(frozen=True)
+class Setup:
+    """A server as it is started here.
+
+    ``name`` is that of the observation; ``server`` that of the program; ``flags`` go to it besides model and port;
+    ``about`` says in a few words what is special. ``slots`` requests are answered at a time.
+    """
+
+    name: str
+    server: str
+    flags: tuple[str, ...] = ()
+    about: str = "its defaults"
+
+
+# What Ollama gives its llama-server for a model with a context of 4,096 tokens on a machine without a large GPU.
+OLLAMA_FLAGS = ("-np", "1", "-c", "4096", "-b", "512", "-ub", "512", "--flash-attn", "auto")
+OLLAMA_SHIFT = ("--context-shift", "--keep", "4")
+
+SETUPS = {
+    setup.name: setup
+    for setup in (
+        Setup("mlx-lm", "mlx-lm"),
+        Setup("llama-server", "llama-server"),
+        Setup("llama-server-np4", "llama-server", ("-np", "4"), "four slots of their own"),
+        Setup("llama-server-np1", "llama-server", ("-np", "1"), "one slot, host cache"),
+        Setup("llama-server-np1-alone", "llama-server", ("-np", "1", "--cache-ram", "0"), "one slot, no host cache"),
+        Setup("llama-server-np1-small", "llama-server", ("-np", "1", "--cache-ram", "1"), "one slot, 1 MiB on host"),
+        Setup("ollama-args", "llama-server", (*OLLAMA_FLAGS, *OLLAMA_SHIFT), "the arguments that Ollama gives"),
+        Setup("vmlx", "vmlx"),
+        Setup("vllm-mlx", "vllm-mlx"),
+        Setup("kvlab-tiered", "kvlab", ("--policy", "tiered"), "policy tiered"),
+        Setup("kvlab-paged", "kvlab", ("--policy", "paged"), "policy paged"),
+    )
+}
+
+
+def why_absent(setup: Setup, folder: Path | None = None) -> str:
+    """Return why a setup cannot be observed here, or an empty string where it can."""
+    if not is_fetched(TOKENIZER):
+        return f"the model's tokenizer is not here: kvlab models get {TOKENIZER}"
+    return environments.why_absent(setup.server, folder)
+
+
+def command(setup: Setup, port: int, model: Path, folder: Path | None = None) -> list[str]:
+    """Return the words that start a server on this machine's loopback address; ``model`` is a folder."""
+    place = ["--host", "127.0.0.1", "--port", str(port)]
+    match setup.server:
+        case "llama-server":
+            words = [
+                _llama_server(folder),
+                "-m",
+                str(model / GGUF_FILE),
+                *place,
+                "-t",
+                str(THREADS),
+                "-ngl",
+                "0",
+                "--no-webui",
+            ]
+        case "mlx-lm":
+            words = [*_with_blas(sys.executable, "mlx_lm.server"), "--model", str(model), *place]
+        case "vmlx":
+            words = [
+                *_with_blas(environments.python_of("vmlx", folder), "vmlx_engine.cli"),
+                "serve",
+                str(model),
+                *place,
+            ]
+        case "vllm-mlx":
+            words = [
+                *_with_blas(environments.python_of("vllm-mlx", folder), "vllm_mlx.cli"),
+                "serve",
+                str(model),
+                *place,
+            ]
+        case _:
+            words = [sys.executable, "-m", "kvlab", "serve", "--model", str(model), *place]
+    return [*words, *setup.flags]
+
+
+def versions(setup: Setup, folder: Path | None = None) -> dict[str, str]:
+    """Return the packages that a server was started from, with their versions."""
+    if setup.server == "kvlab":
+        return {"kvlab": __version__}
+    if setup.server == "mlx-lm":
+        return {name: importlib.metadata.version(name) for name in ("mlx", "mlx-lm")}
+    known = {name: version for name, version in environments.facts(setup.server, folder).items() if name != "installed"}
+    if setup.server == "llama-server":
+        said = _version_said(_llama_server(folder))
+        return {**known, "llama.cpp": said}
+    return known
+
+
+def version_label(found: dict[str, str], setup: Setup) -> str:
+    """Return the version of the program itself."""
+    return found["llama.cpp"] if setup.server == "llama-server" else found[setup.server]
+
+
+def _llama_server(folder: Path | None) -> str:
+    (program,) = environments.root(folder).glob("llama-server/*/bin/llama-server")
+    return str(program)
+
+
+def _version_said(program: str) -> str:
+    """Return what a program says of its version."""
+    answer = subprocess.run([program, "--version"], check=True, capture_output=True, text=True)
+    lines = (answer.stdout + answer.stderr).splitlines()
+    return next((line.partition("version:")[2].strip() for line in lines if line.startswith("version:")), "")
+
+
+def _with_blas(python: str | Path, module: str) -> list[str]:
+    return [str(python), "-c", BLAS_FIRST, blas_library.prepare().path, module]

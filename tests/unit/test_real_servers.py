@@ -1,0 +1,85 @@
+"""What real servers were seen to do stands in the rows, and the page on calibration is made of them."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+from kvlab.systems.observations import Step, common_length, read_observations
+
+ROOT = Path(__file__).resolve().parents[2]
+SESSIONS = {session.setup: session for session in read_observations(ROOT / "experiments" / "rows" / "real_servers.csv")}
+LLAMA_CPP = [name for name, session in SESSIONS.items() if session.facts["server"] == "llama-server"]
+
+
+@pytest.fixture(scope="module")
+def table() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("table", ROOT / "experiments" / "real_servers" / "table.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def step(setup: str, scenario: str, name: str) -> Step:
+    [found] = [one for one in SESSIONS[setup].steps if (one.scenario, one.step) == (scenario, name)]
+    return found
+
+
+def cached(setup: str, scenario: str, *names: str) -> list[int]:
+    return [step(setup, scenario, name).cached or 0 for name in names]
+
+
+def test_the_page_shows_the_rows(table):
+    page = (ROOT / "docs" / "calibration.md").read_text(encoding="utf-8")
+    assert table.with_tables(page, list(SESSIONS.values())) == page
+
+
+def test_every_session_says_what_was_run():
+    for session in SESSIONS.values():
+        assert {"server", "version", "flags", "packages", "model", "date"} <= set(session.facts)
+        assert session.facts["version"]
+
+
+@pytest.mark.parametrize("setup", SESSIONS)
+def test_no_server_reports_more_than_it_was_sent_before(setup):
+    earlier: list[tuple[int, ...]] = []
+    for one in SESSIONS[setup].steps:
+        known = max((common_length(one.prompt, other) for other in earlier), default=0)
+        assert (one.cached or 0) <= min(known, max(0, len(one.prompt) - 1)), (one.scenario, one.step)
+        earlier.append((*one.prompt, *one.reply))
+
+
+@pytest.mark.parametrize("setup", LLAMA_CPP)
+def test_llama_server_shares_more_than_a_tenth_of_a_prompt_with_the_slot_that_has_it(setup):
+    assert cached(setup, "repeat", "first", "again") == [0, 299]
+    assert cached(setup, "reply_kept", "longer") == [307], "the last token of a reply is not held"
+    if len(SESSIONS[setup].facts["flags"].split()) <= 2 and "-np 1" not in SESSIONS[setup].facts["flags"]:
+        assert cached(setup, "shares", "24 other", "36 other", "90 other") == [0, 36, 90]
+
+
+def test_llama_server_finds_a_quarter_of_a_saved_prompt_and_takes_it_from_its_owner():
+    steps = ("36 other", "72 other", "78 other", "150 other")
+    assert cached("llama-server", "shares_later", *steps) == [0, 0, 78, 150]
+    assert cached("llama-server-np4", "shares_later", *steps) == [36, 72, 78, 150]
+    assert cached("llama-server", "shares_later", "72 first again", "78 first again") == [299, 78]
+
+
+def test_mlx_lm_reads_do_not_refresh_and_an_exact_hit_ends_the_server():
+    # Ten were kept. c2 was read by a prompt with its first 30 tokens, and left next all the same; c3 was the one after.
+    assert cached("mlx-lm", "order", "c2 branch", "c2 after", "c3 after", "c9 after") == [30, 30, 0, 39]
+    assert step("mlx-lm", "exact", "with its reply").failed
+    assert step("mlx-lm", "exact", "afterwards").failed, "every later request fails"
+
+
+def test_vmlx_stores_prompts_without_opening_and_last_token_and_finds_whole_blocks_elsewhere():
+    first = step("vmlx", "chat", "first")
+    stored = len(first.prompt) - first.suffix - 1
+    assert cached("vmlx", "chat", "again", "next turn", "first again") == [stored] * 3
+    [other] = cached("vmlx", "chat", "other user")
+    assert other % 64 == 0 and 0 < other <= common_length(step("vmlx", "chat", "other user").prompt, first.prompt)
+    assert cached("vmlx", "repeat", "again") == [299]
+    assert cached("vmlx", "restart", "after", "chat after") == [299, 325], "blocks on disk outlive a restart"
