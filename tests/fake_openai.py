@@ -44,6 +44,7 @@ class Design:
         reports: ``true``, ``nothing`` (no field), ``silence_at_zero`` (no field for 0), or ``lie`` (claims every repeat
             in full, but computes all).
         counts: Usage says prompt tokens.
+        reply_words: After so many words the model ends its answer by itself.
         noise: Factors of successive TTFTs, used in rotation.
     """
 
@@ -59,6 +60,7 @@ class Design:
     takes_tool_messages: bool = True
     reports: str = "true"
     counts: bool = True
+    reply_words: int = 1000
     noise: tuple[float, ...] = (1.0,)
 
 
@@ -97,7 +99,7 @@ class FakeServer:
         start = len(prompt) - computed
         work = TOKEN_S * computed + SQUARED_TOKEN_S * (len(prompt) ** 2 - start**2)
         self.clock.now += (REQUEST_S + work) * design.noise[self.requests % len(design.noise)]
-        words = (REPLY_WORDS.split() * 100)[: body["max_tokens"]]
+        words = (REPLY_WORDS.split() * 100)[: min(body["max_tokens"], design.reply_words)]
         for number, word in enumerate(words):
             self.clock.now += DECODE_S if number else 0
             yield _event({"choices": [{"index": 0, "delta": {"content": f"{' ' if number else ''}{word}"}}]})

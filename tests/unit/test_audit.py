@@ -108,6 +108,12 @@ def test_whether_the_reply_is_reused_is_seen() -> None:
     assert (computed.verdict, computed.value) == ("note", 0)
 
 
+def test_a_reply_that_is_too_short_gives_no_verdict_on_its_reuse() -> None:
+    found = audit(Design(reply_words=3))["append", "reply_cached_tokens"]
+    assert (found.verdict, found.value) == ("unknown", None)
+    assert audit(Design(reply_words=8))["append", "reply_cached_tokens"].verdict == "good"
+
+
 def test_what_follows_an_edit_is_seen_where_the_cache_moves_it() -> None:
     moved = audit(Design(keeps_after_edit=True))
     assert moved["edited_history", "cached_after_the_edit"].value > 100  # type: ignore[operator]

@@ -10,6 +10,8 @@ from kvlab.audit.material import assistant, system, user
 from kvlab.audit.probe import Lab, Observation, Probe
 
 REPLY_TOKENS = 24
+MIN_REPLY_TOKENS = 4
+"""Generated before the model ended by itself: fewer do not stand out from the template's own tokens."""
 
 NEXT_TURN = Sentences(
     good="An agent's next turn pays only for what is new, so that its 15th turn starts as quickly as its second.",
@@ -37,7 +39,7 @@ class Append(Probe):
         """Return the finding on the reply's tokens."""
         about = (self.name, "reply_cached_tokens", None, lab.unit)
         generated = turn.reply.completion_tokens or len(turn.reply.text.split())
-        if not turn.reply.text or generated < REPLY_TOKENS // 2:
+        if not turn.reply.text or generated < MIN_REPLY_TOKENS:
             return Finding(*about, "unknown", f"the reply has {generated} tokens: too short to tell")
         if seen.reported is None:
             error = f"± {seen.inferred.error:.0f}" if seen.inferred else "not inferred"
