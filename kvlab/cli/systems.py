@@ -14,6 +14,7 @@ from kvlab.cli.output import answer, document, json_option, table
 @json_option
 def systems(name: str | None, as_json: bool) -> None:
     """List the systems that --system takes; of one NAME all settings, each with its source."""
+    from kvlab.policies.slots import format_value
     from kvlab.systems import SystemTable, all_systems, parse_system
 
     listed = all_systems() if name is None else SystemTable([parse_system(name)])
@@ -25,7 +26,7 @@ def systems(name: str | None, as_json: bool) -> None:
             return
         [row] = made["rows"]
         shown = [
-            {"setting": key, "value": "none" if value is None else value, "source": row["sources"][key]}
+            {"setting": key, "value": format_value(value), "source": row["sources"][key]}
             for key, value in row["settings"].items()
         ]
         click.echo(f"{row['system']}: {row['policy']}\n")

@@ -11,7 +11,7 @@ from kvlab.systems.base import System
 from kvlab.systems.registry import known_systems
 
 COLUMNS = ("system", "policy", "concurrency", "queue", "prefill", "overflow")
-"""Of the short table; ``rows`` have everything."""
+"""Of the short table: of ``overflow``, what becomes of a long prompt and of an answer. ``rows`` have everything."""
 
 
 class SystemTable(Sequence[System]):
@@ -59,5 +59,5 @@ def _short(system: System) -> dict[str, str]:
         "concurrency": str(config.max_concurrency),
         "queue": "no limit" if system.queue is None else str(system.queue),
         "prefill": format_value(config.prefill_step),
-        "overflow": "",
+        "overflow": f"{config.long_prompt}, {config.overflow}",
     }

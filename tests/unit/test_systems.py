@@ -210,6 +210,7 @@ def test_systems_lists_all_with_settings_and_sources(capsys: pytest.CaptureFixtu
     assert main(["systems"]) == 0
     shown = capsys.readouterr().out
     assert all(str(one) in shown for one in all_systems())
+    assert "truncate-middle:keep=4, shift:keep=4" in shown
     assert main(["systems", "llama.cpp:parallel=2"]) == 0
     assert "server-context.cpp" in capsys.readouterr().out
     assert main(["systems", "nope"]) == 2
