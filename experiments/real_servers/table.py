@@ -49,7 +49,7 @@ def requests(sessions: Sequence[ObservedSession]) -> str:
     rows = []
     for key in order:
         cells = [_cell(steps.get(key)) for steps in found.values()]
-        if any(cell not in ("", "0") for cell in cells):
+        if any(cell not in ("", "0", "–") for cell in cells):
             rows.append([f"{key[0].replace('_', ' ')}: {key[1]}", *cells])
     return _markdown(["request", *found], rows)
 

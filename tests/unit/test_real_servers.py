@@ -54,11 +54,17 @@ def test_no_server_reports_more_than_it_was_sent_before(setup):
 
 
 @pytest.mark.parametrize("setup", LLAMA_CPP)
-def test_llama_server_shares_more_than_a_tenth_of_a_prompt_with_the_slot_that_has_it(setup):
+def test_llama_server_computes_the_last_token_again_and_holds_none_that_it_said_last(setup):
     assert cached(setup, "repeat", "first", "again") == [0, 299]
-    assert cached(setup, "reply_kept", "longer") == [307], "the last token of a reply is not held"
-    if len(SESSIONS[setup].facts["flags"].split()) <= 2 and "-np 1" not in SESSIONS[setup].facts["flags"]:
-        assert cached(setup, "shares", "24 other", "36 other", "90 other") == [0, 36, 90]
+    assert cached(setup, "reply_kept", "longer") == [307]
+    assert cached(setup, "exact", "with its reply") == [40]
+
+
+@pytest.mark.parametrize(
+    ("setup", "found"), [("llama-server", 0), ("llama-server-np4", 0), ("llama-server-np1", 24), ("ollama-args", 24)]
+)
+def test_llama_server_looks_for_more_than_a_tenth_where_it_has_several_slots(setup, found):
+    assert cached(setup, "shares", "24 other", "36 other", "90 other") == [found, 36, 90]
 
 
 def test_llama_server_finds_a_quarter_of_a_saved_prompt_and_takes_it_from_its_owner():
