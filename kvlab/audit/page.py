@@ -9,6 +9,7 @@ from typing import Any
 from kvlab.audit.probe import all_probes
 from kvlab.audit.report_card import MARKS, Row, summary, value_text
 from kvlab.charts.colors import BLUE, GREY, ORANGE, SOFT_INK, Tone
+from kvlab.counts import counted
 from kvlab.results.paint import paint
 from kvlab.results.report_page import STYLE
 
@@ -43,7 +44,11 @@ def card_page(document: Mapping[str, Any]) -> str:
         _probe_card(probe, about.get(probe, ""), [row for row in rows if row["probe"] == probe])
         for probe in dict.fromkeys(row["probe"] for row in rows)
     )
-    lead = f"{sum(row['differs'] for row in rows)} of {len(rows)} rows differ." if compared else summary(rows) + "."
+    lead = (
+        f"{sum(row['differs'] for row in rows)} of {counted(len(rows), 'row')} differ."
+        if compared
+        else summary(rows) + "."
+    )
     return (
         "<!doctype html>\n<html lang='en'><head><meta charset='utf-8'>"
         "<meta name='viewport' content='width=device-width, initial-scale=1'>"

@@ -10,6 +10,7 @@ from pathlib import Path
 import click
 
 from kvlab.cli.output import Document, answer, document, json_option, table
+from kvlab.counts import counted
 from kvlab.errors import KvlabError
 
 FILE = click.Path(dir_okay=False, path_type=Path)
@@ -89,7 +90,9 @@ def audit(
     def show(made: Document) -> None:
         if against is not None:
             table(comparison_lines(made["rows"]), ("", "probe", "metric", "this card", "the other", "detail"))
-            click.echo(f"\n{sum(row['differs'] for row in made['rows'])} of {len(made['rows'])} rows differ (≠).")
+            click.echo(
+                f"\n{sum(row['differs'] for row in made['rows'])} of {counted(len(made['rows']), 'row')} differ (≠)."
+            )
             return
         table(card_rows(made), ("", "probe", "metric", "value", "what it means for an agent"))
         click.echo(f"\n{summary(made['rows'])}. With --json: all numbers; with --html FILE: a page.")

@@ -21,7 +21,6 @@ PLURAL = re.compile(rf"^ (?:[a-z-]+ ){{0,2}}?({NOUNS})\b(?!/)")
 COUNT = re.compile(r"\blen\(|tokens|turns|count|generations|followers|cores|\bn\b|_n\b")
 
 MANY = {
-    "kvlab/server/generation/served_model.py": "more than a context",
     "kvlab/server/generation/prompt_cache.py": "more than a context",
     "kvlab/server/concurrency_limit.py": "more than the limit, which is one or more",
     "kvlab/server/ops_routes.py": "as many as the limit",

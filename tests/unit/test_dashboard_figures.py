@@ -61,8 +61,8 @@ class Models(dict):
 
     def __init__(self) -> None:
         self.live, self.ram = 0, 0
-        store = SimpleNamespace(tiers_bytes=lambda: {"ram": self.ram})
-        super().__init__(one=SimpleNamespace(decoder=SimpleNamespace(store=store, live_bytes=lambda: self.live)))
+        held = {"tiers_bytes": lambda: {"ram": self.ram}, "live_bytes": lambda: self.live}
+        super().__init__(one=SimpleNamespace(decoder=SimpleNamespace(**held)))
 
 
 def test_the_history_begins_with_the_server_and_ends_now() -> None:

@@ -228,14 +228,17 @@ def test_length_that_an_error_names_is_accepted(spec: str) -> None:
     assert load_workload(spec, tokens=int(tokens)).requests()
 
 
-def test_saved_experiment_has_every_eviction_method_with_the_question_known_and_unknown() -> None:
+def test_saved_experiments_have_every_eviction_method_with_the_question_known_and_unknown() -> None:
     """A method that is added later must be added there, too."""
-    cells = read_experiment(ROOT / "experiments" / "needle.toml").cells()
-    policies = [Policy.parse(cell.run.policy) for cell in cells]
     known = {cls.name for cls in Scorer.__subclasses__() if cls.__module__.startswith("kvlab.")}
-    assert known | {"full", "rotating"} == {policy.retention.name for policy in policies}
-    long = read_experiment(ROOT / "experiments" / "needle_long.toml").cells()
-    for workload in ("needle:single", "needle:single,question=none"):
-        for some, tokens in ((cells, 1000), (long, 2500)):
-            of_full = [c.run for c in some if (c.run.workload, c.run.tokens, c.policy) == (workload, tokens, "full")]
-            assert sum(run.n for run in of_full) == 40 and len({run.seed for run in of_full}) == 4
+    for name, tokens, workload, others in (
+        ("needle", 1000, "needle:single", {"full", "rotating"}),
+        ("needle_unknown", 1000, "needle:single,question=none", {"full"}),
+        ("needle_long", 2500, "needle:single", {"full"}),
+        ("needle_long_unknown", 2500, "needle:single,question=none", {"full"}),
+    ):
+        cells = read_experiment(ROOT / "experiments" / f"{name}.toml").cells()
+        assert known | others == {Policy.parse(cell.run.policy).retention.name for cell in cells}
+        of_full = [cell.run for cell in cells if cell.policy == "full"]
+        assert {(run.workload, run.tokens) for run in of_full} == {(workload, tokens)}
+        assert sum(run.n for run in of_full) == 40 and len({run.seed for run in of_full}) == 4

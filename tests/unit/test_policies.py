@@ -175,7 +175,7 @@ def test_the_registry_lists_every_module_with_slot_and_defaults():
     # Modules of other tests' users may be known too, and need no docstring.
     own = [name for name, module in known_modules().items() if module.__module__.startswith("kvlab.")]
     assert len(own) >= 12 and all(rows[name].summary for name in own)
-    assert rows["quantized"].parameters == {"bits": 8, "group": 64}
+    assert rows["quantized"].parameters == {"bits": 8, "group": 64, "k_bits": None, "v_bits": None}
 
 
 def test_a_module_without_a_docstring_is_listed_and_shown():

@@ -202,7 +202,10 @@ def test_vmlx_has_blocks_of_64_tokens_on_ssd_and_one_request(monkeypatch: pytest
 
 
 # -- the command line and the server ----------------------------------------------------------------------------------
-def test_systems_lists_all_with_settings_and_sources(capsys: pytest.CaptureFixture[str]) -> None:
+def test_systems_lists_all_with_settings_and_sources(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "400")  # wide enough for every setting in one line
     assert main(["systems", "--json"]) == 0
     document = json.loads(capsys.readouterr().out)
     assert document["command"] == "systems"

@@ -12,6 +12,7 @@ from kvlab.audit.client import Reply
 from kvlab.audit.finding import Finding
 from kvlab.audit.material import system, user
 from kvlab.audit.probe import Lab, Probe
+from kvlab.counts import counted
 
 COUNTS = (1, 4, 8, 32)
 """Agents at once."""
@@ -122,7 +123,7 @@ def _findings(probe: str, count: int, crowd: Sequence[_Timed], taken_s: float) -
     waits = sorted(timed.reply.ttft_s for timed in good)
     for name, share in (("p50", 0.5), ("p95", 0.95)):
         value = 1e3 * waits[min(len(waits) - 1, int(share * len(waits)))]
-        yield Finding(probe, f"ttft_{name}_ms_{count}", value, "ms", "note", f"of {len(waits)} answers")
+        yield Finding(probe, f"ttft_{name}_ms_{count}", value, "ms", "note", f"of {counted(len(waits), 'answer')}")
     if count > 1:
         yield _overlap_finding(probe, count, good, taken_s)
 

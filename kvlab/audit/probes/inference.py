@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from kvlab.audit.curve import CachedEstimate
 from kvlab.audit.finding import Finding
 from kvlab.audit.probe import Lab, Observation, Probe
+from kvlab.counts import counted
 
 MIN_CACHED_SHARE = 0.1
 """Of a prompt, reported as cached: below it, a difference says nothing relative to it."""
@@ -33,7 +34,7 @@ class InferenceError(Probe):
         relative = [abs(off) / (one.reported or 1) for off, (one, _) in zip(offs, known, strict=True)]
         mean = statistics.fmean(relative)
         detail = (
-            f"mean over {len(known)} cached prompts; median {statistics.median(relative):.1%}, "
+            f"mean over {counted(len(known), 'cached prompt')}; median {statistics.median(relative):.1%}, "
             f"largest {max(relative):.1%}"
         )
         if self._is_false(known):

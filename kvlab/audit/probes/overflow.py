@@ -11,6 +11,7 @@ from kvlab.audit.context import Context, context_in_error, listed_context
 from kvlab.audit.finding import Finding
 from kvlab.audit.material import system, user
 from kvlab.audit.probe import Lab, Probe
+from kvlab.counts import counted
 
 OVER = 1.25
 """A prompt over the context, as a share of it: more than the audit's count of tokens may be wrong."""
@@ -73,7 +74,7 @@ class Overflow(Probe):
             yield Finding(self.name, metric, None, "", "unknown", why)
             return
         if (seconds := _predicted(lab, known.tokens)) > LIMIT_S:
-            why = f"filling {known.tokens} tokens would take about {seconds:.0f} s; serve the model with less context"
+            why = f"filling {counted(known.tokens, 'token')} would take about {seconds:.0f} s; serve the model with less context"
             yield Finding(self.name, metric, None, "", "unknown", why)
             return
         filled = _fill(lab, known.tokens)
@@ -109,24 +110,26 @@ def _predicted(lab: Lab, tokens: int) -> float:
 
 
 def _is_cut(sent: _Sent) -> bool:
-    counted = sent.reply.prompt_tokens
-    return counted is not None and counted < CUT_SHARE * sent.tokens
+    read_tokens = sent.reply.prompt_tokens
+    return read_tokens is not None and read_tokens < CUT_SHARE * sent.tokens
 
 
 def _prompt_finding(probe: str, sent: _Sent, known: Context | None) -> Finding:
     """Judge the answer to a long prompt."""
     reply, metric = sent.reply, "prompt_over_the_context"
-    told = f"about {sent.tokens} tokens sent"
+    told = f"about {counted(sent.tokens, 'token')} sent"
     if reply.is_complete:
-        counted = reply.prompt_tokens
-        if counted is None:
+        read_tokens = reply.prompt_tokens
+        if read_tokens is None:
             why = f"{told}, answered without a word on how many were read"
             return Finding(probe, metric, None, "tokens", "unknown", why)
         if _is_cut(sent):
-            return Finding(probe, metric, counted, "tokens", "bad", f"{told}, {counted} read: cut in silence", CUT)
+            return Finding(
+                probe, metric, read_tokens, "tokens", "bad", f"{told}, {read_tokens} read: cut in silence", CUT
+            )
         if known is None:
-            return Finding(probe, metric, counted, "tokens", "note", f"{told} and answered: no limit found", BEYOND)
-        return Finding(probe, metric, counted, "tokens", "note", f"{told} and read, past {known.source}", BEYOND)
+            return Finding(probe, metric, read_tokens, "tokens", "note", f"{told} and answered: no limit found", BEYOND)
+        return Finding(probe, metric, read_tokens, "tokens", "note", f"{told} and read, past {known.source}", BEYOND)
     if reply.status == 0 and reply.error.startswith("no answer within"):
         return Finding(probe, metric, None, "", "unknown", f"{told}; {reply.error}, and no refusal either")
     if reply.status in (0, 200) or reply.status >= 500:

@@ -9,6 +9,7 @@ from kvlab.audit.finding import Finding, Verdict
 from kvlab.audit.judging import NOT_KNOWN
 from kvlab.audit.material import system, user
 from kvlab.audit.probe import Lab, Observation, Probe
+from kvlab.counts import counted
 
 MOST_CONVERSATIONS = 16
 CONVERSATION_SHARE = 0.5
@@ -68,7 +69,7 @@ class Rotation(Probe):
         for messages in ring:
             lab.observe(messages)
         found = sum(_is_held(lab.observe(messages)) for messages in ring)
-        detail = f"of {len(ring)} conversations in rotation, in the second round"
+        detail = f"of {counted(len(ring), 'conversation')} in rotation, in the second round"
         means = (
             "One agent too many, and all of them lose their history: the cache drops the one that is needed next."
             if found == 0

@@ -13,6 +13,7 @@ from kvlab.audit.errors import AuditError
 from kvlab.audit.finding import Finding, Verdict
 from kvlab.audit.material import assistant, system, user
 from kvlab.audit.probe import Lab, Observation, Probe
+from kvlab.counts import counted
 
 Messages = list[dict[str, Any]]
 
@@ -115,7 +116,7 @@ def _truth_findings(probe: str, lab: Lab, compared: Sequence[_Compared], *, with
     equal = sum(one.comparison.equal for one in compared)
     verdict, means = _truth_verdict(compared, with_logprobs)
     told = "; ".join(_told(one) for one in compared if not one.comparison.equal)
-    how = f"{equal} of {len(compared)} answers equal the cold ones"
+    how = f"{equal} of {counted(len(compared), 'answer')} equal to the cold ones"
     yield Finding(probe, "equal_answers", equal / len(compared), "ratio", verdict, f"{how}; {told}".rstrip("; "), means)
     distances = [one.comparison.distance for one in compared if one.comparison.distance is not None]
     if not distances:
@@ -149,10 +150,12 @@ def _claim_finding(probe: str, lab: Lab) -> Finding:
     seen = [*lab.observations, *_repeats(lab)]
     shares = [share for one in seen if (share := saved_share(one)) is not None]
     if len(shares) < CLAIM_REPEATS:
-        why = f"{len(shares)} of {len(seen)} answers tell: the others claim too little, or their TTFT is too uncertain"
+        others = "the others claim too little, or their TTFT is too uncertain"
+        why = f"{len(shares)} of {counted(len(seen), 'answer')} tell: {others}"
         return Finding(probe, metric, None, "ratio", "unknown", why)
     value = median(shares)
-    why = f"median over {len(shares)} answers: tokens that the TTFT saved, by the curve, over tokens claimed as cached"
+    ratio = "tokens that the TTFT saved, by the curve, over tokens claimed as cached"
+    why = f"median over {counted(len(shares), 'answer')}: {ratio}"
     verdict: Verdict = "good" if value >= MIN_SAVED_SHARE else "bad"
     means = SAVES if verdict == "good" else CLAIMS
     return Finding(probe, metric, value, "ratio", verdict, why, means)

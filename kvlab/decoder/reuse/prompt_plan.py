@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from kvlab.counts import counted
 from kvlab.decoder.reuse.kept_sequence import Departed, KeptSequence, reason_of_miss
 from kvlab.errors import KvlabError
 
@@ -85,7 +86,7 @@ class PromptPlan:
     def check_integrity(self) -> None:
         """Raise KvlabError where bytes or counts contradict the rules; for tests."""
         if len(self) > self._count:
-            raise KvlabError(f"{len(self)} sequences are kept, more than {self._count}")
+            raise KvlabError(f"{counted(len(self), 'sequence')} kept, more than {self._count}")
         if self._limit is not None and self.nbytes > self._limit:
             raise KvlabError(f"the sequences hold {self.nbytes} bytes of {self._limit}")
         known = self.known()
