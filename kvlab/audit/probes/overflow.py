@@ -74,7 +74,8 @@ class Overflow(Probe):
             yield Finding(self.name, metric, None, "", "unknown", why)
             return
         if (seconds := _predicted(lab, known.tokens)) > LIMIT_S:
-            why = f"filling {counted(known.tokens, 'token')} would take about {seconds:.0f} s; serve the model with less context"
+            filling = f"filling {counted(known.tokens, 'token')} would take about {seconds:.0f} s"
+            why = f"{filling}; serve the model with less context"
             yield Finding(self.name, metric, None, "", "unknown", why)
             return
         filled = _fill(lab, known.tokens)
