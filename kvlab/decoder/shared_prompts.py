@@ -25,7 +25,7 @@ class SharedPrompts:
     """
 
     def __init__(self, size: str) -> None:
-        self._reuse, self._tiers = Paged(), Ram(size)
+        self._reuse, self._tiers = Paged(live=False), Ram(size)  # each sequence holds its own rows, as without
         self._store: Store | None = None
         self._fingerprint = ""
 

@@ -22,6 +22,8 @@ POLICIES = ("full", "snapkv:budget=60,window=8", "knorm:budget=0.5", "quantized:
 GIVEN = POLICIES[:-2]
 STEP_BYTES = 256 * 4096
 """Rows are allocated in steps of 256 at most, of 4,096 bytes here; restored ones take what they need."""
+ALIKE = "needle:single"
+"""A workload whose prompts begin alike for most of their length."""
 WORKLOAD = "needle:single,question=none"
 WHERE = {"tokens": 300, "n": 2, "progress": False}
 
@@ -49,6 +51,13 @@ def test_answers_and_live_bytes_are_those_of_a_prompt_for_each_policy(bundled: L
         assert expected - (STEP_BYTES if policy == "full" else 0) < found + 1 <= expected + 1
     assert values(shared, "text", "text") == values(alone, "text", "text")
     assert "computed once" in shared.provenance["prompts"] and "prompts" not in alone.provenance
+
+
+def test_full_holds_every_row_of_its_own_beside_prompts_that_begin_alike(bundled: LoadedModel) -> None:
+    found = compare(["full"], ALIKE, bundled, tokens=600, n=5, concurrency=5, share_prompts="200MB", progress=False)
+    rows = [row["value"] / 4096 for row in found.rows if row["metric"] == "kv_bytes_live" and row.get("turn")]
+    lengths = [row["value"] for row in found.rows if row["metric"] == "prompt_tokens"]
+    assert len(rows) == 5 and all(held >= prompt for held, prompt in zip(sorted(rows), sorted(lengths), strict=True))
 
 
 def test_only_the_first_policy_computes_whole_prompts(shared: Results) -> None:
@@ -130,6 +139,6 @@ def test_policies_with_kv_at_rest_or_other_kv_of_prompts_are_given_none(bundled:
     for policy in ("paged", "tiered:ssd=1GB", "quantized:bits=4", "rotating:window=64"):
         assert shared.given(Policy.parse(policy), bundled) == (Policy.parse(policy), None)
     found, store = shared.given(Policy.parse("full"), bundled)
-    assert str(found) == "ram:ram=10MB" and store is not None
+    assert str(found) == "paged:live=false|ram:ram=10MB" and store is not None
     assert shared.given(Policy.parse("knorm"), bundled)[1] is store
     shared.close()
