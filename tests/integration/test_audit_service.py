@@ -1,15 +1,20 @@
-"""The service probes against a real server of kvlab: nothing that does not depend on the machine's speed is bad.
+"""The service probes against real servers: kvlab's, where nothing that holds at any speed is bad, and mlx-lm's.
 
 What depends on times is held in ``tests/unit/test_audit_service.py``, on a clock that the server moves itself.
 """
 
 from __future__ import annotations
 
+import socket
+import subprocess
+import sys
+import time
 from collections.abc import Iterator
 
 import pytest
 
 from kvlab.audit import AuditClient, ColdCurve, Finding, Lab, Probe, prepare
+from kvlab.audit.material import user
 from kvlab.audit.own_server import OwnServer
 from kvlab.audit.probes.clients import Clients
 from kvlab.audit.probes.continuation import Continuation
@@ -18,6 +23,11 @@ from kvlab.audit.probes.restart import Kill, Restart
 from kvlab.audit.probes.tool_calls import ToolCalls
 from kvlab.audit.probes.truth import Truth
 from kvlab.audit.probes.well_formed import WellFormed
+from kvlab.models import bundled_path
+from tests.processes import ROOT, environment
+
+MLX_LM = "import kvlab; from mlx_lm.server import main; main()"
+START_S = 300.0
 
 
 @pytest.fixture(scope="module")
@@ -77,3 +87,33 @@ def test_kv_of_kvlab_outlives_restart_and_kill(probe: Restart, lab: Lab) -> None
     assert bad(findings) == []
     assert findings["cached_tokens"].verdict == "good"
     assert findings["same_answer"].verdict == "good"
+
+
+@pytest.fixture
+def mlx_lm() -> Iterator[Lab]:
+    """A lab at mlx-lm's own server with the bundled model."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    model = str(bundled_path())
+    command = [sys.executable, "-c", MLX_LM, "--model", model, "--port", str(port), "--log-level", "CRITICAL"]
+    process = subprocess.Popen(
+        command, cwd=ROOT, env=environment(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+    try:
+        with AuditClient(f"http://127.0.0.1:{port}", model) as client:
+            until = time.monotonic() + START_S
+            while not client.chat([user("Hello.")], max_tokens=1).is_complete:
+                assert process.poll() is None and time.monotonic() < until, "mlx_lm.server did not start"
+                time.sleep(0.1)
+            yield prepare(client, salt="integration", tokens=192)
+    finally:
+        process.kill()
+        process.wait()
+
+
+def test_mlx_lm_dies_of_a_prompt_that_its_cache_holds_whole(mlx_lm: Lab) -> None:
+    findings = found(Continuation(), mlx_lm)
+    assert findings["continued"].verdict == "bad"
+    assert findings["alive"].verdict == "bad"
+    assert "generation thread died" in findings["alive"].detail
