@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from kvlab.audit.errors import AuditError
 from kvlab.audit.finding import Finding
 from kvlab.audit.material import user
 from kvlab.audit.probe import Lab
@@ -10,9 +9,8 @@ from kvlab.audit.probe import Lab
 ALIVE_LIMIT_S = 60.0
 """For one token to a short question. Longer than a server needs to end what an impatient client has left behind."""
 
-
-class ServerGoneError(AuditError):
-    """The server answers no more; the audit ends."""
+SURVIVES = "An agent that does this harms no other."
+ENDS = "One agent's request ends the service for all agents until somebody starts the server anew."
 
 
 def why_silent(lab: Lab, limit_s: float = ALIVE_LIMIT_S) -> str:
@@ -27,6 +25,5 @@ def alive_finding(probe: str, lab: Lab, limit_s: float = ALIVE_LIMIT_S) -> Findi
     """Ask a short question after a probe; the finding is ``bad`` where no answer comes."""
     reason = why_silent(lab, limit_s)
     if not reason:
-        return Finding(probe, "alive", 1, "", "good", "a short question was answered afterwards")
-    means = "One agent's request ends the service for all agents until somebody starts the server anew."
-    return Finding(probe, "alive", 0, "", "bad", f"a short question afterwards got no answer: {reason}", means)
+        return Finding(probe, "alive", 1, "", "good", "a short question was answered afterwards", SURVIVES)
+    return Finding(probe, "alive", 0, "", "bad", f"a short question afterwards got no answer: {reason}", ENDS)

@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from kvlab.audit.alive import alive_finding
+from kvlab.audit.alive import SURVIVES, alive_finding
 from kvlab.audit.client import Reply
 from kvlab.audit.finding import Finding
 from kvlab.audit.material import system, user
@@ -79,7 +79,7 @@ class Clients(Probe):
             if alive.verdict == "bad":
                 yield alive
                 return
-        yield Finding(self.name, "alive", 1, "", "good", "a short question was answered after each crowd")
+        yield Finding(self.name, "alive", 1, "", "good", "a short question was answered after each crowd", SURVIVES)
 
 
 def _crowd(lab: Lab, shared: dict[str, str], count: int) -> list[_Timed]:

@@ -25,6 +25,7 @@ REPLACEMENT = "\ufffd"
 CHARACTERS = "🙂 héllo 你好 🙂 naïve 世界 🚀 señor 你好 🙂 "
 """Text with characters of two to four bytes, for the model to go on with."""
 
+READS = "An agent's client library gets here what it expects."
 EVENTS = "A client that reads server-sent events to the letter stops at such a line."
 DONE = "A client that waits for [DONE] hangs until the connection closes, or reports a broken stream."
 ROLE = "A client that joins all deltas expects one role: none or several give messages of a wrong role."
@@ -80,7 +81,7 @@ class WellFormed(Probe):
 
 
 def _finding(probe: str, metric: str, good: bool, why: str, means: str) -> Finding:
-    return Finding(probe, metric, float(good), "", "good" if good else "bad", why, "" if good else means)
+    return Finding(probe, metric, float(good), "", "good" if good else "bad", why, READS if good else means)
 
 
 def stream_findings(probe: str, wire: WireStream) -> Iterator[Finding]:
@@ -95,7 +96,7 @@ def stream_findings(probe: str, wire: WireStream) -> Iterator[Finding]:
     one = roles[:1] == ["assistant"] and len(set(roles)) == 1
     verdict: Verdict = "good" if one and len(roles) == 1 else "note" if one else "bad"
     why = f"{len(roles)} of {len(wire.deltas)} deltas have a role"
-    yield Finding(probe, "roles", len(roles), "deltas", verdict, why, "" if verdict == "good" else ROLE)
+    yield Finding(probe, "roles", len(roles), "deltas", verdict, why, READS if verdict == "good" else ROLE)
     reasons = [choice["finish_reason"] for choice in wire.choices if choice.get("finish_reason")]
     last = bool(wire.choices) and bool(wire.choices[-1].get("finish_reason"))
     good = len(reasons) == 1 and reasons[0] in FINISH_REASONS and last
@@ -126,7 +127,7 @@ def _few_tokens(probe: str, reply: Reply) -> Finding:
     if counted is None:
         return Finding(probe, "max_tokens", None, "tokens", "unknown", why)
     good = counted <= FEW_TOKENS
-    return Finding(probe, "max_tokens", counted, "tokens", "good" if good else "bad", why, "" if good else MAX)
+    return Finding(probe, "max_tokens", counted, "tokens", "good" if good else "bad", why, READS if good else MAX)
 
 
 def _middle(text: str) -> str:
