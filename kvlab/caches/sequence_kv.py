@@ -36,6 +36,14 @@ def state_of(caches: Sequence[Any]) -> dict[str, Any]:
     return values
 
 
+def largest_window(caches: Sequence[Any]) -> int:
+    """Return the tokens of the largest sliding window; 0 unless all layers that cannot be cut are sliding windows."""
+    others = [cache for _, cache in cache_leaves(caches) if not is_cuttable(cache)]
+    if not all(isinstance(cache, RotatingKVCache) and not cache.keep for cache in others):
+        return 0
+    return max((cache.max_size for cache in others), default=0)
+
+
 @dataclass
 class SequenceKV:
     """KV of the first ``tokens`` of one sequence.
@@ -101,7 +109,7 @@ class SequenceKV:
         Args:
             move: the caches get the arrays themselves, with storage for more tokens; this KV must not be used again.
         """
-        state = self._state_at(tokens) if self.states else {}
+        state = self.state_at(tokens)
         by_leaf: dict[str, dict[str, mx.array]] = {}
         for name, array in self.rows.items():
             leaf, _, key = name.rpartition(":")
@@ -127,9 +135,10 @@ class SequenceKV:
                 first = min(first, end - min(end, window))
         return first + window if first else 0
 
-    def _state_at(self, tokens: int) -> State:
-        if tokens in self.states:
-            return self.states[tokens]
+    def state_at(self, tokens: int) -> State:
+        """Return the state of all layers that cannot be cut, at a token count where they can be; empty without any."""
+        if tokens in self.states or not self.states:
+            return self.states.get(tokens, {})
         made: dict[str, Any] = {}
         for leaf, window in self.windows.items():
             for path in (KEYS, VALUES):

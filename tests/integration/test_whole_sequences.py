@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 
 import mlx.core as mx
 import pytest
 
+from kvlab.caches import make_caches
+from kvlab.caches.sequence_kv import largest_window
 from kvlab.decoder import Decoder, logit_distance
 from kvlab.errors import KvlabError
 from kvlab.models import LoadedModel
@@ -58,10 +61,11 @@ def test_a_repeated_prompt_of_plain_kv_computes_one_token(plain: Lab, spec: str)
     prompt = chat(150)
     with Decoder(plain.loaded, spec) as decoder:
         first, again = (ask(decoder, [prompt], ANSWER)[0] for _ in range(2))
-        longer = ask(decoder, [(*prompt, *first.tokens[:-1], *message(5, 30))], ANSWER)[0]
+        longer = ask(decoder, [(*prompt, *first.tokens, *message(5, 30))], ANSWER)[0]
     assert (first.completion.cached_tokens, again.completion.cached_tokens) == (0, len(prompt) - 1)
     assert again.tokens == first.tokens
-    assert longer.completion.cached_tokens == len(prompt) + ANSWER - 1, "the last sampled token is not kept"
+    kept = len(prompt) + ANSWER - (spec == "slots")
+    assert longer.completion.cached_tokens == kept, "slots do not keep the last sampled token"
 
 
 @pytest.mark.parametrize("spec", ["slots", "slots:unified=false", "prompts"])
@@ -105,20 +109,25 @@ def cached(decoder: Decoder, prompts: Sequence[Prompt]) -> list[int]:
     return [ask(decoder, [prompt], ANSWER)[0].completion.cached_tokens for prompt in prompts]
 
 
-def test_sliding_windows_start_at_checkpoints_or_where_the_window_is_whole(tmp_path) -> None:
+def test_sliding_windows_are_cut_within_the_cells_of_the_server_and_start_at_checkpoints_before(tmp_path: Path) -> None:
     lab = Lab(load_recipe("gemma3", tmp_path))
-    prompt = message(1, 8 * WINDOW)
-    branch = (*prompt[: 4 * WINDOW], *message(2, WINDOW))
-    with Decoder(lab.loaded, f"slots:n=1,unified=false,host=0,ubatch={WINDOW}") as decoder:
-        found = cached(decoder, [prompt, prompt, branch])
-    assert found == [0, len(prompt) - 1, 0], "a batch behind the window there is room for the answer only"
-    with Decoder(lab.loaded, f"slots:n=1,unified=false,host=0,ubatch={4 * WINDOW - 4}") as decoder:
-        assert cached(decoder, [prompt, branch]) == [0, 4 * WINDOW], "the checkpoint before the last batch"
-    with Decoder(lab.loaded, "slots:n=1,unified=false,host=0,checkpoints=0") as decoder:
-        assert cached(decoder, [prompt, prompt]) == [0, 0], "nothing before the window is left"
+    prompt, cells, kept = message(1, 400), 256, 400 + ANSWER - 1
+    first = kept - cells + largest_window(make_caches(lab.loaded.model))
+    branches = [(*prompt[:shared], *message(2, WINDOW)) for shared in (first, first - 1)]
+    spec = f"slots:n=1,unified=false,host=0,ubatch={2 * WINDOW}"
+    with Decoder(lab.loaded, spec) as decoder:
+        assert cached(decoder, [prompt, prompt, branches[0]]) == [0, len(prompt) - 1, first]
+    with Decoder(lab.loaded, spec) as decoder:
+        assert cached(decoder, [prompt, branches[1]]) == [0, 0], "one token farther back, and before any checkpoint"
+    longer, later = (*prompt, *message(5, 300)), (*prompt[:398], *message(2, WINDOW))
+    with Decoder(lab.loaded, spec) as decoder:
+        assert cached(decoder, [prompt, longer, later]) == [0, 400, 396], "a checkpoint, behind the cells"
+    with Decoder(lab.loaded, spec) as decoder:
+        answers = [ask(decoder, [one], ANSWER)[0] for one in (prompt, prompt, branches[0], longer, later)]
+    assert sum(lab.same(p, a) for p, a in zip((prompt, prompt, branches[0], longer, later), answers, strict=True)) <= 1
 
 
-def test_recurrent_layers_start_at_the_checkpoint_before_the_end(tmp_path) -> None:
+def test_recurrent_layers_start_at_the_checkpoint_before_the_end(tmp_path: Path) -> None:
     lab = Lab(load_recipe("falcon-h1", tmp_path))
     prompt = message(1, 100)
     with Decoder(lab.loaded, "slots:n=1,unified=false,ubatch=32") as decoder:
@@ -127,7 +136,7 @@ def test_recurrent_layers_start_at_the_checkpoint_before_the_end(tmp_path) -> No
         assert cached(decoder, [prompt, prompt, (*prompt, *message(2, 40))]) == [0, 99, 99]
 
 
-def test_a_hybrid_keeps_the_system_prompt_and_the_user_part(tmp_path) -> None:
+def test_a_hybrid_keeps_the_system_prompt_and_the_user_part(tmp_path: Path) -> None:
     lab = Lab(load_recipe("falcon-h1", tmp_path))
     one, other = (*SYSTEM, *chat(50, seed=1)), (*SYSTEM, *chat(50, seed=2))
     with Decoder(lab.loaded, "prompts") as decoder:

@@ -11,13 +11,13 @@ from typing import Any, ClassVar
 import numpy as np
 
 from kvlab.caches import make_caches
-from kvlab.caches.sequence_kv import SequenceKV, State, state_of
+from kvlab.caches.sequence_kv import SequenceKV, State, largest_window, state_of
 from kvlab.caches.serialize import has_state
-from kvlab.decoder.prefill.message_ends import cut_at_counts, slot_checkpoints
+from kvlab.decoder.prefill.message_ends import TOKENS_BEFORE_END, cut_at_counts, slot_checkpoints
 from kvlab.decoder.request import Request
 from kvlab.decoder.reuse.base import PrefixCache
 from kvlab.decoder.reuse.kept_sequence import KeptSequence
-from kvlab.decoder.reuse.slot_plan import SlotPlan, SlotStart
+from kvlab.decoder.reuse.slot_plan import SlotPlan
 from kvlab.errors import PolicyError
 from kvlab.models import LoadedModel
 from kvlab.policies import Module, Policy, Slots, parse_bytes
@@ -30,12 +30,17 @@ CELLS_MULTIPLE = 256
 
 @dataclass
 class _Running:
-    """A request in its slot, and the states at its checkpoints so far."""
+    """A request in its slot, and its states so far by token count.
+
+    ``checkpoints`` are those of them that stay; others only hold rows of a sliding window. Those in ``due`` come next.
+    """
 
     request: Request
     slot: int
-    states: dict[int, State]
-    due: frozenset[int] = field(default_factory=frozenset)
+    states: dict[int, State] = field(default_factory=dict)
+    checkpoints: set[int] = field(default_factory=set)
+    due: frozenset[int] = frozenset()
+    rows_due: frozenset[int] = frozenset()
 
 
 class SlotPrefixCache(PrefixCache):
@@ -58,7 +63,9 @@ class SlotPrefixCache(PrefixCache):
             copy=_copied,
         )
         self.places = policy.reuse.n
-        self.wants_checkpoints = has_state(make_caches(loaded.model, policy))
+        caches = make_caches(loaded.model, policy)
+        self.wants_checkpoints = has_state(caches)
+        self._window = largest_window(caches)
         self._running: list[_Running] = []
 
     def limit(self, request: Request) -> int:
@@ -69,7 +76,7 @@ class SlotPrefixCache(PrefixCache):
         started = time.perf_counter()
         self._free_dropped(request)
         start = self.plan.start(request.context, request.tenant)
-        running = _Running(request, start.slot, {})
+        running = _Running(request, start.slot)
         self._running.append(running)
         request.cached, request.miss = start.tokens, start.miss
         looked_up = time.perf_counter()
@@ -77,7 +84,10 @@ class SlotPrefixCache(PrefixCache):
         used = 0
         if start.source is not None:
             kv: SequenceKV = start.source.kv
-            running.states = {at: state for at, state in kv.states.items() if at in _checkpoints_until(start)}
+            running.checkpoints = {at for at in start.source.checkpoints if at <= start.tokens}
+            running.states = {at: state for at, state in kv.states.items() if at <= start.tokens}
+            if self.wants_checkpoints:
+                running.states[start.tokens] = kv.state_at(start.tokens)
             request.by_tier = {LIVE.name if start.origin == "slot" else RAM.name: start.tokens}
             used = kv.give(caches, start.tokens, move=True)
             request.restore_s = time.perf_counter() - looked_up
@@ -91,56 +101,72 @@ class SlotPrefixCache(PrefixCache):
 
     def segments(self, request: Request) -> list[list[int]]:
         context, running = request.context, self._of(request)
-        if not self.wants_checkpoints or running is None or not self._settings.checkpoints:
+        if not self.wants_checkpoints or running is None:
             return [context[request.cached :]]
-        counts = slot_checkpoints(
-            context,
-            request.cached,
-            self.loaded.eos,
-            spacing=self._settings.spacing,
-            ubatch=self._settings.ubatch,
-            before=max(running.states, default=0),
-        )
-        running.due = frozenset(counts)
-        return cut_at_counts(context, request.cached, counts)
+        if self._settings.checkpoints:
+            counts = slot_checkpoints(
+                context,
+                request.cached,
+                self.loaded.eos,
+                spacing=self._settings.spacing,
+                ubatch=self._settings.ubatch,
+                before=max(running.checkpoints, default=0),
+            )
+            running.due = frozenset(counts)
+        if self._window:
+            last = len(context) - TOKENS_BEFORE_END
+            first = max(request.cached, len(context) - self._cells)
+            running.rows_due = frozenset(range(last, first, -self._window))
+        return cut_at_counts(context, request.cached, running.due | running.rows_due)
 
     def keep_checkpoint(self, request: Request, caches: Sequence[Any], tokens: Sequence[int]) -> None:
-        running = self._of(request)
-        if running is None or len(tokens) not in running.due:
+        running, at = self._of(request), len(tokens)
+        if running is None or at not in running.due | running.rows_due:
             return
-        running.states[len(tokens)] = state_of(caches)
-        for at in sorted(running.states)[: -self._settings.checkpoints]:
-            del running.states[at]
+        running.states[at] = state_of(caches)
+        if at in running.due:
+            running.checkpoints.add(at)
+            running.checkpoints -= set(sorted(running.checkpoints)[: -self._settings.checkpoints])
 
     def keep(self, request: Request, caches: Sequence[Any], tokens: Sequence[int]) -> None:
         running = self._of(request)
         if running is None:
             return
         self._running.remove(running)
-        kv = SequenceKV.of(caches, len(tokens), running.states, copy=False)
+        live_from = len(tokens) - self._cells if self._window else len(tokens)
+        states = {at: state for at, state in running.states.items() if at in running.checkpoints or at > live_from}
+        kv = SequenceKV.of(caches, len(tokens), states, copy=False)
+        # The last sampled token is not kept, unless the state of recurrent layers holds it.
+        most = min(len(tokens), len(request.prompt) + max(0, len(request.tokens) - 1))
+        length = most if kv.cut_from <= most else len(tokens)
         kept = KeptSequence(
-            np.array(tokens, np.int32),
+            np.array(tokens[:length], np.int32),
             request.tenant,
             kv.nbytes,
-            cut_from=self._cut_from(kv),
-            checkpoints=tuple(sorted(running.states)),
+            cut_from=self._cut_from(kv, length),
+            checkpoints=tuple(sorted(running.checkpoints)),
             kv=kv,
         )
         self.plan.end(running.slot, kept)
         self.nbytes = self.plan.nbytes
 
-    def _cut_from(self, kv: SequenceKV) -> int:
-        """Return the fewest tokens at which the sequence can be cut.
+    def _cut_from(self, kv: SequenceKV, tokens: int) -> int:
+        """Return the fewest tokens at which a sequence of ``tokens`` can be cut.
 
-        A sliding-window layer of llama.cpp's server has cells for the windows of all slots that share its memory and
-        for one physical batch: no farther back can it be cut, though the rows may be here, in checkpoints.
+        No farther back than the cells of a sliding-window layer reach, though the rows may be here, in checkpoints.
         """
-        if not kv.windows:
+        if not self._window or tokens <= self._cells:
             return kv.cut_from
-        window = max(kv.windows.values())
-        used = window * (self._settings.n if self._settings.unified else 1) + self._settings.ubatch
-        cells = math.ceil(used / CELLS_MULTIPLE) * CELLS_MULTIPLE
-        return max(kv.cut_from, kv.tokens - cells + window if kv.tokens > cells else 0)
+        return max(kv.cut_from, tokens - self._cells + self._window)
+
+    @property
+    def _cells(self) -> int:
+        """Tokens whose rows a sliding-window layer of llama.cpp's server holds.
+
+        The windows of all slots that share its memory, and one physical batch.
+        """
+        used = self._window * (self._settings.n if self._settings.unified else 1) + self._settings.ubatch
+        return math.ceil(used / CELLS_MULTIPLE) * CELLS_MULTIPLE
 
     def _free_dropped(self, starting: Request) -> None:
         """Empty the slots of requests that were dropped without their KV, as after an error of the model."""
@@ -163,8 +189,3 @@ def _copied(sequence: KeptSequence) -> KeptSequence:
         checkpoints=sequence.checkpoints,
         kv=kv,
     )
-
-
-def _checkpoints_until(start: SlotStart) -> tuple[int, ...]:
-    """Return the checkpoints that stay: those behind the common part are of other tokens."""
-    return tuple(at for at in start.source.checkpoints if at <= start.tokens) if start.source is not None else ()
