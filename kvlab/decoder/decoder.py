@@ -67,7 +67,7 @@ class Decoder:
         self.config = replace(config or DecoderConfig(), **settings)
         self.loaded = loaded
         self.policy = Policy.parse(policy)
-        self.limit = self.config.limit(leading_tokens(loaded))
+        self.limit = self.config.limit(0 if self.config.context is None else leading_tokens(loaded))
         self._emitter = EventEmitter(recorder)
         self._owns_store = store is None
         self._inbox: queue.SimpleQueue[Request | int | None] = queue.SimpleQueue()
