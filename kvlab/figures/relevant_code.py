@@ -18,7 +18,7 @@ from kvlab.figures.source_code import SourceTree, hash_of
 from kvlab.models import BUNDLED, bundled_path
 from kvlab.policies import Module, Policy
 from kvlab.store.replacement import check_replacement
-from kvlab.systems import policy_of
+from kvlab.systems import System, policy_of
 from kvlab.workloads.registry import known_workloads
 
 MEASURING = (
@@ -87,8 +87,10 @@ def _of_cells(experiment: Path) -> tuple[set[str], set[str]]:
     cells = read_experiment(experiment).cells()
     names = {str(cell.run.workload).partition(":")[0] for cell in cells}
     workloads = {known_workloads()[name].__module__ for name in names}
-    carried_out, without = _of_policies({str(policy_of(cell.run.candidate)) for cell in cells})
-    return carried_out.union(MEASURING, workloads), without
+    candidates = {cell.run.candidate for cell in cells}
+    carried_out, without = _of_policies({str(policy_of(one)) for one in candidates})
+    presets = {type(one).__module__ for one in candidates if isinstance(one, System)}
+    return carried_out.union(MEASURING, workloads, presets), without
 
 
 def _of_script(script: Script, source: SourceTree) -> tuple[set[str], set[str]]:

@@ -207,6 +207,15 @@ def test_a_change_of_what_an_experiment_runs_is_found_and_no_other(
         assert changed(before, relevant_code(path, edited(tree, module))) == [], module
 
 
+def test_the_preset_of_a_measured_system_counts_and_no_other(tmp_path: Path, tree: SourceTree) -> None:
+    file = tmp_path / "some.toml"
+    file.write_text('policies = ["full"]\nsystems = ["omlx"]\n')
+    presets = {name for name in relevant_code(file, tree) if name.startswith("kvlab.systems.presets.")}
+    assert presets == {"kvlab.systems.presets.omlx"}
+    file.write_text('policies = ["full"]\n')
+    assert not any("presets" in name for name in relevant_code(file, tree))
+
+
 def test_settings_libraries_and_the_bundled_model_count(tmp_path: Path, tree: SourceTree) -> None:
     text = (EXPERIMENTS / "eviction.toml").read_text()
     path = tmp_path / "eviction.toml"
