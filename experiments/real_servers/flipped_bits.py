@@ -1,6 +1,6 @@
 """Flip bits of KV at rest while a server is stopped, and see what it answers afterwards.
 
-``python experiments/real_servers/flipped_bits.py [SETUP…]`` asks for a reply, stops the server, inverts bits in the
+``python experiments/real_servers/flipped_bits.py [SETUP…]`` asks for a reply, stops the server, inverts signs in the
 second half of every file of its store (a file's head, with names and shapes, stays as it is), starts it again and asks
 the same. A server that checks what it reads computes the prompt anew and gives the same reply.
 """
@@ -25,11 +25,12 @@ STORING = ("vmlx", "kvlab-tiered")
 """Setups that keep KV in files across a restart."""
 
 PROMPT_WORDS, REPLY_TOKENS = 300, 24
+LOG_CHARS = 3000
 LEAST_BYTES = 4096
 """Smaller files hold no KV."""
 
-EVERY, MASK = 5, 0x40
-"""Of each fifth byte, the bit that is an exponent's in the last byte of a float."""
+VALUE_BYTES, SIGN = 4, 0x80
+"""The sign of each float32, and of every other float of 16 bits: all values stay finite and of their size."""
 
 
 def main() -> None:
@@ -61,6 +62,7 @@ def serve_flipped(setup: Setup, environments: Path | None) -> dict[str, Any]:
         files = [flip(file) for file in sorted(server.home.rglob("*")) if _holds_kv(file)]
         server.start()
         flipped = _ask(server, prompt)
+        print(server.log.read_text(errors="replace")[-LOG_CHARS:], file=sys.stderr)
     return {
         "setup": setup.name,
         "versions": setups.versions(setup, environments),
@@ -73,11 +75,11 @@ def serve_flipped(setup: Setup, environments: Path | None) -> dict[str, Any]:
 
 
 def flip(file: Path) -> Path:
-    """Invert bits in the second half of a file."""
+    """Invert the signs of the values in the second half of a file."""
     content = bytearray(file.read_bytes())
-    half = len(content) // 2
-    for at in range(half, len(content), EVERY):
-        content[at] ^= MASK
+    half = len(content) // 2 // VALUE_BYTES * VALUE_BYTES
+    for at in range(half + VALUE_BYTES - 1, len(content), VALUE_BYTES):
+        content[at] ^= SIGN
     file.write_bytes(content)
     return file
 

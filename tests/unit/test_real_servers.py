@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import sys
 from pathlib import Path
 from types import ModuleType
 
@@ -15,13 +16,19 @@ SESSIONS = {session.setup: session for session in read_observations(ROOT / "expe
 LLAMA_CPP = [name for name, session in SESSIONS.items() if session.facts["server"] == "llama-server"]
 
 
-@pytest.fixture(scope="module")
-def table() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("table", ROOT / "experiments" / "real_servers" / "table.py")
+def script(name: str) -> ModuleType:
+    """Return a module of experiments/real_servers, which is no package."""
+    spec = importlib.util.spec_from_file_location(name, ROOT / "experiments" / "real_servers" / f"{name}.py")
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module  # where its dataclasses look their types up
     spec.loader.exec_module(module)
     return module
+
+
+@pytest.fixture(scope="module")
+def table() -> ModuleType:
+    return script("table")
 
 
 def step(setup: str, scenario: str, name: str) -> Step:
@@ -36,6 +43,15 @@ def cached(setup: str, scenario: str, *names: str) -> list[int]:
 def test_the_page_shows_the_rows(table):
     page = (ROOT / "docs" / "calibration.md").read_text(encoding="utf-8")
     assert table.with_tables(page, list(SESSIONS.values())) == page
+
+
+def test_a_server_that_is_not_installed_is_skipped_with_the_command_that_installs_it(tmp_path):
+    environments = script("environments")
+    assert environments.why_absent("vmlx", tmp_path).endswith("environments.py make vmlx")
+    (tmp_path / "vmlx").mkdir()
+    (tmp_path / "vmlx" / environments.FACTS_FILE).write_text('{"vmlx": "1"}')
+    assert environments.why_absent("vmlx", tmp_path) == ""
+    assert environments.why_absent("mlx-lm", tmp_path) == "", "it comes with kvlab"
 
 
 def test_every_session_says_what_was_run():
