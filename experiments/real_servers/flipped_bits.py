@@ -1,8 +1,8 @@
 """Flip bits of KV at rest while a server is stopped, and see what it answers afterwards.
 
-``python experiments/real_servers/flipped_bits.py [SETUP…]`` asks for a reply, stops the server, inverts signs in the
-second half of every file of its store (a file's head, with names and shapes, stays as it is), starts it again and asks
-the same. A server that checks what it reads computes the prompt anew and gives the same reply.
+``python experiments/real_servers/flipped_bits.py [SETUP…]`` asks for a reply, stops the server, inverts signs in every
+file of its store (a file's head, with names and shapes, stays as it is), starts it again and asks the same. A server
+that checks what it reads computes the prompt anew and gives the same reply.
 """
 
 from __future__ import annotations
@@ -25,7 +25,6 @@ STORING = ("vmlx", "kvlab-tiered")
 """Setups that keep KV in files across a restart."""
 
 PROMPT_WORDS, REPLY_TOKENS = 300, 24
-LOG_CHARS = 3000
 LEAST_BYTES = 4096
 """Smaller files hold no KV."""
 
@@ -62,7 +61,6 @@ def serve_flipped(setup: Setup, environments: Path | None) -> dict[str, Any]:
         files = [flip(file) for file in sorted(server.home.rglob("*")) if _holds_kv(file)]
         server.start()
         flipped = _ask(server, prompt)
-        print(server.log.read_text(errors="replace")[-LOG_CHARS:], file=sys.stderr)
     return {
         "setup": setup.name,
         "versions": setups.versions(setup, environments),
@@ -75,13 +73,21 @@ def serve_flipped(setup: Setup, environments: Path | None) -> dict[str, Any]:
 
 
 def flip(file: Path) -> Path:
-    """Invert the signs of the values in the second half of a file."""
+    """Invert the signs of the floats in a file; in one that is no safetensors file, those of its second half."""
     content = bytearray(file.read_bytes())
-    half = len(content) // 2 // VALUE_BYTES * VALUE_BYTES
-    for at in range(half + VALUE_BYTES - 1, len(content), VALUE_BYTES):
-        content[at] ^= SIGN
+    for start, end in _floats(content) if file.suffix == ".safetensors" else [(len(content) // 8 * 4, len(content))]:
+        for at in range(start + VALUE_BYTES - 1, end, VALUE_BYTES):
+            content[at] ^= SIGN
     file.write_bytes(content)
     return file
+
+
+def _floats(content: bytes) -> list[tuple[int, int]]:
+    """Return where the arrays of floats lie in a safetensors file."""
+    head = 8 + int.from_bytes(content[:8], "little")
+    arrays = json.loads(content[8:head])
+    spans = [entry["data_offsets"] for entry in arrays.values() if entry.get("dtype") in ("F32", "F16", "BF16")]
+    return [(head + start, head + end) for start, end in spans]
 
 
 def _holds_kv(file: Path) -> bool:

@@ -41,6 +41,8 @@ PROJECTIONS = {
     **{f"mlp.{name}_proj": f"ffn_{name}" for name in ("gate", "up", "down")},
 }
 SILENT = ("self_attn.o_proj", "mlp.down_proj")
+LOUD = 40.0
+"""Factor on the same projections where they are not silent: attention over hundreds of random values is weak."""
 NORMS = {"input_layernorm": "attn_norm", "post_attention_layernorm": "ffn_norm"}
 
 
@@ -115,7 +117,9 @@ def _weights(tokenizer: dict[str, Any], silent: tuple[str, ...]) -> dict[str, np
     for layer in range(LAYERS):
         for name in PROJECTIONS:
             matrix = random.standard_normal((WIDTH, WIDTH)).astype(np.float32) / WIDTH**0.5
-            weights[f"model.layers.{layer}.{name}.weight"] = matrix * (0 if name in silent else 1)
+            weights[f"model.layers.{layer}.{name}.weight"] = matrix * (
+                0 if name in silent else LOUD if name in SILENT else 1
+            )
         for name in NORMS:
             weights[f"model.layers.{layer}.{name}.weight"] = np.ones(WIDTH, np.float32)
     return weights
