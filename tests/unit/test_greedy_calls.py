@@ -40,8 +40,10 @@ class Writer:
                     if index not in self.ended and at < len(answer):
                         self.streams[index].push(answer[at])
                         self.written[index] += 1
-            for stream, answer, count in zip(self.streams, self.answers, self.written, strict=True):
-                stream.finish(SimpleNamespace(tokens=tuple(answer[:count])))  # type: ignore[arg-type]
+            for index, (stream, count) in enumerate(zip(self.streams, self.written, strict=True)):
+                reason = "cancelled" if index in self.ended else "stop"
+                done = SimpleNamespace(tokens=tuple(self.answers[index][:count]), finish_reason=reason)
+                stream.finish(done)  # type: ignore[arg-type]
             return waited(timeout)
 
         first.result = write  # type: ignore[method-assign]
@@ -64,6 +66,7 @@ def test_answers_end_soon_behind_the_first_token_that_full_does_not_have() -> No
     found = answer_calls(writer, items(3), prompts, full)  # type: ignore[arg-type]
     assert writer.written == [30, 2 + TOKENS_BEHIND_PARTING, 30 + TOKENS_BEHIND_PARTING]
     assert [answer.text for answer in found if answer] == [texts(same), texts(parted[:14]), texts(longer[:42])]
+    assert [answer.cut for answer in found if answer] == [False, True, True]
 
 
 def test_answers_beside_one_call_of_full_are_written_to_their_end() -> None:
