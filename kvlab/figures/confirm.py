@@ -38,7 +38,7 @@ def confirm(figures: Sequence[Figure], place: Place, stores: Path, *, progress: 
     Rows that hold a time, that a script made, or of which any differs stay as they are: returns a line for each of
     those experiments. Raises KvlabError where there are no rows, or a cell fails.
     """
-    problems = []
+    problems, at = [], commit()
     for name in dict.fromkeys(name for figure in figures for name in figure.experiments):
         path = place.experiments / f"{name}.toml"
         kept, now = rows.read(place.rows, [name]), relevant_code(path)
@@ -59,7 +59,7 @@ def confirm(figures: Sequence[Figure], place: Place, stores: Path, *, progress: 
             shown = "; ".join(found[:DIFFERENCES_SHOWN])
             problems.append(f"{name}: the code as it is gives other rows ({shown}{more}); kvlab figures --rerun")
             continue
-        signed = {"commit": commit(), "time": _now(), "cells": len(few), "of": len(cells)}
+        signed = {"commit": at, "time": _now(), "cells": len(few), "of": len(cells)}
         rows.sign(place.rows, name, now, signed)
         print(f"{name}: {counted(len(few), 'cell')} of {len(cells)} gave the saved rows again")
     return problems
@@ -81,9 +81,13 @@ def sample(cells: Sequence[Cell]) -> list[Cell]:
 
 
 def differences(kept: pl.DataFrame, fresh: Results) -> list[str]:
-    """Return a line for each fresh row of the kept metrics whose value is not that of the same kept row."""
+    """Return a line for each fresh row of the kept metrics whose value is not that of the same kept row.
+
+    Bytes of all sequences together are left out: how many ran at a time is a matter of time.
+    """
     keys = [column for column in SCHEMA if column not in ("value", "unit", "void")]
     asked = fresh.frame().filter(pl.col("metric").is_in(kept["metric"].unique().to_list()))
+    asked = asked.filter((pl.col("unit") != BYTES) | pl.col("turn").is_not_null())
     beside = asked.join(kept.select(*keys, "value"), on=keys, how="left", nulls_equal=True, suffix="_kept")
     found = []
     for row in beside.iter_rows(named=True):
