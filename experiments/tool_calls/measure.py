@@ -5,6 +5,7 @@
 FOLDER holds `bfcl/` (the files of BFCL v4, such as simple_python and parallel, with `possible_answer/`) and
 `tau-bench/` (recorded conversations); `KVLAB_TOOL_DATA` may name it instead. A run that was stopped continues in
 `runs/tools`, behind the last part that it finished: a part is a fifth of the items of BFCL, or of the conversations.
+`--sample` takes the first part of each only, from nothing, and keeps nothing.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import argparse
 import json
 import os
 import sys
+import tempfile
 from pathlib import Path
 
 from kvlab.errors import KvlabError, WorkloadError
@@ -28,8 +30,8 @@ AT_ONCE = 32
 """Answers that are led side by side."""
 
 
-def experiments(data: Path, model: str) -> list[Experiment]:
-    """Return an experiment for each source. Raises WorkloadError where one is not there."""
+def experiments(data: Path, model: str, parts: int = PARTS) -> list[Experiment]:
+    """Return an experiment for each source, of its first parts. Raises WorkloadError where one is not there."""
     made = []
     for name, items in ITEMS.items():
         if not (data / name).is_dir():
@@ -44,7 +46,7 @@ def experiments(data: Path, model: str) -> list[Experiment]:
                 model=model,
                 n=items,
                 turns=1,  # of a conversation: its first call and its first text
-                seeds=tuple(range(PARTS)),  # each takes the next items
+                seeds=tuple(range(parts)),  # each takes the next items
                 concurrency=AT_ONCE,
                 share_prompts="8GB",
                 grid=GRID,
@@ -58,15 +60,18 @@ def main() -> None:
     parser.add_argument("--data", type=Path, default=Path(os.environ.get("KVLAB_TOOL_DATA", ".")))
     parser.add_argument("--model", default="smollm2-135m")
     parser.add_argument("--json", action="store_true")
+    parser.add_argument("--sample", action="store_true")
     asked = parser.parse_args()
     rows, facts = [], {}
     try:
-        for experiment in experiments(asked.data, asked.model):
-            results = sweep(experiment, Path("runs") / "tools" / experiment.name)
-            workload = f"tools:{experiment.name.removeprefix('tools-')}"
-            rows += [{**row, "workload": workload} for row in results.rows]
-            facts = facts or results.provenance
-            print(f"{workload}\n{results.table()}", file=sys.stderr)
+        with tempfile.TemporaryDirectory(prefix="kvlab-tools-") as empty:
+            runs = Path(empty) if asked.sample else Path("runs") / "tools"
+            for experiment in experiments(asked.data, asked.model, 1 if asked.sample else PARTS):
+                results = sweep(experiment, runs / experiment.name)
+                workload = f"tools:{experiment.name.removeprefix('tools-')}"
+                rows += [{**row, "workload": workload} for row in results.rows]
+                facts = facts or results.provenance
+                print(f"{workload}\n{results.table()}", file=sys.stderr)
     except KvlabError as error:
         print(error, file=sys.stderr)
         sys.exit(2)

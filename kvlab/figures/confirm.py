@@ -9,14 +9,13 @@ from pathlib import Path
 
 import polars as pl
 
-from kvlab.counts import counted
 from kvlab.experiments.cell import Cell
 from kvlab.experiments.config import read_experiment
 from kvlab.experiments.result_store import RowStore
 from kvlab.experiments.sweep import finish
 from kvlab.figures import saved as rows
 from kvlab.figures.build import Place
-from kvlab.figures.figure import Figure
+from kvlab.figures.figure import Figure, confirmed_part
 from kvlab.figures.relevant_code import changed, relevant_code
 from kvlab.figures.script import Script
 from kvlab.policies import Policy
@@ -35,8 +34,9 @@ DIFFERENCES_SHOWN = 2
 def confirm(figures: Sequence[Figure], place: Place, stores: Path, *, progress: bool = True) -> list[str]:
     """Run a sample of the cells of each stale experiment, and sign its rows with the code as it is where all agree.
 
-    Rows that hold a time, that a script made, or of which any differs stay as they are: returns a line for each of
-    those experiments. Raises KvlabError where there are no rows, or a cell fails.
+    A script that names a ``sample`` measures that. Rows that hold a time, that a script without a sample made, or of
+    which any differs stay as they are: returns a line for each of those experiments. Raises KvlabError where there are
+    no rows, or a cell fails.
     """
     problems, at = [], commit()
     for name in dict.fromkeys(name for figure in figures for name in figure.experiments):
@@ -48,21 +48,30 @@ def confirm(figures: Sequence[Figure], place: Place, stores: Path, *, progress: 
         if why := _only_anew(path, kept.rows, changed(before, now)):
             problems.append(f"{name}: {why}; measure it anew: kvlab figures --rerun")
             continue
-        cells = read_experiment(path).cells()
-        few = sample(cells)
-        store = RowStore(stores / f"{name}-sample")
-        finish(few, store, name, progress=progress)
-        fresh = store.results(few)
-        shutil.rmtree(store.folder, ignore_errors=True)
+        fresh, count = _again(path, stores / f"{name}-sample", kept.rows, progress=progress)
         if found := differences(kept.rows, fresh):
             more = f", and {len(found) - DIFFERENCES_SHOWN} more" if len(found) > DIFFERENCES_SHOWN else ""
             shown = "; ".join(found[:DIFFERENCES_SHOWN])
             problems.append(f"{name}: the code as it is gives other rows ({shown}{more}); kvlab figures --rerun")
             continue
-        signed = {"commit": at, "time": _now(), "cells": len(few), "of": len(cells)}
-        rows.sign(place.rows, name, now, signed)
-        print(f"{name}: {counted(len(few), 'cell')} of {len(cells)} gave the saved rows again")
+        rows.sign(place.rows, name, now, {"commit": at, "time": _now(), **count})
+        print(f"{name}: {confirmed_part(count)} gave the saved rows again")
     return problems
+
+
+def _again(path: Path, folder: Path, kept: pl.DataFrame, *, progress: bool) -> tuple[Results, dict[str, int]]:
+    """Measure a sample of an experiment again; return its rows and how many of how many cells, or rows, they are."""
+    if script := Script.of(path):
+        document = script.run(*script.sample)
+        fresh = Results(document["rows"], document["provenance"])
+        return fresh, {"rows": _compared(kept, fresh).height, "of": kept.height}
+    cells = read_experiment(path).cells()
+    few = sample(cells)
+    store = RowStore(folder)
+    finish(few, store, path.stem, progress=progress)
+    fresh = store.results(few)
+    shutil.rmtree(folder, ignore_errors=True)
+    return fresh, {"cells": len(few), "of": len(cells)}
 
 
 def sample(cells: Sequence[Cell]) -> list[Cell]:
@@ -86,9 +95,9 @@ def differences(kept: pl.DataFrame, fresh: Results) -> list[str]:
     Bytes of all sequences together are left out: how many ran at a time is a matter of time.
     """
     keys = [column for column in SCHEMA if column not in ("value", "unit", "void")]
-    asked = fresh.frame().filter(pl.col("metric").is_in(kept["metric"].unique().to_list()))
-    asked = asked.filter((pl.col("unit") != BYTES) | pl.col("turn").is_not_null())
-    beside = asked.join(kept.select(*keys, "value"), on=keys, how="left", nulls_equal=True, suffix="_kept")
+    beside = _compared(kept, fresh).join(
+        kept.select(*keys, "value"), on=keys, how="left", nulls_equal=True, suffix="_kept"
+    )
     found = []
     for row in beside.iter_rows(named=True):
         if row["value_kept"] is None or not _is_same(row["value"], row["value_kept"], row["unit"]):
@@ -96,6 +105,12 @@ def differences(kept: pl.DataFrame, fresh: Results) -> list[str]:
             where = f"{row['conversation'] or 'all'}, seed {row['seed']}"
             found.append(f"{row['metric']} of {row['policy']} ({where}): {old}, now {rows.short(row['value'])}")
     return found
+
+
+def _compared(kept: pl.DataFrame, fresh: Results) -> pl.DataFrame:
+    """Return the fresh rows that must be among the kept ones."""
+    asked = fresh.frame().filter(pl.col("metric").is_in(kept["metric"].unique().to_list()))
+    return asked.filter((pl.col("unit") != BYTES) | pl.col("turn").is_not_null())
 
 
 def _is_same(value: float, kept: float, unit: str) -> bool:
@@ -106,11 +121,11 @@ def _is_same(value: float, kept: float, unit: str) -> bool:
 
 def _only_anew(path: Path, kept: pl.DataFrame, differing: Sequence[str]) -> str:
     """Return why no sample can confirm these rows; empty where one can."""
-    if Script.of(path):
-        return "a script measures it"
+    if (script := Script.of(path)) and not script.sample:
+        return "a script measures it, and names no sample"
     if path.name in differing:
         return "the experiment itself is another"
-    if read_experiment(path).events:
+    if not script and read_experiment(path).events:
         return "it keeps events"
     times = [metric for metric in kept["metric"].unique(maintain_order=True) if units().get(metric) in TIMES]
     return f"{times[0]} does not come out twice the same" if times else ""

@@ -60,7 +60,7 @@ class Figure:
         measured = str(saved.provenance.get("time", ""))[:10]
         made = f"{origin(saved)} · {measured}" if measured else origin(saved)
         if signed := saved.provenance.get("confirmed"):
-            made += f" · {signed['cells']} of {signed['of']} cells gave the same at {str(signed['commit'])[:12]}"
+            made += f" · {confirmed_part(signed)} gave the same at {str(signed['commit'])[:12]}"
         return "\n".join([*lines, "", f"*{made}; {_counted(saved)}.*"])
 
 
@@ -69,6 +69,12 @@ def origin(saved: Saved) -> str:
     facts = saved.provenance
     shown = ", ".join(commits_of(facts))
     return f"model {facts.get('model')} ({facts.get('dtype')}) · {facts.get('device')} · commit {shown}"
+
+
+def confirmed_part(signed: Mapping[str, Any]) -> str:
+    """Return how much of an experiment was measured again, such as ``6 of 72 cells``; a script's is counted in rows."""
+    what = "cells" if "cells" in signed else "rows"
+    return f"{signed[what]} of {signed['of']} {what}"
 
 
 def commits_of(facts: Mapping[str, Any]) -> list[str]:

@@ -133,10 +133,10 @@ def _defining(part: Module) -> Iterator[str]:
 
 
 def _settings(experiment: Path) -> str:
-    """Return a hash of what an experiment file asks for; its title says nothing about that."""
+    """Return a hash of what an experiment file asks for; its title and how a sample is taken say nothing about that."""
     values: dict[str, Any] = tomllib.loads(experiment.read_text(encoding="utf-8"))
-    values.pop("title", None)
-    return hash_of(json.dumps(values, sort_keys=True, default=str))
+    asked = {key: value for key, value in values.items() if key not in ("title", "sample")}
+    return hash_of(json.dumps(asked, sort_keys=True, default=str))
 
 
 def _bundled_model(experiment: Path, script: Script | None) -> dict[str, str]:

@@ -14,7 +14,7 @@ from typing import Any
 from kvlab.errors import RunError
 from kvlab.paths import PACKAGE
 
-LISTS = ("arguments", "modules", "policies")
+LISTS = ("arguments", "modules", "policies", "sample")
 KEYS = ("title", "script", *LISTS)
 
 
@@ -27,12 +27,14 @@ class Script:
         arguments: what it is called with.
         modules: modules of kvlab that it runs in processes of their own.
         policies: specs of the policies that it runs.
+        sample: further arguments, with which it measures a few of its rows, from nothing; empty where it cannot.
     """
 
     path: Path
     arguments: tuple[str, ...] = ()
     modules: tuple[str, ...] = ()
     policies: tuple[str, ...] = ()
+    sample: tuple[str, ...] = ()
 
     @classmethod
     def of(cls, experiment: Path) -> Script | None:
@@ -53,11 +55,14 @@ class Script:
                 raise RunError(f"{experiment}: {key} is {values[key]!r}; write a list in brackets")
         return cls(path, *(tuple(map(str, values.get(key, []))) for key in LISTS))
 
-    def run(self) -> dict[str, Any]:
-        """Run it with this Python and return its document. Raises RunError where it fails or prints anything else."""
+    def run(self, *more: str) -> dict[str, Any]:
+        """Run it with this Python, its arguments and ``more``, and return its document.
+
+        Raises RunError where it fails or prints anything else.
+        """
         root = str(PACKAGE.parent)
         path = os.pathsep.join(filter(None, (root, os.environ.get("PYTHONPATH"))))
-        command = [sys.executable, str(self.path), *self.arguments, "--json"]
+        command = [sys.executable, str(self.path), *self.arguments, *more, "--json"]
         done = subprocess.run(command, stdout=subprocess.PIPE, text=True, env={**os.environ, "PYTHONPATH": path})
         if done.returncode != 0:
             raise RunError(f"{self.path} ended with status {done.returncode}; its last lines say why")

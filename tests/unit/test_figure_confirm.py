@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -69,7 +70,7 @@ def test_a_sample_has_one_cell_of_each_combination_of_modules(measured: Place) -
 def test_rows_that_come_out_the_same_are_signed(older: Place, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     rows = (older.rows / "needles.csv").read_text()
     assert confirm([FIGURE], older, tmp_path, progress=False) == []
-    assert capsys.readouterr().out == "needles: 3 cells of 10 gave the saved rows again\n"
+    assert capsys.readouterr().out == "needles: 3 of 10 cells gave the saved rows again\n"
     saved = saved_rows.read(older.rows, ["needles"])
     assert saved.provenance["code"] == relevant_code(older.experiments / "needles.toml")
     assert (saved.provenance["confirmed"]["cells"], saved.provenance["confirmed"]["of"]) == (3, 10)
@@ -119,3 +120,48 @@ def test_confirming_goes_with_nothing_else() -> None:
     for other in ({"fresh": True}, {"check": True}, {"out": Path("somewhere")}):
         with pytest.raises(RunError, match="leave out --rerun, --check and --out"):
             figures_command(confirm=True, **other)  # type: ignore[arg-type]
+
+
+SCRIPT = """
+import json, sys
+full = "--sample" not in sys.argv
+names = ["c1", "c2"] if full else ["c2"]
+shared = {"workload": "w", "metric": "accuracy", "unit": "fraction"}
+rows = [{"policy": "full", "conversation": name, "turn": 1, "value": VALUE, **shared} for name in names]
+print(json.dumps({"rows": rows, "provenance": {}}))
+"""
+
+
+@pytest.fixture
+def scripted(tmp_path: Path) -> Callable[..., Place]:
+    place = Place.of(tmp_path / "tree")
+    place.experiments.mkdir(parents=True)
+
+    def write(value: float, sample: str) -> Place:
+        (place.experiments / "script").mkdir(exist_ok=True)
+        (place.experiments / "script" / "measure.py").write_text(SCRIPT.replace("VALUE", str(value)))
+        text = f'script = "script/measure.py"\npolicies = ["full"]\n{sample}\n'
+        (place.experiments / "needles.toml").write_text(text)
+        return place
+
+    return write
+
+
+def test_a_script_that_names_a_sample_is_confirmed_by_it(
+    scripted: Callable[..., Place], tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    place = scripted(0.5, "")
+    measured = saved_rows.measure(place.experiments / "needles.toml", tmp_path / "cells")
+    saved_rows.write(place.rows, "needles", measured, FIGURE.needs())
+    assert confirm([FIGURE], place, tmp_path) == [], "nothing has changed"
+
+    scripted(0.5, 'sample = ["--sample"]')
+    assert confirm([FIGURE], place, tmp_path) == [] and capsys.readouterr().out == "", "a sample changes no row"
+    changed = scripted("0.25 * 2", 'sample = ["--sample"]')
+    assert confirm([FIGURE], changed, tmp_path) == []
+    assert capsys.readouterr().out == "needles: 1 of 2 rows gave the saved rows again\n"
+    assert "1 of 2 rows gave the same at" in FIGURE.caption(saved_rows.read(place.rows, ["needles"]))
+
+    other = scripted(0.75, 'sample = ["--sample"]')
+    assert "(accuracy of full (c2, seed None): 0.5, now 0.75)" in confirm([FIGURE], other, tmp_path)[0]
+    assert "names no sample" in confirm([FIGURE], scripted(0.75, ""), tmp_path)[0]
