@@ -12,6 +12,7 @@ from typing import Any
 
 from kvlab.decoder import Completion, Decoder
 from kvlab.decoder.config import DecoderConfig
+from kvlab.decoder.reuse.prompts import LAST_ROLE_TAG
 from kvlab.decoder.shared_prompts import PromptStore
 from kvlab.errors import PolicyWarning
 from kvlab.models import LoadedModel
@@ -24,13 +25,17 @@ WARMUP_TOKENS = 256
 
 @dataclass(frozen=True)
 class Turn:
-    """One prompt of a conversation, as token ids; after `compress_after` of them scorers evict (None: after all)."""
+    """One prompt of a conversation, as token ids; after `compress_after` of them scorers evict (None: after all).
+
+    `last_role` is whose the last message is: `user`, `tool`.
+    """
 
     conversation: str
     turn: int
     prompt: tuple[int, ...]
     max_tokens: int
     compress_after: int | None = None
+    last_role: str = "user"
 
 
 @dataclass(frozen=True)
@@ -92,7 +97,12 @@ def serve_turns(
             for turn in mine:
                 if stopped.is_set():
                     return
-                labels = {**(tags or {}), "conversation": turn.conversation, "turn": turn.turn}
+                labels = {
+                    **(tags or {}),
+                    "conversation": turn.conversation,
+                    "turn": turn.turn,
+                    LAST_ROLE_TAG: turn.last_role,
+                }
                 completion = decoder.generate(
                     turn.prompt, max_tokens=turn.max_tokens, tags=labels, compress_after=turn.compress_after
                 )

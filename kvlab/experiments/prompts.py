@@ -35,7 +35,8 @@ class Prompts:
         """Render a request. Raises ModelError where there is no template, or where it refuses every form."""
         prompt = self.ids(request)
         seen = tokens_before(self.model, prompt, request.unseen) if request.unseen else None
-        return Turn(request.conversation, request.turn, prompt, request.max_tokens, seen)
+        last = str(request.messages[-1]["role"])
+        return Turn(request.conversation, request.turn, prompt, request.max_tokens, seen, last)
 
     def ids(self, request: WorkloadRequest, answer: Message | None = None) -> tuple[int, ...]:
         """Render the prompt of a request, or, with an ``answer``, the conversation that ends with it."""

@@ -12,6 +12,7 @@ from typing import Any, cast
 
 from starlette.requests import Request
 
+from kvlab.decoder.reuse.prompts import LAST_ROLE_TAG
 from kvlab.server.access import Client
 from kvlab.server.body_parsing import Body, parse_body
 from kvlab.server.body_reader import BodyReader
@@ -166,6 +167,8 @@ class GenerationSession:
         for request in self.requests:
             for index in range(request.first_index, request.first_index + request.n):
                 tags = {"request": self.request_id, "prompt": request.first_index}
+                if request.prompt.messages:
+                    tags[LAST_ROLE_TAG] = request.prompt.messages[-1]["role"]
                 self._choices.append(self.model.start_choice(index, request, self._labels.tenant, tags))
 
     async def __aenter__(self) -> GenerationSession:
