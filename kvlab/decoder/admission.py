@@ -24,9 +24,21 @@ def _uncomputed(active: Mapping[int, Request]) -> int:
 
 
 class Admission:
-    """Queues requests by priority and then by age, and decides when each may start. Decoder thread only."""
+    """Queues requests by priority and then by age, and decides when each may start. Decoder thread only.
 
-    def __init__(self, budget: LiveMemoryBudget | None, prefixes: PrefixTree | None, reuse: PrefixCache | None) -> None:
+    Attributes:
+        is_fair: clients share the places evenly; else they go by priority and age.
+    """
+
+    def __init__(
+        self,
+        budget: LiveMemoryBudget | None,
+        prefixes: PrefixTree | None,
+        reuse: PrefixCache | None,
+        *,
+        is_fair: bool = True,
+    ) -> None:
+        self.is_fair = is_fair
         self._budget, self._prefixes, self._reuse = budget, prefixes, reuse
         self._waiting: deque[Request] = deque()
 
@@ -43,7 +55,7 @@ class Admission:
 
     def in_turn(self, active: Mapping[int, Request]) -> list[Request]:
         """Return the waiting requests in the order of service beside the ``active`` ones."""
-        return Shares(active.values()).in_turn(self._waiting)
+        return Shares(active.values()).in_turn(self._waiting) if self.is_fair else list(self._waiting)
 
     def remove(self, request: Request) -> None:
         """Take a request out of the queue. Raises ValueError where it is not in it."""

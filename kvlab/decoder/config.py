@@ -15,6 +15,10 @@ PACED, CHUNKS, NONE = "paced", "chunks", "none"
 INTERLEAVE = (PACED, CHUNKS, NONE)
 """How prefill and decoding take turns."""
 
+FAIR, FIFO = "fair", "fifo"
+ADMISSION = (FAIR, FIFO)
+"""Which waiting request gets the next place."""
+
 
 @dataclass(frozen=True)
 class DecoderConfig:
@@ -39,6 +43,9 @@ class DecoderConfig:
         overflow: what happens where an answer reaches the context: ``stop`` ends it, ``error`` refuses a request that
             might, ``shift:keep=4`` drops half of the tokens behind the first 4 and goes on. Tokens that the tokenizer
             puts before every text are kept besides.
+        admission: ``fair``: clients, and the requests of each, share the places evenly, and a running request of one
+            that holds more may be preempted; ``fifo``: places go by priority and age, and stay taken until an answer
+            ends, as in the servers that systems rebuild.
 
     Raises:
         KvlabError: a number below its minimum, an unknown rule, or one that has no effect without a ``context``.
@@ -54,6 +61,7 @@ class DecoderConfig:
     context: int | None = None
     long_prompt: str = "error"
     overflow: str = "stop"
+    admission: str = FAIR
 
     def __post_init__(self) -> None:
         counts = (("max_concurrency", 1), ("prefill_step", 1), ("retain", 0), ("prefill_prompts", 1))
@@ -61,8 +69,9 @@ class DecoderConfig:
             value = getattr(self, name)
             if value is not None and value < least:
                 raise KvlabError(f"{name}={value} must be {least} or more")
-        if self.interleave not in INTERLEAVE:
-            raise KvlabError(f"interleave={self.interleave} is unknown; write one of {', '.join(INTERLEAVE)}")
+        for name, known in (("interleave", INTERLEAVE), ("admission", ADMISSION)):
+            if getattr(self, name) not in known:
+                raise KvlabError(f"{name}={getattr(self, name)} is unknown; write one of {', '.join(known)}")
         self.limit()
         for name in ("long_prompt", "overflow"):
             if self.context is None and getattr(self, name) != DecoderConfig.__dataclass_fields__[name].default:

@@ -17,7 +17,7 @@ from kvlab.caches.context_shift import ContextShift, check_layers
 from kvlab.caches.factory import layerwise_model
 from kvlab.caches.serialize import has_state, own_layers
 from kvlab.decoder.admission import Admission
-from kvlab.decoder.config import NONE, PACED, DecoderConfig
+from kvlab.decoder.config import FAIR, NONE, PACED, DecoderConfig
 from kvlab.decoder.context_limit import ContextLimit
 from kvlab.decoder.event_emitter import EventEmitter
 from kvlab.decoder.fair_share import KEPT_SHARE, PATIENCE_S, Shares
@@ -95,7 +95,7 @@ class Scheduler:
             self._prefill_step, depth, preemptible=self._layerwise is not None and self._backend.is_preemptible
         )
         self.inbox = inbox
-        self._waiting = Admission(self.budget, self._prefixes, self.reuse)
+        self._waiting = Admission(self.budget, self._prefixes, self.reuse, is_fair=config.admission == FAIR)
         self._active: dict[int, Request] = {}
         self.live_bytes = self.retained_bytes = self.steps = 0
         self._threads = self._backend.threads(loaded.model)
@@ -106,6 +106,11 @@ class Scheduler:
     def _can_preempt(self) -> bool:
         """Whether a running request can leave its place, and continue later from KV at rest."""
         return self.reuse is not None and self._policy.retention.is_lossless
+
+    @property
+    def _can_take_places(self) -> bool:
+        """Whether a waiting request may get the place of a running one."""
+        return self._can_preempt and self._waiting.is_fair
 
     def _make_context_shift(self) -> ContextShift | None:
         """Return what moves rows at the context limit; None where answers end there. Raises ModelError."""
@@ -229,7 +234,7 @@ class Scheduler:
 
     def _admit(self) -> None:
         is_full = len(self._active) >= self._config.max_concurrency
-        if not self._waiting or (is_full and not self._can_preempt):
+        if not self._waiting or (is_full and not self._can_take_places):
             return
         for request in self._waiting.in_turn(self._active):
             has_place = self._has_place(request)
@@ -254,12 +259,14 @@ class Scheduler:
     def _has_place(self, request: Request) -> bool:
         """Return whether a place is free for the request."""
         free = self._config.max_concurrency - len(self._active)
+        if not self._waiting.is_fair:
+            return free > 0
         kept = 0 if self._can_preempt else self._config.max_concurrency // KEPT_SHARE
         return free > kept or (free > 0 and not Shares(self._active.values()).holds_place(request))
 
     def _place_to_take(self, request: Request) -> Request | None:
         """Return a running request that gives its place to this one, which has waited long enough; else None."""
-        if not self._can_preempt or time.perf_counter() - request.submitted < PATIENCE_S:
+        if not self._can_take_places or time.perf_counter() - request.submitted < PATIENCE_S:
             return None
         return Shares(self._active.values()).over_share(request)
 

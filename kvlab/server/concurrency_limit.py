@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from kvlab.counts import counted
+from kvlab.decoder.config import FAIR
 from kvlab.server.errors import ApiError, shutting_down
 from kvlab.server.metrics import ServerMetrics
 from kvlab.server.settings import Settings
@@ -22,14 +23,16 @@ class ConcurrencyLimit:
     """Counts generations and refuses those beyond the limit. Admitted ones wait in the decoder. One event loop.
 
     Once places are taken, the last quarter of the queue is for requests for one answer, of tenants that hold less than
-    half of all places: neither a request for many answers nor another tenant shuts them out.
+    half of all places: neither a request for many answers nor another tenant shuts them out. Where requests are
+    admitted first in, first out, all of the queue is for all.
     """
 
     def __init__(self, settings: Settings, metrics: ServerMetrics) -> None:
         queue = NO_LIMIT if settings.queue is None else settings.queue
         self._max_generations = settings.max_concurrency + queue
         self._metrics = metrics
-        self._open = settings.max_concurrency + int(OPEN_SHARE * queue)
+        share = OPEN_SHARE if settings.decoder.admission == FAIR else 1
+        self._open = settings.max_concurrency + int(share * queue)
         self._busy_status = settings.busy_status
         self._generations = 0
         self._of_tenant: Counter[str] = Counter()

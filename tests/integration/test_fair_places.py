@@ -76,6 +76,20 @@ def test_places_are_shared_in_the_weights_of_a_mac_too(mac_model, impatient, pol
     assert all(len(end.tokens) == 40 or end.finish_reason == "stop" for end in ends)
 
 
+def test_first_in_first_out_preempts_no_request_and_keeps_the_order_of_arrival(llama, impatient):
+    many, new = [conversation(seed, 40 + seed) for seed in range(4)], conversation(9, 30)
+    log = Log()
+    with Decoder(llama, "paged", recorder=log, max_concurrency=2, admission="fifo") as decoder:
+        streams, gate = submitted(decoder, many, 2, max_tokens=20, group="many")
+        newcomer = decoder.submit(new, max_tokens=2, group="new")
+        gate.open()
+        for stream in (*streams, newcomer):
+            stream.result()
+    arrived = [stream.request for stream in (*streams, newcomer)]
+    assert [event.request for event in log.of(events.Matched)] == arrived
+    assert not log.of(events.Paused)
+
+
 def test_where_nothing_can_be_preempted_a_place_is_kept(llama):
     many, new = [conversation(seed, 40 + seed) for seed in range(9)], conversation(20, 30)
     log = Log()

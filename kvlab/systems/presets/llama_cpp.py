@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
-from kvlab.decoder.config import DecoderConfig
+from kvlab.decoder.config import FIFO, DecoderConfig
 from kvlab.errors import KvlabError
 from kvlab.policies import Policy, Quantized, Slots
 from kvlab.systems.base import System
@@ -44,6 +44,7 @@ SOURCES: Mapping[str, str] = {
     "overflow": f"{ARGUMENTS}: --context-shift is off: an answer ends at the context; --keep 0",
     "live_memory": f"{SERVER}: no limit besides the slots' own context",
     "retain": "kvlab: slots keep their sequences themselves",
+    "admission": f"{SERVER}: update_slots: deferred requests start in the order of their arrival",
     "queue": f"{SERVER}: requests without a slot are deferred, first in, first out, without a limit",
 }
 LEAVES_OUT = (
@@ -91,6 +92,7 @@ class LlamaCpp(System):
     @property
     def config(self) -> DecoderConfig:
         return DecoderConfig(
+            admission=FIFO,
             max_concurrency=self.parallel or AUTO_SLOTS,
             prefill_step=MAX_PREFILL_TOKENS,
             prefill_prompts=1,
@@ -131,6 +133,7 @@ class LlamaCppArticle(System):
     @property
     def config(self) -> DecoderConfig:
         return DecoderConfig(
+            admission=FIFO,
             max_concurrency=self.parallel,
             prefill_step=MAX_PREFILL_TOKENS,
             prefill_prompts=1,

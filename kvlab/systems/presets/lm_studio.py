@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
-from kvlab.decoder.config import DecoderConfig
+from kvlab.decoder.config import FIFO, DecoderConfig
 from kvlab.policies import Paged, Policy, Ram, Raw, Slots, WholePrompts
 from kvlab.systems.base import System
 from kvlab.systems.presets.llama_cpp import SOURCES as LLAMA_CPP
@@ -47,7 +47,12 @@ class LMStudioMlx(System):
     @property
     def config(self) -> DecoderConfig:
         return DecoderConfig(
-            max_concurrency=self.parallel, prefill_step=2048, prefill_prompts=1, interleave="chunks", retain=0
+            admission=FIFO,
+            max_concurrency=self.parallel,
+            prefill_step=2048,
+            prefill_prompts=1,
+            interleave="chunks",
+            retain=0,
         )
 
     @property
@@ -76,6 +81,7 @@ class LMStudioMlx(System):
             "overflow": f"{ENGINE}: batch_generator.py: an answer ends at the limit",
             "live_memory": f"{ENGINE}: batch_generator.py: no limit besides the context",
             "retain": "kvlab: none besides the one sequence that hot keeps",
+            "admission": f"{ENGINE}: batch_generator.py: first in, first out",
             "queue": f"{ENGINE}: batch_generator.py: first in, first out, without a limit",
         }
 
@@ -111,6 +117,7 @@ class LMStudioGguf(System):
     @property
     def config(self) -> DecoderConfig:
         return DecoderConfig(
+            admission=FIFO,
             max_concurrency=self.parallel,
             prefill_step=512,
             prefill_prompts=1,
@@ -151,7 +158,12 @@ class LMStudioArticle(System):
     @property
     def config(self) -> DecoderConfig:
         return DecoderConfig(
-            max_concurrency=MAX_PARALLEL, prefill_step=2048, prefill_prompts=1, interleave="chunks", retain=0
+            admission=FIFO,
+            max_concurrency=MAX_PARALLEL,
+            prefill_step=2048,
+            prefill_prompts=1,
+            interleave="chunks",
+            retain=0,
         )
 
     @property
@@ -169,6 +181,7 @@ class LMStudioArticle(System):
             "context": "kvlab: that of the model; the engine fits it to memory",
             "long_prompt": f"{ENGINE}: batch_generator.py: prompts beyond the context fail",
             "overflow": f"{ENGINE}: batch_generator.py: an answer ends at the limit",
+            "admission": f"{ENGINE}: batch_generator.py: first in, first out",
             "queue": f"{ENGINE}: batch_generator.py: first in, first out, without a limit",
         }
         return {**MLX_LM, **own}

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
-from kvlab.decoder.config import DecoderConfig
+from kvlab.decoder.config import FIFO, DecoderConfig
 from kvlab.policies import Policy, Raw, WholePrompts
 from kvlab.systems.base import System
 
@@ -32,6 +32,7 @@ SOURCES: Mapping[str, str] = {
     "overflow": f"{SERVER}: no limit: KV grows",
     "live_memory": f"{SERVER}: no limit",
     "retain": "kvlab: the trie keeps its sequences itself",
+    "admission": f"{SERVER}: one queue of requests, in the order of their arrival",
     "queue": f"{SERVER}: requests wait without a limit",
 }
 
@@ -59,7 +60,7 @@ class MlxLm(System):
 
     @property
     def config(self) -> DecoderConfig:
-        return DecoderConfig(max_concurrency=32, prefill_step=2048, interleave="chunks", retain=0)
+        return DecoderConfig(admission=FIFO, max_concurrency=32, prefill_step=2048, interleave="chunks", retain=0)
 
     @property
     def sources(self) -> Mapping[str, str]:
@@ -84,7 +85,7 @@ class MlxLmArticle(System):
 
     @property
     def config(self) -> DecoderConfig:
-        return DecoderConfig(max_concurrency=1, prefill_step=2048, interleave="chunks", retain=0)
+        return DecoderConfig(admission=FIFO, max_concurrency=1, prefill_step=2048, interleave="chunks", retain=0)
 
     @property
     def sources(self) -> Mapping[str, str]:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
-from kvlab.decoder.config import DecoderConfig
+from kvlab.decoder.config import FIFO, DecoderConfig
 from kvlab.policies import Paged, Policy, Ram, Raw, Slots
 from kvlab.systems.base import System
 from kvlab.systems.presets.llama_cpp import HOST_CACHE
@@ -64,6 +64,7 @@ class OllamaGguf(System):
     @property
     def config(self) -> DecoderConfig:
         return DecoderConfig(
+            admission=FIFO,
             max_concurrency=self.parallel,
             prefill_step=batch_tokens(self.context),
             prefill_prompts=1,
@@ -88,6 +89,7 @@ class OllamaGguf(System):
             "context": f"{V33}: docs/context-length: 4096 below 24 GiB of GPU memory, 32768 to 48, 262144 above",
             "long_prompt": f"{CHILD}: the middle is cut to context - (context - keep) / 2 tokens",
             "overflow": f"{CHILD}: --context-shift --keep 4",
+            "admission": f"{CHILD}: a semaphore, in the order of arrival",
             "queue": f"{CHILD}: requests for a loaded model wait on a semaphore without a limit",
         }
         return {**LLAMA_CPP, **own}
@@ -112,7 +114,7 @@ class OllamaMlx(System):
 
     @property
     def config(self) -> DecoderConfig:
-        return DecoderConfig(max_concurrency=1, prefill_step=2048, interleave="chunks", retain=1)
+        return DecoderConfig(admission=FIFO, max_concurrency=1, prefill_step=2048, interleave="chunks", retain=1)
 
     @property
     def sources(self) -> Mapping[str, str]:
@@ -134,6 +136,7 @@ class OllamaMlx(System):
             "overflow": f"{MLX_RUNNER}: answers are capped",
             "live_memory": f"{MLX_RUNNER}: no limit was found",
             "retain": f"{MLX_RUNNER}/cache_trie.go: the last path stays live",
+            "admission": f"{MLX_RUNNER}/pipeline.go: first in, first out",
             "queue": f"{MLX_RUNNER}/pipeline.go: first in, first out, without a limit",
         }
 

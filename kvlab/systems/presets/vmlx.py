@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
-from kvlab.decoder.config import DecoderConfig
+from kvlab.decoder.config import FIFO, DecoderConfig
 from kvlab.paths import home
 from kvlab.policies import Paged, Policy, Quantized, Raw, Snapshot, Tiered
 from kvlab.systems.base import System
@@ -47,6 +47,7 @@ SOURCES: Mapping[str, str] = {
     "overflow": f"{SCHEDULER}: an answer ends at the limit",
     "live_memory": f"{SCHEDULER}: no limit was found",
     "retain": "kvlab: none; vMLX keeps no live sequence when it ends",
+    "admission": "unknown: no order but that of arrival was found",
     "queue": f"{SCHEDULER}: no limit was found",
 }
 LEAVES_OUT = (
@@ -80,7 +81,12 @@ class Vmlx(System):
     @property
     def config(self) -> DecoderConfig:
         return DecoderConfig(
-            max_concurrency=self.max_num_seqs, prefill_step=2048, prefill_prompts=512, interleave="chunks", retain=0
+            admission=FIFO,
+            max_concurrency=self.max_num_seqs,
+            prefill_step=2048,
+            prefill_prompts=512,
+            interleave="chunks",
+            retain=0,
         )
 
     @property
@@ -114,7 +120,9 @@ class VmlxArticle(System):
 
     @property
     def config(self) -> DecoderConfig:
-        return DecoderConfig(max_concurrency=32, prefill_step=2048, prefill_prompts=8, interleave="chunks", retain=0)
+        return DecoderConfig(
+            admission=FIFO, max_concurrency=32, prefill_step=2048, prefill_prompts=8, interleave="chunks", retain=0
+        )
 
     @property
     def sources(self) -> Mapping[str, str]:
