@@ -244,14 +244,20 @@ def check_shared_systems(share_prompts: str | None, candidates: Sequence[Candida
     """Raise RunError where prompts would be computed once for systems, whose prefill is part of what they are."""
     systems = [str(one) for one in candidates if isinstance(one, System)]
     if share_prompts is not None and systems:
-        raise RunError(f"{systems[0]} computes prompts in its own way: leave share_prompts out, or the systems")
+        raise RunError(
+            f"share_prompts computes each prompt once for all, and when and in which chunks {systems[0]} computes it "
+            "is part of that system: leave share_prompts out, or the systems"
+        )
 
 
 def policies_only(candidates: Sequence[Candidate]) -> list[Policy]:
     """Return candidates as policies. Raises RunError for a system: forced answers run through no request loop."""
     for one in candidates:
         if isinstance(one, System):
-            raise RunError(f"forced answers pass no request loop: write the policy of {one}, '{one.policy}'")
+            raise RunError(
+                f"forced answers pass no request loop, and show what retention and codec alone do: in place of {one} "
+                f"write its policy, '{one.policy}'"
+            )
     return [policy_of(one) for one in candidates]
 
 

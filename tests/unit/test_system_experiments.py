@@ -67,7 +67,7 @@ def test_a_file_needs_policies_or_systems(tmp_path: Path) -> None:
     assert len(read_experiment(written(tmp_path, 'systems = ["mlx-lm"]\n')).cells()) == 1
     with pytest.raises(RunError, match=r'write policies = \["full", "tiered"\], or systems = \["omlx"\]'):
         read_experiment(written(tmp_path, "turns = 2\n"))
-    with pytest.raises(RunError, match="mlx-lm computes prompts in its own way: leave share_prompts out"):
+    with pytest.raises(RunError, match="is part of that system: leave share_prompts out"):
         read_experiment(written(tmp_path, 'systems = ["mlx-lm"]\nshare_prompts = "1GB"\n'))
-    with pytest.raises(RunError, match="forced answers pass no request loop: write the policy of mlx-lm, 'prompts'"):
+    with pytest.raises(RunError, match="in place of mlx-lm write its policy, 'prompts'"):
         read_experiment(written(tmp_path, 'systems = ["mlx-lm"]\nworkload = "tools"\n'))
