@@ -94,7 +94,7 @@ def serve(
     from kvlab.server.notebook import models_by_name, with_adapters
     from kvlab.server.settings import Settings, of_system
     from kvlab.server.snippets import client_snippets
-    from kvlab.systems import parse_system, policy_of
+    from kvlab.systems import parse_system
 
     given = keys or tuple(filter(None, [os.environ.get("KVLAB_API_KEY")]))
     body = parse_bytes(max_body)
@@ -124,7 +124,7 @@ def serve(
     sys.setswitchinterval(0.0005)  # the decoder's thread must not wait long for a busy event loop
     to_stderr()
     named = models_by_name(with_adapters(models or (BUNDLED,), adapters, dtype))
-    app = create_app(policy_of(served), named, settings)
+    app = create_app(served, named, settings)
     shown, number = socket.getsockname()[:2]
     url = f"http://{f'[{shown}]' if ':' in shown else shown}:{number}"
 

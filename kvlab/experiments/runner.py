@@ -94,7 +94,7 @@ class Runner:
 
     def serve(self, candidate: Candidate, *, restart: bool = False) -> Outcome:
         """Serve every turn, from a cold store in a folder of its own unless the policy names one."""
-        policy, config, name = policy_of(candidate), config_of(candidate), str(candidate)
+        policy, config, name = policy_of(candidate, self.model), config_of(candidate), str(candidate)
         recorder = Recorder(self.provenance())
         tags = {"policy": name, "workload": self.workload.name}
         first, second = self._halves() if restart and survives_restart(policy) else (self.turns, [])
@@ -178,7 +178,7 @@ class Runner:
                 names: dict[str, Any] = {"of": f"{policy} ttft_ms restart", "to": f"{REFERENCE} ttft_ms cold"}
                 rows.append(self._row(policy, key, "ratio", served.ttft_ms / cold, **where, **names))
         load = {} if outcome.other_load is None else {OTHER_LOAD: {str(policy): [outcome.other_load]}}
-        facts = self.provenance() | load | settings_of(policy)
+        facts = self.provenance() | load | settings_of(policy, self.model)
         return Results(rows, facts, {str(policy): outcome.recorder})
 
     def cold_ttft(self, uncached: Outcome, keys: Iterable[Key], *, repeat: int = 0) -> Results:
@@ -206,7 +206,7 @@ class Runner:
                 bar.update()
                 for policy in policies:
                     with tempfile.TemporaryDirectory(prefix="kvlab-store-", dir=self.folder) as store:
-                        there = with_ssd_folder(policy_of(policy), Path(store))
+                        there = with_ssd_folder(policy_of(policy, self.model), Path(store))
                         logits = logit_distance.under(self.model, there, prompts, alone, DISTANCE_PREFILL_STEP)
                     bar.update()
                     seen = logit_distance.distances(logits, alone)

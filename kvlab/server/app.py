@@ -16,7 +16,7 @@ from starlette.exceptions import HTTPException
 
 from kvlab.errors import KvlabError
 from kvlab.models import LoadedModel, ModelSource
-from kvlab.policies import Full, Policy
+from kvlab.policies import Full
 from kvlab.server import kv_files, ops_routes
 from kvlab.server.anthropic import routes as anthropic_routes
 from kvlab.server.anthropic.types import CountRequest, MessagesRequest
@@ -32,18 +32,20 @@ from kvlab.server.openai import routes as openai_routes
 from kvlab.server.openai.types import ChatRequest, CompletionRequest
 from kvlab.server.service import Service
 from kvlab.server.settings import Settings
+from kvlab.systems import Candidate, policy_of
 from kvlab.version import __version__
 
 
 def create_app(
-    policy: Policy, sources: Mapping[str, str | Path | ModelSource | LoadedModel], settings: Settings
+    served: Candidate, sources: Mapping[str, str | Path | ModelSource | LoadedModel], settings: Settings
 ) -> FastAPI:
-    """Make an ASGI application that serves ``sources`` (models to load, by name) under one policy.
+    """Make an ASGI application that serves ``sources`` (models to load, by name) under one policy or system.
 
     The first model is loaded before the application accepts requests. ``app.state.service`` is the Service.
     """
 
     def open_model(loaded: LoadedModel) -> ServedModel:
+        policy = policy_of(served, loaded)
         # A completion counts all events but evictions from live KV: those are counted as they come.
         return ServedModel(loaded, policy, settings, None if isinstance(policy.retention, Full) else metrics)
 

@@ -17,7 +17,7 @@ from kvlab.models.adapters import adapter_folder
 from kvlab.policies import Module, Policy, parse_bytes
 from kvlab.server.listening_socket import bound_socket
 from kvlab.server.settings import Settings, of_system
-from kvlab.systems import Candidate, System, policy_of
+from kvlab.systems import Candidate, System
 
 Source = str | Path | ModelSource | LoadedModel
 SIZE_SETTINGS = ("live_memory", "model_memory", "max_body", "body_memory")
@@ -63,7 +63,7 @@ class Handle:
         self._socket = bound_socket(settings.host, settings.port)
         host, port = self._socket.getsockname()[:2]
         self.url = f"http://{f'[{host}]' if ':' in host else host}:{port}"
-        self.app = create_app(policy_of(policy), models, settings)
+        self.app = create_app(policy, models, settings)
         self._server = HttpServer(self.app, settings)
         self._error: BaseException | None = None
         self._thread = threading.Thread(target=self._run, name="kvlab-server", daemon=True)

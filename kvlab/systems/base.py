@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from kvlab.decoder.config import DecoderConfig
+from kvlab.models import LoadedModel
 from kvlab.policies import SLOTS, Policy
 from kvlab.policies.slots import format_value
 
@@ -52,6 +53,10 @@ class System(ABC):
     def queue(self) -> int | None:
         """Requests that may wait behind the running ones; more get status 503. None is no limit."""
         return None
+
+    def for_model(self, model: LoadedModel) -> System:
+        """Return this system with every option settled that its server chooses by the model."""
+        return self
 
     @property
     @abstractmethod

@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from kvlab.decoder.config import DecoderConfig
+from kvlab.models import LoadedModel
 from kvlab.policies import Module, Policy
 from kvlab.systems.base import System
 from kvlab.systems.registry import parse_system
@@ -25,14 +26,19 @@ def parse_candidates(
     return list(dict.fromkeys([*read, *(parse_system(name) for name in systems)]))
 
 
-def policy_of(candidate: Candidate) -> Policy:
-    """Return its policy."""
-    return candidate.policy if isinstance(candidate, System) else candidate
+def policy_of(candidate: Candidate, model: LoadedModel | None = None) -> Policy:
+    """Return its policy; with a model, that for this model, of whose layers some systems take their block size."""
+    if not isinstance(candidate, System):
+        return candidate
+    return (candidate if model is None else candidate.for_model(model)).policy
 
 
-def settings_of(candidate: Candidate) -> dict[str, Any]:
+def settings_of(candidate: Candidate, model: LoadedModel | None = None) -> dict[str, Any]:
     """Return what the provenance of its rows says: its settings under its name; nothing for a policy."""
-    return {SYSTEMS: {str(candidate): candidate.settings}} if isinstance(candidate, System) else {}
+    if not isinstance(candidate, System):
+        return {}
+    settled = candidate if model is None else candidate.for_model(model)
+    return {SYSTEMS: {str(candidate): settled.settings}}
 
 
 def config_of(candidate: Candidate) -> DecoderConfig | None:

@@ -94,7 +94,7 @@ class _Decoder:
         self.decoder = self._opened()
 
     def _opened(self) -> Decoder:
-        policy = self._system.policy
+        policy = self._system.for_model(self._model).policy
         tiers = policy.tiers
         if tiers is not None and any(field.name == "dir" for field in dataclasses.fields(tiers)):
             tiers = dataclasses.replace(tiers, **{"dir": str(self._folder)})

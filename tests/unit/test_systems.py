@@ -254,6 +254,24 @@ def test_a_system_answers_503_with_retry_after_beyond_its_queue() -> None:
     assert (error.status, error.headers["retry-after"]) == (503, "1")
 
 
+def test_all_of_a_systems_queue_is_for_the_clients_that_come_first() -> None:
+    limit = ConcurrencyLimit(Settings(**of_system(System.parse("omlx"))), ServerMetrics({}))
+
+    async def fill() -> None:
+        with contextlib.ExitStack() as stack:
+            for _ in range(8 + 32):
+                stack.enter_context(limit.admit(1, "a"))
+            with pytest.raises(ApiError):
+                stack.enter_context(limit.admit(1, "b"))
+
+    asyncio.run(fill())
+
+
+@pytest.mark.parametrize("system", all_systems(), ids=str)
+def test_no_system_takes_the_place_of_a_running_request(system: System) -> None:
+    assert system.config.admission == "fifo"
+
+
 def test_a_system_without_a_limit_lets_any_number_wait() -> None:
     async def fill() -> None:
         limit = ConcurrencyLimit(Settings(**of_system(System.parse("llama.cpp"))), ServerMetrics({}))

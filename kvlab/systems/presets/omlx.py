@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
-from kvlab.decoder.config import DecoderConfig
+from kvlab.decoder.config import FIFO, DecoderConfig
+from kvlab.decoder.reuse.block_size import PLAIN_BLOCK, block_for_model
+from kvlab.models import LoadedModel
 from kvlab.paths import home
 from kvlab.policies import Paged, Policy, Raw, Tiered
 from kvlab.systems.base import System
@@ -16,7 +18,6 @@ V053 = "oMLX 0.5.3 (d508490, 23 Jul 2026)"
 SCHEDULER = f"{V053}: omlx/scheduler.py"
 SETTINGS = f"{V053}: omlx/settings.py"
 CACHE = f"{V053}: omlx/cache"
-BLOCK_TOKENS = 256
 MAX_RUNNING, MIN_QUEUE, QUEUE_FOR_EACH = 8, 32, 4
 DISK_PERCENT = 10
 
@@ -24,7 +25,7 @@ SOURCES: Mapping[str, str] = {
     "retention": f"{SCHEDULER}: every token stays",
     "codec": f"{V053}: omlx/model_settings.py:146: TurboQuant is off unless set for a model",
     "reuse": f"{CACHE}/prefix_cache.py:513: chained blocks",
-    "reuse.block": f"{SCHEDULER}:2264: 256 tokens for models with plain KV",
+    "reuse.block": f"{SCHEDULER}:2264-2376: 256 tokens; 512 to 1,024 with sliding windows, 2,048 with recurrent layers",
     "reuse.checkpoint": "kvlab: oMLX takes snapshots where a prefill lands on the end of a block",
     "reuse.match": f"{CACHE}/prefix_cache.py:513: only full blocks are stored and matched",
     "reuse.reply": f"{SCHEDULER}:8922: prompt and answer, where the template opens no thinking",
@@ -48,10 +49,10 @@ SOURCES: Mapping[str, str] = {
     "overflow": f"{SCHEDULER}: no shift; an answer ends at the limit",
     "live_memory": f"{SCHEDULER}: a guard may pause prefill; no fixed limit",
     "retain": "kvlab: none; oMLX keeps no live sequence when it ends",
+    "admission": f"{SCHEDULER}: first come, first served",
     "queue": f"{SCHEDULER}: more than max(32, 4 times the running ones) waiting: 503 with Retry-After",
 }
 LEAVES_OUT = (
-    "Larger blocks of models with sliding windows (512 to 1,024 tokens) and recurrent layers (2,048).",
     "Replies of models whose template opens with thinking, which are not stored there.",
     "Keys from a model's name in place of its weights, and files without checksums.",
 )
@@ -62,6 +63,15 @@ def queue_of(running: int) -> int:
     return max(MIN_QUEUE, QUEUE_FOR_EACH * running)
 
 
+def policy_with(hot_cache: str, ssd: str, block: int | None) -> Policy:
+    """Return blocks of so many tokens on SSD; the state of layers that cannot be cut is kept with each large block."""
+    size = block or PLAIN_BLOCK
+    checkpoint = Paged.checkpoint if size == PLAIN_BLOCK else size
+    blocks = Paged(block=size, checkpoint=checkpoint, match="block", live=False)
+    on_ssd = share_of_disk(home() / "store", DISK_PERCENT) if ssd == "auto" else ssd
+    return Policy(blocks, Tiered(ram=hot_cache, ssd=on_ssd), Raw())
+
+
 @dataclass(frozen=True)
 class Omlx(System):
     """As released: blocks on SSD only.
@@ -70,6 +80,7 @@ class Omlx(System):
         hot_cache: bytes of blocks in memory (``hot_cache_max_size``).
         ssd: bytes on SSD; auto is a tenth of the disk that kvlab's store lies on.
         max_concurrent_requests: requests that run side by side.
+        block: tokens a block; None is oMLX's choice by the layers of the model, and 256 where no model is known.
     """
 
     name: ClassVar[str] = "omlx"
@@ -78,16 +89,21 @@ class Omlx(System):
     hot_cache: str = "0"
     ssd: str = "auto"
     max_concurrent_requests: int = MAX_RUNNING
+    block: int | None = None
 
     @property
     def policy(self) -> Policy:
-        ssd = share_of_disk(home() / "store", DISK_PERCENT) if self.ssd == "auto" else self.ssd
-        return Policy(Paged(block=BLOCK_TOKENS, match="block", live=False), Tiered(ram=self.hot_cache, ssd=ssd), Raw())
+        return policy_with(self.hot_cache, self.ssd, self.block)
+
+    def for_model(self, model: LoadedModel) -> Omlx:
+        return replace(self, block=self.block or block_for_model(model))
 
     @property
     def config(self) -> DecoderConfig:
         running = self.max_concurrent_requests
-        return DecoderConfig(max_concurrency=running, prefill_step=2048, prefill_prompts=1, interleave="none", retain=0)
+        return DecoderConfig(
+            admission=FIFO, max_concurrency=running, prefill_step=2048, prefill_prompts=1, interleave="none", retain=0
+        )
 
     @property
     def queue(self) -> int | None:
@@ -105,6 +121,7 @@ class OmlxArticle(System):
     Args:
         hot_cache: bytes of blocks in memory; the article names no number.
         ssd: bytes on SSD; auto is a tenth of the disk that kvlab's store lies on.
+        block: tokens a block; None is oMLX's choice by the layers of the model, and 256 where no model is known.
     """
 
     name: ClassVar[str] = "omlx"
@@ -113,10 +130,14 @@ class OmlxArticle(System):
     leaves_out: ClassVar[tuple[str, ...]] = LEAVES_OUT
     hot_cache: str = "4GB"
     ssd: str = "auto"
+    block: int | None = None
 
     @property
     def policy(self) -> Policy:
-        return Omlx(self.hot_cache, self.ssd).policy
+        return policy_with(self.hot_cache, self.ssd, self.block)
+
+    def for_model(self, model: LoadedModel) -> OmlxArticle:
+        return replace(self, block=self.block or block_for_model(model))
 
     @property
     def config(self) -> DecoderConfig:
