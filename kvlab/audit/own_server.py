@@ -20,14 +20,12 @@ from pathlib import Path
 import httpx
 import psutil
 
+from kvlab.audit.bound_process import STOP_S, bound_command, has_ended
 from kvlab.audit.errors import AuditError
 from kvlab.paths import home
 
 START_S = 300.0
 """Until it answers; a large model is read from disk meanwhile."""
-
-STOP_S = 60.0
-"""After SIGTERM: KV in memory is written to disk before the end."""
 
 POLL_S = 0.1
 
@@ -35,8 +33,8 @@ POLL_S = 0.1
 class OwnServer:
     """Starts ``kvlab serve`` with ``arguments`` on a free port, with a KVLAB_HOME of its own that begins empty.
 
-    A context manager: leaving it stops the server and removes the folder. Raises AuditError with the server's own
-    words where it does not start.
+    A context manager: leaving it stops the server and removes the folder, and so does the end of this process, however
+    it comes. Raises AuditError with the server's own words where it does not start.
     """
 
     def __init__(self, arguments: Sequence[str]) -> None:
@@ -53,7 +51,8 @@ class OwnServer:
             port = free.getsockname()[1]
         command = [sys.executable, "-m", "kvlab", "serve", *self._arguments, "--port", str(port)]
         self.url = f"http://127.0.0.1:{port}"
-        plan = {"command": command, "url": self.url}
+        bound = bound_command(command, remove=self.folder)
+        plan = {"command": bound, "url": self.url}
         (self.folder / "plan.json").write_text(json.dumps(plan), encoding="utf-8")
         try:
             start(self.folder)
@@ -112,14 +111,11 @@ def stop(folder: Path, *, at_once: bool = False) -> None:
 def _has_ended(process: psutil.Process, seconds: float) -> bool:
     """Wait for the end of a process, whose parent may be another one that does not collect its status."""
     until = time.monotonic() + seconds
-    while time.monotonic() < until:
-        try:
-            if process.status() == psutil.STATUS_ZOMBIE:
-                return True
-        except psutil.NoSuchProcess:
-            return True
+    while not has_ended(process):
+        if time.monotonic() > until:
+            return False
         time.sleep(POLL_S)
-    return False
+    return True
 
 
 def _answers(url: str) -> bool:
