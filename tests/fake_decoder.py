@@ -40,7 +40,10 @@ class FakeStore:
 
 
 class FakeDecoder:
-    """TTFT is 1 ms for each token that is not cached; three tokens come out, which depend on the prompt only."""
+    """TTFT is 1 ms for each token that is not cached; three tokens come out, which depend on the prompt only.
+
+    A prompt beyond the context is refused or cut as its settings say.
+    """
 
     disk: dict[str, FakeStore] = {}
     configs: list[DecoderConfig | None] = []
@@ -58,6 +61,7 @@ class FakeDecoder:
     ) -> None:
         self.policy, self.recorder = policy, recorder
         self.configs.append(config)
+        self.limit = (config or DecoderConfig()).limit()
         folder = getattr(policy.tiers, "dir", None)
         self.store: FakeStore | None = None
         if not isinstance(policy.reuse, NoReuse):
@@ -81,7 +85,8 @@ class FakeDecoder:
         tags: Mapping[str, Any] | None = None,
         compress_after: int | None = None,
     ) -> Completion:
-        known, request, t = tuple(prompt), next(self._numbers), time.perf_counter()
+        start, stop = self.limit.cut(len(prompt))
+        known, request, t = (*prompt[:start], *prompt[stop:]), next(self._numbers), time.perf_counter()
         cached = min(self.store.match(known), len(known) - 1) if self.store else 0
         tokens = tuple(int(sum(known) % 7 + 3 + i) for i in range(3))
         emit = self.recorder.emit if self.recorder else lambda _: None
@@ -116,6 +121,7 @@ class FakeDecoder:
             itl_ms=(10.0,) * (len(tokens) - 1),
             kv_bytes_live=(rows + 2) * BYTES_PER_TOKEN,
             tags=dict(tags or {}),
+            cut_tokens=stop - start,
         )
 
 

@@ -16,13 +16,13 @@ from kvlab.errors import RunError
 def ttft_after_restart(rows: pl.DataFrame, *, among: Sequence[str] | None = None) -> Any:
     """Draw the median TTFT of the first turn after the restart, as bars with a point for each repeat.
 
-    Policies that keep no KV over a restart are shown by the same turn of a process that continued.
+    `full`, which has nothing to lose, is shown by the same turn of a process that continued.
     """
     require(rows, "policy", "metric", "turn", "phase", "value")
     data = rows.filter((pl.col("metric") == "ttft_ms") & pl.col("turn").is_not_null())
     turns = data.filter(pl.col("phase") == "restart")["turn"].unique()
     if turns.is_empty():
-        raise RunError("no turn after a restart: run the experiment with restart = true and a tiered policy")
+        raise RunError("no turn after a restart: run the experiment with restart = true and another policy than full")
     data = data.filter(pl.col("turn").is_in(turns.to_list()))
     after = pl.when(pl.col("phase") == "restart").then(pl.lit("new process")).otherwise(pl.lit("same process"))
     look = Look(data, among)

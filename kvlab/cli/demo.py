@@ -14,8 +14,8 @@ from kvlab.results.summary import text_table
 POLICIES = ("full", "rotating:window=128", "paged", "quantized:bits=8", "tiered")
 LEAD = (
     "An agent with a long system prompt and tools works through {turns} turns; its user keeps coming back to what was "
-    "found earlier. Every policy sees the same prompts. Half-way, the process of {tiered} ends and another one takes "
-    "over its store."
+    "found earlier. Every policy sees the same prompts. Half-way, the process of every policy but {full} ends and "
+    "another one goes on; it finds what {tiered} has on SSD."
 )
 NEXT = (
     (
@@ -40,7 +40,9 @@ def demo(
     folder = new_run_folder(out, "demo")
     results = compare(POLICIES, "agent", model, turns=turns, seed=seed, restart=True, folder=folder, progress=progress)
     results.provenance |= {"command": "kvlab demo"}
-    report = write_run(results, folder, title="kvlab demo", lead=LEAD.format(turns=turns, tiered=POLICIES[-1]))
+    report = write_run(
+        results, folder, title="kvlab demo", lead=LEAD.format(turns=turns, full=POLICIES[0], tiered=POLICIES[-1])
+    )
     print(f"\nOne agent, {counted(turns, 'turn')}, the same prompts for all. TTFT: time to first token.\n")
     print(f"{text_table(results.summary())}\n\n{results.verdict().text()}")
     print(f"\n{time.perf_counter() - started:.0f} s. Charts: {report}\n\nThree things to try next")

@@ -12,6 +12,7 @@ from typing import Any
 
 from kvlab.decoder import Completion, Decoder
 from kvlab.decoder.config import DecoderConfig
+from kvlab.decoder.context_limit import ContextError
 from kvlab.decoder.reuse.prompts import LAST_ROLE_TAG
 from kvlab.decoder.shared_prompts import PromptStore
 from kvlab.errors import PolicyWarning
@@ -42,7 +43,10 @@ class Turn:
 class ServedTurn:
     """The answer to a turn with its times, and the bytes of its live KV and of the store at its end.
 
-    `dropped` tokens left the prompt or the context at its limit.
+    Attributes:
+        cut_tokens: tokens that were dropped from the middle of a prompt beyond the context limit.
+        discarded_tokens: tokens that left the context while the answer went on beyond its limit.
+        refused: whether the context limit refused the request: there is no answer then, and no time.
     """
 
     conversation: str
@@ -56,7 +60,14 @@ class ServedTurn:
     itl_ms: tuple[float, ...]
     kv_bytes_live: int
     store: Mapping[str, int]
-    dropped: int = 0
+    cut_tokens: int = 0
+    discarded_tokens: int = 0
+    refused: bool = False
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether all of the prompt was read and nothing of it was dropped."""
+        return not (self.refused or self.cut_tokens or self.discarded_tokens)
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> ServedTurn:
@@ -81,7 +92,8 @@ def serve_turns(
     `concurrency` conversations run at once, and as many requests in the decoder unless its settings are given, those of
     a system: then others wait there. When this returns, the store is closed and complete on its lowest tier; a
     `store` of the caller's stays open.
-    The first error ends all conversations. Results are in the order of `turns`.
+    A turn that the context limit refuses has no answer; its conversation goes on. The first other error ends all
+    conversations. Results are in the order of `turns`.
     """
     warm_up(model, policy, turns, config)
     loop: dict[str, Any] = {"max_concurrency": max(1, concurrency)} if config is None else {"config": config}
@@ -103,9 +115,7 @@ def serve_turns(
                     "turn": turn.turn,
                     LAST_ROLE_TAG: turn.last_role,
                 }
-                completion = decoder.generate(
-                    turn.prompt, max_tokens=turn.max_tokens, tags=labels, compress_after=turn.compress_after
-                )
+                completion = _completion(decoder, turn, labels)
                 if len(served) == len(turns) - 1 and decoder.store is not None:
                     decoder.store.flush()  # so that the last turn's figures say what reached the disk
                 result = _served(turn, completion, _store_bytes(decoder))
@@ -147,7 +157,19 @@ def warm_up(model: LoadedModel, policy: Policy, turns: Sequence[Turn], config: D
         decoder.generate(unrelated, max_tokens=2)
 
 
-def _served(turn: Turn, completion: Completion, store: Mapping[str, int]) -> ServedTurn:
+def _completion(decoder: Decoder, turn: Turn, tags: Mapping[str, Any]) -> Completion | None:
+    """Return the answer to a turn; None where the context limit refuses it."""
+    try:
+        return decoder.generate(turn.prompt, max_tokens=turn.max_tokens, tags=tags, compress_after=turn.compress_after)
+    except ContextError:
+        return None
+
+
+def _served(turn: Turn, completion: Completion | None, store: Mapping[str, int]) -> ServedTurn:
+    if completion is None:
+        return ServedTurn(
+            turn.conversation, turn.turn, (), len(turn.prompt), 0, "", 0.0, None, (), 0, store, refused=True
+        )
     return ServedTurn(
         turn.conversation,
         turn.turn,
@@ -160,7 +182,8 @@ def _served(turn: Turn, completion: Completion, store: Mapping[str, int]) -> Ser
         tuple(completion.itl_ms),
         completion.kv_bytes_live,
         store,
-        completion.cut_tokens + completion.discarded_tokens,
+        completion.cut_tokens,
+        completion.discarded_tokens,
     )
 
 

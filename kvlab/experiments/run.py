@@ -14,7 +14,6 @@ from kvlab.experiments.runner import REFERENCE, Key, Outcome, Runner
 from kvlab.experiments.teacher_forced import TeacherForcedRunner
 from kvlab.models import ModelLike, with_adapter, with_dtype
 from kvlab.policies import Module, Policy, parse_bytes
-from kvlab.policies.ssd_folder import survives_restart
 from kvlab.results import Results, make_folder, mark_void, merged, new_run_folder
 from kvlab.systems import Candidate, System, parse_candidates, policy_of
 from kvlab.workloads import MetricLike, Workload, WorkloadLike, is_teacher_forced
@@ -36,7 +35,7 @@ class Run:
         n: conversations; None is one, or all there are of your own data and of a teacher-forced workload.
         seed: of the workload.
         concurrency: conversations that run at once, the `n` of the rows; None is 1, or 8 where answers are forced.
-        restart: serve the second half of every conversation in a new process, where the policy has an SSD tier.
+        restart: serve the second half of every conversation in a new process; `full` alone stays in one.
         tokens: length of a prompt, for workloads with that option; None is the workload's own.
         adapter: folder of an adapter to load with the model; None for none.
         metrics: names (see :func:`kvlab.workloads.metric_names`) or functions `(text, wanted)` that return a number
@@ -193,7 +192,7 @@ def compare(
             runner = one.forced(repeats=repeats, progress=progress, folder=folder, shared=shared)
             return runner.run(policies_only(asked))
         harness = one.harness(progress=progress, folder=folder, shared=shared)
-        timed = REFERENCE in asked or (restart and any(survives_restart(policy_of(policy)) for policy in asked))
+        timed = REFERENCE in asked or restart
         parts: list[Results] = []
         for repeat in range(repeats):
             if repeat == 0 or timed:  # its tokens are the same each time, its times are not

@@ -23,7 +23,7 @@ from kvlab.experiments.restart import serve_in_new_process
 from kvlab.experiments.spans import find_spans
 from kvlab.models import LoadedModel, ModelLike
 from kvlab.policies import Policy
-from kvlab.policies.ssd_folder import survives_restart, with_ssd_folder
+from kvlab.policies.ssd_folder import with_ssd_folder
 from kvlab.provenance import provenance
 from kvlab.recording.events import Evicted
 from kvlab.recording.recorder import Recorder
@@ -93,11 +93,15 @@ class Runner:
         self.shared = shared
 
     def serve(self, candidate: Candidate, *, restart: bool = False) -> Outcome:
-        """Serve every turn, from a cold store in a folder of its own unless the policy names one."""
+        """Serve every turn, from a cold store in a folder of its own unless the policy names one.
+
+        With ``restart`` a new process serves the second half of every conversation, whatever the candidate keeps; the
+        reference alone stays in one process, since it has nothing to lose.
+        """
         policy, config, name = policy_of(candidate, self.model), config_of(candidate), str(candidate)
         recorder = Recorder(self.provenance())
         tags = {"policy": name, "workload": self.workload.name}
-        first, second = self._halves() if restart and survives_restart(policy) else (self.turns, [])
+        first, second = self._halves() if restart and candidate != REFERENCE else (self.turns, [])
         with (
             tempfile.TemporaryDirectory(prefix="kvlab-store-", dir=self.folder) as store,
             tqdm(total=len(self.turns), desc=name, unit="turn", disable=not self.progress, leave=True) as bar,
@@ -108,8 +112,8 @@ class Runner:
             load = LoadMeter()
 
             def done(served: ServedTurn) -> None:
-                cached = f"cached {served.cached_tokens}/{served.prompt_tokens}"
-                bar.set_postfix_str(f"ttft {served.ttft_ms:.0f} ms, {cached}", refresh=False)
+                cached = f"ttft {served.ttft_ms:.0f} ms, cached {served.cached_tokens}/{served.prompt_tokens}"
+                bar.set_postfix_str("refused" if served.refused else cached, refresh=False)
                 bar.update()
 
             served = serve_turns(
@@ -134,7 +138,7 @@ class Runner:
                     config=config,
                     done=done,
                 )
-                written = max(one.store["bytes_written"] for one in served)
+                written = max(one.store.get("bytes_written", 0) for one in served)
                 served += [_also_written(one, written) for one in after]
             others = load.others()
         if any(type(event) is Evicted for event in recorder.events):
@@ -157,14 +161,20 @@ class Runner:
     def results(
         self, policy: Candidate, outcome: Outcome, uncached: Outcome | None = None, *, repeat: int = 0
     ) -> Results:
-        """Return tidy rows; `exact` and the `ratio` of a restart to the cold prompt need the uncached run."""
+        """Return tidy rows; `exact` and the `ratio` of a restart to the cold prompt need the uncached run.
+
+        Where the candidate has a context limit, each turn says whether it was `refused`, how many tokens of its prompt
+        were cut, and how many its answer discarded. A refused turn has the grades of an empty answer, and no times.
+        """
         rows: list[Row] = []
+        config = config_of(policy)
+        is_limited = config is not None and config.context is not None
         for key, served in outcome.served.items():
             warm = served.cached_tokens and not outcome.was_given
             phase = "restart" if key in outcome.restarted else "warm" if warm else "cold"
             asked, text = self.requests[key], self.prompts.answer(served.tokens)
-            values = _values(served, was_given=outcome.was_given)
-            if uncached is not None and policy_of(policy).lossless and not served.dropped:
+            values = _values(served, was_given=outcome.was_given, is_limited=is_limited)
+            if uncached is not None and policy_of(policy).lossless and served.is_whole:
                 values["exact"] = float(served.tokens == uncached.served[key].tokens)
             where: dict[str, Any] = {"phase": phase, "repeat": repeat}
             rows += [self._row(policy, key, metric, value, **where) for metric, value in values.items()]
@@ -173,7 +183,7 @@ class Runner:
             said: dict[str, Any] = {"text": storable(text), "question": storable(asked.question, MAX_TEXT)}
             said |= {"wanted": storable(asked.wanted, MAX_TEXT)} if asked.wanted else {}
             rows.append(self._row(policy, key, "text", len(served.tokens), **where, **said))
-            if uncached is not None and key in outcome.restarted:
+            if uncached is not None and key in outcome.restarted and not served.refused:
                 cold = uncached.served[key].ttft_ms
                 names: dict[str, Any] = {"of": f"{policy} ttft_ms restart", "to": f"{REFERENCE} ttft_ms cold"}
                 rows.append(self._row(policy, key, "ratio", served.ttft_ms / cold, **where, **names))
@@ -287,12 +297,21 @@ def _check_grades(requests: Iterable[WorkloadRequest]) -> None:
 
 def _also_written(served: ServedTurn, before: int) -> ServedTurn:
     """Add the bytes that the process before the restart wrote: the rows count those of the run."""
+    if "bytes_written" not in served.store:
+        return served
     return replace(served, store={**served.store, "bytes_written": served.store["bytes_written"] + before})
 
 
-def _values(served: ServedTurn, *, was_given: bool) -> dict[str, float]:
-    """Return the measured values by metric; where the prompt was given, without what that changes."""
-    values: dict[str, float] = {
+def _values(served: ServedTurn, *, was_given: bool, is_limited: bool) -> dict[str, float]:
+    """Return the measured values by metric; where the prompt was given, without what that changes.
+
+    ``is_limited`` says that the candidate has a context limit.
+    """
+    limit: dict[str, float] = {"refused": float(served.refused)} if is_limited else {}
+    if served.refused:
+        return limit | {"prompt_tokens": served.prompt_tokens} | dict(served.store)
+    limit |= {"cut_tokens": served.cut_tokens, "discarded_tokens": served.discarded_tokens} if is_limited else {}
+    values: dict[str, float] = limit | {
         "ttft_ms": served.ttft_ms,
         "prompt_tokens": served.prompt_tokens,
         "cached_tokens": served.cached_tokens,

@@ -31,6 +31,9 @@ _UNITS: Mapping[str, str] = {
     "logit_bound": "logits",
     "hit_ratio": "fraction",
     "exact": "bool",
+    "refused": "bool",
+    "cut_tokens": "tokens",
+    "discarded_tokens": "tokens",
     "ratio": "x",
     "text": "tokens",
 }

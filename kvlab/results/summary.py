@@ -60,7 +60,8 @@ def summarize(rows: pl.DataFrame) -> pl.DataFrame:
     conversations, then over repeats and seeds, with `_low` and `_high`, the least and the greatest of those, where
     there are several (`samples`). Means of cached and prompt tokens and live KV bytes at the last turn, accuracy, the
     other grades of the answers (`grade_NAME`), exact; and in 16 bits the distance of logits from each request alone,
-    with its bound. Void accuracy is left out, and `void` says so.
+    with its bound. Where a context limit refused any, how many were `refused` of all requests that it `limited`. Void
+    accuracy is left out, and `void` says so.
     """
     distances = rows.filter(pl.col("metric").is_in(["logit_distance", "logit_bound"]))
     rows = rows.filter(pl.col("kind").is_null() | (pl.col("kind") != TOGETHER))
@@ -91,6 +92,7 @@ def summarize(rows: pl.DataFrame) -> pl.DataFrame:
         for name, part in timed.items()
     ]
     parts += [_mean(part).rename({"value": name}) for name, part in means.items()]
+    parts.append(_refused(rows))
     for part in parts:
         table = table.join(part, on="policy", how="left", maintain_order="left")
     # A policy that is there as a reference only has rows, but no figures of its own to show.
@@ -130,6 +132,7 @@ def columns(summary: pl.DataFrame) -> list[Column]:
         Column("accuracy", "accuracy", _share),
         *(Column(name, name.removeprefix(GRADE), _share) for name in summary.columns if name.startswith(GRADE)),
         Column("exact", "exact", lambda value: "yes" if value == 1 else f"{value:.0%}"),
+        Column("refused", "refused", _whole, of="limited"),
         Column("logit_distance", "logits off", lambda value: f"{value:.3f}", of="logit_bound"),
     )
     return [column for column in every if summary[column.name].null_count() < summary.height]
@@ -244,6 +247,13 @@ def _other_grades(rows: pl.DataFrame) -> list[str]:
     by_name = {name: dict(part.select("policy", "value").iter_rows()) for (name,), part in means.group_by("metric")}
     names = [name for name in graded["metric"].unique(maintain_order=True) if name not in known]
     return [name for name in names if by_name[name] != by_name.get("accuracy")]
+
+
+def _refused(rows: pl.DataFrame) -> pl.DataFrame:
+    """Return how many requests of each policy were `refused`, of those `limited`; no rows where none was refused."""
+    said = rows.filter(pl.col("metric") == "refused")
+    counts = said.group_by("policy").agg(pl.col("value").sum().alias("refused"), pl.len().alias("limited"))
+    return counts if counts["refused"].sum() else counts.clear()
 
 
 def _at(rows: pl.DataFrame, metric: str, turn: int | None) -> pl.DataFrame:

@@ -91,6 +91,11 @@ class _Judge:
                     "the difference may be chance."
                 )
             made += self._cheaper(graded)
+        made += [
+            f"{self._name(p)} refused {counted(int(self.facts[p]['refused']), 'request')} beyond its context."
+            for p in self.policies
+            if self.facts[p]["refused"]
+        ]
         if not self.repeated and len(self.policies) > 1 and any(self.facts[p][self.time] for p in self.policies):
             made.append("Times are one measurement a policy; --repeats 3 gives medians and ranges.")
         if busy := busy_note(provenance):

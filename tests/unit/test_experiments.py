@@ -20,6 +20,7 @@ from kvlab.models import LoadedModel
 from kvlab.policies import Policy
 from kvlab.recording.recorder import Recorder
 from kvlab.results import Results
+from kvlab.systems import System
 from kvlab.workloads import load_workload
 from tests.fake_decoder import FakeDecoder
 
@@ -101,16 +102,65 @@ def test_restart_splits_the_conversation(qwen3: LoadedModel) -> None:
     results = compare(["tiered", "paged"], "chat", qwen3, turns=5, restart=True, progress=False)
     phases = {(r["policy"], r["turn"]): r["phase"] for r in results.rows if r["metric"] == "cached_tokens"}
     assert [phases["tiered", turn] for turn in range(1, 6)] == ["cold", "warm", "restart", "warm", "warm"]
-    assert "restart" not in [phases["paged", turn] for turn in range(1, 6)]
+    assert [phases["paged", turn] for turn in range(1, 6)] == ["cold", "warm", "restart", "warm", "warm"]
     (cold,) = values(results, "ttft_ms", policy="full", turn=3, phase="cold")
     (restarted,) = values(results, "ttft_ms", policy="tiered", turn=3, phase="restart")
-    (ratio,) = (r for r in results.rows if r["metric"] == "ratio")
+    ratio = next(r for r in results.rows if r["metric"] == "ratio" and r["policy"] == "tiered")
     assert ratio["value"] == restarted / cold and ratio["unit"] == "x"
     assert (ratio["of"], ratio["to"]) == ("tiered ttft_ms restart", "full ttft_ms cold")
     assert len([r for r in results.rows if r["policy"] == "full"]) == 1
     submitted = results.recorders["tiered"].frame("submitted")
     assert submitted.sort("turn").select("turn", "process").rows() == [(1, 0), (2, 0), (3, 1), (4, 1), (5, 1)]
     assert submitted["request"].n_unique() == 5
+
+
+def test_a_design_that_keeps_nothing_computes_the_turn_after_a_restart_anew(qwen3: LoadedModel) -> None:
+    asked = ["full", "paged", "quantized", System.parse("ollama")]
+    results = compare(asked, "chat", qwen3, turns=4, restart=True, progress=False)
+    for policy in ("paged", "quantized", "ollama"):
+        (prompt,) = values(results, "prompt_tokens", policy=policy, turn=3)
+        assert values(results, "cached_tokens", policy=policy, turn=3, phase="restart") == [0]
+        assert values(results, "ttft_ms", policy=policy, turn=3, phase="restart") == [prompt]
+        submitted = results.recorders[policy].frame("submitted")
+        assert submitted.sort("turn")["process"].to_list() == [0, 0, 1, 1]
+    assert values(results, "cached_tokens", policy="paged", turn=4) == values(
+        results, "prompt_tokens", policy="paged", turn=3
+    )
+    assert "restart" not in {r.get("phase") for r in results.rows if r["policy"] == "full"}
+
+
+def test_a_turn_that_the_context_refuses_is_a_row_and_the_conversation_goes_on(qwen3: LoadedModel) -> None:
+    prompts = values(run("full", "chat", qwen3, turns=12, progress=False), "prompt_tokens")
+    system = System.parse(f"llama.cpp:context={int(prompts[5])}")
+    context = system.config.context or 0  # padded, as the server does
+    turn = next(turn for turn, size in enumerate(prompts, start=1) if size >= context)
+    results = compare([system, "paged"], "chat", qwen3, turns=12, progress=False)
+    of_system = [r for r in results.rows if r["policy"] == str(system)]
+    refused = values(results, "refused", policy=str(system))
+    assert refused == [float(size >= context) for size in prompts] and 0 < sum(refused) < 12
+    assert values(results, "refused", policy="paged") == []
+    assert [r["turn"] for r in of_system if r["metric"] == "ttft_ms"] == list(range(1, turn))
+    assert values(results, "prompt_tokens", policy=str(system)) == prompts
+    graded = [r["value"] for r in of_system if r["metric"] == "accuracy" and r["turn"] >= turn]
+    assert graded and not any(graded)
+    assert [r["value"] for r in of_system if r["metric"] == "text"] == [3.0] * (turn - 1) + [0.0] * (13 - turn)
+    assert len(values(results, "exact", policy=str(system))) == turn - 1, "refused turns have no answer to compare"
+    assert f"{13 - turn} of 12" in results.table()
+    assert f"refused {13 - turn} requests beyond its context" in results.verdict().text()
+    assert "refused" not in compare(["paged"], "chat", qwen3, turns=2, progress=False).table()
+
+
+def test_what_a_context_limit_cut_is_in_the_rows_of_every_turn(qwen3: LoadedModel) -> None:
+    prompts = values(run("full", "chat", qwen3, turns=8, progress=False), "prompt_tokens")
+    system = System.parse(f"ollama:context={int(prompts[3]) + 1}")
+    results = compare([system, "paged"], "chat", qwen3, turns=8, progress=False)
+    cut = values(results, "cut_tokens", policy=str(system))
+    assert cut[:4] == [0] * 4 and all(cut[4:]) and len(cut) == 8
+    left = values(results, "prompt_tokens", policy=str(system))
+    assert [a + b for a, b in zip(cut, left, strict=True)] == prompts
+    assert values(results, "discarded_tokens", policy=str(system)) == [0] * 8
+    assert values(results, "refused", policy=str(system)) == [0] * 8
+    assert values(results, "cut_tokens", policy="paged") == []
 
 
 def test_a_store_is_cold_and_gone_afterwards(qwen3: LoadedModel, tmp_path: Path) -> None:
