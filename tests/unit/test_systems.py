@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import dataclasses
 import json
 import pickle
 import re
@@ -202,6 +203,20 @@ def test_vmlx_has_blocks_of_64_tokens_on_ssd_and_one_request(monkeypatch: pytest
 
 
 # -- the command line and the server ----------------------------------------------------------------------------------
+@pytest.mark.parametrize("system", all_systems(), ids=str)
+def test_every_server_with_a_limit_of_its_own_takes_a_context(system: System) -> None:
+    without_a_setting = {"mlx-lm", "mlx-lm:variant=article", "ollama:engine=mlx"}
+    options = {part.name for part in dataclasses.fields(system)}
+    assert ("context" in options) == (str(system) not in without_a_setting)
+    if "context" in options:
+        slots = 4 if str(system) == "llama.cpp:variant=article" else 1
+        limited = dataclasses.replace(system, context=4096)  # type: ignore[call-arg]
+        assert limited.config.context == 4096 // slots
+        prefill = limited.config.prefill_step  # Ollama's depends on the context
+        assert limited.config == dataclasses.replace(system.config, context=4096 // slots, prefill_step=prefill)
+        assert limited.policy == system.policy and System.parse(str(limited)) == limited
+
+
 def test_systems_lists_all_with_settings_and_sources(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -17,6 +17,7 @@ DOCS = "LM Studio 0.4 documentation"
 ENGINE = "mlx-engine 08f0c07 (21 Aug 2026)"
 MAX_PARALLEL = 4
 CHUNK_TOKENS = 256
+CONTEXT = f"{DOCS}: chosen when the model is loaded; kvlab: else that of the model, which the engine fits to memory"
 
 
 @dataclass(frozen=True)
@@ -27,6 +28,7 @@ class LMStudioMlx(System):
         parallel: requests that run side by side (``max_seq_nums``).
         disk: bytes of the file; the engine takes the KV of one context of the largest size, at most a quarter of what
             is free.
+        context: tokens of the loaded model's context; none is the model's own.
     """
 
     name: ClassVar[str] = "lm-studio"
@@ -39,6 +41,7 @@ class LMStudioMlx(System):
     )
     parallel: int = MAX_PARALLEL
     disk: str = "4GB"
+    context: int | None = None
 
     @property
     def policy(self) -> Policy:
@@ -52,6 +55,7 @@ class LMStudioMlx(System):
             prefill_step=2048,
             prefill_prompts=1,
             interleave="chunks",
+            context=self.context,
             retain=0,
         )
 
@@ -76,7 +80,7 @@ class LMStudioMlx(System):
             "prefill_step": f"{ENGINE}: batch_generator.py: 2048",
             "prefill_prompts": f"{ENGINE}: batch_generator.py:1229: at most one step of one prompt",
             "interleave": f"{ENGINE}: batch_generator.py:1229: decode first, then a step of one prompt",
-            "context": "kvlab: that of the model; the engine fits it to memory",
+            "context": CONTEXT,
             "long_prompt": f"{ENGINE}: batch_generator.py: prompts beyond the context fail",
             "overflow": f"{ENGINE}: batch_generator.py: an answer ends at the limit",
             "live_memory": f"{ENGINE}: batch_generator.py: no limit besides the context",
@@ -143,13 +147,18 @@ class LMStudioGguf(System):
 
 @dataclass(frozen=True)
 class LMStudioArticle(System):
-    """As the article knew it, 0.4.0 to 0.4.2: four requests side by side, and whole prompts in memory only."""
+    """As the article knew it, 0.4.0 to 0.4.2: four requests side by side, and whole prompts in memory only.
+
+    Args:
+        context: tokens of the loaded model's context; none is the model's own.
+    """
 
     name: ClassVar[str] = "lm-studio"
     variant: ClassVar[str] = "article"
     engine: ClassVar[str] = "mlx"
     release: ClassVar[str] = "LM Studio 0.4.2, as its batched kit remains in mlx-engine 08f0c07"
     leaves_out: ClassVar[tuple[str, ...]] = ("The context that is fitted to memory when a model is loaded.",)
+    context: int | None = None
 
     @property
     def policy(self) -> Policy:
@@ -157,14 +166,7 @@ class LMStudioArticle(System):
 
     @property
     def config(self) -> DecoderConfig:
-        return DecoderConfig(
-            admission=FIFO,
-            max_concurrency=MAX_PARALLEL,
-            prefill_step=2048,
-            prefill_prompts=1,
-            interleave="chunks",
-            retain=0,
-        )
+        return LMStudioMlx(context=self.context).config
 
     @property
     def sources(self) -> Mapping[str, str]:
@@ -178,7 +180,7 @@ class LMStudioArticle(System):
             "prefill_step": f"{ENGINE}: batch_generator.py: 2048",
             "prefill_prompts": f"{kit}: one prompt at a time",
             "interleave": f"{ENGINE}: batch_generator.py: decode first, then a step of one prompt",
-            "context": "kvlab: that of the model; the engine fits it to memory",
+            "context": CONTEXT,
             "long_prompt": f"{ENGINE}: batch_generator.py: prompts beyond the context fail",
             "overflow": f"{ENGINE}: batch_generator.py: an answer ends at the limit",
             "admission": f"{ENGINE}: batch_generator.py: first in, first out",

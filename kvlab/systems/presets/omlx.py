@@ -81,6 +81,7 @@ class Omlx(System):
         ssd: bytes on SSD; auto is a tenth of the disk that kvlab's store lies on.
         max_concurrent_requests: requests that run side by side.
         block: tokens a block; None is oMLX's choice by the layers of the model, and 256 where no model is known.
+        context: tokens of prompt and answer (``max_context_window``); none is the model's own.
     """
 
     name: ClassVar[str] = "omlx"
@@ -90,6 +91,7 @@ class Omlx(System):
     ssd: str = "auto"
     max_concurrent_requests: int = MAX_RUNNING
     block: int | None = None
+    context: int | None = None
 
     @property
     def policy(self) -> Policy:
@@ -102,7 +104,13 @@ class Omlx(System):
     def config(self) -> DecoderConfig:
         running = self.max_concurrent_requests
         return DecoderConfig(
-            admission=FIFO, max_concurrency=running, prefill_step=2048, prefill_prompts=1, interleave="none", retain=0
+            admission=FIFO,
+            max_concurrency=running,
+            prefill_step=2048,
+            prefill_prompts=1,
+            interleave="none",
+            context=self.context,
+            retain=0,
         )
 
     @property
@@ -122,6 +130,7 @@ class OmlxArticle(System):
         hot_cache: bytes of blocks in memory; the article names no number.
         ssd: bytes on SSD; auto is a tenth of the disk that kvlab's store lies on.
         block: tokens a block; None is oMLX's choice by the layers of the model, and 256 where no model is known.
+        context: tokens of prompt and answer (``max_context_window``); none is the model's own.
     """
 
     name: ClassVar[str] = "omlx"
@@ -131,6 +140,7 @@ class OmlxArticle(System):
     hot_cache: str = "4GB"
     ssd: str = "auto"
     block: int | None = None
+    context: int | None = None
 
     @property
     def policy(self) -> Policy:
@@ -141,7 +151,7 @@ class OmlxArticle(System):
 
     @property
     def config(self) -> DecoderConfig:
-        return Omlx().config
+        return Omlx(context=self.context).config
 
     @property
     def queue(self) -> int | None:

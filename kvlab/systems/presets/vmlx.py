@@ -64,6 +64,7 @@ class Vmlx(System):
     Args:
         max_num_seqs: requests that run side by side (``--max-num-seqs``).
         ssd: bytes on SSD; auto is a tenth of the disk that kvlab's store lies on.
+        context: tokens of a prompt (``--max-prompt-tokens``), and here of its answer, too; none is no limit.
     """
 
     name: ClassVar[str] = "vmlx"
@@ -71,6 +72,7 @@ class Vmlx(System):
     leaves_out: ClassVar[tuple[str, ...]] = LEAVES_OUT
     max_num_seqs: int = 1
     ssd: str = "auto"
+    context: int | None = None
 
     @property
     def policy(self) -> Policy:
@@ -86,6 +88,7 @@ class Vmlx(System):
             prefill_step=2048,
             prefill_prompts=512,
             interleave="chunks",
+            context=self.context,
             retain=0,
         )
 
@@ -101,6 +104,7 @@ class VmlxArticle(System):
     Args:
         kv_bits: 8 or 4 (``--kv-cache-quantization``).
         ram: bytes in memory; vMLX takes 30 % of what is free.
+        context: as of the release.
     """
 
     name: ClassVar[str] = "vmlx"
@@ -112,6 +116,7 @@ class VmlxArticle(System):
     )
     kv_bits: int = 8
     ram: str = "4GB"
+    context: int | None = None
 
     @property
     def policy(self) -> Policy:
@@ -121,7 +126,13 @@ class VmlxArticle(System):
     @property
     def config(self) -> DecoderConfig:
         return DecoderConfig(
-            admission=FIFO, max_concurrency=32, prefill_step=2048, prefill_prompts=8, interleave="chunks", retain=0
+            admission=FIFO,
+            max_concurrency=32,
+            prefill_step=2048,
+            prefill_prompts=8,
+            interleave="chunks",
+            context=self.context,
+            retain=0,
         )
 
     @property
