@@ -1,4 +1,4 @@
-"""Policies with tiers in a folder: whether they survive a restart, and the same policy with another folder."""
+"""Policies with tiers in a folder: the same policy with another folder."""
 
 from __future__ import annotations
 
@@ -6,11 +6,6 @@ from pathlib import Path
 
 from kvlab.policies.policy import Policy
 from kvlab.policies.tiers import Tiers
-
-
-def survives_restart(policy: Policy) -> bool:
-    """Return whether a later process finds the KV that this policy stored."""
-    return isinstance(policy.tiers, Tiers) and policy.tiers.survives_restart
 
 
 def with_ssd_folder(policy: Policy, folder: Path) -> Policy:

@@ -1,9 +1,10 @@
-"""Policies over a folder: which of them survive a restart, and where their SSD tier lies."""
+"""Policies over a folder: which of their tiers survive a restart, and where they lie."""
 
 from pathlib import Path
 
 from kvlab.policies import Policy
-from kvlab.policies.ssd_folder import survives_restart, with_ssd_folder
+from kvlab.policies.ssd_folder import with_ssd_folder
+from kvlab.policies.tiers import Tiers
 
 
 def test_ssd_folder_moves_tiers_without_a_folder_of_their_own(tmp_path: Path) -> None:
@@ -13,7 +14,6 @@ def test_ssd_folder_moves_tiers_without_a_folder_of_their_own(tmp_path: Path) ->
     assert with_ssd_folder(moved, tmp_path / "other") == moved
 
 
-def test_policies_with_a_folder_survive_a_restart() -> None:
-    assert [survives_restart(Policy.parse(spec)) for spec in ("tiered", "paged|snapshot", "paged|ram", "full")] == [
-        True, True, False, False,
-    ]  # fmt: skip
+def test_tiers_with_a_folder_survive_a_restart() -> None:
+    tiers = [Policy.parse(spec).tiers for spec in ("tiered", "paged|snapshot", "paged|ram")]
+    assert [isinstance(one, Tiers) and one.survives_restart for one in tiers] == [True, True, False]
