@@ -16,6 +16,11 @@ Message = dict[str, Any]
 
 MAX_ERROR_CHARS = 300
 
+PAGE, WHOLE = "text/html", "application/json"
+"""Content types of what is no answer of an API, and of an answer in one piece though a stream was asked for."""
+
+WEB_PAGE = "a web page came in place of an answer"
+
 
 @dataclass(frozen=True)
 class Reply:
@@ -80,9 +85,16 @@ class AuditClient:
         self.model, self.timeout_s, self.clock = model, timeout_s, clock
         self.server = ""
         """The server's name for itself, once :meth:`models` was called; empty where it gives none."""
+        self.asks_usage = True
+        """Whether streams are asked to end with their usage; some servers refuse that."""
         headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
         limits = httpx.Limits(max_connections=None, max_keepalive_connections=64)
         self.http = httpx.Client(headers=headers, timeout=timeout_s, limits=limits, transport=transport)
+
+    @property
+    def stream_fields(self) -> dict[str, Any]:
+        """What the body of a streamed request has besides."""
+        return {"stream": True, **({"stream_options": {"include_usage": True}} if self.asks_usage else {})}
 
     def close(self) -> None:
         """Close the connections."""
@@ -100,33 +112,24 @@ class AuditClient:
         *,
         tools: Sequence[Mapping[str, Any]] | None = None,
         max_tokens: int,
-        temperature: float = 0,
         logprobs: bool = False,
         stream: bool = True,
         timeout_s: float | None = None,
         **fields: Any,
     ) -> Reply:
-        """Ask for a chat answer; ``fields`` are added to the body. ``timeout_s`` ends it, as a client that leaves."""
-        body: dict[str, Any] = {"messages": list(messages), "max_tokens": max_tokens, "temperature": temperature}
+        """Ask for a greedy chat answer; ``fields`` are added to the body.
+
+        ``timeout_s`` ends it, as a client that leaves.
+        """
+        body: dict[str, Any] = {"messages": list(messages), "max_tokens": max_tokens, "temperature": 0}
         body |= {"tools": list(tools)} if tools is not None else {}
         body |= {"logprobs": True, "top_logprobs": 1} if logprobs else {}
         return self.send("/chat/completions", body | fields, stream=stream, timeout_s=timeout_s)
 
-    def complete(
-        self,
-        prompt: str,
-        *,
-        max_tokens: int,
-        temperature: float = 0,
-        logprobs: bool = False,
-        stream: bool = True,
-        timeout_s: float | None = None,
-        **fields: Any,
-    ) -> Reply:
-        """Ask for a plain completion of ``prompt``."""
-        body: dict[str, Any] = {"prompt": prompt, "max_tokens": max_tokens, "temperature": temperature}
-        body |= {"logprobs": 1} if logprobs else {}
-        return self.send("/completions", body | fields, stream=stream, timeout_s=timeout_s)
+    def complete(self, prompt: str, *, max_tokens: int, stream: bool = True, **fields: Any) -> Reply:
+        """Ask for a plain, greedy completion of ``prompt``; ``fields`` are added to the body."""
+        body = {"prompt": prompt, "max_tokens": max_tokens, "temperature": 0}
+        return self.send("/completions", body | fields, stream=stream)
 
     def models(self) -> list[str]:
         """Return the ids that ``/v1/models`` lists; none where the server has no list."""
@@ -140,7 +143,7 @@ class AuditClient:
     def send(self, path: str, body: Mapping[str, Any], *, stream: bool = True, timeout_s: float | None = None) -> Reply:
         """Post ``body`` to ``path`` (below ``/v1``) and measure the answer."""
         told = dict(body) | ({"model": self.model} if self.model is not None else {})
-        told |= {"stream": True, "stream_options": {"include_usage": True}} if stream else {}
+        told |= self.stream_fields if stream else {}
         limit = self.timeout_s if timeout_s is None else timeout_s
         seen = _Seen(self.clock, self.clock() + limit)
         try:
@@ -149,7 +152,9 @@ class AuditClient:
                 if response.status_code != 200:
                     response.read()
                     seen.error = _error_text(response)
-                elif stream:
+                elif PAGE in (kind := response.headers.get("content-type", "")):
+                    seen.error = WEB_PAGE
+                elif stream and WHOLE not in kind:
                     for piece in _events(response.iter_lines(), seen):
                         seen.take(piece)
                 else:

@@ -7,7 +7,7 @@ from html import escape
 from typing import Any
 
 from kvlab.audit.probe import all_probes
-from kvlab.audit.report_card import MARKS, Row, summary, value_text
+from kvlab.audit.report_card import MARKS, Row, duration_text, summary, value_text
 from kvlab.charts.colors import BLUE, GREY, ORANGE, SOFT_INK, Tone
 from kvlab.counts import counted
 from kvlab.results.paint import paint
@@ -39,6 +39,7 @@ def card_page(document: Mapping[str, Any]) -> str:
     shown = "".join(
         f"<dt>{escape(key.replace('_', ' '))}</dt><dd>{escape(str(facts[key]))}</dd>" for key in FACTS if key in facts
     )
+    took = f"<p class='soft'>{escape(duration_text(document))}</p>" if duration_text(document) else ""
     about = {"curve": "cold prompts of several lengths"} | {probe.name: probe.about for probe in all_probes()}
     cards = "".join(
         _probe_card(probe, about.get(probe, ""), [row for row in rows if row["probe"] == probe])
@@ -54,7 +55,7 @@ def card_page(document: Mapping[str, Any]) -> str:
         "<meta name='viewport' content='width=device-width, initial-scale=1'>"
         f"<title>Audit of {name}</title><style>{STYLE}{OWN_STYLE}</style></head><body><main>"
         f"<h1>Audit of {name}</h1><p class='lead'>What the KV cache of this server does, seen from outside: {lead}</p>"
-        f"{cards}<div class='card'><dl>{shown}</dl></div></main></body></html>\n"
+        f"{cards}<div class='card'><dl>{shown}</dl>{took}</div></main></body></html>\n"
     )
 
 

@@ -81,6 +81,7 @@ class Lab:
         reports_cached: Whether the server has reported cached tokens; decided before the first probe runs.
         counts_tokens: Whether the server reports ``usage.prompt_tokens``; else sizes are in words.
         observations: All that probes have observed, in order.
+        seconds: How long the curve and each probe took, by name; the question afterwards counts.
     """
 
     client: AuditClient
@@ -94,6 +95,7 @@ class Lab:
     clock: Callable[[], float] = time.perf_counter
     sleep: Callable[[float], None] = time.sleep
     observations: list[Observation] = field(default_factory=list)
+    seconds: dict[str, float] = field(default_factory=dict)
 
     @property
     def unit(self) -> str:

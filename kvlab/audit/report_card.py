@@ -35,6 +35,7 @@ def server_facts(client: AuditClient, lab: Lab) -> dict[str, Any]:
         "prompt_size": lab.tokens,
         "tokens_per_word": round(lab.material.tokens_per_word, 3),
         "reports_cached_tokens": lab.reports_cached,
+        "probe_seconds": {name: round(seconds, 2) for name, seconds in lab.seconds.items()},
     }
 
 
@@ -58,6 +59,14 @@ def summary(rows: Sequence[Row]) -> str:
     """Return how many findings there are of each verdict, in one line."""
     counted = Counter(row["verdict"] for row in rows if row["means"] or row["verdict"] != "note")
     return ", ".join(f"{counted[verdict]} {verdict}" for verdict in ("good", "bad", "note", "unknown"))
+
+
+def duration_text(document: Mapping[str, Any]) -> str:
+    """Return how long an audit took and each of its probes, in one sentence; empty where the card does not say."""
+    seconds = document["provenance"].get("probe_seconds") or {}
+    longest = sorted(seconds.items(), key=lambda item: -item[1])
+    each = ", ".join(f"{name} {taken:.0f}" if taken >= 1 else f"{name} {taken:.1f}" for name, taken in longest)
+    return f"The audit took {sum(seconds.values()):.0f} s: {each}." if seconds else ""
 
 
 def value_text(value: float | None, unit: str) -> str:

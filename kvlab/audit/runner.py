@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 from tqdm.auto import tqdm
 
-from kvlab.audit.client import AuditClient, Message, Reply
+from kvlab.audit.client import WEB_PAGE, AuditClient, Message, Reply
 from kvlab.audit.curve import ColdCurve
 from kvlab.audit.errors import AuditError
 from kvlab.audit.finding import Finding
@@ -26,6 +26,9 @@ INFERRED = "The server does not report cached tokens: those in this card are inf
 UNEVEN = "TTFT is uneven here: what is inferred from it is rough, so run the audit again when the machine is idle."
 MAX_EVEN_SPREAD = 0.15
 
+UNKNOWN_FIELD = (400, 422)
+"""How servers refuse a field that they do not know."""
+
 CALIBRATION_WORDS = 100
 WARM_UP_TOKENS = 64
 
@@ -44,6 +47,9 @@ def prepare(
         client.model = listed[0]
     lab = Lab(client, Material(salt, 1.0), tokens=tokens, restart=restart, kill=kill, clock=client.clock)
     short = client.chat([user("Hello.")], max_tokens=1)
+    if short.status in UNKNOWN_FIELD and "stream_options" in short.error:
+        client.asks_usage = False
+        short = client.chat([user("Hello.")], max_tokens=1)
     if not short.is_complete:
         raise AuditError(_not_answered(client, short, listed))
     long = lab.ask([user(lab.material.text("calibration", CALIBRATION_WORDS) + " Hello.")])
@@ -62,9 +68,10 @@ def _not_answered(client: AuditClient, reply: Reply, listed: Sequence[str]) -> s
         return f"{where} wants a key, or another one ({reply.error}): give it with --api-key"
     if listed and client.model not in listed:
         return f"{where} has no model '{client.model}'; choose one with --model: {', '.join(listed)}"
-    if reply.status == 404:
+    if reply.status == 404 or reply.error == WEB_PAGE:
         return f"{client.url}/chat/completions is not there: write the address of an OpenAI-compatible server"
-    return f"{where} gave no answer, but status {reply.status}: {reply.error}"
+    said = f"{where} gave no answer, but status {reply.status}: {reply.error}"
+    return said if listed or client.model else f"{said}; it lists no models: name one with --model"
 
 
 def fit_curve(lab: Lab) -> Iterator[Finding]:
@@ -124,10 +131,14 @@ def _what_is_reported(lab: Lab, known: Sequence[Message]) -> Iterator[Finding]:
 def run_audit(
     lab: Lab, probes: Sequence[Probe], *, progress: bool = True, after: Callable[[Finding], None] = lambda _: None
 ) -> list[Finding]:
-    """Run probes in order. A probe that fails gives a finding ``unknown`` with the reason, and the next one runs."""
+    """Run probes in order. A probe that fails gives a finding ``unknown`` with the reason, and the next one runs.
+
+    How long each took is in ``lab.seconds`` then.
+    """
     findings: list[Finding] = []
 
     def take(found: Iterator[Finding], name: str) -> None:
+        began = lab.clock()
         try:
             for finding in found:
                 findings.append(finding)
@@ -136,6 +147,7 @@ def run_audit(
             reason = str(error) if isinstance(error, AuditError) else f"{type(error).__name__}: {error}"
             findings.append(Finding(name, "ran", None, "", "unknown", f"the probe stopped: {reason}"))
             after(findings[-1])
+        lab.seconds[name] = lab.seconds.get(name, 0.0) + lab.clock() - began
 
     with tqdm(total=len(probes) + 1, desc="curve", unit="probe", disable=not progress) as bar:
         take(fit_curve(lab), "curve")

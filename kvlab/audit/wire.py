@@ -51,7 +51,7 @@ class WireStream:
 
 def read_wire(client: AuditClient, path: str, body: Mapping[str, Any]) -> WireStream:
     """Stream the answer to ``body`` and return its lines. Never raises for what the server does."""
-    told = {**body, "stream": True, "stream_options": {"include_usage": True}}
+    told = {**body, **client.stream_fields}
     told |= {"model": client.model} if client.model is not None else {}
     lines: list[str] = []
     status, kind, error = 0, "", ""

@@ -51,7 +51,15 @@ def audit(
     """
     from kvlab.audit import AuditClient, choose_probes, prepare, run_audit
     from kvlab.audit.own_server import OwnServer
-    from kvlab.audit.report_card import card_rows, compare_cards, comparison_lines, load_card, server_facts, summary
+    from kvlab.audit.report_card import (
+        card_rows,
+        compare_cards,
+        comparison_lines,
+        duration_text,
+        load_card,
+        server_facts,
+        summary,
+    )
 
     if sum(given is not None for given in (url, policy, system)) != 1:
         raise KvlabError(
@@ -95,6 +103,8 @@ def audit(
             )
             return
         table(card_rows(made), ("", "probe", "metric", "value", "what it means for an agent"))
+        if took := duration_text(made):
+            click.echo(f"\n{took}")
         click.echo(f"\n{summary(made['rows'])}. With --json: all numbers; with --html FILE: a page.")
 
     answer(as_json, work, show)
