@@ -22,13 +22,15 @@ if TYPE_CHECKING:
     from kvlab.inspection import RequestTrace
     from kvlab.models import LoadedModel
 
+DEFAULT_POLICY = "full"
 STDIN_PATIENCE_S = 2.0
 """Seconds of silence on a piped standard input after which the command says what it waits for."""
 
 
 @click.command()
 @click.argument("text", required=False)
-@click.option("--policy", default="full", show_default=True, metavar="POLICY", help="Such as snapkv:budget=0.5.")
+@click.option("--policy", metavar="POLICY", help="Such as snapkv:budget=0.5; else full.")
+@click.option("--system", metavar="NAME", help="The cache design of a server in place of a policy: kvlab systems.")
 @import_option
 @click.option("--model", metavar="MODEL", help="What `kvlab compare` takes; else the bundled model.")
 @click.option("--adapter", metavar="DIR", help="Folder of an adapter for the model, as mlx_lm.lora writes it.")
@@ -40,7 +42,8 @@ STDIN_PATIENCE_S = 2.0
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document, and nothing else.")
 def ask(
     text: str | None,
-    policy: str,
+    policy: str | None,
+    system: str | None,
     imports: tuple[Path, ...],
     model: str | None,
     adapter: str | None,
@@ -51,11 +54,13 @@ def ask(
     all_tokens: bool,
     as_json: bool,
 ) -> None:
-    """Ask TEXT under a policy; then show every token by what became of its KV: kept, evicted, restored.
+    """Ask TEXT under a policy or a system; then show every token by what became of its KV: kept, evicted, restored.
 
     Context comes from files and from standard input: `cat notes.txt | kvlab ask "Who called?"`. Without TEXT, standard
     input is the question.
     """
+    if policy is not None and system is not None:
+        raise RunError("--policy and --system exclude each other: a system brings its policy; leave one of them out")
     contexts = [_read(Path(name)) for name in files]
     piped = _piped(sys.stdin)
     if text is None and piped:
@@ -67,15 +72,16 @@ def ask(
     from kvlab import models
     from kvlab.inspection import watch
     from kvlab.policies import Policy
+    from kvlab.systems import parse_system
 
     import_all(imports)
-    parsed = Policy.parse(policy)
+    asked = Policy.parse(policy or DEFAULT_POLICY) if system is None else parse_system(system)
     loaded = models.load(model, adapter=adapter, dtype=dtype)
     prompt = _prompt(loaded, question, system_prompt)
     room = _room(loaded, prompt, max_tokens)
     out = sys.stderr if as_json else sys.stdout
     writer = _Writer(loaded, out)
-    [trace] = watch(parsed, [prompt], loaded, max_tokens=room, on_token=writer.write)
+    [trace] = watch(asked, [prompt], loaded, max_tokens=room, on_token=writer.write)
     writer.finish()
     click.echo("\n", file=out)
     if as_json:
@@ -138,6 +144,8 @@ def _numbers(trace: RequestTrace) -> str:
         f"live KV {bytes_text(done.kv_bytes_live)}",
         f"kept {trace.kept_tokens:,.0f} of {counted(len(trace.texts), 'token')} (mean over layers and heads)",
         f"cached {done.cached_tokens:,} of {counted(done.prompt_tokens, 'prompt token')}{tiers}",
+        f"the context left out {counted(done.cut_tokens, 'token')} of the prompt's middle" if done.cut_tokens else "",
+        f"{counted(done.discarded_tokens, 'token')} dropped at the context's end" if done.discarded_tokens else "",
         f"the answer was cut at {counted(len(done.tokens), 'token')}" if done.finish_reason == "length" else "",
     ]
     return f"{trace.policy}: " + " · ".join(filter(None, parts))

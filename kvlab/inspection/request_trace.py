@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,10 +13,12 @@ from kvlab import models
 from kvlab.counts import counted
 from kvlab.decoder import Completion, Decoder
 from kvlab.errors import RunError
-from kvlab.inspection.tokens import TokenState, token_states, tokens_html
+from kvlab.inspection.tokens import EVICTED, TokenState, token_states, tokens_html
 from kvlab.models import LoadedModel
 from kvlab.policies import Module, Policy
+from kvlab.recording.events import Shifted
 from kvlab.recording.recorder import Recorder
+from kvlab.systems import Candidate, System, config_of, policy_of
 
 INCOMPLETE = "\ufffd"
 """What decoders write for bytes that are no whole character."""
@@ -31,13 +33,15 @@ class RequestTrace:
     """The trace of one request: its tokens as text, and which of them left which layer and head at which step.
 
     ``evicted`` has ``layer``, ``head``, ``position``, ``step``; ``layers`` and ``heads`` are those that the policy
-    could evict from (empty where it evicts nothing).
+    could evict from (empty where it evicts nothing). ``dropped`` are spans of positions, and the step, at which a
+    system dropped tokens of all layers, since the sequence had reached its context.
     """
 
-    policy: Policy
+    policy: Candidate
     completion: Completion
     texts: tuple[str, ...]
     evicted: pl.DataFrame
+    dropped: tuple[tuple[int, int, int], ...] = ()
 
     @property
     def prompt_tokens(self) -> int:
@@ -75,7 +79,7 @@ class RequestTrace:
         looked_at = (len(self.layers) if layer is None else 1) * (len(self.heads) if head is None else 1)
         at = self.steps if step is None else min(step, self.steps)
         by_tier = self.completion.cached_by_tier
-        return token_states(
+        found_states = token_states(
             min(len(self.texts), self.prompt_tokens + at + 1),
             self.prompt_tokens,
             found,
@@ -84,6 +88,10 @@ class RequestTrace:
             step=at,
             heads=max(1, looked_at),
         )
+        for start, stop, dropped_at in self.dropped:
+            for place in range(start, min(stop, len(found_states)) if dropped_at <= at else start):
+                found_states[place] = TokenState(EVICTED, found_states[place].generated, 1.0)
+        return found_states
 
     def html(self, step: int | None = None, layer: int | None = None, head: int | None = None) -> str:
         """Return the tokens up to a decode step as text, coloured by state."""
@@ -102,7 +110,7 @@ class RequestTrace:
 
 
 def watch(
-    policy: str | Policy | Module,
+    policy: str | Policy | Module | System,
     prompts: Sequence[Prompt],
     model: str | Path | LoadedModel | None = None,
     *,
@@ -112,32 +120,49 @@ def watch(
     """Serve the first prompt alone, then the others together, so that they can start from its KV and share theirs.
 
     A prompt is a text, a conversation of messages, or token ids. Greedy decoding. ``on_token`` is called with each
-    token of the first answer as it comes. Raises KvlabError.
+    token of the first answer as it comes. A trace of a system whose context cuts a prompt shows the rest of it. Raises
+    KvlabError.
     """
     if not prompts:
         raise RunError("no prompts to watch; give one or more, such as a text or a list of messages")
     loaded = model if isinstance(model, LoadedModel) else models.load(model)
-    parsed = Policy.parse(policy)
+    candidate = policy if isinstance(policy, System) else Policy.parse(policy)
     ids = [prompt_ids(prompt, loaded) for prompt in prompts]
     recorder = Recorder()
     # No sequence stays warm: the traces show KV at rest.
-    with Decoder(loaded, parsed, recorder=recorder, retain=0) as decoder:
+    parsed, config = policy_of(candidate, loaded), config_of(candidate)
+    with Decoder(loaded, parsed, recorder=recorder, config=config, retain=0) as decoder:
         stream = decoder.submit(ids[0], max_tokens=max_tokens)
         for token in stream:
             on_token(token)
         first = stream.result()
         others = [decoder.submit(prompt, max_tokens=max_tokens) for prompt in ids[1:]]
         done = [first, *(stream.result() for stream in others)]
+        cuts = [decoder.limit.cut(len(prompt)) for prompt in ids]
+    ids = [[*prompt[:start], *prompt[stop:]] for prompt, (start, stop) in zip(ids, cuts, strict=True)]
     evicted = recorder.frame("evicted").select("request", "layer", "head", "position", "step")
     return [
         RequestTrace(
-            parsed,
+            candidate,
             completion,
             tuple(pieces([*prompt, *completion.tokens], loaded)),
             evicted.filter(pl.col("request") == completion.request).drop("request"),
+            tuple(_dropped(event for event in recorder.events if event.request == completion.request)),
         )
         for prompt, completion in zip(ids, done, strict=True)
     ]
+
+
+def _dropped(events: Iterable[Any]) -> Iterator[tuple[int, int, int]]:
+    """Yield the spans that shifts at the context limit dropped, in the positions of the whole sequence.
+
+    Each shift begins behind the same first tokens, so a later one drops what came behind the span before.
+    """
+    before = 0
+    for event in events:
+        if isinstance(event, Shifted):
+            yield event.kept + before, event.kept + before + event.removed, event.tokens
+            before += event.removed
 
 
 def pieces(ids: Sequence[int], loaded: LoadedModel) -> list[str]:

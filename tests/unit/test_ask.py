@@ -16,7 +16,9 @@ from kvlab import models
 from kvlab.cli import ask as command
 from kvlab.cli.main import main
 from kvlab.errors import ModelError
+from kvlab.inspection.request_trace import _dropped
 from kvlab.models import LoadedModel
+from kvlab.recording.events import Shifted
 
 QUESTION = "The code of @mira is #417. The sky was grey. What is the code of @mira?"
 
@@ -260,3 +262,27 @@ def test_in_a_process_with_a_pipe() -> None:
     )  # fmt: skip
     assert (done.returncode, done.stderr) == (0, "")
     assert "The code of @mira is #417.\n\nWhat is the code of @mira?" in done.stdout
+
+
+def test_a_system_answers_in_place_of_a_policy_and_says_what_its_context_cost(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    full = document(capsys, QUESTION)
+    system = document(capsys, QUESTION, "--system", "llama.cpp")
+    assert {row["policy"] for row in system["rows"]} == {"llama.cpp"}
+    assert [token["text"] for token in system["tokens"]] == [token["text"] for token in full["tokens"]]
+    assert main(["ask", QUESTION, "--system", "ollama:context=40"]) == 0
+    shifted = capsys.readouterr().out
+    assert "tokens dropped at the context's end" in shifted and "[-" in shifted
+    assert main(["ask", 3 * QUESTION, "--system", "ollama:context=40", "--max-tokens", "2"]) == 0
+    assert "tokens of the prompt's middle" in capsys.readouterr().out
+
+
+def test_a_shift_marks_the_tokens_that_it_dropped() -> None:
+    removed = [Shifted(0.0, 1, kept=2, removed=3, tokens=4), Shifted(0.0, 1, kept=2, removed=5, tokens=9)]
+    assert list(_dropped(removed)) == [(2, 5, 4), (5, 10, 9)]
+
+
+def test_a_policy_and_a_system_together_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["ask", QUESTION, "--policy", "full", "--system", "omlx"]) == 2
+    assert "--policy and --system exclude each other" in capsys.readouterr().err
