@@ -11,6 +11,7 @@ import pytest
 from kvlab.caches import make_caches
 from kvlab.caches.sequence_kv import largest_window
 from kvlab.decoder import Decoder, logit_distance
+from kvlab.decoder.prefill.user_opening import user_opening
 from kvlab.errors import KvlabError
 from kvlab.models import LoadedModel
 from kvlab.recording import events
@@ -24,6 +25,9 @@ from tests.metal.products import summed_in_float32
 
 ANSWER = 6
 SYSTEM = message(3, 40)
+USER_OPENS = message(13, 9)[:-1]
+"""More tokens than the models' templates open a user's message with: caches count those to the system prompt."""
+
 SPECS = ("slots", "slots:n=1,unified=false", "slots:n=2,host=0,unified=false", "prompts", "prompts:count=2,order=lru")
 
 
@@ -39,7 +43,7 @@ def plain(tmp_path_factory: pytest.TempPathFactory) -> Lab:
 
 
 def turns(conversation: int) -> list[Prompt]:
-    first = (*SYSTEM, *chat(50, seed=conversation))
+    first = (*SYSTEM, *USER_OPENS, *chat(50, seed=conversation))
     return [first, (*first, *message(11, 9), *chat(30, seed=conversation + 50)), first]
 
 
@@ -112,7 +116,7 @@ def cached(decoder: Decoder, prompts: Sequence[Prompt]) -> list[int]:
 def test_sliding_windows_are_cut_within_the_cells_of_the_server_and_start_at_checkpoints_before(tmp_path: Path) -> None:
     lab = Lab(load_recipe("gemma3", tmp_path))
     prompt, cells, kept = message(1, 400), 256, 400 + ANSWER - 1
-    first = kept - cells + largest_window(make_caches(lab.loaded.model))
+    first = kept - cells + largest_window(make_caches(lab.loaded.model)) + 1
     branches = [(*prompt[:shared], *message(2, WINDOW)) for shared in (first, first - 1)]
     spec = f"slots:n=1,unified=false,host=0,ubatch={2 * WINDOW}"
     with Decoder(lab.loaded, spec) as decoder:
@@ -121,7 +125,9 @@ def test_sliding_windows_are_cut_within_the_cells_of_the_server_and_start_at_che
         assert cached(decoder, [prompt, branches[1]]) == [0, 0], "one token farther back, and before any checkpoint"
     longer, later = (*prompt, *message(5, 300)), (*prompt[:398], *message(2, WINDOW))
     with Decoder(lab.loaded, spec) as decoder:
-        assert cached(decoder, [prompt, longer, later]) == [0, 400, 396], "a checkpoint, behind the cells"
+        assert cached(decoder, [prompt, longer, later]) == [0, 400, 395], (
+            "a checkpoint, behind the cells, and its last token again"
+        )
     with Decoder(lab.loaded, spec) as decoder:
         answers = [ask(decoder, [one], ANSWER)[0] for one in (prompt, prompt, branches[0], longer, later)]
     assert sum(lab.same(p, a) for p, a in zip((prompt, prompt, branches[0], longer, later), answers, strict=True)) <= 1
@@ -138,10 +144,12 @@ def test_recurrent_layers_start_at_the_checkpoint_before_the_end(tmp_path: Path)
 
 def test_a_hybrid_keeps_the_system_prompt_and_the_user_part(tmp_path: Path) -> None:
     lab = Lab(load_recipe("falcon-h1", tmp_path))
-    one, other = (*SYSTEM, *chat(50, seed=1)), (*SYSTEM, *chat(50, seed=2))
+    one, other = ((*SYSTEM, *USER_OPENS, *chat(50, seed=seed)) for seed in (1, 2))
+    opening = user_opening(lab.loaded)
+    assert 0 < opening < len(USER_OPENS)
     with Decoder(lab.loaded, "prompts") as decoder:
-        assert cached(decoder, [one, other]) == [0, len(SYSTEM)]
-        decoder.submit((*SYSTEM, *chat(50, seed=3)), max_tokens=2, tags={"last_role": "tool"}).result()
+        assert cached(decoder, [one, other]) == [0, len(SYSTEM) + opening]
+        decoder.submit((*SYSTEM, *USER_OPENS, *chat(50, seed=3)), max_tokens=2, tags={"last_role": "tool"}).result()
         assert cached(decoder, [one]) == [len(one) - 1]
 
 

@@ -14,19 +14,28 @@ def message_ends(context: Sequence[int], ends: Collection[int]) -> list[int]:
 
 
 def slot_checkpoints(
-    context: Sequence[int], start: int, ends: Collection[int], *, spacing: int, ubatch: int, before: int = 0
+    context: Sequence[int],
+    start: int,
+    ends: Collection[int],
+    *,
+    spacing: int,
+    ubatch: int,
+    before: int = 0,
+    opening: int = 0,
 ) -> list[int]:
     """Return the token counts at which llama.cpp's server (b11434) keeps a checkpoint, from ``start`` on, ascending.
 
-    4 tokens before the end, ``ubatch`` tokens before that, before the last message, and behind messages that are more
-    than ``spacing`` tokens from the checkpoint before. Deviation: the server knows which messages are a user's.
+    4 tokens before the end, ``ubatch`` tokens before that, before the words of the last message, and before those of
+    messages that are more than ``spacing`` tokens from the checkpoint before. Deviation: the server knows which
+    messages are a user's.
 
     Args:
         before: tokens at the newest checkpoint that there is.
+        opening: tokens between the end of a message and the words of the next.
     """
     last = len(context) - TOKENS_BEFORE_END
     found = {at for at in (last - ubatch, last) if at > start}
-    boundaries = message_ends(context, ends)
+    boundaries = [at + opening for at in message_ends(context, ends)]
     if len(boundaries) > 1 and start < boundaries[-2] < last:
         found.add(boundaries[-2])
     for at in boundaries:

@@ -10,6 +10,7 @@ import numpy as np
 
 from kvlab.caches.sequence_kv import SequenceKV
 from kvlab.decoder.prefill.message_ends import cut_at_counts, message_ends
+from kvlab.decoder.prefill.user_opening import user_opening
 from kvlab.decoder.request import Request
 from kvlab.decoder.reuse.base import PrefixCache
 from kvlab.decoder.reuse.kept_sequence import KeptSequence
@@ -29,10 +30,10 @@ MAX_THINKING_TAIL_TOKENS = 11
 class PromptPrefixCache(PrefixCache):
     """Keeps whole sequences; :class:`PromptPlan` decides, this copies the arrays.
 
-    Sequences are also kept behind the system prompt and behind the user's message, before the last token or the
-    opening of a thinking part. Where all layers can be cut, the whole sequence replaces these when it ends. Deviation:
-    a system prompt is what the first message is, and messages are told apart by the tokens that end them; mlx-lm's
-    server has the messages.
+    Sequences are also kept behind the system prompt, before the user's words, and behind the user's message, before the
+    last token or the opening of a thinking part. Where all layers can be cut, the whole sequence replaces these when it
+    ends. Deviation: a system prompt is what the first message is, and messages are told apart by the tokens that end
+    them; mlx-lm's server has the messages.
     """
 
     module: ClassVar[type[Module]] = WholePrompts
@@ -46,6 +47,7 @@ class PromptPrefixCache(PrefixCache):
         limit = None if policy.reuse.bytes is None else parse_bytes(policy.reuse.bytes)
         self.plan = PromptPlan(policy.reuse.count, limit, refresh=policy.reuse.order == "lru")
         self._kinds: dict[Request, dict[int, str]] = {}
+        self._opening = user_opening(loaded)
 
     def limit(self, request: Request) -> int:
         """Return how many tokens of the request's context may be reused: all but the last, which gives the logits."""
@@ -101,7 +103,7 @@ class PromptPrefixCache(PrefixCache):
         ends = message_ends(context, self.loaded.eos)
         if not ends or request.tags.get(LAST_ROLE_TAG, "user") != "user":
             return {}
-        cuts = {ends[0]: "system"} if len(ends) > 1 else {}
+        cuts = {ends[0] + self._opening: "system"} if len(ends) > 1 else {}
         return cuts | {self._tail_start(context): "user"}
 
     def _tail_start(self, context: Sequence[int]) -> int:

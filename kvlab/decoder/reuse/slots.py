@@ -14,6 +14,7 @@ from kvlab.caches import make_caches
 from kvlab.caches.sequence_kv import SequenceKV, State, largest_window, state_of
 from kvlab.caches.serialize import has_state
 from kvlab.decoder.prefill.message_ends import TOKENS_BEFORE_END, cut_at_counts, slot_checkpoints
+from kvlab.decoder.prefill.user_opening import user_opening
 from kvlab.decoder.request import Request
 from kvlab.decoder.reuse.base import PrefixCache
 from kvlab.decoder.reuse.kept_sequence import KeptSequence
@@ -60,12 +61,13 @@ class SlotPrefixCache(PrefixCache):
             unified=policy.reuse.unified,
             host=parse_bytes(policy.reuse.host),
             keep=policy.reuse.keep,
-            copy=_copied,
+            copy=self._copied,
         )
         self.places = policy.reuse.n
         caches = make_caches(loaded.model, policy)
         self.wants_checkpoints = has_state(caches)
         self._window = largest_window(caches)
+        self._opening = user_opening(loaded) if self.wants_checkpoints else 0
         self._running: list[_Running] = []
 
     def limit(self, request: Request) -> int:
@@ -88,6 +90,7 @@ class SlotPrefixCache(PrefixCache):
             running.states = {at: state for at, state in kv.states.items() if at <= start.tokens}
             if self.wants_checkpoints:
                 running.states[start.tokens] = kv.state_at(start.tokens)
+                self._keep_start(running, kv, start.tokens)
             request.by_tier = {LIVE.name if start.origin == "slot" else RAM.name: start.tokens}
             used = kv.give(caches, start.tokens, move=True)
             request.restore_s = time.perf_counter() - looked_up
@@ -111,8 +114,9 @@ class SlotPrefixCache(PrefixCache):
                 spacing=self._settings.spacing,
                 ubatch=self._settings.ubatch,
                 before=max(running.checkpoints, default=0),
+                opening=self._opening,
             )
-            running.due = frozenset(counts)
+            running.due = frozenset(at - self._before for at in counts)
         if self._window:
             last = len(context) - TOKENS_BEFORE_END
             first = max(request.cached, len(context) - self._cells)
@@ -150,14 +154,28 @@ class SlotPrefixCache(PrefixCache):
         self.plan.end(running.slot, kept)
         self.nbytes = self.plan.nbytes
 
+    def _keep_start(self, running: _Running, kv: SequenceKV, start: int) -> None:
+        """Keep a checkpoint where a request starts, if that is near the end of its prompt."""
+        near_end = len(running.request.context) - TOKENS_BEFORE_END - self._settings.ubatch
+        at = start - self._before
+        if self._settings.checkpoints and start >= near_end and (at in kv.states or kv.cut_from <= at):
+            running.states[at] = kv.state_at(at)
+            running.checkpoints.add(at)
+
+    @property
+    def _before(self) -> int:
+        """Tokens between a checkpoint and where a request starts from it: one more of a window is computed again."""
+        return 1 if self._window else 0
+
     def _cut_from(self, kv: SequenceKV, tokens: int) -> int:
         """Return the fewest tokens at which a sequence of ``tokens`` can be cut.
 
-        No farther back than the cells of a sliding-window layer reach, though the rows may be here, in checkpoints.
+        No farther back than the cells of a sliding-window layer reach, though the rows may be here, in checkpoints; and
+        behind the first window in any case, as llama.cpp's server asks for a row before it.
         """
-        if not self._window or tokens <= self._cells:
+        if not self._window:
             return kv.cut_from
-        return max(kv.cut_from, tokens - self._cells + self._window)
+        return max(kv.cut_from, max(0, tokens - self._cells) + self._window + 1)
 
     @property
     def _cells(self) -> int:
@@ -168,6 +186,21 @@ class SlotPrefixCache(PrefixCache):
         used = self._window * (self._settings.n if self._settings.unified else 1) + self._settings.ubatch
         return math.ceil(used / CELLS_MULTIPLE) * CELLS_MULTIPLE
 
+    def _copied(self, sequence: KeptSequence) -> KeptSequence:
+        """Return a copy whose KV is memory of its own, for the host list.
+
+        Of a sliding window, llama.cpp's server saves one window, which is too little to cut it anywhere.
+        """
+        kv: SequenceKV = sequence.kv.copied()
+        return KeptSequence(
+            sequence.tokens,
+            sequence.tenant,
+            kv.nbytes,
+            cut_from=len(sequence) + 1 if self._window else sequence.cut_from,
+            checkpoints=sequence.checkpoints,
+            kv=kv,
+        )
+
     def _free_dropped(self, starting: Request) -> None:
         """Empty the slots of requests that were dropped without their KV, as after an error of the model."""
         for running in [one for one in self._running if one.request is starting or not one.request.caches]:
@@ -176,16 +209,3 @@ class SlotPrefixCache(PrefixCache):
 
     def _of(self, request: Request) -> _Running | None:
         return next((running for running in self._running if running.request is request), None)
-
-
-def _copied(sequence: KeptSequence) -> KeptSequence:
-    """Return a copy whose KV is memory of its own, for the host list."""
-    kv: SequenceKV = sequence.kv.copied()
-    return KeptSequence(
-        sequence.tokens,
-        sequence.tenant,
-        kv.nbytes,
-        cut_from=sequence.cut_from,
-        checkpoints=sequence.checkpoints,
-        kv=kv,
-    )
