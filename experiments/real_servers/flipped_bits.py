@@ -58,7 +58,7 @@ def serve_flipped(setup: Setup, environments: Path | None) -> dict[str, Any]:
         server.restart()
         restarted = _ask(server, prompt)
         server.stop()
-        files = [flip(file) for file in sorted(server.home.rglob("*")) if _holds_kv(file)]
+        files = [flip(file) for file in sorted(server.home.rglob("*")) if holds_kv(file)]
         server.start()
         flipped = _ask(server, prompt)
     return {
@@ -90,8 +90,8 @@ def _floats(content: bytes) -> list[tuple[int, int]]:
     return [(head + start, head + end) for start, end in spans]
 
 
-def _holds_kv(file: Path) -> bool:
-    """Whether a file is a block of KV: not an index, a log or a lock."""
+def holds_kv(file: Path) -> bool:
+    """Return whether a file is a block of KV: not an index, a log or a lock."""
     is_index = any(word in file.name for word in (".db", ".sqlite", "index", ".log", ".lock", ".json"))
     return file.is_file() and not file.is_symlink() and not is_index and file.stat().st_size >= LEAST_BYTES
 

@@ -10,16 +10,17 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import setups
+from models import KNOWN_REPLIES, MODELS
 from process import ServerProcess
-from scenarios import SCENARIOS
+from scenarios import BRIEF_SCENARIOS, SCENARIOS
 from session import Language, Session
-from setups import SETUPS, Setup
+from setups import REAL, SETUPS, WINDOWS, Setup
 from tqdm import tqdm
-from word_chain import NAME, word_chain
+from window_scenarios import WINDOW_SCENARIOS
 
 from kvlab.systems.observations import ObservedSession, Step, write_observations
 
-SCENARIO_NAMES = [scenario.__name__ for scenario in SCENARIOS]
+SCENARIO_NAMES = [scenario.__name__ for scenario in (*SCENARIOS, *WINDOW_SCENARIOS)]
 ROWS = Path(__file__).resolve().parents[1] / "rows" / "real_servers.csv"
 
 
@@ -44,14 +45,16 @@ def main() -> None:
 
 def observe(setup: Setup, environments: Path | None, only: Sequence[str], without: Sequence[str]) -> ObservedSession:
     """Start a server with an empty cache, ask it every scenario, and return what it said."""
-    model = word_chain(environments)
+    model = MODELS[setup.model](environments)
+    scenarios = {WINDOWS: WINDOW_SCENARIOS, REAL: BRIEF_SCENARIOS}.get(setup.model, SCENARIOS)
     with (
         tempfile.TemporaryDirectory(prefix="kvlab-real-") as work,
         ServerProcess(setup, model, Path(work), environments) as server,
         tqdm(desc=setup.name, unit="request") as bar,
     ):
-        session = Session(server, Language(model), bar)
-        for scenario in SCENARIOS:
+        language = Language(model, replies_known=setup.model in KNOWN_REPLIES)
+        session = Session(server, language, bar)
+        for scenario in scenarios:
             if scenario.__name__ in only and scenario.__name__ not in without:
                 session.scenario = scenario.__name__
                 scenario(session)
@@ -62,11 +65,16 @@ def observe(setup: Setup, environments: Path | None, only: Sequence[str], withou
         "flags": " ".join(setup.flags),
         "about": setup.about,
         "packages": packages,
-        "model": NAME,
+        "model": setup.model,
+        "user_opening_tokens": language.user_opening(),
         "date": datetime.now(UTC).date().isoformat(),
     }
     steps = [
-        Step(one.scenario, one.step, one.route, tuple(one.prompt), one.suffix, tuple(one.reply), one.cached, one.note)
+        Step(
+            *(one.scenario, one.step, one.route, tuple(one.prompt), one.suffix, tuple(one.reply), one.cached, one.note),
+            ends=tuple(one.ends),
+            last_role=one.last_role,
+        )
         for one in session.done
     ]
     return ObservedSession(setup.name, tuple(steps), facts)

@@ -42,7 +42,7 @@ def divergence(session: Session) -> None:
     """A prompt, then another that leaves it in the middle; then the first again."""
     prompt = session.take(LONG, "a")
     session.complete("first", prompt)
-    session.complete("other half", prompt[: _end(prompt, LONG // 2)] + session.take(LONG // 2, "b"))
+    session.complete("other half", prompt[: end_of(prompt, LONG // 2)] + session.take(LONG // 2, "b"))
     session.complete("first again", prompt)
 
 
@@ -51,7 +51,7 @@ def shares(session: Session) -> None:
     for common in SHARES:
         prompt = session.take(LONG, f"a{common}")
         session.complete(f"{common} first", prompt)
-        beginning = prompt[: _end(prompt, common)]
+        beginning = prompt[: end_of(prompt, common)]
         session.complete(f"{common} other", beginning + session.take(LONG - common, f"b{common}"))
         session.complete(f"{common} first again", prompt)
 
@@ -62,7 +62,7 @@ def shares_later(session: Session) -> None:
         prompt = session.take(LONG, f"a{common}")
         session.complete(f"{common} first", prompt)
         session.complete(f"{common} between", session.take(LONG, f"between{common}"))
-        beginning = prompt[: _end(prompt, common)]
+        beginning = prompt[: end_of(prompt, common)]
         session.complete(f"{common} other", beginning + session.take(LONG - common, f"b{common}"))
         session.complete(f"{common} first again", prompt)
 
@@ -90,7 +90,7 @@ def order(session: Session) -> None:
     session.complete("c0 read", session.take(SHORT, "c0") + session.take(SHORT // 2, "more"))
     session.complete("c1 read", session.take(SHORT, "c1"))
     branch = session.take(SHORT, "c2")
-    session.complete("c2 branch", branch[: _end(branch, SHORT * 3 // 4)] + session.take(SHORT // 4, "branch"))
+    session.complete("c2 branch", branch[: end_of(branch, SHORT * 3 // 4)] + session.take(SHORT // 4, "branch"))
     session.complete("c10", session.take(SHORT, "c10"))
     session.complete("c11", session.take(SHORT, "c11"))
     for number in (1, 0, 2, 3, 9):
@@ -161,8 +161,11 @@ SCENARIOS: tuple[Callable[[Session], None], ...] = (
 )
 """In the order that they are asked in: one session, one cache. The last may end a server."""
 
+BRIEF_SCENARIOS = tuple(one for one in SCENARIOS if one not in (shares, shares_later, rotation))
+"""For a model that takes its time: without those that ask for the same thing at many lengths."""
 
-def _end(text: str, words: int) -> int:
+
+def end_of(text: str, words: int) -> int:
     """Return where the first ``words`` words end, each after one space."""
     at = 0
     for _ in range(words):

@@ -24,7 +24,8 @@ LONGEST_REPLY = 64
 class Language:
     """What a model's folder says of its tokens: read here with little, since a machine may be busy with the server."""
 
-    def __init__(self, model: Path) -> None:
+    def __init__(self, model: Path, *, replies_known: bool = True) -> None:
+        self.replies_known = replies_known
         self._tokenizer = Tokenizer.from_file(str(model / "tokenizer.json"))
         self._settings = json.loads((model / "tokenizer_config.json").read_text(encoding="utf-8"))
         settings = jinja2.Environment(trim_blocks=True, lstrip_blocks=True, autoescape=False)  # noqa: S701 - no HTML
@@ -32,6 +33,7 @@ class Language:
         # The list's end is left out: a reply must not run past it.
         self._words = plain_words(self._tokenizer.get_vocab())[:-LONGEST_REPLY]
         self._chain = chain(self._tokenizer.get_vocab())
+        self._end = self._tokenizer.token_to_id(self._settings["eos_token"])
 
     def take(self, count: int, seed: str) -> str:
         """Return ``count`` words that a seed gives, each after a space: ``count`` tokens."""
@@ -43,16 +45,35 @@ class Language:
         return ids
 
     def reply(self, tokens: list[int], count: int) -> list[int]:
-        """Return what the model says after ``tokens``."""
+        """Return what a model of known replies says after ``tokens``."""
         said = tokens[-1:]
         for _ in range(count):
             said.append(self._chain.get(said[-1], said[-1]))
         return said[1:]
 
+    def message_ends(self, tokens: list[int]) -> list[int]:
+        """Return the token counts up to the end of each message of a prompt."""
+        return [at + 1 for at, token in enumerate(tokens) if token == self._end]
+
+    def user_opening(self) -> int:
+        """Return the tokens between the end of a message and the words of a user's next one."""
+        messages = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
+        tokens = self.encode(self.render([*messages, {"role": "user", "content": ""}], opens_reply=False))
+        ends = self.message_ends(tokens)
+        return ends[-1] - 1 - ends[-2]
+
     def decode(self, tokens: list[int]) -> str:
         """Return the text of tokens, a space before its first word included."""
         text: str = self._tokenizer.decode(tokens, skip_special_tokens=False)
         return text
+
+    def read_back(self, said: str, count: int) -> list[int]:
+        """Return the tokens of a reply that came as text: ``count`` of them, or those that the text is read as.
+
+        The second is enough for a server that keeps no replies.
+        """
+        readings = [self.encode(said), self.encode(f" {said}")]
+        return next((tokens for tokens in readings if len(tokens) == count), readings[0])
 
     def render(self, messages: list[dict[str, str]], *, opens_reply: bool) -> str:
         """Return a conversation as the model's template writes it."""
@@ -72,6 +93,10 @@ class Asked:
     reply: list[int]
     cached: int | None
     note: str = ""
+    ends: list[int] = field(default_factory=list)
+    """Tokens of the prompt up to the end of each message."""
+    last_role: str = ""
+    """Whose the last message is."""
 
 
 @dataclass
@@ -88,6 +113,7 @@ class Session:
         # mlx_lm.server lists what lies in a download folder, and answers without a name.
         listed = {} if self.server.setup.server == "mlx-lm" else httpx.get(f"{self.server.url}/v1/models").json()
         self.model: dict[str, str] = {"model": listed["data"][0]["id"]} if listed else {}
+        self.long = self.server.setup.long
 
     def take(self, count: int, name: str) -> str:
         """Return words of this scenario, the same in each session."""
@@ -96,27 +122,37 @@ class Session:
     def complete(self, step: str, prompt: str, reply: int = 4) -> str:
         """Have a plain text continued; return the continuation, spaces included that a server may leave out."""
         tokens = self.language.encode(prompt)
-        body = {"prompt": prompt, "max_tokens": reply}
+        body = {"prompt": prompt, "max_tokens": reply, **self._wants_ids(1)}
         answer = self._post("/v1/completions", body, step, tokens)
         if answer is None:
             return ""
-        return self._keep("completion", step, tokens, 0, answer["choices"][0]["text"], answer)
+        return self._keep("completion", step, tokens, 0, answer["choices"][0]["text"], answer, reply)
 
     def chat(self, step: str, messages: list[dict[str, str]], reply: int = 4) -> str:
         """Have a conversation continued; return the reply."""
         prompt = self.language.render(messages, opens_reply=True)
         tokens = self.language.encode(prompt)
         closed = self.language.encode(self.language.render(messages, opens_reply=False))
-        answer = self._post("/v1/chat/completions", {"messages": messages, "max_tokens": reply}, step, tokens)
+        body = {"messages": messages, "max_tokens": reply, **self._wants_ids(True)}
+        answer = self._post("/v1/chat/completions", body, step, tokens)
         if answer is None:
             return ""
         said = answer["choices"][0]["message"]["content"] or ""
-        return self._keep("chat", step, tokens, len(tokens) - len(closed), said, answer)
+        text = self._keep("chat", step, tokens, len(tokens) - len(closed), said, answer, reply)
+        self.done[-1].ends = self.language.message_ends(tokens)
+        self.done[-1].last_role = messages[-1]["role"]
+        return text
 
     def restart(self, step: str, *, kill: bool = False) -> None:
         """Stop the server and start it on what it left."""
         self.server.restart(kill=kill)
         self.done.append(Asked(self.scenario, step, "kill" if kill else "restart", [], 0, [], None))
+
+    def _wants_ids(self, llama: int) -> dict[str, Any]:
+        """Return the option with which a server tells the tokens of its reply; none where they are known."""
+        if self.language.replies_known or self.server.setup.server not in ("llama-server", "mlx-lm"):
+            return {}
+        return {"logprobs": llama if self.server.setup.server == "llama-server" else True}
 
     def _post(self, route: str, body: dict[str, Any], step: str, tokens: list[int]) -> dict[str, Any] | None:
         """Ask; a request that fails is kept as such, with the server's words."""
@@ -135,13 +171,16 @@ class Session:
             return None
         return answer
 
-    def _keep(self, route: Event, step: str, tokens: list[int], suffix: int, said: str, answer: dict[str, Any]) -> str:
-        """Keep a request and return its reply.
+    def _keep(
+        self, route: Event, step: str, tokens: list[int], suffix: int, said: str, answer: dict[str, Any], most: int
+    ) -> str:
+        """Keep a request and return its reply, of which ``most`` tokens were asked for.
 
         Raises RuntimeError where the server read other tokens than those that were meant, or said something else.
         """
         usage = answer["usage"]
-        reply = self.language.reply(tokens, usage["completion_tokens"])
+        # One server counts a token more than it was asked for, and does not say it.
+        reply = self._reply(tokens, min(most, usage["completion_tokens"]), said, answer["choices"][0])
         text = self.language.decode(reply)
         if usage["prompt_tokens"] != len(tokens) or said.strip() != text.strip():
             raise RuntimeError(
@@ -151,3 +190,11 @@ class Session:
         cached = (usage.get("prompt_tokens_details") or {}).get("cached_tokens")
         self.done.append(Asked(self.scenario, step, route, tokens, suffix, reply, cached))
         return text
+
+    def _reply(self, tokens: list[int], count: int, said: str, choice: dict[str, Any]) -> list[int]:
+        """Return the tokens of a reply: known, told by the server, or read back from the text."""
+        if self.language.replies_known:
+            return self.language.reply(tokens, count)
+        if told := choice.get("logprobs"):
+            return [token["id"] for token in told["content"]]
+        return self.language.read_back(said, count)

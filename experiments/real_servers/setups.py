@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 import subprocess
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import environments
@@ -31,31 +31,47 @@ class Setup:
     """A server as it is started here.
 
     ``name`` is that of the observation; ``server`` that of the program; ``flags`` go to it besides model and port;
-    ``about`` says in a few words what is special. ``slots`` requests are answered at a time.
+    ``about`` says in a few words what is special; ``model`` is a name of ``models.py``; ``long`` the tokens of a long
+    prompt.
     """
 
     name: str
     server: str
     flags: tuple[str, ...] = ()
     about: str = "its defaults"
+    model: str = "word-chain"
+    long: int = 300
 
 
 # What Ollama gives its llama-server for a model with a context of 4,096 tokens on a machine without a large GPU.
 OLLAMA_FLAGS = ("-np", "1", "-c", "4096", "-b", "512", "-ub", "512", "--flash-attn", "auto")
 OLLAMA_SHIFT = ("--context-shift", "--keep", "4")
 
+MLX_LM = Setup("mlx-lm", "mlx-lm")
+LLAMA = Setup("llama-server", "llama-server")
+LLAMA_4 = Setup("llama-server-np4", "llama-server", ("-np", "4"), "four slots of their own")
+LLAMA_1 = Setup("llama-server-np1", "llama-server", ("-np", "1"), "one slot, host cache")
+ALONE = Setup("llama-server-np1-alone", "llama-server", ("-np", "1", "--cache-ram", "0"), "one slot, no host cache")
+SMALL = Setup("llama-server-np1-small", "llama-server", ("-np", "1", "--cache-ram", "1"), "one slot, 1 MiB on host")
+OLLAMA = Setup("ollama-args", "llama-server", (*OLLAMA_FLAGS, *OLLAMA_SHIFT), "the arguments that Ollama gives")
+VMLX = Setup("vmlx", "vmlx")
+
+REAL = "smollm2-135m"
+# A prompt of 300 tokens has 6.6 MiB of KV in 16 bits: two fit.
+SMALL_REAL = replace(SMALL, flags=("-np", "1", "--cache-ram", "16"), about="one slot, 16 MiB on host")
+ON_REAL_WEIGHTS = (MLX_LM, LLAMA, LLAMA_4, LLAMA_1, ALONE, SMALL_REAL, OLLAMA, VMLX)
+
+WINDOWS = "window-chain"
+# Prompts longer than the cells of a window: 1,024 with one slot, 2,560 with four in one memory.
+ON_WINDOWS = ((MLX_LM, 1400), (LLAMA, 3200), (LLAMA_1, 1400), (OLLAMA, 1400))
+
 SETUPS = {
     setup.name: setup
     for setup in (
-        Setup("mlx-lm", "mlx-lm"),
-        Setup("llama-server", "llama-server"),
-        Setup("llama-server-np4", "llama-server", ("-np", "4"), "four slots of their own"),
-        Setup("llama-server-np1", "llama-server", ("-np", "1"), "one slot, host cache"),
-        Setup("llama-server-np1-alone", "llama-server", ("-np", "1", "--cache-ram", "0"), "one slot, no host cache"),
-        Setup("llama-server-np1-small", "llama-server", ("-np", "1", "--cache-ram", "1"), "one slot, 1 MiB on host"),
-        Setup("ollama-args", "llama-server", (*OLLAMA_FLAGS, *OLLAMA_SHIFT), "the arguments that Ollama gives"),
-        Setup("vmlx", "vmlx"),
+        *(MLX_LM, LLAMA, LLAMA_4, LLAMA_1, ALONE, SMALL, OLLAMA, VMLX),
         Setup("vllm-mlx", "vllm-mlx"),
+        *(replace(setup, name=f"{setup.name}-smollm2", model=REAL) for setup in ON_REAL_WEIGHTS),
+        *(replace(setup, name=f"{setup.name}-windows", model=WINDOWS, long=long) for setup, long in ON_WINDOWS),
         Setup("kvlab-tiered", "kvlab", ("--policy", "tiered"), "policy tiered"),
         Setup("kvlab-paged", "kvlab", ("--policy", "paged"), "policy paged"),
     )

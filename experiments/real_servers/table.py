@@ -14,6 +14,12 @@ ROOT = Path(__file__).resolve().parents[2]
 ROWS = ROOT / "experiments" / "rows" / "real_servers.csv"
 DIFFERENCES = Path(__file__).with_name("differences.toml")
 PAGE = ROOT / "docs" / "calibration.md"
+MODELS = {
+    "word-chain": "Cached tokens with the model of two layers:",
+    "smollm2-135m": "The same with SmolLM2-135M's weights:",
+    "window-chain": "With layers that see a window of 512 tokens, and prompts that are longer:",
+}
+DIFFERENCES_OF_PRESETS = "Where kvlab's preset finds another number:"
 BEGIN, END = "<!-- from rows: begin -->", "<!-- from rows: end -->"
 
 
@@ -28,18 +34,28 @@ def with_tables(page: str, sessions: Sequence[ObservedSession]) -> str:
     _, end, after = rest.partition(END)
     if not begin or not end:
         raise ValueError(f"the page has no {BEGIN} … {END}")
-    tables = [servers(sessions), requests(sessions), differences(sessions)]
+    reporting = [session for session in sessions if any(step.cached is not None for step in session.steps)]
+    models = dict.fromkeys(session.facts["model"] for session in reporting)
+    asked = [
+        part
+        for model in models
+        for part in (
+            MODELS[model],
+            requests([session for session in reporting if session.facts["model"] == model]),
+        )
+    ]
+    tables = [servers(sessions), *asked, DIFFERENCES_OF_PRESETS, differences(sessions)]
     return "\n\n".join([f"{before}{BEGIN}", *tables, f"{END}{after}"])
 
 
 def servers(sessions: Sequence[ObservedSession]) -> str:
     """Return the table of what was run."""
     rows = [
-        [session.setup, _code(session.facts["version"]), _code(session.facts["flags"]), session.facts["date"],
-         str(sum(step.is_request for step in session.steps))]
+        [session.setup, _code(session.facts["version"]), _code(session.facts["flags"]), session.facts["model"],
+         session.facts["date"], str(sum(step.is_request for step in session.steps))]
         for session in sessions
     ]  # fmt: skip
-    return _markdown(["observation", "version", "flags", "date", "requests"], rows)
+    return _markdown(["observation", "version", "flags", "model", "date", "requests"], rows)
 
 
 def requests(sessions: Sequence[ObservedSession]) -> str:

@@ -12,7 +12,8 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,7 @@ TOKENIZER = "smollm2-135m"
 TOKENIZER_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
 NAME, ATTENDING = "word-chain", "word-chain-attending"
 GGUF_FILE = "model.gguf"
+TOKENIZER_ENTRIES = ("tokenizer.",)
 
 LAYERS, WIDTH, CONTEXT = 2, 64, 8192
 NORM_EPS, ROPE_BASE = 1e-5, 100_000.0
@@ -97,11 +99,8 @@ def _config(vocabulary: int) -> dict[str, Any]:
     }
 
 
-def _weights(tokenizer: dict[str, Any], silent: tuple[str, ...]) -> dict[str, np.ndarray[Any, Any]]:
-    """Return float32 weights by their names in MLX; projections named ``silent`` are zero.
-
-    Where all that add to the residual stream are, a word is followed by the next of the list, and a line by its first.
-    """
+def chained_ends(tokenizer: dict[str, Any]) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
+    """Return embeddings and head, ``[vocabulary, WIDTH]``: a token's embedding is the head of the one that follows."""
     ids = {**tokenizer["model"]["vocab"], **{added["content"]: added["id"] for added in tokenizer["added_tokens"]}}
     vocabulary = max(ids.values()) + 1
     random = np.random.default_rng(SEED)
@@ -112,6 +111,17 @@ def _weights(tokenizer: dict[str, Any], silent: tuple[str, ...]) -> dict[str, np
     after[list(following)] = list(following.values())
     head = np.empty_like(embeddings)
     head[after] = embeddings
+    return embeddings, head
+
+
+def _weights(tokenizer: dict[str, Any], silent: tuple[str, ...]) -> dict[str, np.ndarray[Any, Any]]:
+    """Return float32 weights by their names in MLX; projections named ``silent`` are zero.
+
+    Where all that add to the residual stream are, a word is followed by the next of the list, and a line by its first.
+    """
+    embeddings, head = chained_ends(tokenizer)
+    random = np.random.default_rng(SEED)
+    random.standard_normal(embeddings.shape)  # the numbers of the embeddings
     weights = {"model.embed_tokens.weight": embeddings, "lm_head.weight": head}
     weights["model.norm.weight"] = np.ones(WIDTH, np.float32)
     for layer in range(LAYERS):
@@ -125,34 +135,46 @@ def _weights(tokenizer: dict[str, Any], silent: tuple[str, ...]) -> dict[str, np
     return weights
 
 
-def _write_gguf(source: Path, target: Path, weights: dict[str, np.ndarray[Any, Any]]) -> None:
-    """Write the weights with the tokenizer of another GGUF file. The file is there whole, or not at all."""
-    file, fields = GgufFile.open(source), gguf.GGUFReader(source).fields
+@contextmanager
+def written_whole(target: Path, architecture: str) -> Iterator[gguf.GGUFWriter]:
+    """Give a writer of a GGUF file, which is there whole afterwards, or not at all."""
     begun = target.with_suffix(".part")
-    writer = gguf.GGUFWriter(begun, "llama")
-    for key, value in file.metadata.items():
-        if key.startswith("tokenizer."):
-            kinds = fields[key].types
-            writer.add_key_value(key, value, kinds[0], kinds[-1] if len(kinds) > 1 else None)
-    writer.add_name(NAME)
-    writer.add_block_count(LAYERS)
-    writer.add_context_length(CONTEXT)
-    writer.add_embedding_length(WIDTH)
-    writer.add_feed_forward_length(WIDTH)
-    writer.add_head_count(1)
-    writer.add_head_count_kv(1)
-    writer.add_rope_freq_base(ROPE_BASE)
-    writer.add_rope_dimension_count(WIDTH)
-    writer.add_layer_norm_rms_eps(NORM_EPS)
-    writer.add_vocab_size(len(weights["lm_head.weight"]))
-    writer.add_file_type(gguf.LlamaFileType.ALL_F32)
-    for name, array in weights.items():
-        writer.add_tensor(_gguf_name(name), array)
+    writer = gguf.GGUFWriter(begun, architecture)
+    yield writer
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
     begun.replace(target)
+
+
+def copied_metadata(source: Path, writer: gguf.GGUFWriter, beginnings: tuple[str, ...]) -> None:
+    """Write the entries of another GGUF file whose names begin so, such as those of its tokenizer."""
+    file, fields = GgufFile.open(source), gguf.GGUFReader(source).fields
+    for key, value in file.metadata.items():
+        if key.startswith(beginnings):
+            kinds = fields[key].types
+            writer.add_key_value(key, value, kinds[0], kinds[-1] if len(kinds) > 1 else None)
+
+
+def _write_gguf(source: Path, target: Path, weights: dict[str, np.ndarray[Any, Any]]) -> None:
+    """Write the weights with the tokenizer of another GGUF file."""
+    with written_whole(target, "llama") as writer:
+        copied_metadata(source, writer, TOKENIZER_ENTRIES)
+        writer.add_name(NAME)
+        writer.add_block_count(LAYERS)
+        writer.add_context_length(CONTEXT)
+        writer.add_embedding_length(WIDTH)
+        writer.add_feed_forward_length(WIDTH)
+        writer.add_head_count(1)
+        writer.add_head_count_kv(1)
+        writer.add_rope_freq_base(ROPE_BASE)
+        writer.add_rope_dimension_count(WIDTH)
+        writer.add_layer_norm_rms_eps(NORM_EPS)
+        writer.add_vocab_size(len(weights["lm_head.weight"]))
+        writer.add_file_type(gguf.LlamaFileType.ALL_F32)
+        for name, array in weights.items():
+            writer.add_tensor(_gguf_name(name), array)
 
 
 def _gguf_name(name: str) -> str:

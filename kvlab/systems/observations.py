@@ -23,9 +23,12 @@ Event = Literal["completion", "chat", "restart", "kill"]
 MOST_OPENING_TOKENS = 64
 """Token ids from 1 up to this are those that a template opens a reply with; all others are larger."""
 
+END_TOKEN = MOST_OPENING_TOKENS
+"""The id of the token that ends a message."""
+
 COLUMNS = (
     *("setup", "order", "scenario", "step", "event", "like", "common", "prompt_tokens", "suffix_tokens"),
-    *("reply_tokens", "cached_tokens", "note"),
+    *("reply_tokens", "cached_tokens", "note", "ends", "last_role"),
 )
 
 
@@ -43,6 +46,8 @@ class Step:
         reply: Token ids.
         cached: Prompt tokens that the server reports as not computed; None where it reports nothing.
         note: What went wrong; empty for a complete answer.
+        ends: Tokens of the prompt up to the end of each message; empty for plain text, and where it is not known.
+        last_role: Whose the last message is; empty where there are none.
     """
 
     scenario: str
@@ -53,6 +58,8 @@ class Step:
     reply: tuple[int, ...] = ()
     cached: int | None = None
     note: str = ""
+    ends: tuple[int, ...] = ()
+    last_role: str = ""
 
     @property
     def is_request(self) -> bool:
@@ -136,6 +143,8 @@ def _rows(session: ObservedSession) -> Iterable[dict[str, Any]]:
             "reply_tokens": len(step.reply),
             "cached_tokens": "" if step.cached is None else step.cached,
             "note": step.note,
+            "ends": " ".join(str(at) for at in step.ends),
+            "last_role": step.last_role,
         }
 
 
@@ -149,9 +158,11 @@ def _steps(rows: Sequence[dict[str, str]]) -> Iterable[Step]:
         if len(known) != common:
             raise ValueError(f"step {row['order']} has {common} tokens in common with one of {len(known)}")
         opens = dict(zip(range(prompt - suffix, prompt), opening(suffix), strict=True))
-        tokens = (*known, *(opens.get(at) or next(fresh) for at in range(common, prompt + reply)))
+        ends = tuple(int(at) for at in (row.get("ends") or "").split())
+        named = opens | dict.fromkeys((at - 1 for at in ends), END_TOKEN)
+        tokens = (*known, *(named.get(at) or next(fresh) for at in range(common, prompt + reply)))
         earlier.append(tokens)
         event: Any = row["event"]
         cached = int(row["cached_tokens"]) if row["cached_tokens"] else None
         told = (suffix, tokens[prompt:], cached, row["note"])
-        yield Step(row["scenario"], row["step"], event, tokens[:prompt], *told)
+        yield Step(row["scenario"], row["step"], event, tokens[:prompt], *told, ends, row.get("last_role") or "")

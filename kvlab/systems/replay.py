@@ -12,10 +12,11 @@ from typing import Any
 import mlx.core as mx
 
 from kvlab.decoder import Decoder
+from kvlab.decoder.reuse.prompts import LAST_ROLE_TAG
 from kvlab.models import LoadedModel
 from kvlab.policies import Policy
 from kvlab.systems.base import System
-from kvlab.systems.observations import MOST_OPENING_TOKENS, ObservedSession, Step, opening
+from kvlab.systems.observations import END_TOKEN, MOST_OPENING_TOKENS, ObservedSession, Step, opening
 
 Sampler = Callable[[mx.array], mx.array]
 
@@ -40,7 +41,8 @@ def compare_with_session(system: System, model: LoadedModel, session: ObservedSe
     not used, since a session holds no text.
     """
     chats = [step.suffix for step in session.steps if step.event == "chat"]
-    model = dataclasses.replace(model, tokenizer=_tokenizer(max(chats, default=0)))
+    tokenizer = _tokenizer(max(chats, default=0), session.facts.get("user_opening_tokens", 0))
+    model = dataclasses.replace(model, tokenizer=tokenizer)
     with tempfile.TemporaryDirectory(prefix="kvlab-replay-") as folder:
         return list(_served(system, model, session.steps, Path(folder)))
 
@@ -58,22 +60,27 @@ def _served(system: System, model: LoadedModel, steps: Sequence[Step], folder: P
             if not step.is_request:
                 place.restart()
                 continue
+            tags = {LAST_ROLE_TAG: step.last_role} if step.last_role else {}
             done = place.decoder.generate(
-                step.prompt, max_tokens=max(1, len(step.reply)), sampler=_forced(step.reply or (0,))
+                step.prompt, max_tokens=max(1, len(step.reply)), sampler=_forced(step.reply or (0,)), tags=tags
             )
             yield Compared(step, done.cached_tokens)
     finally:
         place.decoder.close()
 
 
-def _tokenizer(opens: int) -> Any:
-    """Return a tokenizer of which the decoder learns one thing: the tokens that open a reply."""
+def _tokenizer(opens: int, user_opens: int) -> Any:
+    """Return a tokenizer of which the decoder learns two things: the tokens that open a reply, and a user's message."""
 
     def apply_chat_template(messages: Any, *, add_generation_prompt: bool, **_: Any) -> list[int]:
-        return [0, *(opening(opens) if add_generation_prompt else ())]
+        written = [(*opening(user_opens), ord(message["content"][:1] or " "), END_TOKEN) for message in messages]
+        return [
+            *(token for message in written for token in message),
+            *(opening(opens) if add_generation_prompt else ()),
+        ]
 
     return SimpleNamespace(
-        eos_token_ids=[],
+        eos_token_ids=[END_TOKEN],
         bos_token_id=None,
         has_chat_template=True,
         has_thinking=False,

@@ -13,7 +13,12 @@ from kvlab.systems.observations import Step, common_length, read_observations
 
 ROOT = Path(__file__).resolve().parents[2]
 SESSIONS = {session.setup: session for session in read_observations(ROOT / "experiments" / "rows" / "real_servers.csv")}
-LLAMA_CPP = [name for name, session in SESSIONS.items() if session.facts["server"] == "llama-server"]
+WINDOWED = "window-chain"
+LLAMA_CPP = [
+    name
+    for name, session in SESSIONS.items()
+    if session.facts["server"] == "llama-server" and session.facts["model"] != WINDOWED
+]
 
 
 def script(name: str) -> ModuleType:
@@ -105,3 +110,38 @@ def test_vmlx_stores_prompts_without_opening_and_last_token_and_finds_whole_bloc
     assert other % 64 == 0 and 0 < other <= common_length(step("vmlx", "chat", "other user").prompt, first.prompt)
     assert cached("vmlx", "repeat", "again") == [299]
     assert cached("vmlx", "restart", "after", "chat after") == [299, 325], "blocks on disk outlive a restart"
+
+
+def test_the_same_requests_find_as_many_tokens_on_real_weights_as_on_two_layers():
+    """Where both models gave a reply of as many tokens; a cache decides by tokens, not by weights."""
+    for name in (name for name in SESSIONS if name.endswith("-smollm2")):
+        plain = {(one.scenario, one.step): one for one in SESSIONS[name.removesuffix("-smollm2")].steps}
+        real = [one for one in SESSIONS[name].steps if one.is_request]
+        for one in (one for one in real if one.scenario in ("repeat", "append", "divergence", "alternate")):
+            other = plain[one.scenario, one.step]
+            assert (one.cached, len(one.prompt)) == (other.cached, len(other.prompt)), (name, one.scenario, one.step)
+
+
+@pytest.mark.parametrize("setup", ["llama-server-windows", "llama-server-np1-windows"])
+def test_llama_server_needs_a_checkpoint_within_one_window_and_computes_its_last_token_again(setup):
+    first, again, longer, other = cached(setup, "window_within", "first", "again", "longer", "other half")
+    assert (first, again, longer, other) == (0, 295, 295, 0), "a checkpoint lies 4 tokens before the end of 300"
+
+
+def test_llama_server_goes_back_as_far_as_the_cells_of_its_window_reach():
+    # 1,024 cells hold 1,403 tokens from 379 on, of which a window of 512 is before the token that is computed first.
+    steps = ("2 other", "40 other", "300 other", "600 other", "1000 other")
+    assert cached("llama-server-np1-windows", "window_divergence", *steps) == [1398, 1360, 1100, 0, 0]
+    assert cached("llama-server-np1-windows", "window_divergence", "1000 first again") == [1395], "from the host list"
+
+
+def test_mlx_lm_cannot_go_back_in_a_window_and_keeps_a_system_prompt_only_before_a_user():
+    left = ("2 other", "40 other", "300 other", "600 other", "1000 other")
+    assert cached("mlx-lm-windows", "window_divergence", *left) == [0] * 5
+    assert cached("mlx-lm-windows", "window_within", "other half") == [150], "before the window is full it can"
+    system = (
+        step("mlx-lm-windows", "window_chat", "first").ends[0] + SESSIONS["mlx-lm-windows"].facts["user_opening_tokens"]
+    )
+    assert cached("mlx-lm-windows", "window_chat", "other user", "next turn") == [system, 1415]
+    assert cached("mlx-lm-windows", "window_tool", "other user") == [0], "the last message was a tool's"
+    assert step("mlx-lm-windows", "window_tool", "first").last_role == "tool"
