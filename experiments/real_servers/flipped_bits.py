@@ -91,9 +91,9 @@ def _floats(content: bytes) -> list[tuple[int, int]]:
 
 
 def holds_kv(file: Path) -> bool:
-    """Return whether a file is a block of KV: not an index, a log or a lock."""
-    is_index = any(word in file.name for word in (".db", ".sqlite", "index", ".log", ".lock", ".json"))
-    return file.is_file() and not file.is_symlink() and not is_index and file.stat().st_size >= LEAST_BYTES
+    """Return whether a file is a block of KV: not an index, a log, a lock or a library."""
+    other = any(word in file.name for word in (".db", ".sqlite", "index", ".log", ".lock", ".json", ".so"))
+    return file.is_file() and not file.is_symlink() and not other and file.stat().st_size >= LEAST_BYTES
 
 
 def _ask(server: ServerProcess, prompt: str) -> tuple[str, int | None]:

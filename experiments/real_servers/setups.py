@@ -55,11 +55,12 @@ ALONE = Setup("llama-server-np1-alone", "llama-server", ("-np", "1", "--cache-ra
 SMALL = Setup("llama-server-np1-small", "llama-server", ("-np", "1", "--cache-ram", "1"), "one slot, 1 MiB on host")
 OLLAMA = Setup("ollama-args", "llama-server", (*OLLAMA_FLAGS, *OLLAMA_SHIFT), "the arguments that Ollama gives")
 VMLX = Setup("vmlx", "vmlx")
+VLLM_MLX = Setup("vllm-mlx", "vllm-mlx")
 
 REAL = "smollm2-135m"
 # A prompt of 300 tokens has 6.6 MiB of KV in 16 bits: two fit.
 SMALL_REAL = replace(SMALL, flags=("-np", "1", "--cache-ram", "16"), about="one slot, 16 MiB on host")
-ON_REAL_WEIGHTS = (MLX_LM, LLAMA, LLAMA_4, LLAMA_1, ALONE, SMALL_REAL, OLLAMA, VMLX)
+ON_REAL_WEIGHTS = (MLX_LM, LLAMA, LLAMA_4, LLAMA_1, ALONE, SMALL_REAL, OLLAMA, VMLX, VLLM_MLX)
 
 WINDOWS = "window-chain"
 # Prompts longer than the cells of a window: 1,024 with one slot, 2,560 with four in one memory.
@@ -68,8 +69,7 @@ ON_WINDOWS = ((MLX_LM, 1400), (LLAMA, 3200), (LLAMA_1, 1400), (OLLAMA, 1400))
 SETUPS = {
     setup.name: setup
     for setup in (
-        *(MLX_LM, LLAMA, LLAMA_4, LLAMA_1, ALONE, SMALL, OLLAMA, VMLX),
-        Setup("vllm-mlx", "vllm-mlx"),
+        *(MLX_LM, LLAMA, LLAMA_4, LLAMA_1, ALONE, SMALL, OLLAMA, VMLX, VLLM_MLX),
         *(replace(setup, name=f"{setup.name}-smollm2", model=REAL) for setup in ON_REAL_WEIGHTS),
         *(replace(setup, name=f"{setup.name}-windows", model=WINDOWS, long=long) for setup, long in ON_WINDOWS),
         Setup("kvlab-tiered", "kvlab", ("--policy", "tiered"), "policy tiered"),
