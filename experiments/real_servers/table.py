@@ -8,10 +8,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from kvlab.audit.report_card import load_card
 from kvlab.systems.observations import ObservedSession, Step, read_observations
 
 ROOT = Path(__file__).resolve().parents[2]
 ROWS = ROOT / "experiments" / "rows" / "real_servers.csv"
+CARDS = ROOT / "experiments" / "rows" / "real_server_cards"
 DIFFERENCES = Path(__file__).with_name("differences.toml")
 PAGE = ROOT / "docs" / "calibration.md"
 MODELS = {
@@ -20,20 +22,27 @@ MODELS = {
     "window-chain": "With layers that see a window of 512 tokens, and prompts that are longer:",
 }
 DIFFERENCES_OF_PRESETS = "Where kvlab's preset finds another number:"
+SHOWN = {
+    "vmlx-flipped": (("restart", "cached_tokens"), ("restart", "same_answer")),
+    "kvlab-tiered-flipped": (("restart", "cached_tokens"), ("restart", "same_answer")),
+    "mlx-lm": (("continuation", "continued"), ("continuation", "alive")),
+    "llama-server": (("clients", "at_once_4"), ("clients", "at_once_8"), ("clients", "at_once_32")),
+    "vllm-mlx": (("repeat", "cached_tokens"), ("append", "cached_tokens")),
+}
+"""Findings of each card that the page shows."""
+
+CARDS_BEGIN, CARDS_END = "<!-- from cards: begin -->", "<!-- from cards: end -->"
 BEGIN, END = "<!-- from rows: begin -->", "<!-- from rows: end -->"
 
 
 def main() -> None:
-    PAGE.write_text(with_tables(PAGE.read_text(encoding="utf-8"), read_observations(ROWS)), encoding="utf-8")
+    page = with_tables(PAGE.read_text(encoding="utf-8"), read_observations(ROWS))
+    PAGE.write_text(with_cards(page), encoding="utf-8")
     print(f"wrote {PAGE}", file=sys.stderr)
 
 
 def with_tables(page: str, sessions: Sequence[ObservedSession]) -> str:
     """Return the page with its tables made anew. Raises ValueError where it has no place for them."""
-    before, begin, rest = page.partition(BEGIN)
-    _, end, after = rest.partition(END)
-    if not begin or not end:
-        raise ValueError(f"the page has no {BEGIN} … {END}")
     reporting = [session for session in sessions if any(step.cached is not None for step in session.steps)]
     models = dict.fromkeys(session.facts["model"] for session in reporting)
     asked = [
@@ -45,7 +54,33 @@ def with_tables(page: str, sessions: Sequence[ObservedSession]) -> str:
         )
     ]
     tables = [servers(sessions), *asked, DIFFERENCES_OF_PRESETS, differences(sessions)]
-    return "\n\n".join([f"{before}{BEGIN}", *tables, f"{END}{after}"])
+    return _put_between(page, BEGIN, END, tables)
+
+
+def with_cards(page: str) -> str:
+    """Return the page with what audits of real servers found. Raises ValueError where it has no place for it."""
+    rows = []
+    for name, shown in SHOWN.items():
+        card = load_card(CARDS / f"{name}.json")
+        found = {(row["probe"], row["metric"]): row for row in card["rows"]}
+        observed = card["provenance"]["observed"]
+        for key in shown:
+            row = found[key]
+            value = "" if row["value"] is None else f"{row['value']:g}"
+            rows.append(
+                [name, observed["model"], ": ".join(key).replace("_", " "), value, row["verdict"], row["detail"]]
+            )
+    return _put_between(
+        page, CARDS_BEGIN, CARDS_END, [_markdown(["card", "model", "finding", "value", "verdict", "detail"], rows)]
+    )
+
+
+def _put_between(page: str, begin: str, end: str, parts: Sequence[str]) -> str:
+    before, has_begin, rest = page.partition(begin)
+    _, has_end, after = rest.partition(end)
+    if not has_begin or not has_end:
+        raise ValueError(f"the page has no {begin} … {end}")
+    return "\n\n".join([f"{before}{begin}", *parts, f"{end}{after}"])
 
 
 def servers(sessions: Sequence[ObservedSession]) -> str:
