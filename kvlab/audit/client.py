@@ -22,11 +22,6 @@ PAGE, WHOLE = "text/html", "application/json"
 WEB_PAGE = "a web page came in place of an answer"
 
 
-MAX_IDLE_CONNECTION_S = 1.0
-"""A connection that was idle for longer is not used again: servers close theirs after some seconds, and a request that
-meets the end of one would look like a server that has died."""
-
-
 @dataclass(frozen=True)
 class Reply:
     """A server's answer to one request, or what went wrong.
@@ -93,9 +88,8 @@ class AuditClient:
         self.asks_usage = True
         """Whether streams are asked to end with their usage; some servers refuse that."""
         headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
-        limits = httpx.Limits(
-            max_connections=None, max_keepalive_connections=64, keepalive_expiry=MAX_IDLE_CONNECTION_S
-        )
+        # Each request has a connection of its own: one that a server has just closed looks like a server that has died.
+        limits = httpx.Limits(max_connections=None, max_keepalive_connections=0)
         self.http = httpx.Client(headers=headers, timeout=timeout_s, limits=limits, transport=transport)
 
     @property
