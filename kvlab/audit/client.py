@@ -81,6 +81,8 @@ class AuditClient:
         base = url.rstrip("/")
         if not base.startswith(("http://", "https://")):
             raise AuditError(f"'{url}' is no server's address; write it with http://, as http://127.0.0.1:8080")
+        if not _has_host(base):
+            raise AuditError(f"'{url}' names no server; write its address, as http://127.0.0.1:8080")
         self.url = base if base.endswith("/v1") else f"{base}/v1"
         self.model, self.timeout_s, self.clock = model, timeout_s, clock
         self.server = ""
@@ -240,6 +242,13 @@ class _Seen:
             status=self.status,
             error=self.error,
         )
+
+
+def _has_host(url: str) -> bool:
+    try:
+        return bool(httpx.URL(url).host)
+    except httpx.InvalidURL:
+        return False
 
 
 def _events(lines: Iterator[str], seen: _Seen) -> Iterator[Mapping[str, Any]]:

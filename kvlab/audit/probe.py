@@ -60,6 +60,11 @@ class Observation:
         return self.inferred is not None and self.inferred.error <= UNSURE_SHARE * self.size
 
     @property
+    def saved_share(self) -> float | None:
+        """Tokens that the TTFT saved, by the curve, over those reported as cached; None without both."""
+        return self.inferred.tokens / self.reported if self.inferred is not None and self.reported else None
+
+    @property
     def source(self) -> str:
         """How the cached tokens are known, for the detail of a finding."""
         if self.reported is not None:

@@ -21,6 +21,9 @@ MARKS = {"good": "✓", "bad": "✗", "note": "•", "unknown": "?", "absent": "
 COUNTED_UNITS = ("tokens", "words", "conversations", "requests", "bool", "")
 """Values in these are counts, the same in every run on the same prompts; others are times, or follow from times."""
 
+NAME_CHARS = 28
+"""Of a card's name in the head of a table."""
+
 TIMED_METRICS = ("inferred_cached_tokens",)
 INFERRED = "inferred from the TTFT"
 
@@ -39,6 +42,27 @@ def server_facts(client: AuditClient, lab: Lab) -> dict[str, Any]:
     }
 
 
+def card_name(facts: Mapping[str, Any]) -> str:
+    """Return what a card is about: the policy or system and the model, as far as its provenance says."""
+    told = [facts.get("policy"), facts.get("served_model")]
+    return " · ".join(str(part) for part in told if part) or str(facts.get("server") or "a server")
+
+
+def names_of_two(facts: Mapping[str, Any]) -> tuple[str, str]:
+    """Return short names of the two cards of a comparison, by what tells them apart."""
+    other: Mapping[str, Any] = facts.get("against") or {}
+    for key in ("policy", "server", "served_model"):
+        one, two = (str(of.get(key) or "") for of in (facts, other))
+        if one and two and one != two:
+            return shorten(one, NAME_CHARS), shorten(two, NAME_CHARS)
+    return "this card", "the other"
+
+
+def shorten(text: str, most: int) -> str:
+    """Return a text of at most so many characters, with a mark where some are missing."""
+    return text if len(text) <= most else f"{text[: most - 1]}…"
+
+
 def card_rows(document: Mapping[str, Any]) -> list[dict[str, Any]]:
     """Return the lines of a card that say something to its reader: all but the numbers that support others."""
     return [
@@ -51,13 +75,13 @@ def card_rows(document: Mapping[str, Any]) -> list[dict[str, Any]]:
             "what it means for an agent": row["means"] or row["detail"],
         }
         for row in document["rows"]
-        if row["means"] or row["verdict"] != "note"
+        if matters(row)
     ]
 
 
 def summary(rows: Sequence[Row]) -> str:
     """Return how many findings there are of each verdict, in one line."""
-    counted = Counter(row["verdict"] for row in rows if row["means"] or row["verdict"] != "note")
+    counted = Counter(row["verdict"] for row in rows if matters(row))
     return ", ".join(f"{counted[verdict]} {verdict}" for verdict in ("good", "bad", "note", "unknown"))
 
 
@@ -86,20 +110,40 @@ def value_text(value: float | None, unit: str) -> str:
 
 def load_card(path: Path) -> dict[str, Any]:
     """Return the JSON document of an audit from a file. Raises AuditError for a file that holds none."""
+    if str(path).startswith(("http:", "https:")):
+        raise AuditError(
+            "--against takes a saved card: write kvlab audit URL --json > card.json for one server, and then "
+            "kvlab audit URL --against card.json for the other"
+        )
     try:
         document = json.loads(path.read_text(encoding="utf-8"))
-        rows = document["rows"]
-        if document["command"] != "audit" or not all({"probe", "metric", "value", "verdict"} <= set(r) for r in rows):
-            raise KeyError("rows")
+        if document["command"] != "audit":
+            raise KeyError("command")
+        rows = [_row_of(row) for row in document["rows"]]
+        facts = dict(document.get("provenance") or {})
     except OSError as error:
         raise AuditError(f"{path} cannot be read ({error.strerror}); write a file made by kvlab audit --json") from None
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, AttributeError):
         raise AuditError(f"{path} is no report card; write a file made by kvlab audit --json") from None
-    return dict(document)
+    return dict(document) | {"rows": rows, "provenance": facts}
+
+
+def _row_of(row: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a row of a saved card with all that a row has now. Raises ValueError or KeyError for one that is none."""
+    made = {"unit": "", "detail": "", "means": "", **row}
+    value = made["value"]
+    if made["verdict"] not in MARKS or not (value is None or isinstance(value, int | float)):
+        raise ValueError("no row of a card")
+    texts = ("probe", "metric", "unit", "detail", "means")
+    if not all(isinstance(made[name], str) for name in texts):
+        raise ValueError("no row of a card")
+    return made
 
 
 def compare_cards(rows: Sequence[Row], others: Sequence[Row]) -> list[dict[str, Any]]:
-    """Return the rows of both cards, one for each probe and metric, with ``against``, ``against_verdict``, ``differs``.
+    """Return the rows of both cards, one for each probe and metric, with what the other one has, and ``differs``.
+
+    The other's are ``against``, ``against_verdict``, ``against_detail`` and ``against_means``.
 
     Counts differ where they are not equal. Times, and what is inferred from them, differ by their verdict only, since
     they belong to the machine. A row that one card lacks differs, and is ``absent`` there.
@@ -117,24 +161,32 @@ def compare_cards(rows: Sequence[Row], others: Sequence[Row]) -> list[dict[str, 
                 "verdict": row["verdict"] if row else "absent",
                 "against": other["value"] if other else None,
                 "against_verdict": other["verdict"] if other else "absent",
+                "against_detail": other["detail"] if other else "",
+                "against_means": other["means"] if other else "",
                 "differs": row is None or other is None or _differ(row, other),
             }
         )
     return made
 
 
-def comparison_lines(rows: Sequence[Row]) -> list[dict[str, Any]]:
-    """Return the lines of two cards side by side, those that differ marked with ``≠``."""
+def matters(row: Row) -> bool:
+    """Whether a row says something to its reader: not a number that supports others and is equal in both cards."""
+    return bool(row.get("differs") or row["means"] or row["verdict"] != "note")
+
+
+def comparison_lines(rows: Sequence[Row], names: tuple[str, str]) -> list[dict[str, Any]]:
+    """Return the lines of two cards of these names side by side, those that differ marked with ``≠``."""
     return [
         {
             "": "≠" if row["differs"] else "",
             "probe": row["probe"],
             "metric": row["metric"],
-            "this card": f"{MARKS[row['verdict']]} {value_text(row['value'], row['unit'])}",
-            "the other": f"{MARKS[row['against_verdict']]} {value_text(row['against'], row['unit'])}",
-            "detail": row["detail"],
+            names[0]: f"{MARKS[row['verdict']]} {value_text(row['value'], row['unit'])}",
+            names[1]: f"{MARKS[row['against_verdict']]} {value_text(row['against'], row['unit'])}",
+            "detail": row["detail"] or row["against_detail"],
         }
         for row in rows
+        if matters(row)
     ]
 
 

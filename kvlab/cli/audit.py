@@ -17,7 +17,7 @@ FILE = click.Path(dir_okay=False, path_type=Path)
 
 
 @click.command()
-@click.argument("url", metavar="[URL]", required=False)
+@click.argument("urls", metavar="[URL]", nargs=-1)
 @click.option("--policy", metavar="POLICY", help="In place of URL: a kvlab serve of its own with this policy.")
 @click.option("--system", metavar="NAME", help="The same with a system: kvlab systems.")
 @click.option("--model", metavar="NAME", help="As the server names it; with --policy, as kvlab compare takes it.")
@@ -31,7 +31,7 @@ FILE = click.Path(dir_okay=False, path_type=Path)
 @click.option("--against", type=FILE, metavar="CARD", help="A card that --json printed: show both side by side.")
 @json_option
 def audit(
-    url: str | None,
+    urls: tuple[str, ...],
     policy: str | None,
     system: str | None,
     model: str | None,
@@ -57,10 +57,17 @@ def audit(
         comparison_lines,
         duration_text,
         load_card,
+        names_of_two,
         server_facts,
         summary,
     )
 
+    if len(urls) > 1:
+        raise KvlabError(
+            f"{urls[0]} and {urls[1]} are two servers: write kvlab audit {urls[1]} --json > card.json, and then "
+            f"kvlab audit {urls[0]} --against card.json"
+        )
+    url = urls[0] if urls else None
     if sum(given is not None for given in (url, policy, system)) != 1:
         raise KvlabError(
             "write either the server's URL, such as http://127.0.0.1:8080, or --policy and a policy, or --system and "
@@ -81,7 +88,8 @@ def audit(
             client = stack.enter_context(AuditClient(address, served, key))
             lab = prepare(client, salt=salt or secrets.token_hex(8), tokens=tokens, **commands)
             rows = [finding.row() for finding in run_audit(lab, probes)]
-            return document("audit", rows, **server_facts(client, lab))
+            served_as = {} if url is not None else {"policy": system or policy}
+            return document("audit", rows, **server_facts(client, lab), **served_as)
 
     def work() -> Document:
         other = load_card(against) if against else None
@@ -97,7 +105,8 @@ def audit(
 
     def show(made: Document) -> None:
         if against is not None:
-            table(comparison_lines(made["rows"]), ("", "probe", "metric", "this card", "the other", "detail"))
+            names = names_of_two(made["provenance"])
+            table(comparison_lines(made["rows"], names), ("", "probe", "metric", *names, "detail"))
             click.echo(
                 f"\n{sum(row['differs'] for row in made['rows'])} of {counted(len(made['rows']), 'row')} differ (≠)."
             )

@@ -14,7 +14,7 @@ import pytest
 from kvlab.audit import AuditClient, AuditError, ColdCurve, Finding, Lab, choose_probes, prepare, run_audit
 from kvlab.audit.material import Material, shared_part, user
 from kvlab.audit.page import card_page
-from kvlab.audit.report_card import card_rows, compare_cards, load_card, server_facts
+from kvlab.audit.report_card import card_name, card_rows, compare_cards, load_card, names_of_two, server_facts
 from kvlab.cli.main import main
 from tests.fake_openai import REQUEST_S, SQUARED_TOKEN_S, TOKEN_S, Clock, Design, FakeServer
 
@@ -321,7 +321,11 @@ def test_a_key_is_sent() -> None:
         ([], "write either the server's URL"),
         (["http://127.0.0.1:8080", "--policy", "tiered"], "write either the server's URL"),
         (["--system", "omlx", "--policy", "tiered"], "or --system and the name of a system"),
+        (["http://127.0.0.1:9", "http://127.0.0.1:8"], "kvlab audit http://127.0.0.1:9 --against card.json"),
+        (["http://127.0.0.1:9", "--against", "http://127.0.0.1:8"], "--against takes a saved card"),
         (["http://127.0.0.1:9"], "no server answers at http://127.0.0.1:9"),
+        (["http://"], "is no server's address"),
+        (["http://:8080"], "names no server"),
         (["127.0.0.1:8080"], "write it with http://"),
         (["http://127.0.0.1:9", "--only", "nope"], "no probe 'nope'; there are"),
         (["http://127.0.0.1:9", "--against", "/nonesuch.json"], "cannot be read"),
@@ -389,9 +393,47 @@ def test_saved_cards_are_shown_side_by_side_by_the_command(tmp_path: Path, capsy
     assert any(line.startswith("≠") and "block_tokens" in line for line in lines)
     assert main(["audit", one]) == 0
     assert "0 bad" in capsys.readouterr().out
-    (tmp_path / "no.json").write_text("{}")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "{}", "[]", "no json", "\xff", '{"command": "compare", "rows": []}', '{"command": "audit", "rows": [1]}',
+        '{"command": "audit", "rows": [{"probe": "a", "metric": "b", "value": 1, "verdict": "splendid"}]}',
+        '{"command": "audit", "rows": [{"probe": "a", "metric": "b", "value": "1", "verdict": "good"}]}',
+    ],
+)  # fmt: skip
+def test_a_file_that_is_no_card_is_one_clear_error(text: str, tmp_path: Path) -> None:
+    (tmp_path / "no.json").write_bytes(text.encode("latin-1"))
     with pytest.raises(AuditError, match="is no report card"):
         load_card(tmp_path / "no.json")
+
+
+def test_a_card_with_fewer_columns_is_read_and_compared(tmp_path: Path) -> None:
+    rows = [{"probe": "repeat", "metric": "cached_tokens", "value": 5, "verdict": "good", "later": True}]
+    (tmp_path / "old.json").write_text(json.dumps({"kvlab": "0.0.1", "command": "audit", "rows": rows}))
+    old = load_card(tmp_path / "old.json")
+    made = {**card(EXACT), "rows": compare_cards(card(EXACT)["rows"], old["rows"])}
+    made["provenance"]["against"] = old["provenance"]
+    assert "against_means" in made["rows"][0] and "the other" in card_page(made)
+    assert card_rows(old) and card_page(old)
+
+
+def test_two_cards_are_called_by_what_tells_them_apart() -> None:
+    one, other = {"policy": "llama.cpp", "served_model": "tiny"}, {"policy": "mlx-lm", "served_model": "tiny"}
+    assert names_of_two({**one, "against": other}) == ("llama.cpp", "mlx-lm")
+    assert names_of_two({**one, "against": one}) == ("this card", "the other")
+    assert names_of_two({"server": "uvicorn", "against": {"server": "llama.cpp"}}) == ("uvicorn", "llama.cpp")
+    assert card_name(one) == "llama.cpp · tiny"
+
+
+def test_a_page_of_two_cards_says_what_both_mean_where_they_judge_otherwise() -> None:
+    one, other = card(NOTHING), card(EXACT)
+    facts = {**one["provenance"], "policy": "<none>", "against": {**other["provenance"], "policy": "tiered"}}
+    page = card_page({**one, "rows": compare_cards(one["rows"], other["rows"]), "provenance": facts})
+    assert "Audit of &lt;none&gt; beside tiered" in page and "<none>" not in page
+    repeat = next(row for row in other["rows"] if row["probe"] == "repeat" and row["means"])
+    assert f"tiered: {repeat['means']}" in page
 
 
 def test_the_page_tells_verdicts_by_sign_and_word_and_escapes_what_a_server_says() -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import statistics
 from collections.abc import Iterator, Sequence
 
-from kvlab.audit.curve import CachedEstimate
 from kvlab.audit.finding import Finding
 from kvlab.audit.probe import Lab, Observation, Probe
 from kvlab.counts import counted
@@ -25,13 +24,12 @@ class InferenceError(Probe):
 
     def run(self, lab: Lab) -> Iterator[Finding]:
         pairs = [one for one in lab.observations if one.reported and one.reported >= MIN_CACHED_SHARE * one.size]
-        known = [(one, one.inferred) for one in pairs if one.inferred is not None]
+        known = [(share, one) for one in pairs if (share := one.saved_share) is not None]
         if not known:
             detail = "the server reports no cached tokens" if not lab.reports_cached else "no prompt was cached"
             yield Finding(self.name, "mean_difference", None, "ratio", "unknown", detail)
             return
-        offs = [(one.reported or 0) - inferred.tokens for one, inferred in known]
-        relative = [abs(off) / (one.reported or 1) for off, (one, _) in zip(offs, known, strict=True)]
+        relative = [abs(1 - share) for share, _ in known]
         mean = statistics.fmean(relative)
         detail = (
             f"mean over {counted(len(known), 'cached prompt')}; median {statistics.median(relative):.1%}, "
@@ -47,11 +45,10 @@ class InferenceError(Probe):
             means = "TTFT on this machine is too uneven, or a cached prompt costs too much besides, to infer from it."
             yield Finding(self.name, "mean_difference", mean, "ratio", "note", detail, means)
 
-    def _is_false(self, known: Sequence[tuple[Observation, CachedEstimate]]) -> bool:
+    def _is_false(self, known: Sequence[tuple[float, Observation]]) -> bool:
         """Whether most claims lie far above what their TTFT stands for."""
         false = 0
-        for one, inferred in known:
-            claimed = one.reported or 0
-            off = claimed - inferred.tokens
-            false += off > FAR * claimed and off > SURE_ERRORS * inferred.error
+        for share, one in known:
+            error = one.inferred.error / (one.reported or 1) if one.inferred is not None else 0.0
+            false += 1 - share > max(FAR, SURE_ERRORS * error)
         return false > len(known) / 2

@@ -148,7 +148,7 @@ def _claim_finding(probe: str, lab: Lab) -> Finding:
         why = "the server reports no cached tokens" if not lab.reports_cached else "there is no curve of cold prompts"
         return Finding(probe, metric, None, "ratio", "unknown", why)
     seen = [*lab.observations, *_repeats(lab)]
-    shares = [share for one in seen if (share := saved_share(one)) is not None]
+    shares = [share for one in seen if (share := telling_share(one)) is not None]
     if len(shares) < CLAIM_REPEATS:
         others = "the others claim too little, or their TTFT is too uncertain"
         why = f"{len(shares)} of {counted(len(seen), 'answer')} tell: {others}"
@@ -171,10 +171,9 @@ def _repeats(lab: Lab) -> Iterator[Observation]:
             return
 
 
-def saved_share(seen: Observation) -> float | None:
+def telling_share(seen: Observation) -> float | None:
     """Return inferred over claimed cached tokens; None where the claim is small or the TTFT too uncertain."""
-    if seen.reported is None or seen.inferred is None or seen.reported < MIN_CLAIMED_SHARE * seen.size:
+    claimed, inferred = seen.reported or 0, seen.inferred
+    if inferred is None or claimed < MIN_CLAIMED_SHARE * seen.size or inferred.error > MAX_ERROR_SHARE * claimed:
         return None
-    if seen.inferred.error > MAX_ERROR_SHARE * seen.reported:
-        return None
-    return seen.inferred.tokens / seen.reported
+    return seen.saved_share
