@@ -29,7 +29,17 @@ NOTEBOOKS = HERE.parent / "notebooks"
 SIDEBAR = {
     "Begin": ("start", "models", "data", "concepts", "notebooks"),
     "Policies": ("policies", "write", "forced", "limits"),
-    "How it works": ("store", "live", "serving", "systems", "calibration", "audit", "experiments", "figures/README"),
+    "How it works": (
+        "store",
+        "live",
+        "serving",
+        "systems",
+        "calibration",
+        "audit",
+        "advise",
+        "experiments",
+        "figures/README",
+    ),
     "Reference": ("api", "install", "contributing"),
 }
 
@@ -123,6 +133,7 @@ PACKAGES = {
     "kvlab.server": "The endpoint behind `kvlab.serve`.",
     "kvlab.systems": "The cache designs of other servers as values; see [systems](systems.md).",
     "kvlab.audit": "The client behind `kvlab audit`: what it asks a server, and what it finds.",
+    "kvlab.advising": "Behind `kvlab.advise`: which design [fits a workload](advise.md).",
     "kvlab.errors": "Every error that a user can cause, one line each.",
 }
 

@@ -13,6 +13,7 @@ prepare()  # before MLX is imported: see kvlab/backends/x86/blas_library.py
 keep_limits()  # before mlx-lm is imported, which changes them
 
 if TYPE_CHECKING:
+    from kvlab.advising.decision import advise
     from kvlab.decoder import Completion, Decoder
     from kvlab.errors import KvlabError
     from kvlab.experiments.run import Run, compare, run
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from kvlab.systems import System
 
 _HOMES = {
+    "kvlab.advising": ("advise",),
     "kvlab.decoder": ("Completion", "Decoder"),
     "kvlab.errors": ("KvlabError",),
     "kvlab.experiments": ("Run", "compare", "run"),
@@ -39,7 +41,7 @@ _HOMES = {
 
 __all__ = [
     "Completion", "Decoder", "KvlabError", "LoadedModel", "Policy", "Recorder", "Results", "Run", "ScoreContext",
-    "Scorer", "System", "compare", "load", "registry", "run", "serve", "watch",
+    "Scorer", "System", "advise", "compare", "load", "registry", "run", "serve", "watch",
 ]  # fmt: skip
 
 

@@ -50,6 +50,7 @@ def gallery(policies: Sequence[str] = TEN, turns: int = 8) -> dict[str, Any]:
         "bytes_at_rest": charts.bytes_at_rest(steps(turns), step=max(1, turns // 2)),
         "block_map": charts.block_map(blocks(turns)),
         "eviction_map": charts.eviction_map(evictions(turns), length=60 * turns, steps=max(4, turns)),
+        "waits_by_design": charts.waits_by_design(ranked(policies)),
         "eviction_map-one": charts.eviction_map(evictions(turns), layers=[0], heads=[0]),
     }
 
@@ -173,6 +174,16 @@ def evictions(turns: int) -> pl.DataFrame:
         if (position // 7 + layer + head) % 3
     ]
     return pl.DataFrame(lost, schema=["request", "layer", "head", "position", "step"], orient="row")
+
+
+def ranked(policies: Sequence[str]) -> pl.DataFrame:
+    """Rows of advice: the first policy is chosen, two others tie."""
+    where = [{"rank": i, "chosen": i == 1, "tied": i in (2, 3), "fits": True} for i in range(1, len(policies) + 1)]
+    made = [
+        {"policy": policy, "metric": "ttft_total_ms", "value": 4e3 * (1 + max(0, i - 2)), **where[i]}
+        for i, policy in enumerate(policies)
+    ]
+    return pl.DataFrame(made)
 
 
 def main(folder: Path) -> None:

@@ -17,6 +17,7 @@ from kvlab.charts.kept import accuracy_by_kept_kv
 from kvlab.charts.live import kv_bytes_over_time
 from kvlab.charts.pareto import quality_with_pareto
 from kvlab.charts.quality import accuracy_by_policy, quality_by_bytes, quality_by_live_bytes
+from kvlab.charts.ranking import waits_by_design
 from kvlab.charts.restart import ttft_after_restart
 from kvlab.charts.tiers import block_map, bytes_at_rest, bytes_by_tier
 from kvlab.charts.tools import kl_by_position, tools_by_policy
@@ -30,4 +31,5 @@ __all__ = [
     "live_bytes_by_concurrency", "on_dark", "quality_by_bytes", "quality_by_live_bytes", "quality_with_pareto",
     "throughput_by_concurrency", "token_gaps", "tools_by_policy",
     "ttft_after_restart", "ttft_by_turn", "ttft_parts", "ttft_waterfall",
+    "waits_by_design",
 ]  # fmt: skip

@@ -47,6 +47,7 @@ class Lazy(click.Group):
     """A group that imports some of its commands on first use, so that ``--help`` stays quick."""
 
     elsewhere = {
+        "advise": "kvlab.cli.advise:advise",
         "ask": "kvlab.cli.ask:ask",
         "audit": "kvlab.cli.audit:audit",
         "lab": "kvlab.cli.lab:lab",
