@@ -226,12 +226,11 @@ class LoopSimulation:
         if saying and not reading:
             self._say(saying, step, owner, many=not is_waiting)
             return
-        seconds = step
+        begins = any(one.done == one.started.cached for one in reading)
+        seconds = step + (self._speed.base_s if begins else 0.0)  # prompts of one round go through the model together
         for one in reading:
             tokens = min(one.left, self._chunk_beside(one, step, len(reading)))
             seconds += self._speed.prefill(one.done, tokens)
-            if one.done == one.started.cached:
-                seconds += self._speed.base_s
             one.done, one.left = one.done + tokens, one.left - tokens
         self._now += seconds
         for one in reading:
