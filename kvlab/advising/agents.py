@@ -37,6 +37,7 @@ class AgentWorkload:
         text: what it is, in words.
         ends: token ids that end a message; empty where they are not known.
         opening: token ids with which the chat template opens an answer; empty where they are not known.
+        user_opening: how many it writes between the end of a message and a user's words.
     """
 
     text: str
@@ -44,6 +45,7 @@ class AgentWorkload:
     restarts: int = 0
     ends: frozenset[int] = frozenset()
     opening: tuple[int, ...] = ()
+    user_opening: int = 0
 
     def __post_init__(self) -> None:
         if not self.requests:

@@ -113,7 +113,13 @@ def judge(
     known: Mapping[tuple[str, int], int],
 ) -> Judged:
     """Simulate one design. ``known`` is that of :func:`known_tokens`."""
-    replay = replay_of(design.policy, token_bytes, ends=workload.ends, opening=workload.opening)
+    replay = replay_of(
+        design.policy,
+        token_bytes,
+        ends=workload.ends,
+        opening=workload.opening,
+        user_opening=workload.user_opening,
+    )
     simulated = LoopSimulation(replay, design.config, speed, places=design.places).run(workload)
     served = [turn for turn in simulated.turns if not turn.is_refused]
     waits = np.array([turn.ttft_s for turn in served] or [0.0])

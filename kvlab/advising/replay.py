@@ -129,11 +129,11 @@ class SlotsReplay(ReuseReplay):
 
 
 class PromptsReplay(ReuseReplay):
-    """As ``PromptPrefixCache``; ``ends`` are the tokens that end a message."""
+    """As ``PromptPrefixCache``; ``ends`` are the tokens that end a message, and ``words`` so many behind them begin."""
 
-    def __init__(self, policy: Policy, token_bytes: int, ends: frozenset[int] = frozenset()) -> None:
+    def __init__(self, policy: Policy, token_bytes: int, ends: frozenset[int] = frozenset(), words: int = 0) -> None:
         super().__init__(policy, token_bytes)
-        self._ends = ends
+        self._ends, self._words = ends, words
         self.restart()
 
     def start(self, tokens: Tokens, live: int = 0) -> Started:
@@ -144,7 +144,7 @@ class PromptsReplay(ReuseReplay):
         ends = message_ends(started.tokens, self._ends)
         if not ends:
             return
-        cuts = {ends[0]: "system"} if len(ends) > 1 else {}
+        cuts = {ends[0] + self._words: "system"} if len(ends) > 1 else {}
         cuts[len(started.tokens) - 1] = "user"
         for at in sorted(cut for cut in cuts if cut > started.cached):
             self._insert(started.tokens[:at], cuts[at])
@@ -246,7 +246,12 @@ class PagedReplay(ReuseReplay):
 
 
 def replay_of(
-    policy: Policy, token_bytes: int, *, ends: frozenset[int] = frozenset(), opening: Sequence[int] = ()
+    policy: Policy,
+    token_bytes: int,
+    *,
+    ends: frozenset[int] = frozenset(),
+    opening: Sequence[int] = (),
+    user_opening: int = 0,
 ) -> ReuseReplay:
     """Return the replay of a policy's reuse. Raises AdviceError for a module that has no plan."""
     if isinstance(policy.reuse, NoReuse):
@@ -254,7 +259,7 @@ def replay_of(
     if isinstance(policy.reuse, Slots):
         return SlotsReplay(policy, token_bytes)
     if isinstance(policy.reuse, WholePrompts):
-        return PromptsReplay(policy, token_bytes, ends)
+        return PromptsReplay(policy, token_bytes, ends, user_opening)
     if isinstance(policy.reuse, Paged):
         return PagedReplay(policy, token_bytes, opening)
     raise AdviceError(f"'{policy.reuse.name}' is a reuse of your own, which has no plan to replay: compare it instead")

@@ -7,6 +7,7 @@ from pathlib import Path
 from kvlab.advising.agents import AgentRequest, AgentWorkload
 from kvlab.advising.errors import AdviceError
 from kvlab.counts import counted
+from kvlab.decoder.prefill.user_opening import user_opening
 from kvlab.decoder.reuse.paged_rules import opening_of_answers
 from kvlab.experiments.prompts import Prompts
 from kvlab.models import LoadedModel
@@ -44,7 +45,7 @@ def transcript_workload(
     )
     text = f"{counted(agents, 'conversation')} of {name}, {counted(len(made), 'request')}"
     text += f", {counted(restarts, 'restart')}" if restarts else ", no restart"
-    return AgentWorkload(text, made, restarts, model.eos, tuple(opening_of_answers(model)))
+    return AgentWorkload(text, made, restarts, model.eos, tuple(opening_of_answers(model)), user_opening(model))
 
 
 def _request(request: WorkloadRequest, prompts: Prompts, pause_s: float) -> AgentRequest:
