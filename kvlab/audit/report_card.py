@@ -24,7 +24,7 @@ COUNTED_UNITS = ("tokens", "words", "conversations", "requests", "bool", "")
 NAME_CHARS = 28
 """Of a card's name in the head of a table."""
 
-TIMED_METRICS = ("inferred_cached_tokens",)
+TIMED_METRICS = ("inferred_cached_tokens", "computed_before_abort")
 INFERRED = "inferred from the TTFT"
 
 

@@ -129,13 +129,19 @@ def _what_is_reported(lab: Lab, known: Sequence[Message]) -> Iterator[Finding]:
 
 
 def run_audit(
-    lab: Lab, probes: Sequence[Probe], *, progress: bool = True, after: Callable[[Finding], None] = lambda _: None
+    lab: Lab,
+    probes: Sequence[Probe],
+    *,
+    progress: bool = True,
+    limit_s: float | None = None,
+    after: Callable[[Finding], None] = lambda _: None,
 ) -> list[Finding]:
     """Run probes in order. A probe that fails gives a finding ``unknown`` with the reason, and the next one runs.
 
-    How long each took is in ``lab.seconds`` then.
+    How long each took is in ``lab.seconds`` then. After ``limit_s`` no other one begins: those left are ``unknown``.
     """
     findings: list[Finding] = []
+    until = None if limit_s is None else lab.clock() + limit_s
 
     def take(found: Iterator[Finding], name: str) -> None:
         began = lab.clock()
@@ -154,6 +160,11 @@ def run_audit(
         bar.update()
         for place, probe in enumerate(probes, start=1):
             bar.set_description(probe.name)
+            if until is not None and lab.clock() > until:
+                late = Finding(probe.name, "ran", None, "", "unknown", f"not run: {limit_s:g} s were over")
+                take(iter([late]), probe.name)
+                bar.update()
+                continue
             take(_run_if_possible(probe, lab), probe.name)
             bar.update()
             own = [finding for finding in findings if finding.probe == probe.name]

@@ -26,6 +26,7 @@ FILE = click.Path(dir_okay=False, path_type=Path)
 @click.option("--restart", metavar="CMD", help="Shell command that restarts the server, for the probe of that.")
 @click.option("--kill", metavar="CMD", help="Shell command that kills the server (kill -9) and starts it again.")
 @click.option("--tokens", type=click.IntRange(min=64), default=512, show_default=True, help="Size of a usual prompt.")
+@click.option("--minutes", type=click.FloatRange(0, min_open=True), help="After these, no further probe begins.")
 @click.option("--salt", metavar="TEXT", help="Makes the prompts the same in two audits; else every audit has its own.")
 @click.option("--html", type=FILE, metavar="FILE", help="Write the report card as a page, too.")
 @click.option("--against", type=FILE, metavar="CARD", help="A card that --json printed: show both side by side.")
@@ -40,6 +41,7 @@ def audit(
     restart: str | None,
     kill: str | None,
     tokens: int,
+    minutes: float | None,
     salt: str | None,
     html: Path | None,
     against: Path | None,
@@ -87,7 +89,7 @@ def audit(
             key = api_key or os.environ.get("OPENAI_API_KEY")
             client = stack.enter_context(AuditClient(address, served, key))
             lab = prepare(client, salt=salt or secrets.token_hex(8), tokens=tokens, **commands)
-            rows = [finding.row() for finding in run_audit(lab, probes)]
+            rows = [finding.row() for finding in run_audit(lab, probes, limit_s=minutes and 60 * minutes)]
             served_as = {} if url is not None else {"policy": system or policy}
             return document("audit", rows, **server_facts(client, lab), **served_as)
 

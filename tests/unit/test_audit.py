@@ -14,7 +14,15 @@ import pytest
 from kvlab.audit import AuditClient, AuditError, ColdCurve, Finding, Lab, choose_probes, prepare, run_audit
 from kvlab.audit.material import Material, shared_part, user
 from kvlab.audit.page import card_page
-from kvlab.audit.report_card import card_name, card_rows, compare_cards, load_card, names_of_two, server_facts
+from kvlab.audit.report_card import (
+    card_name,
+    card_rows,
+    compare_cards,
+    duration_text,
+    load_card,
+    names_of_two,
+    server_facts,
+)
 from kvlab.cli.main import main
 from tests.fake_openai import REQUEST_S, SQUARED_TOKEN_S, TOKEN_S, Clock, Design, FakeServer
 
@@ -280,6 +288,17 @@ def test_a_probe_that_fails_is_unknown_and_the_next_one_runs() -> None:
     assert found["repeat", "ran"].verdict == "unknown"
     assert "out of memory" in found["repeat", "ran"].detail
     assert found["append", "cached_tokens"].verdict == "good"
+
+
+def test_each_probe_is_timed_and_none_begins_after_the_limit() -> None:
+    lab = lab_of(EXACT)
+    found = run_audit(lab, choose_probes(["repeat", "append", "rotation"]), progress=False, limit_s=2.0)
+    late = [finding.probe for finding in found if finding.detail == "not run: 2 s were over"]
+    assert late and late[-1] == "rotation"
+    assert set(lab.seconds) == {"curve", "repeat", "append", "rotation"}
+    assert lab.seconds["curve"] > 2.0 > lab.seconds[late[-1]]
+    card = {"provenance": server_facts(lab.client, lab)}
+    assert duration_text(card).startswith(f"The audit took {sum(lab.seconds.values()):.0f} s: curve ")
 
 
 @pytest.mark.parametrize(
