@@ -6,9 +6,13 @@ import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
+from kvlab.decoder.config import CHUNKS, FIFO, DecoderConfig
 from kvlab.errors import KvlabError
+from kvlab.paths import home
 from kvlab.policies import Module, Quantized, Raw, format_bytes
 
+SERVER_LOOP = DecoderConfig(prefill_step=2048, interleave=CHUNKS, retain=0, admission=FIFO)
+"""What most of the servers do with requests; a preset replaces what its server does otherwise."""
 KV_BITS: Mapping[str, int | str] = {"f16": "raw", "q8_0": 8, "q4_0": 4}
 """Bits of the types of KV that llama.cpp and Ollama take, and kvlab has."""
 CONTEXT_MULTIPLE_TOKENS = 256
@@ -33,6 +37,11 @@ def padded_context(total: int | None, slots: int) -> int | None:
     if total is None:
         return None
     return -(-(total // slots) // CONTEXT_MULTIPLE_TOKENS) * CONTEXT_MULTIPLE_TOKENS
+
+
+def size_on_ssd(size: str, percent: int) -> str:
+    """Return a size as it is; for ``auto``, a share of the disk that kvlab's store lies on."""
+    return share_of_disk(home() / "store", percent) if size == "auto" else size
 
 
 def share_of_disk(folder: Path, percent: int) -> str:

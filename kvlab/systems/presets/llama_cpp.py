@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
-from kvlab.decoder.config import FIFO, DecoderConfig
+from kvlab.decoder.config import DecoderConfig
 from kvlab.errors import KvlabError
 from kvlab.policies import Policy, Quantized, Slots
 from kvlab.systems.base import System
-from kvlab.systems.server_values import kv_codec, padded_context
+from kvlab.systems.server_values import SERVER_LOOP, kv_codec, padded_context
 
 B11434 = "llama.cpp b11434 (6 Oct 2026)"
 SERVER = f"{B11434}: tools/server/server-context.cpp"
 ARGUMENTS = f"{B11434}: common/arg.cpp"
 AUTO_SLOTS = 4
-MAX_PREFILL_TOKENS, MAX_UBATCH_TOKENS = 2048, 512
 HOST_CACHE = "8GiB"
 
 SOURCES: Mapping[str, str] = {
@@ -91,15 +90,12 @@ class LlamaCpp(System):
 
     @property
     def config(self) -> DecoderConfig:
-        return DecoderConfig(
-            admission=FIFO,
+        return replace(
+            SERVER_LOOP,
             max_concurrency=self.parallel or AUTO_SLOTS,
-            prefill_step=MAX_PREFILL_TOKENS,
             prefill_prompts=1,
-            interleave="chunks",
             context=padded_context(self.context, self.parallel or 1),
             overflow=f"shift:keep={self.keep}" if self.context_shift else "stop",
-            retain=0,
         )
 
     @property
@@ -132,14 +128,11 @@ class LlamaCppArticle(System):
 
     @property
     def config(self) -> DecoderConfig:
-        return DecoderConfig(
-            admission=FIFO,
+        return replace(
+            SERVER_LOOP,
             max_concurrency=self.parallel,
-            prefill_step=MAX_PREFILL_TOKENS,
             prefill_prompts=1,
-            interleave="chunks",
             context=padded_context(self.context, self.parallel),
-            retain=0,
         )
 
     @property

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
-from kvlab.decoder.config import FIFO, DecoderConfig
+from kvlab.decoder.config import DecoderConfig
 from kvlab.policies import Paged, Policy, Ram, Raw, Slots, WholePrompts
 from kvlab.systems.base import System
 from kvlab.systems.presets.llama_cpp import SOURCES as LLAMA_CPP
 from kvlab.systems.presets.mlx_lm import SOURCES as MLX_LM
-from kvlab.systems.server_values import kv_codec
+from kvlab.systems.server_values import SERVER_LOOP, kv_codec
 
 DOCS = "LM Studio 0.4 documentation"
 ENGINE = "mlx-engine 08f0c07 (21 Aug 2026)"
@@ -49,15 +49,7 @@ class LMStudioMlx(System):
 
     @property
     def config(self) -> DecoderConfig:
-        return DecoderConfig(
-            admission=FIFO,
-            max_concurrency=self.parallel,
-            prefill_step=2048,
-            prefill_prompts=1,
-            interleave="chunks",
-            context=self.context,
-            retain=0,
-        )
+        return replace(SERVER_LOOP, max_concurrency=self.parallel, prefill_prompts=1, context=self.context)
 
     @property
     def sources(self) -> Mapping[str, str]:
@@ -120,14 +112,8 @@ class LMStudioGguf(System):
 
     @property
     def config(self) -> DecoderConfig:
-        return DecoderConfig(
-            admission=FIFO,
-            max_concurrency=self.parallel,
-            prefill_step=512,
-            prefill_prompts=1,
-            interleave="chunks",
-            context=self.context,
-            retain=0,
+        return replace(
+            SERVER_LOOP, max_concurrency=self.parallel, prefill_step=512, prefill_prompts=1, context=self.context
         )
 
     @property

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
-from kvlab.decoder.config import FIFO, DecoderConfig
+from kvlab.decoder.config import DecoderConfig
 from kvlab.policies import Policy, Raw, WholePrompts
 from kvlab.systems.base import System
+from kvlab.systems.server_values import SERVER_LOOP
 
 V32 = "mlx-lm 0.32.2 (16 Oct 2026)"
 SERVER = f"{V32}: server.py"
@@ -60,7 +61,7 @@ class MlxLm(System):
 
     @property
     def config(self) -> DecoderConfig:
-        return DecoderConfig(admission=FIFO, max_concurrency=32, prefill_step=2048, interleave="chunks", retain=0)
+        return replace(SERVER_LOOP, max_concurrency=32)
 
     @property
     def sources(self) -> Mapping[str, str]:
@@ -85,7 +86,7 @@ class MlxLmArticle(System):
 
     @property
     def config(self) -> DecoderConfig:
-        return DecoderConfig(admission=FIFO, max_concurrency=1, prefill_step=2048, interleave="chunks", retain=0)
+        return replace(SERVER_LOOP, max_concurrency=1)
 
     @property
     def sources(self) -> Mapping[str, str]:

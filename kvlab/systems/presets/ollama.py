@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
-from kvlab.decoder.config import FIFO, DecoderConfig
+from kvlab.decoder.config import DecoderConfig
 from kvlab.policies import Paged, Policy, Ram, Raw, Slots
 from kvlab.systems.base import System
 from kvlab.systems.presets.llama_cpp import HOST_CACHE
 from kvlab.systems.presets.llama_cpp import LEAVES_OUT as OF_LLAMA_CPP
 from kvlab.systems.presets.llama_cpp import SOURCES as LLAMA_CPP
-from kvlab.systems.server_values import kv_codec
+from kvlab.systems.server_values import SERVER_LOOP, kv_codec
 
 V33 = "Ollama v0.33.0-rc2 (21 Aug 2026)"
 V20 = "Ollama v0.20.0 (spring 2026)"
@@ -63,16 +63,14 @@ class OllamaGguf(System):
 
     @property
     def config(self) -> DecoderConfig:
-        return DecoderConfig(
-            admission=FIFO,
+        return replace(
+            SERVER_LOOP,
             max_concurrency=self.parallel,
             prefill_step=batch_tokens(self.context),
             prefill_prompts=1,
-            interleave="chunks",
             context=self.context,
             long_prompt=f"truncate-middle:keep={KEEP_TOKENS}",
             overflow=f"shift:keep={KEEP_TOKENS}",
-            retain=0,
         )
 
     @property
@@ -114,7 +112,7 @@ class OllamaMlx(System):
 
     @property
     def config(self) -> DecoderConfig:
-        return DecoderConfig(admission=FIFO, max_concurrency=1, prefill_step=2048, interleave="chunks", retain=1)
+        return replace(SERVER_LOOP, max_concurrency=1, retain=1)
 
     @property
     def sources(self) -> Mapping[str, str]:

@@ -6,13 +6,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
-from kvlab.decoder.config import FIFO, DecoderConfig
+from kvlab.decoder.config import DecoderConfig
 from kvlab.decoder.reuse.block_size import PLAIN_BLOCK, block_for_model
 from kvlab.models import LoadedModel
-from kvlab.paths import home
 from kvlab.policies import Paged, Policy, Raw, Tiered
 from kvlab.systems.base import System
-from kvlab.systems.server_values import share_of_disk
+from kvlab.systems.server_values import SERVER_LOOP, size_on_ssd
 
 V053 = "oMLX 0.5.3 (d508490, 23 Jul 2026)"
 SCHEDULER = f"{V053}: omlx/scheduler.py"
@@ -68,8 +67,7 @@ def policy_with(hot_cache: str, ssd: str, block: int | None) -> Policy:
     size = block or PLAIN_BLOCK
     checkpoint = Paged.checkpoint if size == PLAIN_BLOCK else size
     blocks = Paged(block=size, checkpoint=checkpoint, match="block", live=False)
-    on_ssd = share_of_disk(home() / "store", DISK_PERCENT) if ssd == "auto" else ssd
-    return Policy(blocks, Tiered(ram=hot_cache, ssd=on_ssd), Raw())
+    return Policy(blocks, Tiered(ram=hot_cache, ssd=size_on_ssd(ssd, DISK_PERCENT)), Raw())
 
 
 @dataclass(frozen=True)
@@ -103,15 +101,7 @@ class Omlx(System):
     @property
     def config(self) -> DecoderConfig:
         running = self.max_concurrent_requests
-        return DecoderConfig(
-            admission=FIFO,
-            max_concurrency=running,
-            prefill_step=2048,
-            prefill_prompts=1,
-            interleave="none",
-            context=self.context,
-            retain=0,
-        )
+        return replace(SERVER_LOOP, max_concurrency=running, prefill_prompts=1, interleave="none", context=self.context)
 
     @property
     def queue(self) -> int | None:

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
-from kvlab.decoder.config import FIFO, DecoderConfig
-from kvlab.paths import home
+from kvlab.decoder.config import DecoderConfig
 from kvlab.policies import Paged, Policy, Quantized, Raw, Snapshot, Tiered
 from kvlab.systems.base import System
-from kvlab.systems.server_values import share_of_disk
+from kvlab.systems.server_values import SERVER_LOOP, size_on_ssd
 
 V1681 = "vMLX 1.6.81 (20 Oct 2026)"
 V1525 = "vMLX 1.5.25 (3e256e3, 7 May 2026)"
@@ -76,21 +75,12 @@ class Vmlx(System):
 
     @property
     def policy(self) -> Policy:
-        ssd = share_of_disk(home() / "store", DISK_PERCENT) if self.ssd == "auto" else self.ssd
         blocks = Paged(block=BLOCK_TOKENS, match="tail", reply=False, opening=False, live=False)
-        return Policy(blocks, Tiered(ram="0", ssd=ssd), Raw())
+        return Policy(blocks, Tiered(ram="0", ssd=size_on_ssd(self.ssd, DISK_PERCENT)), Raw())
 
     @property
     def config(self) -> DecoderConfig:
-        return DecoderConfig(
-            admission=FIFO,
-            max_concurrency=self.max_num_seqs,
-            prefill_step=2048,
-            prefill_prompts=512,
-            interleave="chunks",
-            context=self.context,
-            retain=0,
-        )
+        return replace(SERVER_LOOP, max_concurrency=self.max_num_seqs, prefill_prompts=512, context=self.context)
 
     @property
     def sources(self) -> Mapping[str, str]:
@@ -125,15 +115,7 @@ class VmlxArticle(System):
 
     @property
     def config(self) -> DecoderConfig:
-        return DecoderConfig(
-            admission=FIFO,
-            max_concurrency=32,
-            prefill_step=2048,
-            prefill_prompts=8,
-            interleave="chunks",
-            context=self.context,
-            retain=0,
-        )
+        return replace(SERVER_LOOP, max_concurrency=32, prefill_prompts=8, context=self.context)
 
     @property
     def sources(self) -> Mapping[str, str]:
