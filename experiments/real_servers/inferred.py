@@ -2,7 +2,8 @@
 
 Each case is a prompt and a second one that shares a known part of it. The pair is asked several times with other words,
 cases in turns, so that a slow minute of the machine meets all of them. From the median TTFT of a case's second prompts
-the audit's curve infers their cached tokens.
+the audit's curve infers their cached tokens. A second inference takes what the exact repeat of a prompt costs as the
+cost of any request that finds KV: a copy of it, for instance, which cold prompts do not pay.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import statistics
 import sys
 import tempfile
 from collections.abc import Iterator
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -32,6 +34,7 @@ DEFAULT = ("llama-server-np1-smollm2", "mlx-lm-smollm2")
 COLUMNS = (
     *("setup", "version", "date", "case", "repeats", "prompt_tokens", "reported_tokens", "inferred_tokens"),
     *("median_ttft_ms", "difference", "largest_single_difference", "curve_spread"),
+    *("repeat_ttft_ms", "base_ms", "inferred_by_repeat_tokens", "difference_by_repeat"),
 )
 
 COLD_SHARES = (0.1, 0.25, 0.5, 0.75, 1.0)
@@ -70,11 +73,12 @@ def measure(setup: Setup, environments: Path | None, tokens: int, repeats: int) 
         tempfile.TemporaryDirectory(prefix="kvlab-inferred-") as work,
         ServerProcess(setup, MODELS[setup.model](environments), Path(work), environments) as server,
         AuditClient(server.url, _model_name(setup, environments)) as client,
-        tqdm(desc=setup.name, total=repeats * (len(COLD_SHARES) + 2 * len(SHARED)), unit="request") as bar,
+        tqdm(desc=setup.name, total=repeats * (len(COLD_SHARES) + 3 * len(SHARED)), unit="request") as bar,
     ):
         lab = prepare(client, salt="inferred", tokens=tokens)
-        cold, hits = _ask_all(lab, repeats, bar)
+        cold, hits, again = _ask_all(lab, repeats, bar)
     curve = ColdCurve.fit(cold)
+    by_repeat = replace(curve, base=max(curve.base, statistics.median(again)))
     version = setups.version_label(setups.versions(setup, environments), setup)
     facts = {"setup": setup.name, "version": version, "date": datetime.now(UTC).date().isoformat()}
     for case, seen in hits.items():
@@ -92,13 +96,19 @@ def measure(setup: Setup, environments: Path | None, tokens: int, repeats: int) 
             "difference": round(abs(inferred - reported) / reported, 4),
             "largest_single_difference": round(max(singles), 4),
             "curve_spread": round(curve.spread, 4),
+            "repeat_ttft_ms": round(1e3 * statistics.median(again), 1),
+            "base_ms": round(1e3 * curve.base, 1),
+            "inferred_by_repeat_tokens": round(by_repeat.cached(int(size), ttft).tokens),
+            "difference_by_repeat": round(abs(by_repeat.cached(int(size), ttft).tokens - reported) / reported, 4),
         }
 
 
 def _ask_all(
     lab: Lab, repeats: int, bar: tqdm[Any]
-) -> tuple[list[tuple[int, float]], dict[str, list[tuple[int, int, float]]]]:
-    """Return (prompt tokens, seconds) of cold prompts, and (prompt tokens, reported, seconds) of each case."""
+) -> tuple[list[tuple[int, float]], dict[str, list[tuple[int, int, float]]], list[float]]:
+    """Return (prompt tokens, seconds) of cold prompts, (prompt tokens, reported, seconds) of each case, and the seconds
+    of exact repeats."""
+    again: list[float] = []
     cold: list[tuple[int, float]] = []
     hits: dict[str, list[tuple[int, int, float]]] = {case: [] for case in SHARED}
     sizes: dict[float, int] = {}
@@ -115,7 +125,9 @@ def _ask_all(
                 reply = lab.ask([user(f"{shared} {words}")])
                 bar.update()
             hits[case].append((reply.prompt_tokens or 0, reply.cached_tokens or 0, reply.ttft_s))
-    return cold, hits
+            again.append(lab.ask([user(f"{shared} {words}")]).ttft_s)
+            bar.update()
+    return cold, hits, again
 
 
 def _model_name(setup: Setup, environments: Path | None) -> str | None:
