@@ -27,7 +27,7 @@ from tqdm import tqdm
 
 from kvlab.audit import AuditClient, Lab, prepare
 from kvlab.audit.curve import ColdCurve
-from kvlab.audit.material import user
+from kvlab.audit.material import system, user
 
 ROWS = Path(__file__).resolve().parents[1] / "rows" / "inferred_tokens.csv"
 DEFAULT = ("llama-server-np1-smollm2", "mlx-lm-smollm2")
@@ -114,7 +114,7 @@ def _ask_all(
     sizes: dict[float, int] = {}
     for repeat in range(repeats):
         for share in COLD_SHARES:
-            reply = lab.ask([user(lab.material.text(f"cold {share} {repeat}", round(share * lab.tokens)))])
+            reply = lab.ask(_messages(lab.material.text(f"cold {share} {repeat}", round(share * lab.tokens))))
             bar.update()
             size = sizes.setdefault(share, reply.prompt_tokens or 0)
             cold.append((size, reply.ttft_s))
@@ -122,12 +122,20 @@ def _ask_all(
             shared = lab.material.text(f"{case} {repeat}", round(share * lab.tokens))
             for end in ("first", "second"):
                 words = lab.material.text(f"{case} {end} {repeat}", max(8, round((1 - share) * lab.tokens)))
-                reply = lab.ask([user(f"{shared} {words}")])
+                reply = lab.ask(_messages(f"{shared} {words}"))
                 bar.update()
             hits[case].append((reply.prompt_tokens or 0, reply.cached_tokens or 0, reply.ttft_s))
-            again.append(lab.ask([user(f"{shared} {words}")]).ttft_s)
+            again.append(lab.ask(_messages(f"{shared} {words}")).ttft_s)
             bar.update()
     return cold, hits, again
+
+
+def _messages(text: str) -> list[dict[str, Any]]:
+    """Return a prompt that begins with ``text``: a system prompt, so that no template writes one of its own before it.
+
+    Such a beginning would be cached in every request, those of the curve of cold prompts among them.
+    """
+    return [system(text), user("Go on.")]
 
 
 def _model_name(setup: Setup, environments: Path | None) -> str | None:

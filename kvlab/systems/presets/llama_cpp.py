@@ -50,6 +50,7 @@ LEAVES_OUT = (
     "--cache-reuse, which keeps later runs of equal tokens by moving them (off by default).",
     "Hadamard rotation before quantized K and V, and their own formats: kvlab quantizes affinely with as many bytes.",
     "The slot of a sequence that went on beyond its context: kvlab does not reuse it.",
+    "Of a sliding window, which rows a branch writes over first, and which of two checkpoints a token apart is taken.",
     "2,048 tokens are the limit of each prompt here, not of all prompts of a step together.",
 )
 
