@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import csv
+import statistics
 import sys
 import tomllib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,7 @@ from kvlab.systems.observations import ObservedSession, Step, read_observations
 
 ROOT = Path(__file__).resolve().parents[2]
 ROWS = ROOT / "experiments" / "rows" / "real_servers.csv"
+INFERRED = ROOT / "experiments" / "rows" / "inferred_tokens.csv"
 CARDS = ROOT / "experiments" / "rows" / "real_server_cards"
 DIFFERENCES = Path(__file__).with_name("differences.toml")
 PAGE = ROOT / "docs" / "calibration.md"
@@ -31,13 +34,14 @@ SHOWN = {
 }
 """Findings of each card that the page shows."""
 
+INFERRED_BEGIN, INFERRED_END = "<!-- from inferred: begin -->", "<!-- from inferred: end -->"
 CARDS_BEGIN, CARDS_END = "<!-- from cards: begin -->", "<!-- from cards: end -->"
 BEGIN, END = "<!-- from rows: begin -->", "<!-- from rows: end -->"
 
 
 def main() -> None:
     page = with_tables(PAGE.read_text(encoding="utf-8"), read_observations(ROWS))
-    PAGE.write_text(with_cards(page), encoding="utf-8")
+    PAGE.write_text(with_inferred(with_cards(page)), encoding="utf-8")
     print(f"wrote {PAGE}", file=sys.stderr)
 
 
@@ -73,6 +77,27 @@ def with_cards(page: str) -> str:
     return _put_between(
         page, CARDS_BEGIN, CARDS_END, [_markdown(["card", "model", "finding", "value", "verdict", "detail"], rows)]
     )
+
+
+def with_inferred(page: str) -> str:
+    """Return the page with cached tokens by TTFT beside those reported. Raises ValueError where it has no place."""
+    with INFERRED.open(encoding="utf-8", newline="") as text:
+        measured = list(csv.DictReader(text))
+    rows = []
+    for setup in dict.fromkeys(row["setup"] for row in measured):
+        mine = [row for row in measured if row["setup"] == setup]
+        for row in mine:
+            counts = (row[name] for name in ("prompt_tokens", "reported_tokens", "inferred_tokens"))
+            singles = f"{float(row['largest_single_difference']):.1%}"
+            rows.append([setup, row["date"], row["case"], *counts, f"{float(row['difference']):.1%}", singles])
+        rows.append([setup, "", "mean", "", "", "", f"{mean_difference(mine):.1%}", ""])
+    columns = ["observation", "date", "known", "prompt", "reported", "by TTFT", "difference", "largest of one request"]
+    return _put_between(page, INFERRED_BEGIN, INFERRED_END, [_markdown(columns, rows)])
+
+
+def mean_difference(rows: Sequence[Mapping[str, str]]) -> float:
+    """Return the mean over cases of the relative difference between inferred and reported tokens."""
+    return statistics.fmean(float(row["difference"]) for row in rows)
 
 
 def _put_between(page: str, begin: str, end: str, parts: Sequence[str]) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import importlib.util
 import sys
 from pathlib import Path
@@ -48,6 +49,7 @@ def cached(setup: str, scenario: str, *names: str) -> list[int]:
 def test_the_page_shows_the_rows(table):
     page = (ROOT / "docs" / "calibration.md").read_text(encoding="utf-8")
     assert table.with_tables(page, list(SESSIONS.values())) == page
+    assert table.with_inferred(page) == page
 
 
 def test_a_server_that_is_not_installed_is_skipped_with_the_command_that_installs_it(tmp_path):
@@ -145,3 +147,13 @@ def test_mlx_lm_cannot_go_back_in_a_window_and_keeps_a_system_prompt_only_before
     assert cached("mlx-lm-windows", "window_chat", "other user", "next turn") == [system, 1415]
     assert cached("mlx-lm-windows", "window_tool", "other user") == [0], "the last message was a tool's"
     assert step("mlx-lm-windows", "window_tool", "first").last_role == "tool"
+
+
+@pytest.mark.parametrize("server", ["llama-server", "mlx-lm"])
+def test_tokens_by_ttft_were_measured_where_a_server_reports_them(table, server):
+    with table.INFERRED.open(encoding="utf-8", newline="") as text:
+        rows = [row for row in csv.DictReader(text) if row["setup"].startswith(server)]
+    assert len(rows) >= 4
+    for row in rows:
+        off = abs(int(row["inferred_tokens"]) - int(row["reported_tokens"])) / int(row["reported_tokens"])
+        assert float(row["difference"]) == pytest.approx(off, abs=0.005), "a row agrees with itself"
