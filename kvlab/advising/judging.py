@@ -178,7 +178,7 @@ def agents_that_fit(design: SizedDesign, need: Need, token_bytes: int, shared: i
         return min(need.memory // size, reuse.n + parse_bytes(reuse.host) // size)
     if isinstance(reuse, WholePrompts):
         return min(need.memory // size, reuse.count)
-    held = parse_bytes(getattr(tiers, "ram", "0"))
+    held = min(need.memory, parse_bytes(getattr(tiers, "ram", "0")))
     if isinstance(tiers, Tiered | Snapshot):
         held = max(held, parse_bytes(tiers.ssd))  # blocks in memory are on SSD too
     common = shared * token_bytes

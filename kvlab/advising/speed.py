@@ -116,9 +116,9 @@ def card_speed(path: Path, decode: float | None = None, *, ssd: float | None = N
 
 
 def _decode_of(rows: Sequence[Mapping[str, Any]]) -> float | None:
-    """Return the tokens a second of one client of a card; None where it has no such row."""
+    """Return the tokens a second of one client of a card, its first wait included; None where it has no such row."""
     for row in rows:
-        if row["probe"] == "clients" and row["metric"] in ("1_tokens_per_s", "tokens_per_s_1") and row["value"]:
+        if row["probe"] == "clients" and row["metric"] == "tokens_per_s_1" and row["value"]:
             return float(row["value"])
     return None
 

@@ -203,6 +203,10 @@ def test_a_card_gives_its_curve(tmp_path: Path) -> None:
     found = card_speed(file, 20)
     assert (found.base_s, found.token_s, found.token2_s) == pytest.approx((0.0125, 0.0015, 2e-8))
     assert found.source == "audit of tiny"
+    own = card()
+    clients = {"probe": "clients", "metric": "tokens_per_s_1", "value": 25.0, "verdict": "note", "detail": ""}
+    file.write_text(json.dumps(own | {"rows": [*own["rows"], clients]}))
+    assert card_speed(file).step_s == pytest.approx(0.04)
     for document, says in (
         ({"rows": []}, "has no curve of cold prompts"),
         ([], "is no audit card"),
