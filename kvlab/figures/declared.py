@@ -13,6 +13,7 @@ from kvlab.figures.claim import Claim, pick
 from kvlab.figures.figure import Figure
 from kvlab.figures.number import Number
 from kvlab.figures.on_smollm2 import ON_SMOLLM2
+from kvlab.figures.on_stack import ON_STACK
 from kvlab.figures.parts import over_full, quality_chart, together
 from kvlab.figures.saved import Saved
 from kvlab.results.rows import TOGETHER
@@ -261,7 +262,7 @@ ON_BUNDLED: tuple[Figure, ...] = (
 )
 
 
-FIGURES: tuple[Figure, ...] = (*ON_BUNDLED, *ON_SMOLLM2)
+FIGURES: tuple[Figure, ...] = (*ON_BUNDLED, *ON_SMOLLM2, *ON_STACK)
 
 
 def chosen(names: tuple[str, ...]) -> tuple[Figure, ...]:
