@@ -30,15 +30,8 @@ SIDEBAR = {
     "Begin": ("start", "models", "data", "concepts", "notebooks"),
     "Policies": ("policies", "write", "forced", "limits"),
     "How it works": (
-        "store",
-        "live",
-        "serving",
-        "systems",
-        "calibration",
-        "audit",
-        "advise",
-        "experiments",
-        "figures/README",
+        *("store", "live", "serving", "systems", "stack", "stack-rows"),
+        *("calibration", "audit", "advise", "experiments", "figures/README"),
     ),
     "Reference": ("api", "install", "contributing"),
 }

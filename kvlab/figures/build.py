@@ -17,6 +17,8 @@ from kvlab.figures.claim import Verdict
 from kvlab.figures.draw import RENDERER, Picture, draw
 from kvlab.figures.figure import Figure
 from kvlab.figures.saved import Saved
+from kvlab.figures.stack_page.measured import METRICS as OF_STACK
+from kvlab.figures.stack_page.measured import STACK
 from kvlab.paths import PACKAGE
 from kvlab.results import make_folder
 
@@ -108,6 +110,7 @@ def rerun(figures: Sequence[Figure], place: Place, target: Path, stores: Path, *
     names = list(dict.fromkeys(name for figure in figures for name in figure.experiments))
     for name in names:
         needed = frozenset().union(*(figure.needs() for figure in figures if name in figure.experiments))
+        needed |= OF_STACK if name == STACK else frozenset()
         try:
             found = rows.measure(place.experiments / f"{name}.toml", stores / name, progress=progress)
         except KvlabError as error:

@@ -16,6 +16,7 @@ from kvlab.figures.check import contradictions
 from kvlab.figures.confirm import confirm as confirm_rows
 from kvlab.figures.declared import chosen
 from kvlab.figures.pages import check_pages, fill
+from kvlab.figures.stack_page.page import check_stack, fill_stack
 from kvlab.figures.stale import stale
 from kvlab.provenance import commit, document
 
@@ -61,6 +62,7 @@ def figures_command(
             problems += [] if fresh else unmeasured
             problems += check_figures(figures, place)
             problems += check_pages(figures, place, complete=not names)
+            problems += check_stack(place)
             problems += contradictions(figures, there, fresh=fresh)
             problems += [] if fresh else stale(figures, place.experiments, place.rows)
         if not check or out is not None:
@@ -68,7 +70,7 @@ def figures_command(
             written = build(drawn, there, progress=progress)
             print("\n".join([*([] if fresh else unmeasured), f"{counted(len(written), 'file')} in {there.pictures}"]))
             if out is None:
-                written = fill(measured(chosen(()), place.rows), place)
+                written = list(dict.fromkeys([*fill(measured(chosen(()), place.rows), place), *fill_stack(place)]))
                 print(f"numbers written into {', '.join(page.name for page in written) or 'no page: all are right'}")
         judged = judge(figures, rows, fresh=fresh)
     for figure, _, verdict in judged:

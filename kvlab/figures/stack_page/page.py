@@ -1,0 +1,139 @@
+"""The parts of pages that are written from the stack's rows, between two comments that name them.
+
+<!-- stack: table -->
+(made by `kvlab figures`)
+<!-- /stack -->
+"""
+
+from __future__ import annotations
+
+import functools
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from kvlab.counts import counted
+from kvlab.figures import saved as saved_rows
+from kvlab.figures.build import Place
+from kvlab.figures.figure import origin
+from kvlab.figures.saved import Saved
+from kvlab.figures.stack_page.measured import STACK
+from kvlab.figures.stack_page.portraits import not_first, portraits
+from kvlab.figures.stack_page.stack_rows import StackRows
+from kvlab.figures.stack_page.tables import claims_table, main_table, missing, opening_table, rows_behind
+
+PICTURE = "stack-at-a-glance"
+PICTURE_SAYS = "The six systems and kvlab's tiered, side by side on the rows of the stack"
+OPENING = "<!-- stack:"
+MARKED = re.compile(
+    r"(?P<opening><!-- stack: (?P<name>[\w-]+) -->\n)(?P<text>.*?)(?P<closing>\n?<!-- /stack -->)", re.S
+)
+UNMEASURED = f"*Not measured yet: `kvlab figures --rerun --only {PICTURE}`.*"
+
+
+@dataclass(frozen=True)
+class Scene:
+    """What a part is made from: the rows (None before the first measurement) and where its page stands."""
+
+    saved: Saved | None
+    rows: StackRows | None
+    place: Place
+    page: Path
+
+    @property
+    def prefix(self) -> str:
+        """Leads from the page to the folder of docs."""
+        docs = self.place.pictures.parent
+        return "" if self.page.parent == docs else f"{docs.name}/"
+
+
+def _of_rows(make: Callable[[StackRows], str]) -> Callable[[Scene], str]:
+    return lambda scene: UNMEASURED if scene.rows is None else make(scene.rows)
+
+
+def _origin(scene: Scene) -> str:
+    if scene.saved is None or scene.rows is None:
+        return UNMEASURED
+    repeats = scene.saved.rows["repeat"].drop_nulls().n_unique()
+    measured = str(scene.saved.provenance.get("time", ""))[:10]
+    line = f"*{origin(scene.saved)} · {measured}; {counted(max(1, repeats), 'repeat')} of every cell.*"
+    return "\n\n".join(filter(None, [line, _once(repeats), missing(scene.rows), _picture(scene)]))
+
+
+def _once(repeats: int) -> str:
+    return (
+        ""
+        if repeats > 1
+        else "Everything was measured once: there is no range, and small differences of time say nothing."
+    )
+
+
+def _opening(scene: Scene) -> str:
+    if scene.saved is None or scene.rows is None:
+        return UNMEASURED
+    facts = f"*{origin(scene.saved)}.*"
+    return "\n\n".join(filter(None, [_picture(scene), opening_table(scene.rows, scene.prefix), facts]))
+
+
+def _picture(scene: Scene) -> str:
+    there = (scene.place.pictures / f"{PICTURE}.svg").is_file()
+    return f"![{PICTURE_SAYS}]({scene.prefix}{scene.place.pictures.name}/{PICTURE}.svg)" if there else ""
+
+
+PARTS: Mapping[str, Callable[[Scene], str]] = {
+    "opening": _opening,
+    "origin": _origin,
+    "table": _of_rows(main_table),
+    "claims": lambda scene: claims_table(scene.rows),
+    "designs": lambda scene: portraits(scene.rows),
+    "not-first": _of_rows(not_first),
+    "rows": _of_rows(rows_behind),
+}
+
+
+def fill_stack(place: Place) -> list[Path]:
+    """Write the parts into the pages that have them, and return the pages that changed. Raises RunError."""
+    saved = read_stack(place.rows)
+    rows = None if saved is None else StackRows(saved.rows)
+    changed = []
+    for page in place.pages:
+        before = page.read_text(encoding="utf-8")
+        after = MARKED.sub(functools.partial(_made, scene=Scene(saved, rows, place, page)), before)
+        if after != before:
+            page.write_text(after, encoding="utf-8")
+            changed.append(page)
+    return changed
+
+
+def check_stack(place: Place) -> list[str]:
+    """Return a line for each part of a page that is older than the rows, and for each comment that is not read."""
+    saved = read_stack(place.rows)
+    rows = None if saved is None else StackRows(saved.rows)
+    problems = []
+    for page in place.pages:
+        text = page.read_text(encoding="utf-8")
+        found = list(MARKED.finditer(text))
+        if len(found) != text.count(OPENING):
+            problems.append(
+                f"{page.name}: a comment cannot be read; write {OPENING} PART --> and <!-- /stack -->, a line each"
+            )
+        for one in found:
+            if one["name"] not in PARTS:
+                problems.append(f"{page.name}: there is no part {one['name']!r}; the parts are {', '.join(PARTS)}")
+            elif _made(one, scene=Scene(saved, rows, place, page)) != one[0]:
+                problems.append(
+                    f"{page.name}: the part {one['name']} is older than the rows of {STACK}; run kvlab figures"
+                )
+    return problems
+
+
+def read_stack(folder: Path) -> Saved | None:
+    """Return the saved rows of the stack; None before the first measurement. Raises RunError for damaged ones."""
+    return saved_rows.read(folder, [STACK]) if saved_rows.are_there(folder, [STACK]) else None
+
+
+def _made(found: re.Match[str], scene: Scene) -> str:
+    if found["name"] not in PARTS:
+        return found[0]
+    return f"{found['opening']}{PARTS[found['name']](scene)}\n{found['closing'].strip()}"
