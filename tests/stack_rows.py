@@ -80,12 +80,16 @@ def _rows(name: str, shape: Shape, noise: float) -> Iterator[dict[str, Any]]:
             yield _row(name, "stack-agents", "ttft_ms", wait, n=n, conversation=f"agent-{agent}", kind="call")
         yield _row(name, "stack-agents", "tokens_per_s", 20 * places**0.5 * noise, n=n, kind="together")
         yield _row(name, "stack-agents", "kv_bytes_live", live * 100 * places, n=n, kind="together")
-    yield _row(name, "stack-memory", "kv_bytes_live", live * 1000)
+    yield _row(name, "stack-memory", "kv_bytes_live", live * 1000, kind="running")
+    yield _row(name, "stack-memory", "kv_bytes_ram", shape.get("ram", 0), kind="waiting")
+    yield _row(name, "stack-memory", "hit_ratio", float(shape["found"] > 0), kind="waiting")
     text = f"{name}{',' if ':' in name else ':'}context=1024" if name.startswith(("ollama", "llama.cpp")) else name
     for question in range(4):
-        yield _row(text, "stack-overflow", "accuracy", float(shape.get("right", question % 2)), turn=question)
-        yield _row(text, "stack-overflow", "refused", float(shape.get("refused", 0)), turn=question)
-        yield _row(text, "stack-overflow", "discarded_tokens", 100.0 * shape.get("shifts", 0), turn=question)
+        beyond = {"turn": question, "kind": "beyond"}
+        yield _row(text, "stack-overflow", "accuracy", 1.0, turn=question, kind="recall")
+        yield _row(text, "stack-overflow", "accuracy", float(shape.get("right", question % 2)), **beyond)
+        yield _row(text, "stack-overflow", "refused", float(shape.get("refused", 0)), **beyond)
+        yield _row(text, "stack-overflow", "discarded_tokens", 100.0 * shape.get("shifts", 0), **beyond)
 
 
 def _row(policy: str, workload: str, metric: str, value: float, **where: Any) -> dict[str, Any]:

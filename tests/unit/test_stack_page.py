@@ -139,7 +139,7 @@ def test_the_short_answer_names_first_own_and_last() -> None:
 
 
 def test_every_link_to_rows_finds_its_heading() -> None:
-    headings = {anchor(line.removeprefix("### ")) for line in rows_behind(ROWS).splitlines() if line.startswith("### ")}
+    headings = {anchor(line.removeprefix("## ")) for line in rows_behind(ROWS).splitlines() if line.startswith("## ")}
     assert len(headings) == len(MEASURES)
     linked = set(re.findall(r"stack-rows\.md#([\w-]+)", main_table(ROWS) + claims_table(ROWS)))
     assert linked and linked <= headings
@@ -197,13 +197,13 @@ def test_one_system_of_six_turns_what_is_said_of_all() -> None:
 
 def test_where_kvlab_is_not_first_the_row_is_named_with_what_would_win_it() -> None:
     told = not_first(ROWS)
-    assert "first, or tied with the first, on 13 of 15 rows" in told
+    assert "first, or tied with the first, on 14 of 16 rows" in told
     [line] = [line for line in told.splitlines() if "Live sequences" in line]
     assert "2,000, place 2 of 13; first is `vmlx:variant=article` with 3,333" in line and "quantized" in line
     assert "TTFT, turn 15" not in told
     assert "**TTFT, turn 15 over turn 1**: 0.6×" in not_first(StackRows(stack_rows(changed(TIERED, growth=0.6))))
     every = not_first(StackRows(stack_rows(changed(TIERED, live=100, written=0))))
-    assert every == "It is first, or tied with the first, on 15 of 15 rows."
+    assert every == "It is first, or tied with the first, on 16 of 16 rows."
 
 
 def test_every_row_that_kvlab_may_lose_says_what_would_win_it() -> None:
@@ -245,7 +245,7 @@ def test_the_picture_is_shown_where_it_is(place: Place) -> None:
 def test_before_the_first_measurement_pages_say_so_and_sources_are_judged(place: Place) -> None:
     fill_stack(place)
     told = place.pages[1].read_text()
-    assert "kvlab figures --rerun --only stack-at-a-glance" in told and "◷ dated" in told
+    assert "kvlab figures --rerun --only stack-at-a-glance" in told and "◷\u00a0dated" in told
     assert check_stack(place) == []
 
 

@@ -7,6 +7,8 @@ from kvlab.figures.stack_page.measures import Measure, Rows
 STACK = "stack"
 """The name of the experiment."""
 TURNS, AGENTS, MEMORY, OVERFLOW = "stack-turns", "stack-agents", "stack-memory", "stack-overflow"
+BEYOND = "beyond"
+"""The kind of questions whose prompt no longer fits the context."""
 LAST_TURN = 15
 RESTART_TURN = LAST_TURN // 2 + 1
 BEFORE_RESTART = RESTART_TURN - 2
@@ -92,17 +94,28 @@ TABLE: tuple[Measure, ...] = (
         title="Live sequences in 1 GB",
         tells="1 GB over the live KV of one more agent's sequence: how many can run side by side.",
         better="more",
-        of=Rows(MEMORY, "kv_bytes_live"),
+        of=Rows(MEMORY, "kv_bytes_live", {"kind": "running"}),
         per=GB,
         good_for="little memory",
         lever="Fewer bits hold more, and are not lossless: `paged|quantized:bits=4|tiered`.",
+    ),
+    Measure(
+        key="kept",
+        title="Waiting agents found again",
+        tells="Agents are answered one after another and wait; then each sends its next turn. The share of those of "
+        "whose own conversation more than half was found.",
+        better="more",
+        of=Rows(MEMORY, "hit_ratio", {"kind": "waiting"}),
+        shown="{:.0%}",
+        good_for="many agents that wait for their next turn",
+        lever="More memory, or an SSD tier that is large enough for all of them: `tiered:ram=…,ssd=…`.",
     ),
     Measure(
         key="facts",
         title="Early facts right after overflow",
         tells="Facts stated at the beginning, asked for when the conversation is longer than the context.",
         better="more",
-        of=Rows(OVERFLOW, "accuracy"),
+        of=Rows(OVERFLOW, "accuracy", {"kind": BEYOND}),
         shown="{:.0%}",
         good_for="early facts once a conversation is longer than the context",
         lever="Only a longer context, or a retention that keeps those tokens, keeps the fact.",
@@ -205,6 +218,15 @@ FOR_CLAIMS: tuple[Measure, ...] = (
         better="less",
         of=Rows(TURNS, "ttft_ms", {"turn": tuple(range(1, SHORT_SESSION + 1))}, "sum"),
         shown="{:,.0f} ms",
+    ),
+    Measure(
+        key="waiting",
+        title="Memory of one more waiting agent",
+        tells="What one more agent that waits for its next turn adds to the KV in memory; KV on the SSD adds none.",
+        better="",
+        of=Rows(MEMORY, "kv_bytes_ram", {"kind": "waiting"}),
+        scale=1e-6,
+        shown="{:,.3g} MB",
     ),
     Measure(
         key="in-ram",

@@ -125,8 +125,8 @@ class Measure:
             whose = NO_CACHE if self.over_no_cache else candidate
             divisors = self.to.by_repeat(rows, whose)
             base = statistics.median(divisors.values()) if divisors else 0.0
-            # Repeats of another design are other runs: its median is what all of these are held against.
-            by = {key: base if self.over_no_cache else divisors.get(key, 0.0) for key in found}
+            # What no cache needs for the same prompts; where it was not repeated as often, its median.
+            by = {key: divisors.get(key, base if self.over_no_cache else 0.0) for key in found}
             found = {key: value / by[key] for key, value in found.items() if by[key]}
             code.append(self.to.code(whose))
         if self.per is not None:

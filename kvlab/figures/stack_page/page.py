@@ -13,7 +13,6 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from kvlab.counts import counted
 from kvlab.figures import saved as saved_rows
 from kvlab.figures.build import Place
 from kvlab.figures.figure import origin
@@ -55,18 +54,20 @@ def _of_rows(make: Callable[[StackRows], str]) -> Callable[[Scene], str]:
 def _origin(scene: Scene) -> str:
     if scene.saved is None or scene.rows is None:
         return UNMEASURED
-    repeats = scene.saved.rows["repeat"].drop_nulls().n_unique()
     measured = str(scene.saved.provenance.get("time", ""))[:10]
-    line = f"*{origin(scene.saved)} · {measured}; {counted(max(1, repeats), 'repeat')} of every cell.*"
-    return "\n\n".join(filter(None, [line, _once(repeats), missing(scene.rows), _picture(scene)]))
+    line = f"*{origin(scene.saved)} · {measured}. {_repeats(scene.saved)}*"
+    return "\n\n".join(filter(None, [line, missing(scene.rows), _picture(scene)]))
 
 
-def _once(repeats: int) -> str:
-    return (
-        ""
-        if repeats > 1
-        else "Everything was measured once: there is no range, and small differences of time say nothing."
-    )
+def _repeats(saved: Saved) -> str:
+    """Return how often each part was measured, and what that means for ties."""
+    often = {
+        part: found.select("seed", "repeat").n_unique()
+        for (part,), found in saved.rows.group_by("workload", maintain_order=True)
+    }
+    told = f"Repeats: {', '.join(f'{count} of `{part}`' for part, count in often.items())}."
+    once = "Where there is one there is no range, and a small difference of times says nothing."
+    return f"{told} {once}" if 1 in often.values() else told
 
 
 def _opening(scene: Scene) -> str:

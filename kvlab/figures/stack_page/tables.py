@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Sequence
 
 from kvlab.figures.stack_page.claims import CLAIMS
 from kvlab.figures.stack_page.designs import ARTICLE, KVLAB, NOW, TITLES, Design, asked_for, of_system
-from kvlab.figures.stack_page.measured import MEASURES, OVERFLOW, TABLE
+from kvlab.figures.stack_page.measured import BEYOND, MEASURES, OVERFLOW, TABLE
 from kvlab.figures.stack_page.measures import Measure, Rows, Sample
 from kvlab.figures.stack_page.stack_rows import StackRows
 from kvlab.figures.stack_page.standing import Ranking
@@ -16,12 +16,14 @@ from kvlab.figures.stack_page.verdicts import ALL_SIX, MARKS, VERDICTS, Decision
 ROWS_PAGE = "stack-rows.md"
 FIRST = "★"
 NOTHING = "–"
+SPACE = "\u00a0"
+"""One at which a line does not break."""
 READ = """```python
 from kvlab.figures.stack_page.stack_rows import StackRows
 
 rows = pl.read_csv("experiments/rows/stack.csv", infer_schema_length=None)  # in a clone of kvlab's repository
 ```"""
-OF_THE_ARTICLE = ("together-8", "in-ram", "on-ssd")
+OF_THE_ARTICLE = ("together-8", "in-ram", "waiting", "on-ssd")
 """Measures of what the article's table says in words: batching, KV in memory, KV on SSD. None is better there."""
 
 
@@ -49,11 +51,11 @@ def claims_table(rows: StackRows | None) -> str:
     counts = {verdict: sum(one.verdict == verdict for one in judged) for verdict in VERDICTS}
     total = ", ".join(f"{count} {verdict}" for verdict, count in counts.items() if count)
     lines = [
-        [_system(one.claim.system), one.claim.says, _found(one), f"{MARKS[one.verdict]} {one.verdict}"]
+        [_system(one.claim.system), one.claim.says, f"{MARKS[one.verdict]}{SPACE}{one.verdict}", _found(one)]
         for one in judged
     ]
     return f"{len(judged)} claims: {total}.\n\n" + markdown(
-        ["of", "the article's claim", "measured, or read", "verdict"], lines
+        ["of", "the article's claim", "verdict", "measured, or read"], lines
     )
 
 
@@ -74,7 +76,7 @@ def rows_behind(rows: StackRows) -> str:
         ranking = Ranking.of(measure, rows)
         lines = [_behind(measure, design, ranking) for design in asked_for()]
         heads = ["design", "median", "least to greatest", "repeats", "rows", "filter"]
-        parts.append(f"### {measure.title}\n\n{measure.tells}\n\n{markdown(heads, lines)}")
+        parts.append(f"## {measure.title}\n\n{measure.tells}\n\n{markdown(heads, lines)}")
     return "\n\n".join([READ, *parts])
 
 
@@ -116,8 +118,8 @@ def _cell(ranking: Ranking, name: str) -> str:
     def text(design: Design) -> str:
         if design not in ranking.samples:
             return NOTHING
-        shown = _linked(value_text(ranking, design), ranking.measure, "")
-        return f"**{shown}** {FIRST}" if design in ranking.first and not ranking.all_alike else shown
+        shown = _linked(value_text(ranking, design).replace(" ", SPACE), ranking.measure, "")
+        return f"**{shown}**{SPACE}{FIRST}" if design in ranking.first and not ranking.all_alike else shown
 
     return _both(name, text)
 
@@ -184,5 +186,5 @@ def _linked(text: str, measure: Measure, prefix: str) -> str:
 
 
 def _mean(rows: StackRows, candidate: str, metric: str) -> float:
-    found = Rows(OVERFLOW, metric).by_repeat(rows, candidate)
+    found = Rows(OVERFLOW, metric, {"kind": BEYOND}).by_repeat(rows, candidate)
     return sum(found.values()) / len(found) if found else 0.0
