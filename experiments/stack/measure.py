@@ -5,8 +5,8 @@
 The rows of a part have its name as their workload:
 
 - `stack-turns`: one agent of 15 turns, once for each seed, with a new process after half of them.
-- `stack-agents`: 1, 4, 8 and 32 agents at once behind one system prompt, two turns each. Rows of kind `together`:
-  tokens a second, the most live KV, and the most KV at rest in RAM.
+- `stack-agents`: 1, 4, 8 and 32 agents at once behind one system prompt, two turns each, three times. Rows of kind
+  `together`: tokens a second, the most live KV, and the most KV at rest in RAM.
 - `stack-memory`: what one more agent costs while it runs and while it waits; see memory.py.
 - `stack-overflow`: facts from the beginning, asked for within a context of 1,024 tokens and (kind `beyond`) where the
   prompt no longer fits it. Every system that has a setting for its context gets this one; the others grow.
@@ -43,7 +43,7 @@ from kvlab.systems import System, all_systems, parse_candidates
 POLICIES = ("full", "tiered")
 PARTS = ("turns", "agents", "memory", "overflow")
 TURNS, TURN_SEEDS = 15, (0, 1, 2)
-AGENTS, AGENT_TURNS = (1, 4, 8, 32), 2
+AGENTS, AGENT_TURNS, AGENT_REPEATS = (1, 4, 8, 32), 2, 3
 CONTEXT_TOKENS, OVERFLOWING = 1024, 4
 """The context of `stack-overflow`, and its conversations."""
 MAX_SLOTS = 64
@@ -59,6 +59,7 @@ class Size:
     turns: int = TURNS
     seeds: tuple[int, ...] = TURN_SEEDS
     agents: tuple[int, ...] = AGENTS
+    repeats: int = AGENT_REPEATS
     waiting: int = memory.WAITING
     overflowing: int = OVERFLOWING
 
@@ -91,6 +92,7 @@ def experiments(model: str | None, size: Size) -> dict[str, Experiment]:
             size.systems,
             model=model,
             turns=AGENT_TURNS,
+            repeats=size.repeats,
             exact=False,
             grid=(("concurrency", size.agents),),
         ),
