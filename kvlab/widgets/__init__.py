@@ -1,6 +1,7 @@
 """Widgets over kvlab's charts: live where a kernel runs, a picture everywhere else."""
 
 from kvlab.widgets.agents import agents_side_by_side
+from kvlab.widgets.designs import which_design_wins
 from kvlab.widgets.evictions import watch_evictions
 from kvlab.widgets.panel import Drawn, Panel
 from kvlab.widgets.quality import quality_against_bytes
@@ -9,5 +10,5 @@ from kvlab.widgets.timing import ttft_by_part
 
 __all__ = [
     "Drawn", "Panel", "agents_side_by_side", "quality_against_bytes", "tiers_over_time", "ttft_by_part",
-    "watch_evictions",
+    "watch_evictions", "which_design_wins",
 ]  # fmt: skip
