@@ -10,7 +10,10 @@ import pytest
 from kvlab.results import SCHEMA
 from tests.stack_script import stack
 
-SMALL = {"systems": ("ollama",), "turns": 2, "seeds": (0,), "agents": (1, 2), "repeats": 1, "waiting": 4, "overflowing": 1}
+SMALL = {
+    **{"systems": ("ollama",), "turns": 2, "seeds": (0,)},
+    **{"agents": (1, 2), "repeats": 1, "waiting": 4, "overflowing": 1},
+}
 
 
 @pytest.fixture(scope="module")

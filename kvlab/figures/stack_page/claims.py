@@ -83,7 +83,7 @@ CLAIMS: tuple[ArticleClaim, ...] = (
     ArticleClaim(
         "omlx",
         "Keeps hot blocks in memory",
-        Within("in-ram", more_than=0.0),
+        Within("waiting", more_than=0.0),
         source='`hot_cache_max_size` is "0" as released: out of the box it is the SSD alone',
     ),
     ArticleClaim("omlx", "Keeps blocks on the SSD", Within("on-ssd", more_than=0.0)),

@@ -14,6 +14,8 @@ from kvlab.figures.stack_page.tables import value_text
 
 COSTS_SHOWN = 3
 DIFFERENCES_SHOWN = 3
+ANOTHER = 1.25
+"""The article's variant is another where its number is so many times the released one's, or the other way round."""
 WORTH_TELLING = 1.1
 """A number this many times that of the first is a cost."""
 
@@ -98,6 +100,7 @@ def _changed(name: str, rankings: list[Ranking]) -> str:
     now, article = _design(name, NOW), _design(name, ARTICLE)
     both = [ranking for ranking in rankings if now in ranking.samples and article in ranking.samples]
     differing = [ranking for ranking in both if not touch(ranking.samples[now], ranking.samples[article])]
+    differing = [one for one in differing if _ratio(one.samples[now].median, one.samples[article].median) >= ANOTHER]
     differing.sort(key=lambda ranking: -_ratio(ranking.samples[now].median, ranking.samples[article].median))
     told = [f"{one.measure.title} {value_text(one, article)}" for one in differing[:DIFFERENCES_SHOWN]]
     return f"As the article describes it: {', '.join(told)}." if told else ""
