@@ -17,7 +17,7 @@ from kvlab.figures.stack_page.measured import MEASURES, METRICS, STACK, TABLE
 from kvlab.figures.stack_page.page import PARTS, check_stack, fill_stack
 from kvlab.figures.stack_page.portraits import not_first, portraits
 from kvlab.figures.stack_page.stack_rows import StackRows
-from kvlab.figures.stack_page.standing import Ranking
+from kvlab.figures.stack_page.standing import Placing
 from kvlab.figures.stack_page.tables import anchor, claims_table, failure, main_table, opening_table, rows_behind
 from kvlab.figures.stack_page.verdicts import CONFIRMED, CONTRADICTED, DATED, OPEN, VERDICTS, ArticleClaim, judge
 from kvlab.systems import system_names
@@ -95,13 +95,13 @@ def test_a_number_is_the_median_of_its_repeats_and_divided_within_each() -> None
 
 
 def test_designs_whose_ranges_touch_are_tied_and_all_alike_have_no_star() -> None:
-    growth = Ranking.of(MEASURES["growth"], ROWS)
+    growth = Placing.of(MEASURES["growth"], ROWS)
     assert growth.first == [Design(TIERED)] and growth.order[-1] == OMLX
-    speed = Ranking.of(MEASURES["speed-8"], StackRows(stack_rows(changed(TIERED, places=7.9))))
+    speed = Placing.of(MEASURES["speed-8"], StackRows(stack_rows(changed(TIERED, places=7.9))))
     assert Design(TIERED) in speed.first and Design("mlx-lm", "now") in speed.first, "apart by less than the range"
-    apart = Ranking.of(MEASURES["speed-8"], StackRows(stack_rows(changed(TIERED, places=7.5))))
+    apart = Placing.of(MEASURES["speed-8"], StackRows(stack_rows(changed(TIERED, places=7.5))))
     assert Design(TIERED) not in apart.first
-    assert Ranking.of(MEASURES["calls"], ROWS).all_alike
+    assert Placing.of(MEASURES["calls"], ROWS).all_alike
     assert "★" not in "".join(cells(main_table(ROWS), "Calls valid")["omlx"])
     assert "★" in cells(main_table(ROWS), TABLE[0].title)[KVLAB][0]
 

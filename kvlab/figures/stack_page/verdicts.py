@@ -8,7 +8,7 @@ from typing import Protocol
 from kvlab.figures.stack_page.designs import ARTICLE, KVLAB, NOW, Design, asked_for, of_system
 from kvlab.figures.stack_page.measured import MEASURES
 from kvlab.figures.stack_page.stack_rows import StackRows
-from kvlab.figures.stack_page.standing import Ranking
+from kvlab.figures.stack_page.standing import Placing
 
 CONFIRMED, DATED, CONTRADICTED, OPEN = "confirmed", "dated", "contradicted", "not measured"
 VERDICTS = (CONFIRMED, DATED, CONTRADICTED, OPEN)
@@ -138,7 +138,7 @@ class FirstOfSix:
         return "first or tied among the six"
 
     def find(self, rows: StackRows, design: Design) -> Decision | None:
-        ranking = Ranking.of(MEASURES[self.key], rows, six(design.variant))
+        ranking = Placing.of(MEASURES[self.key], rows, six(design.variant))
         if design not in ranking.samples:
             return None
         own, best = ranking.samples[design].median, ranking.order[0]
