@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import Any
 
 import polars as pl
 import pytest
@@ -17,7 +18,7 @@ from kvlab.figures.stack_page.measured import MEASURES, METRICS, STACK, TABLE
 from kvlab.figures.stack_page.page import PARTS, check_stack, fill_stack
 from kvlab.figures.stack_page.portraits import not_first, portraits
 from kvlab.figures.stack_page.stack_rows import StackRows
-from kvlab.figures.stack_page.standing import Placing
+from kvlab.figures.stack_page.standing import DesignOrder
 from kvlab.figures.stack_page.tables import anchor, claims_table, failure, main_table, opening_table, rows_behind
 from kvlab.figures.stack_page.verdicts import CONFIRMED, CONTRADICTED, DATED, OPEN, VERDICTS, ArticleClaim, judge
 from kvlab.systems import system_names
@@ -95,13 +96,13 @@ def test_a_number_is_the_median_of_its_repeats_and_divided_within_each() -> None
 
 
 def test_designs_whose_ranges_touch_are_tied_and_all_alike_have_no_star() -> None:
-    growth = Placing.of(MEASURES["growth"], ROWS)
+    growth = DesignOrder.of(MEASURES["growth"], ROWS)
     assert growth.first == [Design(TIERED)] and growth.order[-1] == OMLX
-    speed = Placing.of(MEASURES["speed-8"], StackRows(stack_rows(changed(TIERED, places=7.9))))
+    speed = DesignOrder.of(MEASURES["speed-8"], StackRows(stack_rows(changed(TIERED, places=7.9))))
     assert Design(TIERED) in speed.first and Design("mlx-lm", "now") in speed.first, "apart by less than the range"
-    apart = Placing.of(MEASURES["speed-8"], StackRows(stack_rows(changed(TIERED, places=7.5))))
+    apart = DesignOrder.of(MEASURES["speed-8"], StackRows(stack_rows(changed(TIERED, places=7.5))))
     assert Design(TIERED) not in apart.first
-    assert Placing.of(MEASURES["calls"], ROWS).all_alike
+    assert DesignOrder.of(MEASURES["calls"], ROWS).all_alike
     assert "★" not in "".join(cells(main_table(ROWS), "Calls valid")["omlx"])
     assert "★" in cells(main_table(ROWS), TABLE[0].title)[KVLAB][0]
 
@@ -143,6 +144,17 @@ def test_every_link_to_rows_finds_its_heading() -> None:
     assert len(headings) == len(MEASURES)
     linked = set(re.findall(r"stack-rows\.md#([\w-]+)", main_table(ROWS) + claims_table(ROWS)))
     assert linked and linked <= headings
+
+
+def test_the_code_above_the_filters_reads_the_rows(
+    place: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save(place, FRAME)
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, Any] = {}
+    exec(rows_behind(ROWS).split("```python\n")[1].split("```")[0], names)
+    [code] = MEASURES["found"].sample(ROWS, OMLX).code[:1]  # type: ignore[union-attr]
+    assert eval(code, names)["value"].to_list() == [760.0, 760.0]
 
 
 # -- claims -----------------------------------------------------------------------------------------------------------

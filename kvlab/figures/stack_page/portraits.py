@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from kvlab.figures.stack_page.designs import ARTICLE, KVLAB, NOW, TITLES, Design, of_system
 from kvlab.figures.stack_page.measured import TABLE
 from kvlab.figures.stack_page.stack_rows import StackRows
-from kvlab.figures.stack_page.standing import Placing, touch
+from kvlab.figures.stack_page.standing import DesignOrder, touch
 from kvlab.figures.stack_page.tables import value_text
 
 COSTS_SHOWN = 3
@@ -39,7 +39,7 @@ BETS: Mapping[str, str] = {
 
 def portraits(rows: StackRows | None) -> str:
     """Return a section for each design: its bet, what it is good for, what it costs, and what has changed."""
-    rankings = [] if rows is None else [Placing.of(measure, rows) for measure in TABLE]
+    rankings = [] if rows is None else [DesignOrder.of(measure, rows) for measure in TABLE]
     parts = []
     for name, title in TITLES.items():
         design = _design(name, NOW)
@@ -51,7 +51,7 @@ def portraits(rows: StackRows | None) -> str:
 def not_first(rows: StackRows) -> str:
     """Return a line for each row of the table on which `tiered` is neither first nor tied, with what would win it."""
     own = Design(KVLAB)
-    rankings = [ranking for ranking in (Placing.of(measure, rows) for measure in TABLE) if ranking.samples]
+    rankings = [ranking for ranking in (DesignOrder.of(measure, rows) for measure in TABLE) if ranking.samples]
     unmeasured = [ranking.measure.title for ranking in rankings if own not in ranking.samples]
     lines = [f"- **{title}**: `{KVLAB}` was not measured." for title in unmeasured]
     for ranking in rankings:
@@ -66,7 +66,7 @@ def not_first(rows: StackRows) -> str:
     return "\n\n".join([head, "\n".join(lines)]) if lines else head
 
 
-def _good_for(design: Design, rankings: list[Placing]) -> str:
+def _good_for(design: Design, rankings: list[DesignOrder]) -> str:
     if not any(design in ranking.samples for ranking in rankings):
         return f"`{design}` was not measured." if rankings else ""
     first = [ranking for ranking in rankings if design in ranking.first and not ranking.all_alike]
@@ -74,7 +74,7 @@ def _good_for(design: Design, rankings: list[Placing]) -> str:
     return f"Good for {_list(told)}: first there, or tied." if told else "It is first on no row."
 
 
-def _praise(design: Design, rankings: list[Placing]) -> str:
+def _praise(design: Design, rankings: list[DesignOrder]) -> str:
     """Return whom it serves to be first on these rows, which tell of the same with other numbers of agents."""
     numbers = ", ".join(value_text(ranking, design) for ranking in rankings)
     crowds = [str(ranking.measure.crowd) for ranking in rankings if ranking.measure.crowd is not None]
@@ -82,7 +82,7 @@ def _praise(design: Design, rankings: list[Placing]) -> str:
     return f"{rankings[0].measure.good_for}{agents} ({numbers})"
 
 
-def _costs(design: Design, rankings: list[Placing]) -> str:
+def _costs(design: Design, rankings: list[DesignOrder]) -> str:
     behind = [(distance, ranking) for ranking in rankings if (distance := _behind(design, ranking)) >= WORTH_TELLING]
     worst = sorted(behind, key=lambda one: -one[0])[:COSTS_SHOWN]
     told = [
@@ -93,7 +93,7 @@ def _costs(design: Design, rankings: list[Placing]) -> str:
     return f"It costs: {'; '.join(told)}." if told else ""
 
 
-def _changed(name: str, rankings: list[Placing]) -> str:
+def _changed(name: str, rankings: list[DesignOrder]) -> str:
     """Return on which rows the article's variant is another than the released one."""
     if name == KVLAB:
         return ""
@@ -106,7 +106,7 @@ def _changed(name: str, rankings: list[Placing]) -> str:
     return f"As the article describes it: {', '.join(told)}." if told else ""
 
 
-def _behind(design: Design, ranking: Placing) -> float:
+def _behind(design: Design, ranking: DesignOrder) -> float:
     """Return how many times worse than the first a design is; 0 where it is first or has no rows."""
     if design not in ranking.samples or design in ranking.first:
         return 0.0

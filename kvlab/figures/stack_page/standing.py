@@ -12,14 +12,14 @@ from kvlab.figures.stack_page.stack_rows import StackRows
 
 
 @dataclass(frozen=True)
-class Placing:
+class DesignOrder:
     """One row of the table: the samples of its designs; those without rows are not in it."""
 
     measure: Measure
     samples: Mapping[Design, Sample]
 
     @classmethod
-    def of(cls, measure: Measure, rows: StackRows, designs: Sequence[Design] | None = None) -> Placing:
+    def of(cls, measure: Measure, rows: StackRows, designs: Sequence[Design] | None = None) -> DesignOrder:
         """Measure these designs, or all that the table asks for."""
         found = {design: measure.sample(rows, design) for design in designs or asked_for()}
         return cls(measure, {design: sample for design, sample in found.items() if sample is not None})

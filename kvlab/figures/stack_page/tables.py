@@ -10,8 +10,8 @@ from kvlab.figures.stack_page.designs import ARTICLE, KVLAB, NOW, TITLES, Design
 from kvlab.figures.stack_page.measured import BEYOND, MEASURES, OVERFLOW, TABLE
 from kvlab.figures.stack_page.measures import Measure, Rows, Sample
 from kvlab.figures.stack_page.stack_rows import StackRows
-from kvlab.figures.stack_page.standing import Placing
-from kvlab.figures.stack_page.verdicts import ALL_SIX, MARKS, VERDICTS, Decision, Judged, judge
+from kvlab.figures.stack_page.standing import DesignOrder
+from kvlab.figures.stack_page.verdicts import ALL_SIX, MARKS, VERDICTS, Decision, JudgedClaim, judge
 
 ROWS_PAGE = "stack-rows.md"
 FIRST = "★"
@@ -19,9 +19,9 @@ NOTHING = "–"
 SPACE = "\u00a0"
 """One at which a line does not break."""
 READ = """```python
-from kvlab.figures.stack_page.stack_rows import StackRows
+import polars as pl
 
-rows = pl.read_csv("experiments/rows/stack.csv", infer_schema_length=None)  # in a clone of kvlab's repository
+rows = pl.read_csv("experiments/rows/stack.csv", infer_schema_length=None)
 ```"""
 OF_THE_ARTICLE = ("together-8", "in-ram", "waiting", "on-ssd")
 """Measures of what the article's table says in words: batching, KV in memory, KV on SSD. None is better there."""
@@ -32,7 +32,7 @@ def main_table(rows: StackRows) -> str:
     shown = [*(MEASURES[key] for key in OF_THE_ARTICLE), *TABLE]
     lines = []
     for measure in shown:
-        ranking = Placing.of(measure, rows)
+        ranking = DesignOrder.of(measure, rows)
         lines.append([f"**{measure.title}**", *(_cell(ranking, name) for name in TITLES)])
         if measure.of.workload == OVERFLOW:
             lines.append(["**what it does then**", *(_both(name, lambda one: failure(rows, one)) for name in TITLES)])
@@ -63,7 +63,7 @@ def opening_table(rows: StackRows, prefix: str) -> str:
     """Return the short answer: for each question who is first or tied, kvlab's own number, and the last."""
     lines = []
     for key in ("growth", "restart", "p95-8", "speed-8", "sequences", "facts", "written"):
-        ranking = Placing.of(MEASURES[key], rows)
+        ranking = DesignOrder.of(MEASURES[key], rows)
         if ranking.samples:
             lines.append([_linked(ranking.measure.title, ranking.measure, prefix), *_ends(ranking)])
     return markdown(["", f"first or tied {FIRST}", "kvlab `tiered`", "last"], lines)
@@ -73,7 +73,7 @@ def rows_behind(rows: StackRows) -> str:
     """Return, for each measure, a table of all designs: rows, median, range, and the filters that give them."""
     parts = []
     for measure in MEASURES.values():
-        ranking = Placing.of(measure, rows)
+        ranking = DesignOrder.of(measure, rows)
         lines = [_behind(measure, design, ranking) for design in asked_for()]
         heads = ["design", "median", "least to greatest", "repeats", "rows", "filter"]
         parts.append(f"## {measure.title}\n\n{measure.tells}\n\n{markdown(heads, lines)}")
@@ -108,13 +108,13 @@ def anchor(title: str) -> str:
     return re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-")
 
 
-def value_text(ranking: Placing, design: Design) -> str:
+def value_text(ranking: DesignOrder, design: Design) -> str:
     """Return a design's number; `–` where there is none."""
     sample = ranking.samples.get(design)
     return ranking.measure.text(sample.median) if sample else NOTHING
 
 
-def _cell(ranking: Placing, name: str) -> str:
+def _cell(ranking: DesignOrder, name: str) -> str:
     def text(design: Design) -> str:
         if design not in ranking.samples:
             return NOTHING
@@ -131,7 +131,7 @@ def _both(name: str, text: Callable[[Design], str]) -> str:
     return "<br>".join(text(of_system(name, variant)) for variant in (NOW, ARTICLE))
 
 
-def _ends(ranking: Placing) -> list[str]:
+def _ends(ranking: DesignOrder) -> list[str]:
     own = value_text(ranking, Design(KVLAB)) + (f" {FIRST}" if ranking.kvlab_is_first else "")
     if ranking.all_alike:
         return ["all alike", own, NOTHING]
@@ -147,7 +147,7 @@ def _names(designs: list[Design]) -> list[str]:
     return list(dict.fromkeys(shown))
 
 
-def _behind(measure: Measure, design: Design, ranking: Placing) -> list[str]:
+def _behind(measure: Measure, design: Design, ranking: DesignOrder) -> list[str]:
     sample = ranking.samples.get(design)
     if sample is None:
         return [f"`{design}`", NOTHING, NOTHING, "0", "0", NOTHING]
@@ -162,7 +162,7 @@ def _range(measure: Measure, sample: Sample) -> str:
     return " to ".join(ends)
 
 
-def _found(judged: Judged) -> str:
+def _found(judged: JudgedClaim) -> str:
     claim, parts = judged.claim, []
     if claim.rule is not None:
         links = ", ".join(_linked(MEASURES[key].title, MEASURES[key], "") for key in claim.rule.keys)

@@ -8,7 +8,7 @@ from typing import Protocol
 from kvlab.figures.stack_page.designs import ARTICLE, KVLAB, NOW, Design, asked_for, of_system
 from kvlab.figures.stack_page.measured import MEASURES
 from kvlab.figures.stack_page.stack_rows import StackRows
-from kvlab.figures.stack_page.standing import Placing
+from kvlab.figures.stack_page.standing import DesignOrder
 
 CONFIRMED, DATED, CONTRADICTED, OPEN = "confirmed", "dated", "contradicted", "not measured"
 VERDICTS = (CONFIRMED, DATED, CONTRADICTED, OPEN)
@@ -138,7 +138,7 @@ class FirstOfSix:
         return "first or tied among the six"
 
     def find(self, rows: StackRows, design: Design) -> Decision | None:
-        ranking = Placing.of(MEASURES[self.key], rows, six(design.variant))
+        ranking = DesignOrder.of(MEASURES[self.key], rows, six(design.variant))
         if design not in ranking.samples:
             return None
         own, best = ranking.samples[design].median, ranking.order[0]
@@ -168,7 +168,7 @@ class ArticleClaim:
 
 
 @dataclass(frozen=True)
-class Judged:
+class JudgedClaim:
     """A claim with its verdict, and what was found in each variant."""
 
     claim: ArticleClaim
@@ -177,20 +177,20 @@ class Judged:
     article: Decision | None = None
 
 
-def judge(claim: ArticleClaim, rows: StackRows | None) -> Judged:
+def judge(claim: ArticleClaim, rows: StackRows | None) -> JudgedClaim:
     """Decide a claim: it holds as released (confirmed), only in the article's variant (dated), or in neither."""
     if claim.rule is None:
-        return Judged(claim, claim.verdict)
+        return JudgedClaim(claim, claim.verdict)
     if rows is None:
-        return Judged(claim, OPEN)
+        return JudgedClaim(claim, OPEN)
     now, article = (
         claim.rule.find(rows, Design("", variant) if claim.system == ALL_SIX else of_system(claim.system, variant))
         for variant in (NOW, ARTICLE)
     )
     if now is None:
-        return Judged(claim, OPEN, now, article)
+        return JudgedClaim(claim, OPEN, now, article)
     if now.holds:
-        return Judged(claim, CONFIRMED, now, article)
+        return JudgedClaim(claim, CONFIRMED, now, article)
     if article is None:
-        return Judged(claim, OPEN, now, article)
-    return Judged(claim, DATED if article.holds else CONTRADICTED, now, article)
+        return JudgedClaim(claim, OPEN, now, article)
+    return JudgedClaim(claim, DATED if article.holds else CONTRADICTED, now, article)
