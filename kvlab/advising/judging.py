@@ -13,6 +13,7 @@ from kvlab.advising.designs import Need, SizedDesign, TokenBytes
 from kvlab.advising.replay import replay_of
 from kvlab.advising.simulation import LoopSimulation, Simulated
 from kvlab.advising.speed import Speed
+from kvlab.counts import counted
 from kvlab.policies import NoReuse, Slots, Snapshot, Tiered, WholePrompts, parse_bytes
 
 TIE_SHARE = 0.10
@@ -147,7 +148,7 @@ def judge(
 def _why_not(simulated: Simulated, need: Need) -> str:
     refused = sum(turn.is_refused for turn in simulated.turns)
     if refused:
-        return f"refuses {refused} of {len(simulated.turns)} requests"
+        return f"refuses {refused} of {counted(len(simulated.turns), 'request')}"
     if simulated.memory_bytes > MEMORY_TOLERANCE * need.memory:
         return f"takes {simulated.memory_bytes / need.memory:.1f} times the memory"
     if simulated.ssd_bytes > MEMORY_TOLERANCE * need.ssd:

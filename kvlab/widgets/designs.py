@@ -13,6 +13,7 @@ import polars as pl
 from kvlab.charts.colors import BLUE, GREY, SOFT_INK
 from kvlab.charts.live import running_total
 from kvlab.charts.style import WIDTH, styled
+from kvlab.counts import counted
 from kvlab.errors import RunError
 from kvlab.results import Results, row
 from kvlab.results.rows import TOGETHER
@@ -100,13 +101,16 @@ def _note(found: pl.DataFrame, agents: int, turns: int, memory: int) -> str:
     out = found.filter(~pl.col("fits"))["policy"].to_list()
     left = f" Too large for {memory:,} MB: {', '.join(f'<code>{escape(one)}</code>' for one in out)}." if out else ""
     return (
-        f"Least waiting with {agents} at once: <b><code>{escape(quick)}</code></b>; over {turns} turns of one: "
-        f"<b><code>{escape(short)}</code></b>.{left}"
+        f"Least waiting with {agents} at once: <b><code>{escape(quick)}</code></b>; "
+        f"over {counted(turns, 'turn')} of one: <b><code>{escape(short)}</code></b>.{left}"
     )
 
 
 def _chart(found: pl.DataFrame, agents: int, turns: int) -> Any:
-    kinds = (("p95_ms", f"TTFT p95 of {agents} at once, ms"), ("session_ms", f"TTFT of {turns} turns, together, ms"))
+    kinds = (
+        ("p95_ms", f"TTFT p95 of {agents} at once, ms"),
+        ("session_ms", f"TTFT of {counted(turns, 'turn')}, together, ms"),
+    )
     panels = [_bars(found, column, title) for column, title in kinds]
     return styled(alt.hconcat(*panels), "What agents wait for", [f"{FIRST} least · pale: {TOO_LARGE} in memory"])
 

@@ -6,6 +6,7 @@ import itertools
 import math
 from collections.abc import Mapping
 
+from kvlab.counts import counted
 from kvlab.figures.stack_page.designs import ARTICLE, KVLAB, NOW, TITLES, Design, of_system
 from kvlab.figures.stack_page.measured import TABLE
 from kvlab.figures.stack_page.stack_rows import StackRows
@@ -62,7 +63,7 @@ def not_first(rows: StackRows) -> str:
                 f"first is `{best}` with {value_text(ranking, best)}. {ranking.measure.lever}"
             )
     won = len(rankings) - len(lines)
-    head = f"It is first, or tied with the first, on {won} of {len(rankings)} rows."
+    head = f"It is first, or tied with the first, on {won} of {counted(len(rankings), 'row')}."
     return "\n\n".join([head, "\n".join(lines)]) if lines else head
 
 
