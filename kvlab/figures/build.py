@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 from collections.abc import Sequence
@@ -17,6 +18,7 @@ from kvlab.figures.claim import Verdict
 from kvlab.figures.draw import RENDERER, Picture, draw
 from kvlab.figures.figure import Figure
 from kvlab.figures.saved import Saved
+from kvlab.figures.stack_page.kept import kept
 from kvlab.figures.stack_page.measured import METRICS as OF_STACK
 from kvlab.figures.stack_page.measured import STACK
 from kvlab.paths import PACKAGE
@@ -118,6 +120,8 @@ def rerun(figures: Sequence[Figure], place: Place, target: Path, stores: Path, *
                 raise
             problems.append(f"{name}: it could not be measured: {error}")
             continue
+        if name == STACK:
+            found = dataclasses.replace(found, rows=kept(found.rows))
         rows.write(target, name, found, needed)
     return problems
 

