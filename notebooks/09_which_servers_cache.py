@@ -61,7 +61,7 @@ tight
 # %% [markdown]
 # ## The saved rows
 # All six systems, as released and as an article of 2026 describes them, over fifteen turns and up to 32 agents, were
-# measured once and are kept in kvlab's repository; `docs/stack.md` tells what they say. In a clone, this cell shows them.
+# measured and are kept in kvlab's repository; `docs/stack.md` tells what they say. In a clone, this cell shows them.
 
 # %%
 from IPython.display import display
