@@ -20,7 +20,7 @@ from kvlab.figures.figure import Figure
 from kvlab.figures.saved import Saved
 from kvlab.figures.stack_page.kept import kept
 from kvlab.figures.stack_page.measured import METRICS as OF_STACK
-from kvlab.figures.stack_page.measured import STACK
+from kvlab.figures.stack_page.stack_rows import STACKS
 from kvlab.paths import PACKAGE
 from kvlab.results import make_folder
 
@@ -112,7 +112,7 @@ def rerun(figures: Sequence[Figure], place: Place, target: Path, stores: Path, *
     names = list(dict.fromkeys(name for figure in figures for name in figure.experiments))
     for name in names:
         needed = frozenset().union(*(figure.needs() for figure in figures if name in figure.experiments))
-        needed |= OF_STACK if name == STACK else frozenset()
+        needed |= OF_STACK if name in STACKS else frozenset()
         try:
             found = rows.measure(place.experiments / f"{name}.toml", stores / name, progress=progress)
         except KvlabError as error:
@@ -120,7 +120,7 @@ def rerun(figures: Sequence[Figure], place: Place, target: Path, stores: Path, *
                 raise
             problems.append(f"{name}: it could not be measured: {error}")
             continue
-        if name == STACK:
+        if name in STACKS:
             found = dataclasses.replace(found, rows=kept(found.rows))
         rows.write(target, name, found, needed)
     return problems

@@ -10,11 +10,18 @@ import polars as pl
 from kvlab.charts.glance import at_a_glance
 from kvlab.figures.claim import Claim, pick
 from kvlab.figures.figure import Figure
-from kvlab.figures.saved import Saved
+from kvlab.figures.stack_page.stack_rows import STACK, STACK_SMOLLM2
 from kvlab.results.rows import TOGETHER
 from kvlab.systems import System, all_systems, system_names
 
 MB = 1e-6
+METRICS = frozenset(
+    {
+        *("ttft_ms", "tokens_per_s", "prompt_tokens", "cached_tokens", "accuracy", "exact", "hit_ratio"),
+        *("kv_bytes_live", "kv_bytes_ram", "kv_bytes_ssd", "bytes_written"),
+        *("refused", "cut_tokens", "discarded_tokens"),
+    }
+)
 Values = dict[str, float]
 
 
@@ -86,23 +93,14 @@ def _share(value: float) -> str:
     return f"{value:.0%}"
 
 
-def _glance(saved: Saved) -> Any:
-    return at_a_glance(cells(saved.rows), "Six server designs, one bench")
-
-
-ON_STACK: tuple[Figure, ...] = (
-    Figure(
-        name="stack-at-a-glance",
-        title="Six server designs at a glance",
-        experiments=("stack",),
-        chart=_glance,
-        metrics=frozenset(
-            {
-                *("ttft_ms", "tokens_per_s", "prompt_tokens", "cached_tokens", "accuracy", "exact", "hit_ratio"),
-                *("kv_bytes_live", "kv_bytes_ram", "kv_bytes_ssd", "bytes_written"),
-                *("refused", "cut_tokens", "discarded_tokens"),
-            }
-        ),
+def _figure(experiment: str, of: str = "", more: str = "") -> Figure:
+    """Return the picture of all candidates at all measures, from the rows of an experiment ``of`` a model."""
+    return Figure(
+        name=f"{experiment.replace('_', '-')}-at-a-glance",
+        title=f"Six server designs at a glance{of}",
+        experiments=(experiment,),
+        chart=lambda saved: at_a_glance(cells(saved.rows), f"Six server designs, one bench{of}"),
+        metrics=METRICS,
         claims=(
             Claim(
                 "tiered gives the tokens of no cache, over the restart too",
@@ -124,6 +122,11 @@ ON_STACK: tuple[Figure, ...] = (
         ),
         shows="The cache designs of six servers, as released and as an article of 2026 has them, on one decoder with "
         "the same model and prompts. One agent over 15 turns with a restart; agents at once behind one system prompt; "
-        "the memory of one more agent that runs or waits; early facts asked for beyond the context.",
-    ),
+        f"the memory of one more agent that runs or waits; early facts asked for beyond the context.{more}",
+    )
+
+
+ON_STACK = (
+    _figure(STACK),
+    _figure(STACK_SMOLLM2, ", SmolLM2-135M", " Fewer conversations and agents."),
 )

@@ -15,10 +15,10 @@ from kvlab.figures.saved import Saved
 from kvlab.figures.stack_page.claims import CLAIMS
 from kvlab.figures.stack_page.designs import KVLAB, TITLES, Design, asked_for, design_of
 from kvlab.figures.stack_page.kept import kept
-from kvlab.figures.stack_page.measured import MEASURES, METRICS, STACK, TABLE
+from kvlab.figures.stack_page.measured import MEASURES, METRICS, TABLE
 from kvlab.figures.stack_page.page import PARTS, check_stack, fill_stack
 from kvlab.figures.stack_page.portraits import not_first, portraits
-from kvlab.figures.stack_page.stack_rows import StackRows
+from kvlab.figures.stack_page.stack_rows import STACK, STACK_SMOLLM2, StackRows
 from kvlab.figures.stack_page.standing import DesignOrder
 from kvlab.figures.stack_page.tables import anchor, claims_table, failure, main_table, opening_table, rows_behind
 from kvlab.figures.stack_page.verdicts import CONFIRMED, CONTRADICTED, DATED, OPEN, VERDICTS, ArticleClaim, judge
@@ -45,8 +45,8 @@ def place(tmp_path: Path) -> Place:
     return Place.of(tmp_path)
 
 
-def save(place: Place, rows: pl.DataFrame) -> None:
-    saved_rows.write(place.rows, STACK, Saved(rows, FACTS), METRICS)
+def save(place: Place, rows: pl.DataFrame, experiment: str = STACK) -> None:
+    saved_rows.write(place.rows, experiment, Saved(rows, FACTS), METRICS)
 
 
 def cells(table: str, title: str) -> dict[str, list[str]]:
@@ -253,6 +253,29 @@ def test_pages_get_the_parts_and_other_rows_make_them_old(place: Place) -> None:
     save(place, stack_rows(changed(TIERED, growth=0.3)))
     old = check_stack(place)
     assert len(old) >= 5 and all(line.endswith("is older than the rows of stack; run kvlab figures") for line in old)
+
+
+def test_a_page_shows_the_rows_of_another_model_without_the_measures_that_it_lacks(place: Place) -> None:
+    save(place, FRAME)
+    few = FRAME.filter((pl.col("workload") != "stack-agents") | pl.col("n").is_in([1, 8]))
+    save(place, few.with_columns(model=pl.lit("smollm2-135m")), STACK_SMOLLM2)
+    page = place.pages[1]
+    page.write_text("\n\n".join(f"<!-- stack: {name} of stack_smollm2 -->\n<!-- /stack -->" for name in PARTS))
+    fill_stack(place)
+    told = page.read_text()
+    assert (
+        "](stack-smollm2-rows.md#" in told
+        and "](stack-rows.md#" not in told
+        and '"experiments/rows/stack_smollm2.csv"' in told
+    )
+    assert "**TTFT p95, 8 agents**" in told and "TTFT p95, 32 agents" not in told.split("## TTFT")[0]
+    assert "## TTFT p95, 8 agents" in told and "## TTFT p95, 32 agents" not in told
+    assert check_stack(place) == []
+    save(place, stack_rows(changed(TIERED, growth=0.3)), STACK_SMOLLM2)
+    assert any("is older than the rows of stack_smollm2" in line for line in check_stack(place))
+    page.write_text("<!-- stack: table of stak -->\n<!-- /stack -->\n")
+    fill_stack(place)
+    assert any("no experiment 'stak'" in line and "stack_smollm2" in line for line in check_stack(place))
 
 
 def test_the_picture_is_shown_where_it_is(place: Place) -> None:

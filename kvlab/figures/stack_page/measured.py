@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from kvlab.figures.stack_page.measures import Measure, Rows
 
-STACK = "stack"
-"""The name of the experiment."""
 TURNS, AGENTS, MEMORY, OVERFLOW = "stack-turns", "stack-agents", "stack-memory", "stack-overflow"
 BEYOND = "beyond"
 """The kind of questions whose prompt no longer fits the context."""

@@ -3,6 +3,8 @@
 <!-- stack: table -->
 (made by `kvlab figures`)
 <!-- /stack -->
+
+``table of stack_smollm2`` is the table of another experiment than ``stack``.
 """
 
 from __future__ import annotations
@@ -10,35 +12,44 @@ from __future__ import annotations
 import functools
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from kvlab.figures import saved as saved_rows
 from kvlab.figures.build import Place
 from kvlab.figures.figure import origin
 from kvlab.figures.saved import Saved
-from kvlab.figures.stack_page.measured import STACK
 from kvlab.figures.stack_page.portraits import not_first, portraits
-from kvlab.figures.stack_page.stack_rows import StackRows
+from kvlab.figures.stack_page.stack_rows import STACK, STACKS, StackRows
 from kvlab.figures.stack_page.tables import claims_table, main_table, missing, opening_table, rows_behind
 
-PICTURE = "stack-at-a-glance"
 PICTURE_SAYS = "The six systems and kvlab's tiered, side by side on the rows of the stack"
 OPENING = "<!-- stack:"
 MARKED = re.compile(
-    r"(?P<opening><!-- stack: (?P<name>[\w-]+) -->\n)(?P<text>.*?)(?P<closing>\n?<!-- /stack -->)", re.S
+    r"(?P<opening><!-- stack: (?P<name>[\w-]+)(?: of (?P<experiment>\w+))? -->\n)"
+    r"(?P<text>.*?)(?P<closing>\n?<!-- /stack -->)",
+    re.S,
 )
-UNMEASURED = f"*Not measured yet: `kvlab figures --rerun --only {PICTURE}`.*"
 
 
 @dataclass(frozen=True)
 class Scene:
-    """What a part is made from: the rows (None before the first measurement) and where its page stands."""
+    """What a part is made from: an experiment, its rows (None before the first measurement), where its page stands."""
 
+    experiment: str
     saved: Saved | None
     rows: StackRows | None
     place: Place
     page: Path
+
+    @property
+    def picture(self) -> str:
+        """The name of the figure of the experiment."""
+        return f"{self.experiment.replace('_', '-')}-at-a-glance"
+
+    @property
+    def unmeasured(self) -> str:
+        return f"*Not measured yet: `kvlab figures --rerun --only {self.picture}`.*"
 
     @property
     def prefix(self) -> str:
@@ -48,12 +59,12 @@ class Scene:
 
 
 def _of_rows(make: Callable[[StackRows], str]) -> Callable[[Scene], str]:
-    return lambda scene: UNMEASURED if scene.rows is None else make(scene.rows)
+    return lambda scene: scene.unmeasured if scene.rows is None else make(scene.rows)
 
 
 def _origin(scene: Scene) -> str:
     if scene.saved is None or scene.rows is None:
-        return UNMEASURED
+        return scene.unmeasured
     measured = str(scene.saved.provenance.get("time", ""))[:10]
     line = f"*{origin(scene.saved)} · {measured}. {_repeats(scene.saved)}*"
     return "\n\n".join(filter(None, [line, missing(scene.rows), _picture(scene)]))
@@ -72,14 +83,14 @@ def _repeats(saved: Saved) -> str:
 
 def _opening(scene: Scene) -> str:
     if scene.saved is None or scene.rows is None:
-        return UNMEASURED
+        return scene.unmeasured
     facts = f"*{origin(scene.saved)}.*"
     return "\n\n".join(filter(None, [_picture(scene), opening_table(scene.rows, scene.prefix), facts]))
 
 
 def _picture(scene: Scene) -> str:
-    there = (scene.place.pictures / f"{PICTURE}.svg").is_file()
-    return f"![{PICTURE_SAYS}]({scene.prefix}{scene.place.pictures.name}/{PICTURE}.svg)" if there else ""
+    there = (scene.place.pictures / f"{scene.picture}.svg").is_file()
+    return f"![{PICTURE_SAYS}]({scene.prefix}{scene.place.pictures.name}/{scene.picture}.svg)" if there else ""
 
 
 PARTS: Mapping[str, Callable[[Scene], str]] = {
@@ -95,12 +106,11 @@ PARTS: Mapping[str, Callable[[Scene], str]] = {
 
 def fill_stack(place: Place) -> list[Path]:
     """Write the parts into the pages that have them, and return the pages that changed. Raises RunError."""
-    saved = read_stack(place.rows)
-    rows = None if saved is None else StackRows(saved.rows)
     changed = []
+    scenes = _scenes(place)
     for page in place.pages:
         before = page.read_text(encoding="utf-8")
-        after = MARKED.sub(functools.partial(_made, scene=Scene(saved, rows, place, page)), before)
+        after = MARKED.sub(functools.partial(_made, scenes=scenes, page=page), before)
         if after != before:
             page.write_text(after, encoding="utf-8")
             changed.append(page)
@@ -109,9 +119,8 @@ def fill_stack(place: Place) -> list[Path]:
 
 def check_stack(place: Place) -> list[str]:
     """Return a line for each part of a page that is older than the rows, and for each comment that is not read."""
-    saved = read_stack(place.rows)
-    rows = None if saved is None else StackRows(saved.rows)
     problems = []
+    scenes = _scenes(place)
     for page in place.pages:
         text = page.read_text(encoding="utf-8")
         found = list(MARKED.finditer(text))
@@ -120,21 +129,37 @@ def check_stack(place: Place) -> list[str]:
                 f"{page.name}: a comment cannot be read; write {OPENING} PART --> and <!-- /stack -->, a line each"
             )
         for one in found:
+            experiment = one["experiment"] or STACK
             if one["name"] not in PARTS:
                 problems.append(f"{page.name}: there is no part {one['name']!r}; the parts are {', '.join(PARTS)}")
-            elif _made(one, scene=Scene(saved, rows, place, page)) != one[0]:
+            elif experiment not in STACKS:
+                known = ", ".join(STACKS)
+                problems.append(f"{page.name}: no experiment {experiment!r} of the stack; there are {known}")
+            elif _made(one, scenes, page) != one[0]:
                 problems.append(
-                    f"{page.name}: the part {one['name']} is older than the rows of {STACK}; run kvlab figures"
+                    f"{page.name}: the part {one['name']} is older than the rows of {experiment}; run kvlab figures"
                 )
     return problems
 
 
-def read_stack(folder: Path) -> Saved | None:
+def read_stack(folder: Path, experiment: str = STACK) -> Saved | None:
     """Return the saved rows of the stack; None before the first measurement. Raises RunError for damaged ones."""
-    return saved_rows.read(folder, [STACK]) if saved_rows.are_there(folder, [STACK]) else None
+    return saved_rows.read(folder, [experiment]) if saved_rows.are_there(folder, [experiment]) else None
 
 
-def _made(found: re.Match[str], scene: Scene) -> str:
-    if found["name"] not in PARTS:
+def _scenes(place: Place) -> dict[str, Scene]:
+    """Return what parts are made from, by experiment; their page is set when it is known."""
+    made = {}
+    for experiment in STACKS:
+        saved = read_stack(place.rows, experiment)
+        rows = None if saved is None else StackRows(saved.rows, experiment)
+        made[experiment] = Scene(experiment, saved, rows, place, Path())
+    return made
+
+
+def _made(found: re.Match[str], scenes: Mapping[str, Scene], page: Path) -> str:
+    scene = scenes.get(found["experiment"] or STACK)
+    if found["name"] not in PARTS or scene is None:
         return found[0]
-    return f"{found['opening']}{PARTS[found['name']](scene)}\n{found['closing'].strip()}"
+    text = PARTS[found["name"]](replace(scene, page=page))
+    return f"{found['opening']}{text}\n{found['closing'].strip()}"

@@ -11,14 +11,19 @@ import polars as pl
 
 from kvlab.figures.stack_page.designs import Design, asked_for, design_of
 
+STACK, STACK_SMOLLM2 = "stack", "stack_smollm2"
+"""The names of the experiments: of the bundled model, and of SmolLM2-135M with fewer conversations and agents."""
+STACKS = (STACK, STACK_SMOLLM2)
+
 Row = Mapping[str, Any]
 
 
 class StackRows:
-    """Rows of the stack (columns of `results.SCHEMA`), read once."""
+    """Rows of the stack (columns of `results.SCHEMA`), read once. ``experiment`` is the name of their file."""
 
-    def __init__(self, frame: pl.DataFrame) -> None:
+    def __init__(self, frame: pl.DataFrame, experiment: str = STACK) -> None:
         self.frame = frame
+        self.experiment = experiment
 
     def of(self, candidate: str, workload: str, metric: str) -> list[Row]:
         """Return the rows of a candidate, in their order; empty where there are none."""

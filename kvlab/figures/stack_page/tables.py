@@ -9,11 +9,10 @@ from kvlab.figures.stack_page.claims import CLAIMS
 from kvlab.figures.stack_page.designs import ARTICLE, KVLAB, NOW, TITLES, Design, asked_for, of_system
 from kvlab.figures.stack_page.measured import BEYOND, MEASURES, OVERFLOW, TABLE
 from kvlab.figures.stack_page.measures import Measure, Rows, Sample
-from kvlab.figures.stack_page.stack_rows import StackRows
+from kvlab.figures.stack_page.stack_rows import STACK, StackRows
 from kvlab.figures.stack_page.standing import DesignOrder
 from kvlab.figures.stack_page.verdicts import ALL_SIX, MARKS, VERDICTS, Decision, JudgedClaim, judge
 
-ROWS_PAGE = "stack-rows.md"
 FIRST = "★"
 NOTHING = "–"
 SPACE = "\u00a0"
@@ -21,19 +20,25 @@ SPACE = "\u00a0"
 READ = """```python
 import polars as pl
 
-rows = pl.read_csv("experiments/rows/stack.csv", infer_schema_length=None)
+rows = pl.read_csv("experiments/rows/{experiment}.csv", infer_schema_length=None)
 ```"""
 OF_THE_ARTICLE = ("together-8", "in-ram", "waiting", "on-ssd")
 """Measures of what the article's table says in words: batching, KV in memory, KV on SSD. None is better there."""
 
 
 def main_table(rows: StackRows) -> str:
-    """Return the table: a column a system, a row a measure, the released variant above the article's."""
+    """Return the table: a column a system, a row a measure, the released variant above the article's.
+
+    A measure without rows is left out.
+    """
     shown = [*(MEASURES[key] for key in OF_THE_ARTICLE), *TABLE]
     lines = []
     for measure in shown:
         ranking = DesignOrder.of(measure, rows)
-        lines.append([f"**{measure.title}**", *(_cell(ranking, name) for name in TITLES)])
+        if not ranking.samples:
+            continue
+        page = rows_page(rows.experiment)
+        lines.append([f"**{measure.title}**", *(_cell(ranking, name, page) for name in TITLES)])
         if measure.of.workload == OVERFLOW:
             lines.append(["**what it does then**", *(_both(name, lambda one: failure(rows, one)) for name in TITLES)])
     return markdown(["", *TITLES.values()], lines)
@@ -50,8 +55,9 @@ def claims_table(rows: StackRows | None) -> str:
     judged = [judge(claim, rows) for claim in CLAIMS]
     counts = {verdict: sum(one.verdict == verdict for one in judged) for verdict in VERDICTS}
     total = ", ".join(f"{count} {verdict}" for verdict, count in counts.items() if count)
+    page = rows_page(rows.experiment if rows else STACK)
     lines = [
-        [_system(one.claim.system), one.claim.says, f"{MARKS[one.verdict]}{SPACE}{one.verdict}", _found(one)]
+        [_system(one.claim.system), one.claim.says, f"{MARKS[one.verdict]}{SPACE}{one.verdict}", _found(one, page)]
         for one in judged
     ]
     return f"{len(judged)} claims: {total}.\n\n" + markdown(
@@ -65,19 +71,27 @@ def opening_table(rows: StackRows, prefix: str) -> str:
     for key in ("growth", "restart", "p95-8", "speed-8", "sequences", "facts", "written"):
         ranking = DesignOrder.of(MEASURES[key], rows)
         if ranking.samples:
-            lines.append([_linked(ranking.measure.title, ranking.measure, prefix), *_ends(ranking)])
+            page = prefix + rows_page(rows.experiment)
+            lines.append([_linked(ranking.measure.title, ranking.measure, page), *_ends(ranking)])
     return markdown(["", f"first or tied {FIRST}", "kvlab `tiered`", "last"], lines)
 
 
 def rows_behind(rows: StackRows) -> str:
-    """Return, for each measure, a table of all designs: rows, median, range, and the filters that give them."""
+    """Return, for each measure with rows, a table of all designs: rows, median, range, and the filters for them."""
     parts = []
     for measure in MEASURES.values():
         ranking = DesignOrder.of(measure, rows)
+        if not ranking.samples:
+            continue
         lines = [_behind(measure, design, ranking) for design in asked_for()]
         heads = ["design", "median", "least to greatest", "repeats", "rows", "filter"]
         parts.append(f"## {measure.title}\n\n{measure.tells}\n\n{markdown(heads, lines)}")
-    return "\n\n".join([READ, *parts])
+    return "\n\n".join([READ.format(experiment=rows.experiment), *parts])
+
+
+def rows_page(experiment: str) -> str:
+    """Return the name of the page that has the rows behind the numbers of an experiment."""
+    return f"{experiment.replace('_', '-')}-rows.md"
 
 
 def failure(rows: StackRows, design: Design) -> str:
@@ -114,11 +128,11 @@ def value_text(ranking: DesignOrder, design: Design) -> str:
     return ranking.measure.text(sample.median) if sample else NOTHING
 
 
-def _cell(ranking: DesignOrder, name: str) -> str:
+def _cell(ranking: DesignOrder, name: str, page: str) -> str:
     def text(design: Design) -> str:
         if design not in ranking.samples:
             return NOTHING
-        shown = _linked(value_text(ranking, design).replace(" ", SPACE), ranking.measure, "")
+        shown = _linked(value_text(ranking, design).replace(" ", SPACE), ranking.measure, page)
         return f"**{shown}**{SPACE}{FIRST}" if design in ranking.first and not ranking.all_alike else shown
 
     return _both(name, text)
@@ -162,10 +176,10 @@ def _range(measure: Measure, sample: Sample) -> str:
     return " to ".join(ends)
 
 
-def _found(judged: JudgedClaim) -> str:
+def _found(judged: JudgedClaim, page: str) -> str:
     claim, parts = judged.claim, []
     if claim.rule is not None:
-        links = ", ".join(_linked(MEASURES[key].title, MEASURES[key], "") for key in claim.rule.keys)
+        links = ", ".join(_linked(MEASURES[key].title, MEASURES[key], page) for key in claim.rule.keys)
         parts.append(
             f"{links}: {_shown(judged.now)} as released, {_shown(judged.article)} as described; "
             f"the claim is {claim.rule.wants}"
@@ -181,8 +195,8 @@ def _system(name: str) -> str:
     return name if name == ALL_SIX else TITLES[name]
 
 
-def _linked(text: str, measure: Measure, prefix: str) -> str:
-    return f"[{text}]({prefix}{ROWS_PAGE}#{anchor(measure.title)})"
+def _linked(text: str, measure: Measure, page: str) -> str:
+    return f"[{text}]({page}#{anchor(measure.title)})"
 
 
 def _mean(rows: StackRows, candidate: str, metric: str) -> float:
