@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import real_weights
@@ -13,7 +14,8 @@ MODELS: dict[str, Callable[[Path | None], Path]] = {
     word_chain.NAME: word_chain.word_chain,
     word_chain.ATTENDING: lambda folder: word_chain.word_chain(folder, attends=True),
     window_chain.NAME: window_chain.window_chain,
-    real_weights.NAME: real_weights.real_weights,
+    real_weights.SMOLLM2: partial(real_weights.real_weights, real_weights.SMOLLM2),
+    real_weights.GEMMA3: partial(real_weights.real_weights, real_weights.GEMMA3),
 }
 
 KNOWN_REPLIES = frozenset({word_chain.NAME, window_chain.NAME})

@@ -12,11 +12,12 @@ from pathlib import Path
 import setups
 from models import KNOWN_REPLIES, MODELS
 from process import ServerProcess
+from real_weights import GEMMA3, SMOLLM2
 from scenarios import BRIEF_SCENARIOS, SCENARIOS
 from session import Language, Session
-from setups import REAL, SETUPS, WINDOWS, Setup
+from setups import SETUPS, WINDOWS, Setup
 from tqdm import tqdm
-from window_scenarios import WINDOW_SCENARIOS
+from window_scenarios import PLAIN_WINDOW_SCENARIOS, WINDOW_SCENARIOS
 
 from kvlab.systems.observations import ObservedSession, Step, write_observations
 
@@ -46,7 +47,8 @@ def main() -> None:
 def observe(setup: Setup, environments: Path | None, only: Sequence[str], without: Sequence[str]) -> ObservedSession:
     """Start a server with an empty cache, ask it every scenario, and return what it said."""
     model = MODELS[setup.model](environments)
-    scenarios = {WINDOWS: WINDOW_SCENARIOS, REAL: BRIEF_SCENARIOS}.get(setup.model, SCENARIOS)
+    by_model = {WINDOWS: WINDOW_SCENARIOS, GEMMA3: PLAIN_WINDOW_SCENARIOS, SMOLLM2: BRIEF_SCENARIOS}
+    scenarios = by_model.get(setup.model, SCENARIOS)
     with (
         tempfile.TemporaryDirectory(prefix="kvlab-real-") as work,
         ServerProcess(setup, model, Path(work), environments) as server,

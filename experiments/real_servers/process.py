@@ -13,6 +13,8 @@ import httpx
 import setups
 from setups import Setup
 
+from kvlab.audit.bound_process import bound_command
+
 START_S = 300
 STOP_S = 60
 LOG_CHARS = 2000
@@ -41,7 +43,8 @@ class ServerProcess:
         self.home.mkdir(exist_ok=True)
         own = {"HOME": str(self.home), "KVLAB_HOME": str(self.home / "kvlab"), "HF_HUB_OFFLINE": "1"}
         with self.log.open("ab") as log:
-            self._process = subprocess.Popen(self._command, env={**os.environ, **own}, stdout=log, stderr=log)
+            command = bound_command(self._command)  # a script that is killed leaves no server
+            self._process = subprocess.Popen(command, env={**os.environ, **own}, stdout=log, stderr=log)
         until = time.monotonic() + START_S
         while True:
             if self._process.poll() is not None or time.monotonic() > until:

@@ -28,11 +28,12 @@ class Language:
         self.replies_known = replies_known
         self._tokenizer = Tokenizer.from_file(str(model / "tokenizer.json"))
         self._settings = json.loads((model / "tokenizer_config.json").read_text(encoding="utf-8"))
+        self._begin: list[int] = self._tokenizer.encode("").ids
         settings = jinja2.Environment(trim_blocks=True, lstrip_blocks=True, autoescape=False)  # noqa: S701 - no HTML
-        self._template = settings.from_string(self._settings["chat_template"])
+        self._template = settings.from_string(self._settings.get("chat_template", ""))
         # The list's end is left out: a reply must not run past it.
         self._words = plain_words(self._tokenizer.get_vocab())[:-LONGEST_REPLY]
-        self._chain = chain(self._tokenizer.get_vocab())
+        self._chain = chain(self._tokenizer.get_vocab()) if replies_known else {}
         self._end = self._tokenizer.token_to_id(self._settings["eos_token"])
 
     def take(self, count: int, seed: str) -> str:
@@ -43,6 +44,10 @@ class Language:
         """Return a text's tokens, with none before or behind them."""
         ids: list[int] = self._tokenizer.encode(text, add_special_tokens=False).ids
         return ids
+
+    def begun(self, text: str) -> list[int]:
+        """Return the tokens of a plain prompt, behind that with which every text begins, where the model has one."""
+        return [*self._begin, *self.encode(text)]
 
     def reply(self, tokens: list[int], count: int) -> list[int]:
         """Return what a model of known replies says after ``tokens``."""
@@ -56,7 +61,9 @@ class Language:
         return [at + 1 for at, token in enumerate(tokens) if token == self._end]
 
     def user_opening(self) -> int:
-        """Return the tokens between the end of a message and the words of a user's next one."""
+        """Return the tokens between the end of a message and the words of a user's next one: 0 without a template."""
+        if "chat_template" not in self._settings:
+            return 0
         messages = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
         tokens = self.encode(self.render([*messages, {"role": "user", "content": ""}], opens_reply=False))
         ends = self.message_ends(tokens)
@@ -121,7 +128,7 @@ class Session:
 
     def complete(self, step: str, prompt: str, reply: int = 4) -> str:
         """Have a plain text continued; return the continuation, spaces included that a server may leave out."""
-        tokens = self.language.encode(prompt)
+        tokens = self.language.begun(prompt)
         body = {"prompt": prompt, "max_tokens": reply, **self._wants_ids(1)}
         answer = self._post("/v1/completions", body, step, tokens)
         if answer is None:

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import environments
+from real_weights import ARCHITECTURES, GEMMA3, SMOLLM2
 from word_chain import GGUF_FILE, TOKENIZER
 
 from kvlab.backends.x86 import blas_library
@@ -57,7 +58,6 @@ OLLAMA = Setup("ollama-args", "llama-server", (*OLLAMA_FLAGS, *OLLAMA_SHIFT), "t
 VMLX = Setup("vmlx", "vmlx")
 VLLM_MLX = Setup("vllm-mlx", "vllm-mlx")
 
-REAL = "smollm2-135m"
 # A prompt of 300 tokens has 6.6 MiB of KV in 16 bits: two fit.
 SMALL_REAL = replace(SMALL, flags=("-np", "1", "--cache-ram", "16"), about="one slot, 16 MiB on host")
 ON_REAL_WEIGHTS = (MLX_LM, LLAMA, LLAMA_4, LLAMA_1, ALONE, SMALL_REAL, OLLAMA, VMLX, VLLM_MLX)
@@ -65,13 +65,15 @@ ON_REAL_WEIGHTS = (MLX_LM, LLAMA, LLAMA_4, LLAMA_1, ALONE, SMALL_REAL, OLLAMA, V
 WINDOWS = "window-chain"
 # Prompts longer than the cells of a window: 1,024 with one slot, 2,560 with four in one memory.
 ON_WINDOWS = ((MLX_LM, 1400), (LLAMA, 3200), (LLAMA_1, 1400), (OLLAMA, 1400))
+ON_REAL_WINDOWS = ON_WINDOWS[:3]
 
 SETUPS = {
     setup.name: setup
     for setup in (
         *(MLX_LM, LLAMA, LLAMA_4, LLAMA_1, ALONE, SMALL, OLLAMA, VMLX, VLLM_MLX),
-        *(replace(setup, name=f"{setup.name}-smollm2", model=REAL) for setup in ON_REAL_WEIGHTS),
+        *(replace(setup, name=f"{setup.name}-smollm2", model=SMOLLM2) for setup in ON_REAL_WEIGHTS),
         *(replace(setup, name=f"{setup.name}-windows", model=WINDOWS, long=long) for setup, long in ON_WINDOWS),
+        *(replace(setup, name=f"{setup.name}-gemma3", model=GEMMA3, long=long) for setup, long in ON_REAL_WINDOWS),
         Setup("kvlab-tiered", "kvlab", ("--policy", "tiered"), "policy tiered"),
         Setup("kvlab-paged", "kvlab", ("--policy", "paged"), "policy paged"),
     )
@@ -80,8 +82,9 @@ SETUPS = {
 
 def why_absent(setup: Setup, folder: Path | None = None) -> str:
     """Return why a setup cannot be observed here, or an empty string where it can."""
-    if not is_fetched(TOKENIZER):
-        return f"the model's tokenizer is not here: kvlab models get {TOKENIZER}"
+    needed = setup.model if setup.model in ARCHITECTURES else TOKENIZER
+    if not is_fetched(needed):
+        return f"the model or its tokenizer is not here: kvlab models get {needed}"
     return environments.why_absent(setup.server, folder)
 
 

@@ -22,6 +22,7 @@ PAGE = ROOT / "docs" / "calibration.md"
 MODELS = {
     "word-chain": "Cached tokens with the model of two layers:",
     "smollm2-135m": "The same with SmolLM2-135M's weights:",
+    "gemma-3-270m": "With the weights of Gemma 3 270M, a model without a chat template:",
     "window-chain": "With layers that see a window of 512 tokens, and prompts that are longer:",
 }
 DIFFERENCES_OF_PRESETS = "Where kvlab's preset finds another number:"

@@ -115,6 +115,9 @@ WINDOW_SCENARIOS: tuple[Callable[[Session], None], ...] = (
 )
 """In the order that they are asked in: one session, one cache."""
 
+PLAIN_WINDOW_SCENARIOS = tuple(one for one in WINDOW_SCENARIOS if one not in (window_chat, window_tool))
+"""For a model without a chat template."""
+
 
 def _message(session: Session, role: str, tokens: int, name: str) -> dict[str, str]:
     return {"role": role, "content": session.take(tokens, name).strip()}

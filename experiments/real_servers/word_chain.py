@@ -48,9 +48,13 @@ LOUD = 40.0
 NORMS = {"input_layernorm": "attn_norm", "post_attention_layernorm": "ffn_norm"}
 
 
+SPACES = ("Ġ", "▁")
+"""What stands for a space in a token: of a BPE over bytes, and of a SentencePiece model."""
+
+
 def plain_words(vocabulary: Iterable[str]) -> list[str]:
     """Return the words that are one token each when a space stands before them."""
-    plain = (token[1:] for token in vocabulary if token.startswith("Ġ"))
+    plain = (token[1:] for token in vocabulary if token.startswith(SPACES))
     fit = (word for word in plain if word.isascii() and word.isalpha() and word.islower())
     return sorted(word for word in fit if SHORTEST_WORD <= len(word) <= LONGEST_WORD)
 

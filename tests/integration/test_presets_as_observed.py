@@ -26,8 +26,8 @@ SESSIONS = {session.setup: session for session in read_observations(ROOT / "expe
 HELD = tomllib.loads((ROOT / "experiments" / "real_servers" / "differences.toml").read_text(encoding="utf-8"))
 
 
-WINDOWED = "window-chain"
-"""Model of the observations of servers with sliding windows."""
+WINDOWED = ("window-chain", "gemma-3-270m")
+"""Models of the observations of servers with sliding windows."""
 
 
 @pytest.fixture(scope="session")
@@ -58,9 +58,9 @@ def test_every_observation_of_another_server_has_a_preset_to_hold():
 @pytest.mark.parametrize("setup", HELD)
 def test_a_preset_finds_as_many_cached_tokens_as_the_server_did(models, setup):
     session, held = SESSIONS[setup], HELD[setup]
-    model = models[session.facts["model"] == WINDOWED]
+    model = models[session.facts["model"] in WINDOWED]
     compared = compare_with_session(System.parse(held["system"]), model, session)
-    assert len(compared) == sum(step.is_request for step in session.steps) > 40
+    assert len(compared) == sum(step.is_request for step in session.steps) > 30
     found = {f"{one.step.scenario}: {one.step.step}": one.ours for one in compared if not one.equal}
     named = {
         step: ours

@@ -14,11 +14,11 @@ from kvlab.systems.observations import Step, common_length, read_observations
 
 ROOT = Path(__file__).resolve().parents[2]
 SESSIONS = {session.setup: session for session in read_observations(ROOT / "experiments" / "rows" / "real_servers.csv")}
-WINDOWED = "window-chain"
+WINDOWED = ("window-chain", "gemma-3-270m")
 LLAMA_CPP = [
     name
     for name, session in SESSIONS.items()
-    if session.facts["server"] == "llama-server" and session.facts["model"] != WINDOWED
+    if session.facts["server"] == "llama-server" and session.facts["model"] not in WINDOWED
 ]
 
 
@@ -157,3 +157,22 @@ def test_tokens_by_ttft_were_measured_where_a_server_reports_them(table, server)
     for row in rows:
         off = abs(int(row["inferred_tokens"]) - int(row["reported_tokens"])) / int(row["reported_tokens"])
         assert float(row["difference"]) == pytest.approx(off, abs=0.005), "a row agrees with itself"
+
+
+GEMMA3 = [name for name in SESSIONS if name.endswith("-gemma3")]
+
+
+@pytest.mark.parametrize("setup", GEMMA3)
+def test_gemma_3_finds_what_six_layers_of_its_shape_find_and_the_token_that_begins_each_text(setup):
+    shape = {(one.scenario, one.step): one for one in SESSIONS[setup.removesuffix("gemma3") + "windows"].steps}
+    asked = [one for one in SESSIONS[setup].steps if one.is_request]
+    assert len(asked) > 30
+    for one in asked:
+        other = shape[one.scenario, one.step]
+        # The same words can be a few tokens more in the other vocabulary, all of them before the branch.
+        longer = len(one.prompt) - len(other.prompt)
+        assert 1 <= longer <= 3
+        if other.cached:
+            assert one.cached == other.cached + longer, (one.scenario, one.step)
+        else:
+            assert one.cached is not None and one.cached <= 1, "no more than the token that begins each text"
