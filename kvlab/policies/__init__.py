@@ -6,17 +6,26 @@ from kvlab.policies.labels import policy_labels
 from kvlab.policies.policy import Policy
 from kvlab.policies.retention import Full, Rotating
 from kvlab.policies.reuse import NoReuse, Paged
+from kvlab.policies.scorers.adakv import AdaKV
 from kvlab.policies.scorers.base import ScoreContext, Scorer
+from kvlab.policies.scorers.cur import CUR
+from kvlab.policies.scorers.h2o import H2O
+from kvlab.policies.scorers.keydiff import KeyDiff
 from kvlab.policies.scorers.knorm import KNorm
+from kvlab.policies.scorers.lagkv import LagKV
+from kvlab.policies.scorers.pyramidkv import PyramidKV
 from kvlab.policies.scorers.random import Random
+from kvlab.policies.scorers.sepllm import SepLLM
 from kvlab.policies.scorers.snapkv import SnapKV
+from kvlab.policies.scorers.tova import TOVA
 from kvlab.policies.sizes import format_bytes, parse_bytes
 from kvlab.policies.slots import SLOTS, Module, ModuleInfo, registry
 from kvlab.policies.tiers import Ram, Snapshot, Tiered
 from kvlab.policies.whole_sequences import Slots, WholePrompts
 
 __all__ = [
-    "SLOTS", "Full", "KNorm", "Module", "ModuleInfo", "NoReuse", "Paged", "Policy", "Quantized", "Ram", "Random",
-    "Raw", "Rotating", "ScoreContext", "Scorer", "Slots", "SnapKV", "Snapshot", "Tiered", "WholePrompts",
-    "format_bytes", "parse_bytes", "parse_module", "policy_labels", "registry",
+    "CUR", "H2O", "SLOTS", "TOVA", "AdaKV", "Full", "KNorm", "KeyDiff", "LagKV", "Module", "ModuleInfo", "NoReuse",
+    "Paged", "Policy", "PyramidKV", "Quantized", "Ram", "Random", "Raw", "Rotating", "ScoreContext", "Scorer", "SepLLM",
+    "Slots", "SnapKV", "Snapshot", "Tiered", "WholePrompts", "format_bytes", "parse_bytes", "parse_module",
+    "policy_labels", "registry",
 ]  # fmt: skip

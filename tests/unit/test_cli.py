@@ -16,7 +16,7 @@ from kvlab.cli.main import main, split_policies
 from kvlab.errors import KvlabError, PolicyError
 from kvlab.models import load
 from kvlab.policies import Policy, registry
-from kvlab.policies.slots import known_modules
+from kvlab.policies.slots import inner_fields, known_modules
 from tests.helpers import random_model_folder
 from tests.quantized import quantize_folder
 
@@ -47,8 +47,11 @@ def test_every_module_with_every_parameter_survives_the_list() -> None:
     for info in registry():
         if not known_modules()[info.name].__module__.startswith("kvlab."):
             continue  # of another test
-        given = ",".join(f"{key}={'none' if value is None else value}" for key, value in info.parameters.items())
-        specs.append(f"{info.name}:{given}" if given else info.name)
+        wrapped = inner_fields(known_modules()[info.name])
+        inside = ",".join(str(info.parameters[key]) for key in wrapped)
+        values = {key: value for key, value in info.parameters.items() if key not in wrapped}
+        given = ",".join(f"{key}={'none' if value is None else value}" for key, value in values.items())
+        specs.append(info.name + (f"({inside})" if inside else "") + (f":{given}" if given else ""))
     assert split_policies([",".join(specs)]) == specs
     assert [str(Policy.parse(spec)) for spec in split_policies([",".join(specs)])]
 
