@@ -13,7 +13,7 @@ from kvlab.policies.scorers.real_rows import filling_first, real_first
 
 SINK, LATEST = 3.0, 2.0
 """Scores of rows that stay for their place: ranks within a part are below 1."""
-STEPS = 1 << 14
+STEPS = 1 << 16
 """Steps of a mean softmax score: rows that differ by less are equal, whatever the batch rounds, and the newer stays."""
 MIN_RANGE = 1e-12
 """Smallest range of a channel that values are divided by."""
