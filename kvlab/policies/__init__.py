@@ -6,6 +6,7 @@ from kvlab.policies.labels import policy_labels
 from kvlab.policies.policy import Policy
 from kvlab.policies.retention import Full, Rotating
 from kvlab.policies.reuse import NoReuse, Paged
+from kvlab.policies.rotated import Rotated
 from kvlab.policies.scorers.adakv import AdaKV
 from kvlab.policies.scorers.base import ScoreContext, Scorer
 from kvlab.policies.scorers.cur import CUR
@@ -25,7 +26,7 @@ from kvlab.policies.whole_sequences import Slots, WholePrompts
 
 __all__ = [
     "CUR", "H2O", "SLOTS", "TOVA", "AdaKV", "Full", "KNorm", "KeyDiff", "LagKV", "Module", "ModuleInfo", "NoReuse",
-    "Paged", "Policy", "PyramidKV", "Quantized", "Ram", "Random", "Raw", "Rotating", "ScoreContext", "Scorer", "SepLLM",
-    "Slots", "SnapKV", "Snapshot", "Tiered", "WholePrompts", "format_bytes", "parse_bytes", "parse_module",
-    "policy_labels", "registry",
+    "Paged", "Policy", "PyramidKV", "Quantized", "Ram", "Random", "Raw", "Rotated", "Rotating", "ScoreContext",
+    "Scorer", "SepLLM", "Slots", "SnapKV", "Snapshot", "Tiered", "WholePrompts", "format_bytes", "parse_bytes",
+    "parse_module", "policy_labels", "registry",
 ]  # fmt: skip
