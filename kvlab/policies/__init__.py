@@ -22,11 +22,12 @@ from kvlab.policies.scorers.tova import TOVA
 from kvlab.policies.sizes import format_bytes, parse_bytes
 from kvlab.policies.slots import SLOTS, Module, ModuleInfo, registry
 from kvlab.policies.tiers import Ram, Snapshot, Tiered
+from kvlab.policies.turboquant import TurboQuant
 from kvlab.policies.whole_sequences import Slots, WholePrompts
 
 __all__ = [
     "CUR", "H2O", "SLOTS", "TOVA", "AdaKV", "Full", "KNorm", "KeyDiff", "LagKV", "Module", "ModuleInfo", "NoReuse",
     "Paged", "Policy", "PyramidKV", "Quantized", "Ram", "Random", "Raw", "Rotated", "Rotating", "ScoreContext",
-    "Scorer", "SepLLM", "Slots", "SnapKV", "Snapshot", "Tiered", "WholePrompts", "format_bytes", "parse_bytes",
-    "parse_module", "policy_labels", "registry",
+    "Scorer", "SepLLM", "Slots", "SnapKV", "Snapshot", "Tiered", "TurboQuant", "WholePrompts", "format_bytes",
+    "parse_bytes", "parse_module", "policy_labels", "registry",
 ]  # fmt: skip

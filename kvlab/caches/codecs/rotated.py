@@ -65,7 +65,7 @@ class RotatedCodec(Codec):
         if is_packed and not isinstance(mask, str):
             out = self.stored.attend(backend, turned, segments, scale, mask, sinks)
         else:
-            out = attend_in_tiles(backend, self.stored, turned, segments, scale, mask, sinks)
+            out = attend_in_tiles(backend, self.stored.decode, turned, segments, scale, mask, sinks)
         return self._turn("v", out)
 
     def _turn(self, side: str, array: mx.array) -> mx.array:

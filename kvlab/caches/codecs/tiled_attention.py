@@ -6,13 +6,14 @@ The recurrence is that of online softmax (Milakov and Gimelshein 2018), which th
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import mlx.core as mx
 
 from kvlab.backends import Backend
 from kvlab.backends.attention_state import AttentionState
-from kvlab.caches.codecs.base import Arrays, Codec, EncodedRows
+from kvlab.backends.base import Segment
+from kvlab.caches.codecs.base import Arrays, EncodedRows
 from kvlab.caches.codecs.raw import RawCodec
 
 TILE_ROWS = 256
@@ -24,7 +25,7 @@ TILE_QUERIES = 512
 
 def attend_in_tiles(
     backend: Backend,
-    codec: Codec,
+    decode: Callable[[Arrays], Segment],
     queries: mx.array,
     segments: Sequence[Arrays],
     scale: float,
@@ -32,6 +33,9 @@ def attend_in_tiles(
     sinks: mx.array | None,
 ) -> mx.array:
     """Compute attention as :meth:`kvlab.caches.codecs.Codec.attend` does, and decode ``TILE_ROWS`` rows at a time.
+
+    Args:
+        decode: gives keys and values of rows.
 
     Returns:
         ``[batch, n_heads, n, v_head_dim]``, in the dtype of the queries.
@@ -43,14 +47,39 @@ def attend_in_tiles(
         some = queries[:, :, first:last]
         own = length_of(segments[-1])
         if isinstance(mask, mx.array):
-            outs.append(_attend(backend, codec, some, segments, scale, mask[:, :, first:last], sinks))
+            outs.append(_attend(backend, decode, some, segments, scale, mask[:, :, first:last], sinks))
         elif mask is None:
-            outs.append(_attend(backend, codec, some, segments, scale, None, sinks))
+            outs.append(_attend(backend, decode, some, segments, scale, None, sinks))
         else:
             visible = own - count + last  # later rows are those of later queries
             cut = {name: array[:, :, :visible] for name, array in segments[-1].items()}
-            outs.append(_attend(backend, codec, some, [*segments[:-1], cut], scale, mask, sinks))
+            outs.append(_attend(backend, decode, some, [*segments[:-1], cut], scale, mask, sinks))
     return outs[0] if len(outs) == 1 else mx.concatenate(outs, axis=2)
+
+
+def scores_in_tiles(keys_of: Callable[[Arrays], mx.array], queries: mx.array, rows: Arrays) -> mx.array:
+    """Multiply queries ``[batch, n_kv_heads, n, head_dim]`` with the keys of ``rows``, a tile at a time; float32."""
+    parts: list[mx.array] = []
+    pace = TilePace()
+    for start in range(0, length_of(rows), TILE_ROWS):
+        if parts:
+            pace.next_tile(parts[-1])
+        parts.append(queries @ keys_of(tile_of(rows, start)).swapaxes(-1, -2))
+    return parts[0] if len(parts) == 1 else mx.concatenate(parts, axis=-1)
+
+
+def mix_in_tiles(values_of: Callable[[Arrays], mx.array], weights: mx.array, rows: Arrays) -> mx.array:
+    """Multiply weights ``[batch, n_kv_heads, n, length]`` with the values of ``rows``, a tile at a time; float32."""
+    total: mx.array | None = None
+    pace = TilePace()
+    for start in range(0, length_of(rows), TILE_ROWS):
+        if total is not None:
+            pace.next_tile(total)
+        part = weights[..., start : start + TILE_ROWS] @ values_of(tile_of(rows, start))
+        total = part if total is None else total + part
+    if total is None:
+        raise ValueError("attention needs at least one row")
+    return total
 
 
 def length_of(rows: Arrays) -> int:
@@ -78,7 +107,7 @@ class TilePace:
 
 def _attend(
     backend: Backend,
-    codec: Codec,
+    decode: Callable[[Arrays], Segment],
     queries: mx.array,
     segments: Sequence[Arrays],
     scale: float,
@@ -96,7 +125,7 @@ def _attend(
             end = min(start + TILE_ROWS, length)
             if state is not None:
                 pace.next_tile(state.out, state.max_score, state.sum_exp)
-            keys, values = (side.astype(mx.float32) for side in codec.decode(tile_of(rows, start)))
+            keys, values = (side.astype(mx.float32) for side in decode(tile_of(rows, start)))
             seen = _seen(mask, start, end, length, count, heads // kv_heads) if is_own else None
             part = backend.partial_attention(grouped, EncodedRows(RawCodec(), {"k": keys, "v": values}), seen)
             state = part if state is None else backend.merge(state, part)
