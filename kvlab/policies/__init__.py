@@ -2,6 +2,7 @@
 
 from kvlab.policies.codecs import Quantized, Raw
 from kvlab.policies.grammar import parse_module
+from kvlab.policies.kivi import Kivi
 from kvlab.policies.labels import policy_labels
 from kvlab.policies.policy import Policy
 from kvlab.policies.retention import Full, Rotating
@@ -26,8 +27,8 @@ from kvlab.policies.turboquant import TurboQuant
 from kvlab.policies.whole_sequences import Slots, WholePrompts
 
 __all__ = [
-    "CUR", "H2O", "SLOTS", "TOVA", "AdaKV", "Full", "KNorm", "KeyDiff", "LagKV", "Module", "ModuleInfo", "NoReuse",
-    "Paged", "Policy", "PyramidKV", "Quantized", "Ram", "Random", "Raw", "Rotated", "Rotating", "ScoreContext",
-    "Scorer", "SepLLM", "Slots", "SnapKV", "Snapshot", "Tiered", "TurboQuant", "WholePrompts", "format_bytes",
-    "parse_bytes", "parse_module", "policy_labels", "registry",
+    "CUR", "H2O", "SLOTS", "TOVA", "AdaKV", "Full", "KNorm", "KeyDiff", "Kivi", "LagKV", "Module", "ModuleInfo",
+    "NoReuse", "Paged", "Policy", "PyramidKV", "Quantized", "Ram", "Random", "Raw", "Rotated", "Rotating",
+    "ScoreContext", "Scorer", "SepLLM", "Slots", "SnapKV", "Snapshot", "Tiered", "TurboQuant", "WholePrompts",
+    "format_bytes", "parse_bytes", "parse_module", "policy_labels", "registry",
 ]  # fmt: skip

@@ -123,6 +123,14 @@ def test_codecs_of_papers_answer_alike_alone_in_a_batch_and_from_shared_prefixes
     assert [one.cached_tokens for one in again] == [len(prompt) - 1 for prompt in prompts]
 
 
+def test_kivi_answers_alike_alone_and_in_a_batch(bundled: LoadedModel) -> None:
+    prompts = [bundled.encode("the quick brown fox jumps over the lazy dog " * n) for n in (12, 14)]
+    with Decoder(bundled, "kivi:recent=16") as decoder:
+        alone = [decoder.generate(prompt, max_tokens=12).tokens for prompt in prompts]
+        streams = [decoder.submit(prompt, max_tokens=12) for prompt in prompts]
+        assert [stream.result().tokens for stream in streams] == alone
+
+
 @pytest.mark.parametrize(("spec", "weights"), [(LIVE[0], Weights("bfloat16")), (LIVE[1], Weights("float16"))], ids=str)
 def test_codecs_of_papers_answer_alike_from_every_tier(
     make_model: MakeModel, tmp_path: Path, spec: str, weights: Weights
