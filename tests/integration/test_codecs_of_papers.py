@@ -123,6 +123,20 @@ def test_codecs_of_papers_answer_alike_alone_in_a_batch_and_from_shared_prefixes
     assert [one.cached_tokens for one in again] == [len(prompt) - 1 for prompt in prompts]
 
 
+@pytest.mark.parametrize(("spec", "retention"), [(LIVE[0], "snapkv:budget=50"), (LIVE[1], "knorm:budget=0.5")])
+def test_codecs_of_papers_answer_alike_behind_evictions_and_with_reuse(
+    llama: LoadedModel, tmp_path: Path, spec: str, retention: str
+) -> None:
+    prompts = [PROMPT, [*PROMPT, *PROMPT[5:40]], PROMPT[10:]]
+    with Decoder(llama, f"{retention}|{spec}") as decoder:
+        want = [decoder.generate(prompt, max_tokens=12).tokens for prompt in prompts]
+    with Decoder(llama, f"{retention}|{spec}|tiered:dir={tmp_path}") as decoder:
+        assert [decoder.generate(prompt, max_tokens=12).tokens for prompt in prompts] == want
+        completions = [stream.result() for stream in [decoder.submit(p, max_tokens=12) for p in prompts]]
+    assert [completion.tokens for completion in completions] == want
+    assert all(completion.cached_tokens for completion in completions)
+
+
 def test_kivi_answers_alike_alone_and_in_a_batch(bundled: LoadedModel) -> None:
     prompts = [bundled.encode("the quick brown fox jumps over the lazy dog " * n) for n in (12, 14)]
     with Decoder(bundled, "kivi:recent=16") as decoder:
@@ -158,7 +172,7 @@ def test_codecs_of_papers_answer_alike_for_any_chunking_of_the_prompt(llama: Loa
 
 # -- memory -----------------------------------------------------------------------------------------------------------
 
-LAYERS, LENGTH, HEADS = 8, 8192, 2
+LAYERS, LENGTH, HEADS = 16, 8192, 2
 
 
 @pytest.mark.parametrize(("spec", "bits"), [("rotated", 9.0), ("turboquant", 8.5)])

@@ -51,6 +51,8 @@ def make():
         "chunks": ChunkedKVCache(30),
         "list": CacheList(ArraysCache(size=2), KVCache()),
         "own": LayerCache(Policy.parse("quantized:bits=4")),
+        "rotated": LayerCache(Policy.parse("rotated:bits=4,v_bits=2")),
+        "turboquant": LayerCache(Policy.parse("turboquant:bits=3,v_bits=1,projection=true")),
     }
 
 

@@ -16,11 +16,11 @@ from kvlab.backends.base import Segment
 from kvlab.caches.codecs.base import Arrays, EncodedRows
 from kvlab.caches.codecs.raw import RawCodec
 
-TILE_ROWS = 256
+TILE_ROWS = 512
 """Rows that are decoded at a time: small beside a long cache, and few tiles mean few kernels."""
 
 TILE_QUERIES = 512
-"""Queries whose scores are computed at a time: for 32 heads, their scores of a tile take 16 MiB."""
+"""Queries whose scores are computed at a time: for 32 heads, their scores of a tile take 32 MiB."""
 
 
 def attend_in_tiles(
