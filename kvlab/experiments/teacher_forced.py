@@ -33,7 +33,7 @@ from kvlab.workloads.call_spans import TOKEN_KINDS
 REFERENCE = Policy.parse("full")
 ANSWERS_AT_ONCE = 8
 """Answers that are led side by side where nothing else is said."""
-MAX_DISTRIBUTION_BYTES = 1 << 30
+MAX_DISTRIBUTION_BYTES = 1 << 29
 """Bytes of the distributions under ``full`` that are held at a time: a row of the vocabulary for every token."""
 CUT = " […]"
 """Ends the text of an answer that was ended early, as it was no longer that of ``full``."""
