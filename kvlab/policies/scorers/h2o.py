@@ -12,7 +12,7 @@ from kvlab.errors import PolicyError
 from kvlab.policies.scorers.base import ScoreContext, Scorer
 
 MODES = ("sum", "mean")
-QUERIES_AT_ONCE = 64
+QUERIES_AT_ONCE = 128
 """Queries whose attention weights are computed together: memory is this times heads times length, in float32."""
 
 

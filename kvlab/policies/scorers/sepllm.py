@@ -36,7 +36,7 @@ class SepLLM(Scorer):
     least 4 rows.
 
     Args:
-        separators: token ids of the separators, joined with ``+``; without any, the policy is refused when it runs.
+        separators: token ids of the separators, joined with ``+``; none: the policy is refused when it runs.
         sinks: first tokens of the sequence that always stay.
         latest: newest tokens that always stay.
     """
@@ -44,13 +44,13 @@ class SepLLM(Scorer):
     name: ClassVar[str] = "sepllm"
     paper: ClassVar[str] = "SepLLM, arXiv:2412.12094"
     reads_token_ids: ClassVar[bool] = True
-    separators: str = ""
+    separators: str | None = None
     sinks: int = 4
     latest: int = 64
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.separators and not re.fullmatch(r"\d+(\+\d+)*", self.separators):
+        if self.separators is not None and not re.fullmatch(r"\d+(\+\d+)*", self.separators):
             raise PolicyError(f"sepllm: separators={self.separators} are no token ids; join them with +, as in 13+30")
         for name in ("sinks", "latest"):
             if getattr(self, name) < 0:
@@ -77,7 +77,7 @@ class SepLLM(Scorer):
         return max(MIN_ROWS, super().rows(prompt_tokens, layer, n_layers))
 
     def score(self, context: ScoreContext) -> mx.array:
-        if not self.separators:
+        if self.separators is None:
             raise PolicyError(
                 "sepllm: separators are the token ids of full stops, commas and so on, joined with +: write "
                 "sepllm:separators=13+30, with the ids of your model's tokenizer"
