@@ -10,12 +10,12 @@ import numpy as np
 
 
 def pack(kept: Sequence[np.ndarray]) -> str:
-    """Write bool arrays ``[n_kv_heads, tokens]``, one a layer, as packed bits, compressed, in base 64."""
+    """Write bool arrays ``[n_kv_heads, tokens]``, one a layer, as packed bits, compressed, in base 85 (RFC 1924: no slash, no quote)."""
     bits = np.packbits(np.stack(kept), axis=None)
-    return base64.b64encode(zlib.compress(bits.tobytes(), 9)).decode()
+    return base64.b85encode(zlib.compress(bits.tobytes(), 9)).decode()
 
 
 def unpack(text: str, layers: int, heads: int, tokens: int) -> np.ndarray:
     """Read what :func:`pack` wrote: bool ``[layers, n_kv_heads, tokens]``."""
-    bits = np.unpackbits(np.frombuffer(zlib.decompress(base64.b64decode(text)), np.uint8))
+    bits = np.unpackbits(np.frombuffer(zlib.decompress(base64.b85decode(text)), np.uint8))
     return bits[: layers * heads * tokens].reshape(layers, heads, tokens).astype(bool)
