@@ -115,6 +115,19 @@ def demo(out: Path | None, as_json: bool) -> None:
     help="RAM such as 6GB: prompts are computed once for all policies that begin with the same KV; no TTFT then.",
 )
 @repeats_option
+@click.option(
+    "--budget",
+    "budgets",
+    metavar="A,B,...",
+    help="Budgets for each policy that evicts by scores: shares such as 0.25, or tokens; 1 evicts nothing.",
+)
+@click.option(
+    "--certify",
+    "promises",
+    multiple=True,
+    metavar="METRIC:BOUND@CONFIDENCE",
+    help="Finds the smallest budget that loses no more, such as equal_call:1%@95%; may be repeated.",
+)
 @out_option
 @json_option
 @click.pass_context
@@ -135,6 +148,8 @@ def compare(
     seed: int,
     share_prompts: str | None,
     repeats: int | None,
+    budgets: str | None,
+    promises: tuple[str, ...],
     out: Path | None,
     as_json: bool,
 ) -> None:
@@ -143,11 +158,16 @@ def compare(
         raise click.UsageError("Missing option '--policies' or '--system'")
     policies = split_policies(specs) if specs else []
     from kvlab.experiments.run import compare_command
+    from kvlab.policies import with_budgets
+    from kvlab.results.certified import CertifyRequest
+
+    shares = read_budgets(budgets)
+    asked = [CertifyRequest.read(text) for text in promises]
 
     def run() -> Document:
         import_all(imports)
         results = compare_command(
-            [*policies, *read_systems(systems)],
+            [*(with_budgets(policies, shares) if shares else policies), *read_systems(systems)],
             workload,
             metrics=metrics,
             model=model_source(model, None, dtype),
@@ -162,7 +182,12 @@ def compare(
             out=out,
             command=context.find_root().obj,
         )
-        return results.document("compare")
+        made = results.document("compare")
+        for one in asked:
+            certificate = one.of(results.frame())
+            print(f"\n{certificate}")
+            made["rows"] = [*made["rows"], *certificate.rows()]
+        return made
 
     answer(as_json, run)
 
@@ -268,6 +293,15 @@ def split_policies(texts: Iterable[str]) -> list[str]:
     if not specs or not all(specs):
         raise PolicyError("an empty policy in the list; write names separated by commas, such as full,paged,tiered")
     return specs
+
+
+def read_budgets(text: str | None) -> list[int | float]:
+    """Return the numbers of a list such as ``0.05,0.25,512``. Raises PolicyError."""
+    parts = [part.strip() for part in (text or "").split(",")] if text is not None else []
+    try:
+        return [int(part) if part.isdigit() else float(part) for part in parts]
+    except ValueError as error:
+        raise PolicyError(f"--budget {text!r} is no list of numbers; write for example 0.05,0.25,1") from error
 
 
 def read_systems(texts: Iterable[str]) -> list[System]:

@@ -1,5 +1,6 @@
 """Policies: modules, slots, composition, the spec grammar and the registry."""
 
+from kvlab.policies.budgets import with_budgets
 from kvlab.policies.codecs import Quantized, Raw
 from kvlab.policies.grammar import parse_module
 from kvlab.policies.kivi import Kivi
@@ -31,4 +32,5 @@ __all__ = [
     "NoReuse", "Paged", "Policy", "PyramidKV", "Quantized", "Ram", "Random", "Raw", "Rotated", "Rotating",
     "ScoreContext", "Scorer", "SepLLM", "Slots", "SnapKV", "Snapshot", "Tiered", "TurboQuant", "WholePrompts",
     "format_bytes", "parse_bytes", "parse_module", "policy_labels", "registry",
+    "with_budgets",
 ]  # fmt: skip

@@ -19,6 +19,8 @@ from kvlab.policies.labels import policy_labels
 from kvlab.recording.recorder import Recorder, opened_record, read_record, write_record
 from kvlab.recording.zarr_frames import replacing, write_frame
 from kvlab.results.answers import answers
+from kvlab.results.certified import Certificate, certify
+from kvlab.results.certified.certificate import CONFIDENCE
 from kvlab.results.folders import make_folder
 from kvlab.results.load import OTHER_LOAD, joined_load, joined_systems
 from kvlab.results.notebook_view import notebook_html
@@ -108,6 +110,12 @@ class Results:
         For the rows of one point: of a sweep with a grid, choose them first (`kvlab.results.points`).
         """
         return verdict(self.frame(), self.provenance, self.labels())
+
+    def certify(
+        self, metric: str, *, at_most: float, confidence: float | None = CONFIDENCE, kind: str | None = None
+    ) -> Certificate:
+        """Find the policy with the fewest live bytes whose loss stays below a bound: `kvlab.results.certified`."""
+        return certify(self.frame(), metric, at_most=at_most, confidence=confidence, kind=kind)
 
     def labels(self) -> dict[str, str]:
         """Return the shortest distinct name of every policy."""

@@ -35,6 +35,8 @@ _UNITS: Mapping[str, str] = {
     "cut_tokens": "tokens",
     "discarded_tokens": "tokens",
     "ratio": "x",
+    "loss_bound": "fraction",
+    "certified": "bool",
     "text": "tokens",
 }
 FRACTION = "fraction"
