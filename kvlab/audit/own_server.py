@@ -87,10 +87,11 @@ def start(folder: Path) -> None:
     (folder / "pid").write_text(str(process.pid))
     until = time.monotonic() + START_S
     while not _answers(plan["url"]):
-        if process.poll() is not None or time.monotonic() > until:
+        status = process.poll()
+        if status is not None or time.monotonic() > until:
             lines = (folder / "log").read_text(encoding="utf-8", errors="replace").strip().splitlines()
-            said = lines[-1].removeprefix("kvlab: ") if lines else f"nothing within {START_S:g} s"
-            raise AuditError(f"kvlab serve did not start: {said}")
+            silent = f"no answer within {START_S:g} s" if status is None else f"it ended with status {status}"
+            raise AuditError(f"kvlab serve did not start: {lines[-1].removeprefix('kvlab: ') if lines else silent}")
         time.sleep(POLL_S)
 
 

@@ -14,7 +14,7 @@ STILL_AWAY = "The server does not come back by the command for a restart."
 
 
 def survival_findings(probe: Probe, later: Sequence[Probe], found: Sequence[Finding], lab: Lab) -> Iterator[Finding]:
-    """Yield nothing where the server answers after ``probe``.
+    """Yield nothing where the server answers after ``probe``, or that it answers a second question.
 
     Else yield that it is gone (unless ``found`` says so), and how it came back by the user's command; without one, or
     where that fails, a finding for each of the ``later`` probes, which cannot run.
@@ -22,7 +22,10 @@ def survival_findings(probe: Probe, later: Sequence[Probe], found: Sequence[Find
     if not why_silent(lab):
         return
     if not any(finding.metric == "alive" and finding.verdict == "bad" for finding in found):
-        yield alive_finding(probe.name, lab)
+        again = alive_finding(probe.name, lab)
+        yield again
+        if again.verdict == "good":  # it was only slow
+            return
     if lab.restart:
         back = run_and_wait(lab, lab.restart)
         if not back.error:
