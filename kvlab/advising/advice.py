@@ -17,6 +17,8 @@ from kvlab.policies import format_bytes
 from kvlab.systems import System, policy_of
 
 COLUMNS = ("", "design", "wait", "again", "after restart", "agents", "memory", "ssd", "note")
+MAY_DIFFER = "may differ from those without a cache"
+"""What is known of a lossy design where no run has measured what it loses."""
 
 
 @dataclass(frozen=True)
@@ -28,6 +30,7 @@ class Advice:
         ranking: all designs with their numbers.
         changes: what would be chosen under other conditions.
         model: what ``--model`` takes; empty for the bundled one.
+        promise: what lossy designs lose at most, in words, where a run has measured it.
     """
 
     workload: str
@@ -37,6 +40,7 @@ class Advice:
     memory: int
     ssd: int
     model: str = ""
+    promise: str = ""
 
     @property
     def choice(self) -> Judged:
@@ -134,7 +138,7 @@ class Advice:
     def sentences(self) -> list[str]:
         """The answer in sentences."""
         tied = f" As good within {TIE_SHARE:.0%}, and less simple: {_listed(self.ties)}." if self.ties else ""
-        lossy = " Its answers may differ from those without a cache." if self.choice.design.is_lossy else ""
+        lossy = f" Its answers {self.promise or MAY_DIFFER}." if self.choice.design.is_lossy else ""
         said = [f"For {self.workload}: {self.policy}.{lossy}{tied}"]
         for one in self.changes:
             if one.differs:

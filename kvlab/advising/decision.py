@@ -10,15 +10,17 @@ from kvlab.advising.advice import Advice
 from kvlab.advising.agents import AgentWorkload
 from kvlab.advising.changes import Conditions, changed, design_key, representatives
 from kvlab.advising.description import Description
-from kvlab.advising.designs import Need, designs
+from kvlab.advising.designs import LOSSY_CODECS, Need, designs
 from kvlab.advising.errors import AdviceError
 from kvlab.advising.judging import Ranking, rank
 from kvlab.advising.kv_bytes import attention_share, token_bytes_of
 from kvlab.advising.measuring import measured_speed
+from kvlab.advising.quality import DEFAULT_PROMISE, certified_codecs
 from kvlab.advising.speed import Speed, card_speed, given_speed
 from kvlab.advising.transcripts import transcript_workload
 from kvlab.models import LoadedModel, ModelLike, load
 from kvlab.policies import Policy, parse_bytes
+from kvlab.results import Results
 
 LARGEST_VOCABULARY = 2048
 """Token ids that texts of a description are drawn from."""
@@ -38,6 +40,8 @@ def advise(
     speed: Speed | None = None,
     kv_bytes: int | None = None,
     lossy: bool = False,
+    quality: Results | str | Path | None = None,
+    promise: str = DEFAULT_PROMISE,
     n: int | None = None,
     restarts: int | None = None,
     what_if: bool = True,
@@ -62,6 +66,9 @@ def advise(
         speed: all speeds in one value, in place of these.
         kv_bytes: bytes of KV a token of another model than ``model``.
         lossy: also designs whose answers may differ from those without a cache.
+        quality: a run of :func:`kvlab.compare`, or its folder, that measured codecs: those that hold ``promise`` are
+            allowed, as with ``lossy``, and no others.
+        promise: what ``kvlab compare --certify`` takes, such as ``"equal_call:1%@95%"``.
         n: conversations of a transcript that go on at once; None is one.
         restarts: of the server, evenly spread.
         what_if: also say what would change the choice, which takes as long again.
@@ -69,6 +76,8 @@ def advise(
     Raises:
         AdviceError: a speed is missing, a number cannot be used, or nothing fits. WorkloadError, ModelError.
     """
+    measured = None if quality is None else certified_codecs(quality, promise)
+    codecs, lossy = (measured.codecs, True) if measured is not None else (LOSSY_CODECS, lossy)
     loaded = model if isinstance(model, LoadedModel) else load(model)
     room, disk = parse_bytes(memory), parse_bytes(ssd)
     description = None if workload is not None else _described(described, restarts)
@@ -86,7 +95,7 @@ def advise(
 
     def decide(conditions: Conditions, only: set[str] | None = None) -> Ranking:
         need = Need(conditions.workload.agents, conditions.workload.longest, conditions.memory, conditions.ssd)
-        chosen = designs(need, token_bytes, lossy=conditions.lossy)
+        chosen = designs(need, token_bytes, lossy=conditions.lossy, codecs=codecs)
         if only is not None:
             chosen = [one for one in chosen if design_key(one) in only or one.is_lossy]
         return rank(conditions.workload, chosen, need, chosen_speed, token_bytes)
@@ -112,7 +121,16 @@ def advise(
         if what_if
         else []
     )
-    return Advice(own.text, ranking, tuple(changes), chosen_speed, room, disk, loaded.argument)
+    return Advice(
+        own.text,
+        ranking,
+        tuple(changes),
+        chosen_speed,
+        room,
+        disk,
+        loaded.argument,
+        measured.promise if measured else "",
+    )
 
 
 def _described(values: dict[str, Any], restarts: int | None) -> Description:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 from kvlab.advising.errors import AdviceError
 from kvlab.counts import counted
 from kvlab.decoder.config import DecoderConfig
 from kvlab.policies import (
+    Module,
     NoReuse,
     Paged,
     Policy,
@@ -33,7 +34,8 @@ LIVE_SHARE = 0.5
 """Most of the memory that kvlab's own designs set aside for live KV."""
 SERVED_CONCURRENCY = 32
 """Of ``kvlab serve`` with a policy."""
-LOSSY_CODECS = (Quantized(bits=8), Quantized(bits=4))
+LOSSY_CODECS: tuple[Module, ...] = (Quantized(bits=8), Quantized(bits=4))
+"""Of lossy designs, where nothing says which codecs lose little."""
 
 TokenBytes = Callable[[Policy], int]
 """Returns the bytes of KV a token under a policy's codec."""
@@ -100,8 +102,10 @@ class SizedDesign:
         return self.is_lossy, below, kept, most, isinstance(self.candidate, System), str(self.candidate)
 
 
-def designs(need: Need, token_bytes: TokenBytes, *, lossy: bool = False) -> list[SizedDesign]:
-    """Return all designs, sized for a need; those that keep fewer bits or tokens only where ``lossy`` allows them.
+def designs(
+    need: Need, token_bytes: TokenBytes, *, lossy: bool = False, codecs: Sequence[Module] = LOSSY_CODECS
+) -> list[SizedDesign]:
+    """Return all designs, sized; those that keep fewer bits, by ``codecs``, only where ``lossy`` allows them.
 
     Raises AdviceError where memory does not hold the longest request.
     """
@@ -112,14 +116,14 @@ def designs(need: Need, token_bytes: TokenBytes, *, lossy: bool = False) -> list
             f"the longest request has {counted(need.longest, 'token')}, whose KV takes {format_bytes(whole)}, and the "
             f"memory is {format_bytes(need.memory)}: write --memory {_megabytes(2 * whole)}, or --lossy"
         )
-    found = [*_own(need, token_bytes, lossy=lossy), *_systems(need, token_bytes)]
+    found = [*_own(need, token_bytes, codecs if lossy else ()), *_systems(need, token_bytes)]
     return [one for one in found if (lossy or not one.is_lossy) and (need.ssd or not one.uses_ssd)]
 
 
-def _own(need: Need, token_bytes: TokenBytes, *, lossy: bool) -> Iterator[SizedDesign]:
-    """Yield kvlab's own policies."""
+def _own(need: Need, token_bytes: TokenBytes, codecs: Sequence[Module]) -> Iterator[SizedDesign]:
+    """Yield kvlab's own policies, exact ones and those with one of the codecs."""
     yield SizedDesign(Policy.parse("full"), need.memory)
-    for codec in (None, *(LOSSY_CODECS if lossy else ())):
+    for codec in (None, *codecs):
         per_token = token_bytes(Policy(codec)) if codec is not None else token_bytes(Policy.parse("full"))
         live = _live(need, per_token, SERVED_CONCURRENCY)
         ram, ssd = _megabytes(need.memory - live), _megabytes(need.ssd)

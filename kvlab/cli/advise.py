@@ -48,6 +48,13 @@ def described(name: str, text: str) -> Any:
 @click.option("--ssd-speed", metavar="SIZE", help="Read from SSD in a second, such as 3GB; else 2GB, or measured.")
 @click.option("--kv-bytes", type=click.IntRange(min=1), metavar="N", help="Bytes of KV a token, of another model.")
 @click.option("--lossy", is_flag=True, help="Also designs whose answers may differ, such as quantized KV.")
+@click.option(
+    "--quality",
+    type=click.Path(file_okay=False, path_type=Path),
+    metavar="RUN",
+    help="A run folder of kvlab compare: lossy designs are those that hold --promise there.",
+)
+@click.option("--promise", metavar="METRIC:BOUND@CONFIDENCE", help="As kvlab compare --certify; else accuracy:5%@95%.")
 @click.option("--model", metavar="MODEL", help="As kvlab compare takes it; else bundled.")
 @import_option
 @json_option
@@ -65,6 +72,8 @@ def advise(
     ssd_speed: str | None,
     kv_bytes: int | None,
     lossy: bool,
+    quality: Path | None,
+    promise: str | None,
     model: str | None,
     imports: tuple[Path, ...],
     as_json: bool,
@@ -80,6 +89,10 @@ def advise(
     given: dict[str, Any] = {name: value for name, value in numbers.items() if value is not None}
     if pause is not None:
         given["pause_s"] = pause
+    if promise is not None:
+        if quality is None:
+            raise click.UsageError("--promise is what a run has to hold: write --quality RUN too")
+        given["promise"] = promise
     if n is not None and transcript is None and workload is None:
         raise click.UsageError("--n counts conversations of --transcript: write --agents for a described workload")
     from kvlab.advising import advise as run
@@ -100,6 +113,7 @@ def advise(
             card=card,
             kv_bytes=kv_bytes,
             lossy=lossy,
+            quality=quality,
             n=n,
             **given,
         )

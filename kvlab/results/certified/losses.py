@@ -57,9 +57,7 @@ def item_losses(rows: pl.DataFrame, metric: str, kind: str | None = None) -> Ite
         & (pl.col("kind").is_null() | (pl.col("kind") != TOGETHER))
     )
     if found.is_empty() and metric in set(rows["metric"]):
-        raise RunError(
-            f"{metric} says nothing here, as {REFERENCE} itself fails the task; choose one that it can do"
-        )
+        raise RunError(f"{metric} says nothing here, as {REFERENCE} itself fails the task; choose one that it can do")
     if found.is_empty():
         raise RunError(f"these rows have no {metric} of single items; {_shares(rows)}")
     _check(found, metric, kind)
