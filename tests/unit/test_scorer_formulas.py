@@ -322,7 +322,7 @@ def test_adakv_scores_accumulates_and_reads_as_what_it_wraps():
         ("adakv:alpha=1.5", "alpha=0.2"),
         ("adakv(tova)", "use tova without adakv"),
         ("adakv(sepllm:separators=3)", "without adakv"),
-        ("adakv(adakv)", "without adakv"),
+        ("adakv(adakv)", "shares out a budget already: write adakv alone"),
         ("adakv(knorm:budget=0.3):budget=0.2", "write one"),
         ("adakv(snapkv):budget=20", "above its window=32"),
     ],

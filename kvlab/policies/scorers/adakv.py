@@ -44,7 +44,9 @@ class AdaKV(Scorer):
     alpha: float = 0.2
 
     def __post_init__(self) -> None:
-        if isinstance(self.scorer, (AdaKV, *SAME_IN_ALL_HEADS)):
+        if isinstance(self.scorer, AdaKV):
+            raise PolicyError(f"adakv: '{self.scorer}' shares out a budget already: write {self.scorer} alone")
+        if isinstance(self.scorer, SAME_IN_ALL_HEADS):
             raise PolicyError(f"adakv: '{self.scorer.name}' scores all heads alike: use {self.scorer} without adakv")
         if not 0 <= self.alpha <= 1:
             raise PolicyError(f"adakv: alpha={self.alpha} is no share; write 0 to 1, such as alpha=0.2")
