@@ -10,7 +10,10 @@ import numpy as np
 
 
 def pack(kept: Sequence[np.ndarray]) -> str:
-    """Write bool arrays ``[n_kv_heads, tokens]``, one a layer, as packed bits, compressed, in base 85 (RFC 1924: no slash, no quote)."""
+    """Write bool arrays ``[n_kv_heads, tokens]``, one a layer, as packed bits, compressed, in base 85.
+
+    The alphabet is that of RFC 1924, which has no slash and no quote.
+    """
     bits = np.packbits(np.stack(kept), axis=None)
     return base64.b85encode(zlib.compress(bits.tobytes(), 9)).decode()
 
