@@ -8,20 +8,22 @@ from typing import Any
 import altair as alt
 import polars as pl
 
+from kvlab.charts.colors import SOFT_INK
 from kvlab.charts.style import AXIS_LABEL_PX, Look, require, styled
 from kvlab.errors import RunError
 
-PANELS = ("prose KL", "prose flips", "name flips", "argument flips", "equal calls")
-"""The measures that are drawn, from left to right, where they are there."""
+PANELS = ("name flips", "argument flips", "equal calls", "prose KL", "prose flips")
+"""The measures that are drawn, from left to right, where they are there: first those that every source has."""
 KL_TICKS = [0, 0.001, 0.01, 0.1, 1, 10]
 PANEL_WIDTH, ROW_HEIGHT = 150, 24
 
 
-def tools_by_policy(summary: pl.DataFrame, *, among: Sequence[str] | None = None) -> alt.HConcatChart:
+def tools_by_policy(summary: pl.DataFrame, *, among: Sequence[str] | None = None) -> Any:
     """Draw a panel for each measure and a line for each policy: a point with its confidence interval.
 
-    ``summary`` is ``kvlab.results.forced_summary.summarize_forced(rows)``. `among` are the policies of the whole set
-    where it holds a part of them: see `kvlab.charts`.
+    ``summary`` is ``kvlab.results.forced_summary.summarize_forced(rows)``; with a column ``workload``, each has
+    a row of panels under its name. `among` are the policies of the whole set where it holds a part of them: see
+    `kvlab.charts`.
     """
     require(summary, "policy", "measure", "value", "low", "high", "items")
     panels = [name for name in PANELS if name in set(summary["measure"])]
@@ -29,11 +31,24 @@ def tools_by_policy(summary: pl.DataFrame, *, among: Sequence[str] | None = None
         raise RunError(f"this summary has none of the measures {', '.join(PANELS)}; run the workload tools")
     look = Look(summary, among)
     data = look.labelled(summary)
-    drawn = [
-        _panel(data.filter(pl.col("measure") == name), name, look, index == 0) for index, name in enumerate(panels)
-    ]
+    if "workload" not in summary.columns:
+        drawn: Any = _row(data, panels, look)
+    else:
+        parts = data.partition_by("workload", maintain_order=True)
+        drawn = alt.vconcat(*(_named(_row(part, panels, look), part["workload"][0]) for part in parts), spacing=24)
     note = ["Bars: 95 % confidence, by bootstrap over items. A flip: the most probable token is not that of full."]
-    return styled(alt.hconcat(*drawn, spacing=14), "Which compression breaks tool calls first", note)
+    return styled(drawn, "Which compression breaks tool calls first", note)
+
+
+def _row(data: pl.DataFrame, panels: Sequence[str], look: Look) -> Any:
+    """Draw the panels of those measures that the data has, beside each other."""
+    present = [name for name in panels if name in set(data["measure"])]
+    drawn = [_panel(data.filter(pl.col("measure") == name), name, look, name == present[0]) for name in present]
+    return alt.hconcat(*drawn, spacing=14)
+
+
+def _named(row: Any, name: str) -> Any:
+    return row.properties(title=alt.TitleParams(name, anchor="start", fontSize=13, color=SOFT_INK.light))
 
 
 def _panel(data: pl.DataFrame, name: str, look: Look, is_first: bool) -> Any:

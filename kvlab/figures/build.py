@@ -17,8 +17,8 @@ from kvlab.figures import saved as rows
 from kvlab.figures.claim import Verdict
 from kvlab.figures.draw import RENDERER, Picture, draw
 from kvlab.figures.figure import Figure
+from kvlab.figures.kept_rows import kept_rows
 from kvlab.figures.saved import Saved
-from kvlab.figures.stack_page.kept import kept
 from kvlab.figures.stack_page.measured import METRICS as OF_STACK
 from kvlab.figures.stack_page.stack_rows import STACKS
 from kvlab.paths import PACKAGE
@@ -120,9 +120,7 @@ def rerun(figures: Sequence[Figure], place: Place, target: Path, stores: Path, *
                 raise
             problems.append(f"{name}: it could not be measured: {error}")
             continue
-        if name in STACKS:
-            found = dataclasses.replace(found, rows=kept(found.rows))
-        rows.write(target, name, found, needed)
+        rows.write(target, name, dataclasses.replace(found, rows=kept_rows(name, found.rows)), needed)
     return problems
 
 

@@ -108,8 +108,9 @@ def differences(kept: pl.DataFrame, fresh: Results) -> list[str]:
 
 
 def _compared(kept: pl.DataFrame, fresh: Results) -> pl.DataFrame:
-    """Return the fresh rows that must be among the kept ones."""
-    asked = fresh.frame().filter(pl.col("metric").is_in(kept["metric"].unique().to_list()))
+    """Return the fresh rows that must be among the kept ones, which may hold some kinds of rows only."""
+    kinds = kept.select("policy", "metric", "kind").unique()
+    asked = fresh.frame().join(kinds, on=kinds.columns, how="semi", nulls_equal=True)
     return asked.filter((pl.col("unit") != BYTES) | pl.col("turn").is_not_null())
 
 

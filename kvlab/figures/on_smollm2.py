@@ -7,6 +7,7 @@ from typing import Any
 import polars as pl
 
 from kvlab import charts
+from kvlab.counts import counted
 from kvlab.figures.claim import Claim, pick
 from kvlab.figures.figure import Figure
 from kvlab.figures.number import Number
@@ -27,6 +28,23 @@ def _servers(saved: Saved, workload: str) -> pl.DataFrame:
 def _needles(saved: Saved) -> Any:
     titles = {KNOWN: "question known", UNKNOWN: "question unknown"}
     return charts.accuracy_by_kept_kv(accuracy_by_kept_share(saved.rows), titles)
+
+
+def _tools(saved: Saved) -> Any:
+    """Draw a row of panels for each source: its prompts are short, or long, and methods do not rank alike there."""
+    parts = [
+        summarize_forced(rows).with_columns(pl.lit(_source(rows)).alias("workload"))
+        for rows in saved.rows.partition_by("workload", maintain_order=True)
+    ]
+    return charts.tools_by_policy(pl.concat(parts))
+
+
+def _source(rows: pl.DataFrame) -> str:
+    """Name a source, with its number of items and the tokens of its prompts."""
+    tokens: Any = rows.filter(pl.col("metric") == "prompt_tokens")["value"].median()
+    items = rows.filter(pl.col("metric") == "prompt_tokens").select("seed", "conversation").n_unique()
+    name = rows["workload"][0].removeprefix("tools:")
+    return f"{name}: {counted(items, 'item')}, prompts of {tokens:,.0f} tokens (median)"
 
 
 def _beside_mlx_lm(metric: str, statistic: Any = "mean", **where: Any) -> Number:
@@ -111,8 +129,8 @@ ON_SMOLLM2: tuple[Figure, ...] = (
         name="tools-by-policy",
         title="Which compression breaks tool calls first, SmolLM2-135M",
         experiments=("tools",),
-        chart=lambda saved: charts.tools_by_policy(summarize_forced(saved.rows)),
-        metrics=frozenset({"kl", "tool_flip", "equal_call"}),
+        chart=_tools,
+        metrics=frozenset({"kl", "tool_flip", "equal_call", "prompt_tokens"}),
         claims=(
             Claim(
                 "Eight bits flip at most one token of an argument in a hundred",

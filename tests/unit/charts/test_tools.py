@@ -24,7 +24,7 @@ def summary(*measures: str) -> pl.DataFrame:
 def test_tools_have_a_panel_a_measure_with_a_point_and_a_bar_a_policy() -> None:
     spec = charts.tools_by_policy(summary("equal calls", "name flips", "prose KL", "name KL")).to_dict()
     titles = [marks(panel)[1]["encoding"]["x"]["title"] for panel in spec["hconcat"]]
-    assert titles == ["prose KL (nats)", "name flips", "equal calls"]
+    assert titles == ["name flips", "equal calls", "prose KL (nats)"]
     for panel in spec["hconcat"]:
         rule, point = marks(panel)
         assert (rule["mark"]["type"], point["mark"]["type"]) == ("rule", "point")
@@ -33,6 +33,17 @@ def test_tools_have_a_panel_a_measure_with_a_point_and_a_bar_a_policy() -> None:
         drawn = data_of(spec, panel if "data" in panel else rule)
         assert {one["policy"]: (one["low"], one["value"]) for one in drawn}["snapkv"] == (0.15, 0.3)
     assert spec["hconcat"][1]["layer"][0]["encoding"]["y"]["axis"] is None  # policies are named once
+
+
+def test_each_workload_has_a_row_of_panels_under_its_name() -> None:
+    parts = [
+        summary("equal calls", "name flips").with_columns(pl.lit("calls").alias("workload")),
+        summary("equal calls", "prose KL").with_columns(pl.lit("conversations").alias("workload")),
+    ]
+    spec = charts.tools_by_policy(pl.concat(parts)).to_dict()
+    assert [row["title"]["text"] for row in spec["vconcat"]] == ["calls", "conversations"]
+    drawn = [[marks(panel)[1]["encoding"]["x"]["title"] for panel in row["hconcat"]] for row in spec["vconcat"]]
+    assert drawn == [["name flips", "equal calls"], ["equal calls", "prose KL (nats)"]]
 
 
 def test_distance_by_position_has_a_line_a_policy() -> None:
