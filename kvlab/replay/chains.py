@@ -17,7 +17,7 @@ def numbered_chains(ids: np.ndarray, offsets: np.ndarray) -> np.ndarray:
     it names the content of a block alone: then each of its chains gets a number of its own, as a chained hash would.
 
     Args:
-        ids: int64 ``[blocks]``, the chains of all requests behind one another.
+        ids: integers ``[blocks]``, the chains of all requests behind one another.
         offsets: int64 ``[requests + 1]``, where each chain starts.
     """
     numbers = _first_seen(ids)
@@ -41,8 +41,8 @@ def parents_of_places(numbers: np.ndarray, offsets: np.ndarray) -> np.ndarray:
 def _first_seen(ids: np.ndarray) -> np.ndarray:
     """Number values from 0 on in the order of their first appearance."""
     if len(ids) and ids.min() >= 0 and ids.max() < SPARSE * len(ids):
-        places = np.full(int(ids.max()) + 1, len(ids), np.int64)
-        places[ids[::-1]] = np.arange(len(ids) - 1, -1, -1)  # of equal ids the last assignment counts
+        places = np.full(int(ids.max()) + 1, len(ids), np.int32)
+        places[ids[::-1]] = np.arange(len(ids) - 1, -1, -1, dtype=np.int32)  # of equal ids the last assignment counts
         used = np.flatnonzero(places < len(ids))
         lookup = np.empty(len(places), np.int32)
         lookup[used[np.argsort(places[used])]] = np.arange(len(used), dtype=np.int32)

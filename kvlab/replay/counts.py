@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -24,7 +25,7 @@ class ReplayCounts:
         evictions: blocks that left for others; of sampled replays, scaled.
         insertions: blocks that entered.
         sampled: share of the blocks that was looked at; 1 for all.
-        estimate: the hit ratio by block of a sampled replay, which ``hit_blocks`` does not have; else None.
+        lost: of a sampled replay, the estimated uses of blocks that had left; ``hit_blocks`` are then zeros. Else None.
     """
 
     trace: BlockTrace
@@ -34,7 +35,7 @@ class ReplayCounts:
     evictions: int
     insertions: int
     sampled: float = 1.0
-    estimate: float | None = None
+    lost: float | None = None
 
     @cached_property
     def hit_tokens(self) -> np.ndarray:
@@ -43,27 +44,40 @@ class ReplayCounts:
 
     @property
     def hits(self) -> int:
-        """Hit blocks of all requests."""
+        """Hit blocks of all requests; of a sampled replay an estimate."""
+        if self.lost is not None:
+            return max(0, round(len(self.trace.blocks) - self.trace.unique - self.lost))
         return int(self.hit_blocks.sum())
+
+    @property
+    def cached_tokens(self) -> int:
+        """Tokens of all hit blocks; of a sampled replay an estimate, in which those that had left were full."""
+        if self.lost is not None:
+            return max(0, round(self.trace.known_tokens - self.lost * self.trace.block_tokens))
+        return int(self.hit_tokens.sum())
 
     @property
     def by_block(self) -> float:
         """Hit blocks over the blocks of all requests."""
-        return self.estimate if self.estimate is not None else ratio(self.hits, len(self.trace.blocks))
+        return ratio(self.hits, len(self.trace.blocks))
 
     @property
     def by_token(self) -> float:
         """Tokens of hit blocks over the tokens of all prompts."""
-        return ratio(self.hit_tokens.sum(), self.trace.input_tokens.sum())
+        return ratio(self.cached_tokens, self.trace.input_tokens.sum())
 
     @property
     def by_request(self) -> float:
-        """Mean over the requests with blocks of their own hit ratio by block."""
+        """Mean over the requests with blocks of their own hit ratio by block; NaN of a sampled replay."""
+        if self.lost is not None:
+            return math.nan
         filled = self.trace.lengths > 0
         return mean(self.hit_blocks[filled] / self.trace.lengths[filled])
 
     @property
     def by_request_tokens(self) -> float:
-        """Mean over the requests with tokens of their own hit ratio by token."""
+        """Mean over the requests with tokens of their own hit ratio by token; NaN of a sampled replay."""
+        if self.lost is not None:
+            return math.nan
         spoken = self.trace.input_tokens > 0
         return mean(self.hit_tokens[spoken] / self.trace.input_tokens[spoken])

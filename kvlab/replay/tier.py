@@ -8,7 +8,7 @@ from typing import Any
 
 from kvlab.replay.orders import TraceClock, order_for
 from kvlab.replay.sized_block import SizedBlock
-from kvlab.store.blocks import BLOCK, estimated_cost
+from kvlab.store.blocks import CHECKPOINT, estimated_cost
 from kvlab.store.keys import Namespace
 from kvlab.store.pins import Pins
 from kvlab.store.ram.insertion import RamInserter
@@ -20,13 +20,12 @@ KEY_BYTES = 4
 """Bytes of a key: the number of the block."""
 
 
-
 class ReplayTier:
     """Looks up and inserts chains in a ``RamTier`` with the store's own ``RamInserter``.
 
-    The chain of a request stays from its lookup to its end. Deviations from a store's RAM tier: keys are numbers instead
-    of hashes; a partial block is not dropped when a longer one covers it, since ids do not tell; a request's own chain
-    also stays while its blocks are inserted.
+    The chain of a request stays from its lookup to its end. Deviations from a store's RAM tier: keys are numbers
+    instead of hashes; blocks enter as checkpoints do, which have parents and sizes but no index by tokens, so that a
+    partial block is not dropped when a longer one covers it; a request's own chain also stays while its blocks enter.
 
     Args:
         capacity: in the unit of ``sizes``.
@@ -50,6 +49,7 @@ class ReplayTier:
         self._parents, self._sizes, self._depths = parents, sizes, depths
         self._block_tokens = block_tokens
         self._space = Namespace("replay", "", "", block_tokens)
+        self._made: dict[int, SizedBlock] = {}
         self._root = self._space.root()
         self._pinned: frozenset[bytes] = frozenset()
         self.evictions = self.evicted = self.insertions = self.inserted = 0
@@ -102,13 +102,20 @@ class ReplayTier:
         return found
 
     def _block(self, block: int) -> SizedBlock:
+        """Return a block; each is made once, which takes longer than to insert it."""
+        made = self._made.get(block)
+        if made is None:
+            made = self._made[block] = self._make(block)
+        return made
+
+    def _make(self, block: int) -> SizedBlock:
         parent, depth = self._parents[block], self._depths[block]
         return SizedBlock(
-            key=(key := _key(block)),
+            key=_key(block),
             parent=self._root if parent < 0 else _key(parent),
             ns=self._space,
-            kind=BLOCK,
-            tokens=key,
+            kind=CHECKPOINT,
+            tokens=b"",
             start=depth * self._block_tokens,
             cost=estimated_cost(depth * self._block_tokens, self._block_tokens),
             payload={},

@@ -99,6 +99,16 @@ class BlockTrace:
         return tokens
 
     @cached_property
+    def known_tokens(self) -> int:
+        """The tokens that a tier without limit would hit: in a tree, all blocks but those used for the first time."""
+        first = np.full(self.unique, len(self.blocks), np.int64)
+        first[self.blocks[::-1]] = np.arange(len(self.blocks) - 1, -1, -1)
+        new = np.add.reduceat(_marked(len(self.blocks), first), self.offsets[:-1][self.lengths > 0])
+        prefix = np.zeros(len(self), np.int64)
+        prefix[self.lengths > 0] = self.lengths[self.lengths > 0] - new
+        return int(self.hit_tokens(prefix).sum())
+
+    @cached_property
     def is_plain(self) -> bool:
         """Whether no block has a parent, as in traces of other caches: a request is one block."""
         return bool((self.lengths <= 1).all())
@@ -139,6 +149,12 @@ class BlockTrace:
         return f"{self.name}: {', '.join(parts[:2])} of {self.block_tokens} tokens, {self.unique:,} different"
 
 
+def _marked(size: int, places: np.ndarray) -> np.ndarray:
+    marks = np.zeros(size, np.int64)
+    marks[places] = 1
+    return marks
+
+
 def block_trace(
     name: str,
     block_tokens: int,
@@ -164,11 +180,10 @@ def block_trace(
     """
     n = len(chains)
     lengths = np.fromiter((len(chain) for chain in chains), np.int64, n)
-    flat = np.concatenate([np.asarray(chain, np.int64) for chain in chains]) if n else np.empty(0, np.int64)
     return trace_of_arrays(
         name,
         block_tokens,
-        flat,
+        [chain if isinstance(chain, np.ndarray) else np.array(chain, np.int64) for chain in chains],
         lengths,
         times=np.arange(n, dtype=np.float64) if times is None else np.asarray(times, np.float64),
         input_tokens=lengths * block_tokens if input_tokens is None else np.asarray(input_tokens, np.int64),
@@ -180,7 +195,7 @@ def block_trace(
 def trace_of_arrays(
     name: str,
     block_tokens: int,
-    ids: np.ndarray,
+    ids: np.ndarray | Sequence[np.ndarray],
     lengths: np.ndarray,
     *,
     times: np.ndarray,
@@ -188,14 +203,17 @@ def trace_of_arrays(
     output_tokens: np.ndarray,
     sessions: np.ndarray,
 ) -> BlockTrace:
-    """Make a trace as :func:`block_trace` does, of ids that lie behind one another, int64 ``[total]``."""
+    """Make a trace as :func:`block_trace` does, of arrays; ``ids`` of all chains may lie behind one another."""
     if len(times) != len(lengths) or len(input_tokens) != len(lengths):
         raise TraceError("the columns of a trace differ in length; give one value a request")
     order = np.argsort(times, kind="stable")
-    if (order[1:] < order[:-1]).any():
-        starts = np.cumsum(lengths) - lengths
-        places = np.repeat(starts[order] - (np.cumsum(lengths[order]) - lengths[order]), lengths[order])
-        ids, lengths = ids[places + np.arange(len(ids))], lengths[order]
+    is_sorted = not (order[1:] < order[:-1]).any()
+    if not (isinstance(ids, np.ndarray) and is_sorted):
+        if isinstance(ids, np.ndarray):
+            ids = np.split(ids, np.cumsum(lengths[:-1]))
+        ids = np.concatenate([ids[at] for at in order]) if len(ids) else np.empty(0, np.int64)
+    if not is_sorted:
+        lengths = lengths[order]
         times, input_tokens = times[order], input_tokens[order]
         output_tokens, sessions = output_tokens[order], sessions[order]
     offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
