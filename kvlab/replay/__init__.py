@@ -1,0 +1,1 @@
+"""Replays traces over replacement policies, without a model."""
