@@ -243,8 +243,8 @@ def arc(trace: Trace, capacity: int, *, late: bool = False) -> int:
 def lirs(trace: Trace, capacity: int, *, caffeine: bool = False) -> int:
     """The paper's. S has at most twice the capacity; with ``caffeine`` its ghosts have.
 
-    With ``caffeine`` also, keys that fill the queue at first do not enter S, and a resident HIR key that is used twice in
-    a row stays HIR.
+    With ``caffeine`` also, keys that fill the queue at first do not enter S, and a resident HIR key that is used twice
+    in a row stays HIR.
     """
     most_low = int(0.99 * capacity) if caffeine else capacity - max(1, int(0.01 * capacity))
     stack: list[int] = []  # the top is the last one
@@ -304,8 +304,8 @@ def lirs(trace: Trace, capacity: int, *, caffeine: bool = False) -> int:
 def lirs_libcachesim(trace: Trace, capacity: int) -> int:
     """As libCacheSim has it: a hit on a HIR key that is not in S also turns the LIR key at the bottom of S into HIR.
 
-    A HIR key leaves the cache for it, and the cache is not full until the next miss. Where the queue has one place, that is
-    the key that was hit, which counts as resident nevertheless until it leaves S.
+    A HIR key leaves the cache for it, and the cache is not full until the next miss. Where the queue has one place,
+    that is the key that was hit, which counts as resident nevertheless until it leaves S.
     """
     most_high = max(1, int(0.01 * capacity))
     most_low = capacity - most_high
@@ -435,8 +435,8 @@ class FilterCounts:
 def wtinylfu_libcachesim(trace: Trace, capacity: int) -> int:
     """As libCacheSim has it.
 
-    All keys stay in the window until the cache is full. A use counts where the key is in the main part, is new, or competes;
-    counts are halved after 32 times the capacity of hits in the main part.
+    All keys stay in the window until the cache is full. A use counts where the key is in the main part, is new, or
+    competes; counts are halved after 32 times the capacity of hits in the main part.
     """
     main_capacity = capacity - int(0.01 * capacity)
     window: list[int] = []

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import heapq
 from collections import OrderedDict
-from collections.abc import Callable, Hashable, Iterator
+from collections.abc import Callable, Hashable, Iterable, Iterator
 
 Rank = tuple[float, ...]
 
@@ -52,6 +52,10 @@ class EvictionOrder:
 
     def first(self, evictable: Callable[[Hashable], bool]) -> Hashable | None:
         """Return the first key that ``evictable`` accepts, or None."""
+        return first_of((self,), evictable)
+
+    def first_unparked(self, evictable: Callable[[Hashable], bool]) -> Hashable | None:
+        """Return the first key that is not parked and that ``evictable`` accepts, or None; park those it refuses."""
         while self._heap:
             rank, placed, key = self._heap[0]
             if key in self._parked or self._entries.get(key) != (rank, placed):
@@ -60,11 +64,13 @@ class EvictionOrder:
                 return key
             else:
                 self._parked.add(key)
-        if not self._parked:
-            return None
-        self._parked.clear()
-        self._heap = sorted((*entry, name) for name, entry in self._entries.items())
-        return next((key for *_, key in self._heap if evictable(key)), None)
+        return None
+
+    def unpark(self) -> None:
+        """Return all parked keys to their places."""
+        if self._parked:
+            self._parked.clear()
+            self._heap = sorted((*entry, name) for name, entry in self._entries.items())
 
     @property
     def oldest(self) -> Hashable | None:
@@ -79,6 +85,22 @@ class EvictionOrder:
 
     def __len__(self) -> int:
         return len(self._entries)
+
+
+def first_of(orders: Iterable[EvictionOrder], evictable: Callable[[Hashable], bool]) -> Hashable | None:
+    """Return the first key that ``evictable`` accepts of the first order that has one, or None.
+
+    Parked keys are asked for again only when no order has another key.
+    """
+    orders = list(orders)
+    for _ in range(2):
+        for order in orders:
+            key = order.first_unparked(evictable)
+            if key is not None:
+                return key
+        for order in orders:
+            order.unpark()
+    return None
 
 
 def require_resident(key: Hashable, resident: bool) -> None:

@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Hashable
 
-from kvlab.store.eviction_order import EvictionOrder
+from kvlab.store.eviction_order import EvictionOrder, first_of
 from kvlab.store.replacement.base import Evictable, Replacement, any_key, require_absent
 
 
@@ -92,8 +92,7 @@ class Arc(Replacement):
         excess = self._once.nbytes - self._target
         is_due = any(key in self._again.ghosts for key in self._expected)
         segments = (self._once, self._again) if excess > 0 or (excess == 0 and is_due) else (self._again, self._once)
-        found = (segment.order.first(evictable) for segment in segments)
-        return next((key for key in found if key is not None), None)
+        return first_of((segment.order for segment in segments), evictable)
 
     def remove(self, key: Hashable, evicted: bool = True) -> None:
         size = self._sizes.pop(key)

@@ -12,7 +12,7 @@ from collections import OrderedDict
 from collections.abc import Hashable
 from dataclasses import dataclass
 
-from kvlab.store.eviction_order import EvictionOrder
+from kvlab.store.eviction_order import EvictionOrder, first_of
 from kvlab.store.replacement.base import Evictable, Replacement, any_key, require_absent
 
 HIR_SHARE, MAX_STACK_SHARE = 0.01, 2
@@ -74,8 +74,7 @@ class Lirs(Replacement):
         self._trim()
 
     def victim(self, evictable: Evictable = any_key) -> Hashable | None:
-        key = self._queue.first(evictable)
-        return self._low.first(evictable) if key is None else key
+        return first_of((self._queue, self._low), evictable)
 
     def remove(self, key: Hashable, evicted: bool = True) -> None:
         known = self._known[key]

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Hashable
 
-from kvlab.store.eviction_order import EvictionOrder
+from kvlab.store.eviction_order import EvictionOrder, first_of
 from kvlab.store.replacement.base import Evictable, Replacement, any_key, require_absent
 
 PROTECTED_SHARE = 0.8
@@ -46,8 +46,17 @@ class Slru(Replacement):
             self._protect(key)
 
     def victim(self, evictable: Evictable = any_key) -> Hashable | None:
-        key = self._probation.first(evictable)
-        return self._protected.first(evictable) if key is None else key
+        return first_of((self._probation, self._protected), evictable)
+
+    def first_unparked(self, evictable: Evictable) -> Hashable | None:
+        """Return the victim among the keys that are not parked, or None."""
+        key = self._probation.first_unparked(evictable)
+        return self._protected.first_unparked(evictable) if key is None else key
+
+    def unpark(self) -> None:
+        """Return all parked keys to their places."""
+        self._probation.unpark()
+        self._protected.unpark()
 
     def remove(self, key: Hashable, evicted: bool = True) -> None:
         size = self._sizes.pop(key)

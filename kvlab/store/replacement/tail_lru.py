@@ -2,10 +2,10 @@
 
 Zhang, Li, Moallemi & Peng, "Tail-Optimized Caching for LLM Inference", NeurIPS 2025 (arXiv 2510.15152). Of a
 conversation of L tokens whose next prompt adds Q, the tokens behind the first L + Q - threshold are safe to evict: with
-them gone, the next turn still computes no more than the threshold. Deviations: all is in seconds of computing, from the
-costs of the blocks, in the place of tokens. A policy does not know conversations: the end of one is a leaf, what it has
-lost already is learnt when the last child of a block is evicted, and of a block with several children only the last one
-counts. With costs above the threshold it is lru.
+them gone, the next turn still computes no more than the threshold. Deviations: tokens count by what they cost, which in
+the store grows with their position. A policy does not know conversations: the end of one is a leaf, what it has lost
+already is learnt when the last child of a block is evicted, and of a block with several children only the last one
+counts.
 """
 
 from __future__ import annotations
@@ -16,15 +16,15 @@ from dataclasses import dataclass
 from kvlab.store.eviction_order import EvictionOrder
 from kvlab.store.replacement.base import Evictable, Replacement, any_key, require_absent
 
-THRESHOLD_S = 0.2
-"""The paper's objective: the first token comes within 200 ms."""
-NEXT_PROMPT_S = 0.1
-"""What of it the text of the next turn is expected to take."""
+THRESHOLD_TOKENS = 1024.0
+"""What a turn may compute and still answer in time: about a second of a laptop; not tuned."""
+NEXT_PROMPT_TOKENS = 256.0
+"""What of it the new text of a turn takes."""
 
 
 @dataclass(slots=True)
 class _Leaf:
-    """A resident key: when it was used, and the seconds that were evicted behind it since."""
+    """A resident key: when it was used, and the cost of what was evicted behind it since."""
 
     cost: float
     used: int
@@ -38,13 +38,16 @@ class TailLru(Replacement):
     next_prompt``. The owner calls ``freed`` right after the ``remove`` that took the last child, as the tiers do.
 
     Args:
-        threshold: seconds of computing that a turn may take.
-        next_prompt: seconds of it that the new text of a turn takes.
+        threshold: what a turn may compute, in the unit of the costs: tokens in the store, as long as it is not told
+            seconds.
+        next_prompt: what of it the new text of a turn takes.
     """
 
     name = "tail_lru"
 
-    def __init__(self, capacity: int, threshold: float = THRESHOLD_S, next_prompt: float = NEXT_PROMPT_S) -> None:
+    def __init__(
+        self, capacity: int, threshold: float = THRESHOLD_TOKENS, next_prompt: float = NEXT_PROMPT_TOKENS
+    ) -> None:
         super().__init__(capacity)
         self._may_lose = threshold - next_prompt
         self._known: dict[Hashable, _Leaf] = {}

@@ -57,11 +57,20 @@ class WTinyLfu(Replacement):
         self._count(key, 1)
 
     def victim(self, evictable: Evictable = any_key) -> Hashable | None:
+        found = self._loser(evictable)
+        if found is None:
+            self._window.unpark()
+            self._main.unpark()
+            found = self._loser(evictable)
+        return found
+
+    def _loser(self, evictable: Evictable) -> Hashable | None:
+        """Return the victim among the keys that are not parked, or None."""
         while True:
-            rival = self._main.victim(evictable)
+            rival = self._main.first_unparked(evictable)
             if rival is not None and self._window_bytes + self._latest_size <= self._window_capacity:
                 return rival
-            candidate = self._window.first(evictable)
+            candidate = self._window.first_unparked(evictable)
             if candidate is None or rival is None:
                 return rival if candidate is None else candidate
             if self._main_bytes + self._sizes[candidate] > self._main.capacity:
