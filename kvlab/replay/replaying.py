@@ -11,12 +11,12 @@ from kvlab.replay.capacity import read_capacity
 from kvlab.replay.errors import TraceError
 from kvlab.replay.loaders import load_trace
 from kvlab.replay.lru import LRU, lru_counts
+from kvlab.replay.orders import policy_class
 from kvlab.replay.results import ReplayResults
 from kvlab.replay.stack_distances import stack_distances
 from kvlab.replay.statistics import statistics
 from kvlab.replay.tasks import ReplayTask, run_tasks
 from kvlab.replay.trace import BlockTrace
-from kvlab.store.replacement import check_replacement
 
 DEFAULT_CAPACITIES = ("1%", "2%", "5%", "10%", "20%", "50%")
 
@@ -49,8 +49,7 @@ def replay(
         progress: show a bar.
 
     Raises:
-        TraceError: the trace, a capacity or the sample cannot be used.
-        StoreError: no such policy.
+        TraceError: the trace, a policy, a capacity or the sample cannot be used.
     """
     loaded = trace if isinstance(trace, BlockTrace) else load_trace(trace, format)
     loaded = loaded.plain() if plain else loaded
@@ -63,7 +62,7 @@ def replay(
     if not names or not texts:
         raise TraceError("nothing to replay: name a policy such as lru and a capacity such as 5%")
     for name in names:
-        check_replacement(name)
+        policy_class(name)
     capacities = [read_capacity(text, loaded, token_bytes=token_bytes) for text in texts]
     tasks = [ReplayTask(name, one, sample) for name in names if name != LRU for one in capacities]
     done = dict(zip(tasks, run_tasks(loaded, tasks, workers=workers, progress=progress), strict=True)) if tasks else {}

@@ -36,6 +36,7 @@ def simulate(trace: BlockTrace, replace: str, capacity: Capacity, told: Told = l
         sizes=sizes.tolist(),
         depths=trace.depths.tolist(),
         block_tokens=trace.block_tokens,
+        chains=lambda: (trace.chain(request).tolist() for request in range(len(trace))),
     )
     hits = np.zeros(len(trace), np.int64)
     times = trace.times.tolist()
@@ -52,21 +53,22 @@ def simulate(trace: BlockTrace, replace: str, capacity: Capacity, told: Told = l
 def _simulate_plain(trace: BlockTrace, replace: str, capacity: Capacity, told: Told) -> ReplayCounts:
     """Replay single blocks: a miss enters at once."""
     clock = TraceClock()
-    order = order_for(replace, capacity.amount, clock)
-    expired = getattr(order, "expired", None)
+    order = order_for(replace, capacity.amount, clock, lambda: ([block] for block in trace.blocks.tolist()))
+    expired, expect = getattr(order, "expired", None), getattr(order, "expect", None)
     size, evictions, insertions, hit = capacity.amount, 0, 0, []
-    times = trace.times.tolist() if expired is not None else None
     owner = np.flatnonzero(trace.lengths)
+    times = trace.times[owner].tolist()
     for at, block in enumerate(trace.blocks.tolist()):
-        if times is not None and expired is not None:
-            clock.now = times[owner[at]]
-            while (key := expired()) is not None:
-                order.remove(key)
-                evictions += 1
+        clock.begin(times[at])
+        while expired is not None and (key := expired()) is not None:
+            order.remove(key)
+            evictions += 1
         if block in order:
             order.touch(block)
             hit.append(at)
         else:
+            if expect is not None:
+                expect(block)  # ARC adapts before it evicts
             while len(order) >= size and (victim := order.victim()) is not None:
                 order.remove(victim)
                 evictions += 1

@@ -17,10 +17,10 @@ from tqdm.auto import tqdm
 
 from kvlab.replay.capacity import Capacity
 from kvlab.replay.counts import ReplayCounts
+from kvlab.replay.orders import policy_class
 from kvlab.replay.sampling import simulate_sampled
 from kvlab.replay.simulation import Told, simulate
 from kvlab.replay.trace import BlockTrace
-from kvlab.store.replacement import check_replacement
 
 MIN_PARALLEL_BLOCKS = 500_000
 """Less work than this, in blocks times tasks, is done before other processes have started."""
@@ -54,7 +54,7 @@ def run_tasks(
     """
     count = min(len(tasks), workers or os.cpu_count() or 1)
     small = len(trace.blocks) * sum(task.rate for task in tasks) < MIN_PARALLEL_BLOCKS and workers is None
-    own = [task for task in tasks if not check_replacement(task.replace).__module__.startswith("kvlab.")]
+    own = [task for task in tasks if not policy_class(task.replace).__module__.startswith("kvlab.")]
     with tqdm(
         total=len(trace) * len(tasks), desc="replay", unit="request", file=sys.stderr, disable=not progress
     ) as bar:

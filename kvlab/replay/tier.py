@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import takewhile
 from typing import Any
 
@@ -18,6 +18,7 @@ from kvlab.store.stats import StoreStats
 
 KEY_BYTES = 4
 """Bytes of a key: the number of the block."""
+Chains = Callable[[], Iterable[Iterable[int]]]
 
 
 class ReplayTier:
@@ -34,6 +35,7 @@ class ReplayTier:
         sizes: the size of each block.
         depths: the place of each block in its chain.
         block_tokens: tokens of a full block.
+        chains: returns the chains of all requests, for a policy that knows the future.
     """
 
     def __init__(
@@ -45,6 +47,7 @@ class ReplayTier:
         sizes: Sequence[int],
         depths: Sequence[int],
         block_tokens: int,
+        chains: Chains = tuple,
     ) -> None:
         self._parents, self._sizes, self._depths = parents, sizes, depths
         self._block_tokens = block_tokens
@@ -55,7 +58,7 @@ class ReplayTier:
         self.evictions = self.evicted = self.insertions = self.inserted = 0
         self._clock = TraceClock()
         self._stats = StoreStats(self._count)
-        order = order_for(replace, capacity, self._clock)
+        order = order_for(replace, capacity, self._clock, lambda: ([_key(one) for one in chain] for chain in chains()))
         self._ram = _OrderedRam(capacity, order, self._pinned_now)
         self._inserter = RamInserter(self._ram, (), None, self._stats, Pins())
 
@@ -75,7 +78,7 @@ class ReplayTier:
 
         Blocks whose time has come by ``now``, in seconds, have left before.
         """
-        self._clock.now = now
+        self._clock.begin(now)
         for entry in self._ram.take_expired():
             self._stats.left(entry.block.key, entry.nbytes, "evicted")
         keys = [_key(block) for block in chain]
