@@ -66,7 +66,7 @@ def simulate_sampled(
 
 def _hashed(numbers: np.ndarray, seed: int) -> np.ndarray:
     """Mix 64-bit numbers to 32 bits (the finaliser of SplitMix64, Steele et al., OOPSLA 2014)."""
-    mixed = numbers + np.uint64(0x9E3779B97F4A7C15) * np.uint64(seed + 1)
+    mixed = numbers + np.uint64(0x9E3779B97F4A7C15 * (seed + 1) % 2**64)
     mixed = (mixed ^ (mixed >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     mixed = (mixed ^ (mixed >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     return (mixed ^ (mixed >> np.uint64(31))) >> np.uint64(32)

@@ -43,8 +43,6 @@ class BlockTrace:
     partial: np.ndarray
 
     def __post_init__(self) -> None:
-        if self.block_tokens < 1:
-            raise TraceError(f"a block of {self.block_tokens} tokens cannot be; use 1 token or more")
         columns = (self.times, self.input_tokens, self.output_tokens, self.sessions, self.partial)
         n = len(self.times)
         if any(len(column) != n for column in columns) or len(self.offsets) != n + 1:
@@ -204,6 +202,8 @@ def trace_of_arrays(
     sessions: np.ndarray,
 ) -> BlockTrace:
     """Make a trace as :func:`block_trace` does, of arrays; ``ids`` of all chains may lie behind one another."""
+    if block_tokens < 1:
+        raise TraceError(f"a block of {block_tokens} tokens cannot be; use 1 token or more")
     if len(times) != len(lengths) or len(input_tokens) != len(lengths):
         raise TraceError("the columns of a trace differ in length; give one value a request")
     order = np.argsort(times, kind="stable")
