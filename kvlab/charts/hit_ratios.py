@@ -16,6 +16,7 @@ from kvlab.errors import RunError
 
 METRIC = "hit_ratio_blocks"
 UNLIMITED = "unlimited"
+MOST_TICKS = 8
 MARGIN = 1.06
 """The vertical axis ends so much above the highest ratio."""
 
@@ -33,7 +34,9 @@ def hit_ratio_by_capacity(rows: pl.DataFrame, curve: pl.DataFrame | None = None)
     data = data.select("replace", "share", "value").sort("share", maintain_order=True)
     names = rows["replace"].filter(rows["replace"] != UNLIMITED).unique(maintain_order=True).to_list()
     whole = curve if curve is not None and not curve.is_empty() else data.head(0)
-    whole = whole.select("replace", "share", "value").filter(pl.col("share") >= data["share"].min())
+    whole = whole.select("replace", "share", "value")
+    if data["share"].n_unique() > 1:
+        whole = whole.filter(pl.col("share").is_between(data["share"].min(), data["share"].max()))
     lines = pl.concat([data.filter(~pl.col("replace").is_in(whole["replace"].unique().to_list())), whole])
     limits = rows.filter((pl.col("metric") == METRIC) & (pl.col("replace") == UNLIMITED))["value"]
     top = MARGIN * max([*lines["value"].to_list(), *limits.to_list()]) or 1.0
@@ -42,7 +45,7 @@ def hit_ratio_by_capacity(rows: pl.DataFrame, curve: pl.DataFrame | None = None)
         "share:Q",
         title="capacity, of all different blocks",
         scale=alt.Scale(type="log", domain=[place.low, place.high], nice=False),
-        axis=alt.Axis(format="~%", tickCount=6),
+        axis=_ticks(data["share"].unique().sort().to_list()),
     )
     y = alt.Y(
         "value:Q",
@@ -90,6 +93,13 @@ class _Axes:
         last = lines.filter(pl.col("replace") == name).sort("share").tail(1)
         across = math.log(last["share"][0] / self.low) / math.log(self.high / self.low)
         return Anchor(WIDTH * across, HEIGHT * (1 - last["value"][0] / self.top), name)
+
+
+def _ticks(shares: list[float]) -> alt.Axis:
+    """Return an axis with a tick at each capacity, or at round ones where they are many."""
+    if 1 < len(shares) <= MOST_TICKS:
+        return alt.Axis(format=".2~p", values=shares)
+    return alt.Axis(format="~%", tickCount=6)
 
 
 def _colors(names: Sequence[str]) -> alt.Scale:

@@ -56,7 +56,12 @@ def run_tasks(
     small = len(trace.blocks) * sum(task.rate for task in tasks) < MIN_PARALLEL_BLOCKS and workers is None
     own = [task for task in tasks if not policy_class(task.replace).__module__.startswith("kvlab.")]
     with tqdm(
-        total=len(trace) * len(tasks), desc="replay", unit="request", file=sys.stderr, disable=not progress
+        total=len(trace) * len(tasks),
+        desc="replay",
+        unit="request",
+        file=sys.stderr,
+        disable=not progress,
+        mininterval=0.5,
     ) as bar:
         if count <= 1 or small:
             return [task.run(trace, bar.update) for task in tasks]
