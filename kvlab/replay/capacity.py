@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
+from kvlab.counts import counted
 from kvlab.errors import PolicyError
 from kvlab.policies import format_bytes, parse_bytes
 from kvlab.replay.errors import TraceError
@@ -78,6 +79,7 @@ def _of_blocks(text: str, amount: int, trace: BlockTrace) -> Capacity:
 def _of_tokens(text: str, amount: int, trace: BlockTrace) -> Capacity:
     if amount < trace.block_tokens:
         raise TraceError(
-            f"the capacity {text} holds {amount:,} tokens, less than a block of {trace.block_tokens}; write more"
+            f"the capacity {text} holds {counted(amount, 'token')}, less than a block of {trace.block_tokens}; "
+            "write more"
         )
     return Capacity(text, TOKENS, amount, amount / max(int(trace.sizes.sum()), 1))

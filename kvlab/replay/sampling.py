@@ -13,6 +13,7 @@ from dataclasses import replace as changed
 
 import numpy as np
 
+from kvlab.counts import counted
 from kvlab.replay.capacity import BLOCKS, Capacity
 from kvlab.replay.chains import numbered_chains
 from kvlab.replay.counts import ReplayCounts
@@ -54,7 +55,8 @@ def simulate_sampled(
     blocks = amount if capacity.unit == BLOCKS else amount // trace.block_tokens
     if blocks < MIN_SAMPLED_BLOCKS:
         raise TraceError(
-            f"a sample of {rate:g} leaves {blocks} blocks of the capacity {capacity}; sample more, or replay it whole"
+            f"a sample of {rate:g} leaves {counted(blocks, 'block')} of the capacity {capacity}; "
+            "sample more, or replay it whole"
         )
     part = sample(trace, rate, seed)
     found = simulate(part, replace, changed(capacity, amount=amount), told)

@@ -143,8 +143,9 @@ class BlockTrace:
         return replace(self, blocks=blocks, offsets=offsets, partial=np.zeros(len(self), bool))
 
     def __repr__(self) -> str:
-        parts = (counted(len(self), "request"), counted(len(self.blocks), "block"), counted(self.unique, "different"))
-        return f"{self.name}: {', '.join(parts[:2])} of {self.block_tokens} tokens, {self.unique:,} different"
+        requests, blocks = counted(len(self), "request"), counted(len(self.blocks), "block")
+        size = counted(self.block_tokens, "token")
+        return f"{self.name}: {requests}, {blocks} of {size}, {self.unique:,} different"
 
 
 def _marked(size: int, places: np.ndarray) -> np.ndarray:
@@ -203,7 +204,7 @@ def trace_of_arrays(
 ) -> BlockTrace:
     """Make a trace as :func:`block_trace` does, of arrays; ``ids`` of all chains may lie behind one another."""
     if block_tokens < 1:
-        raise TraceError(f"a block of {block_tokens} tokens cannot be; use 1 token or more")
+        raise TraceError(f"blocks of {block_tokens} cannot be; use 1 token or more")
     if len(times) != len(lengths) or len(input_tokens) != len(lengths):
         raise TraceError("the columns of a trace differ in length; give one value a request")
     order = np.argsort(times, kind="stable")
@@ -221,7 +222,7 @@ def trace_of_arrays(
     if (filled & (input_tokens <= (lengths - 1) * block_tokens)).any():
         at = int(np.argmax(filled & (input_tokens <= (lengths - 1) * block_tokens)))
         raise TraceError(
-            f"request {at} has {counted(int(lengths[at]), 'block')} of {block_tokens} tokens, but only "
+            f"request {at} has {counted(int(lengths[at]), 'block')} of {counted(block_tokens, 'token')}, but only "
             f"{counted(int(input_tokens[at]), 'token')}; give as many ids as its tokens fill"
         )
     return BlockTrace(

@@ -83,7 +83,7 @@ class _Sessions:
         except (ValueError, KeyError, TypeError, AttributeError):
             raise part.error(1, SESSION) from None
         if block < 1 or self.block_tokens not in (0, block):
-            raise part.error(1, f"blocks of {self.block_tokens or 'one or more'} tokens", str(block))
+            raise part.error(1, f"block_size {self.block_tokens or 'of one or more'}", str(block))
         self.block_tokens = block
         ids = [self._checked(part, agent.requests) for agent in agents]
         size = 1 + max((int(one.max(initial=0)) for own in ids for one in own), default=0)
