@@ -51,18 +51,18 @@ def simulate_sampled(
 
     Per request there are no counts. Raises ``TraceError`` where the sampled tier would hold too few blocks.
     """
-    amount = int(rate * capacity.amount)
+    part = sample(trace, rate, seed)
+    seen = part.unique / max(trace.unique, 1)  # by chance not quite the rate: the tier gets what the blocks got
+    amount = round(seen * capacity.amount)
     blocks = amount if capacity.unit == BLOCKS else amount // trace.block_tokens
     if blocks < MIN_SAMPLED_BLOCKS:
         raise TraceError(
             f"a sample of {rate:g} leaves {counted(blocks, 'block')} of the capacity {capacity}; "
             "sample more, or replay it whole"
         )
-    part = sample(trace, rate, seed)
     found = simulate(part, replace, changed(capacity, amount=amount), told)
-    again, seen = len(part.blocks) - found.hits - part.unique, part.unique / max(trace.unique, 1)
-    lost = again / seen if seen else float(len(trace.blocks) - trace.unique)
-    scaled = (round(found.evictions / rate), round(found.insertions / rate))
+    lost = (len(part.blocks) - found.hits - part.unique) / seen
+    scaled = (round(found.evictions / seen), round(found.insertions / seen))
     return ReplayCounts(trace, replace, capacity, np.zeros(len(trace), np.int64), *scaled, sampled=rate, lost=lost)
 
 
