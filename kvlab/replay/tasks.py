@@ -91,6 +91,7 @@ def _in_processes(trace: BlockTrace, tasks: Sequence[ReplayTask], count: int, to
 
 
 _here: dict[str, Any] = {}
+"""In a worker: the trace and where progress is told. A process pool's initializer can leave them nowhere else."""
 
 
 def _begin(folder: str, queue: Any) -> None:
