@@ -31,7 +31,7 @@ SIDEBAR = {
     "Policies": ("policies", "write", "forced", "limits"),
     "How it works": (
         *("store", "live", "serving", "systems", "stack", "stack-rows"),
-        *("calibration", "audit", "advise", "experiments", "figures/README"),
+        *("calibration", "audit", "advise", "replay", "experiments", "figures/README"),
     ),
     "Reference": ("api", "install", "contributing"),
 }
@@ -127,6 +127,7 @@ PACKAGES = {
     "kvlab.systems": "The cache designs of other servers as values; see [systems](systems.md).",
     "kvlab.audit": "The client behind `kvlab audit`: what it asks a server, and what it finds.",
     "kvlab.advising": "Behind `kvlab.advise`: which design [fits a workload](advise.md).",
+    "kvlab.replay": "Behind `kvlab replay`: what a tier hits of [a trace](replay.md).",
     "kvlab.errors": "Every error that a user can cause, one line each.",
 }
 

@@ -51,6 +51,7 @@ class Lazy(click.Group):
         "ask": "kvlab.cli.ask:ask",
         "audit": "kvlab.cli.audit:audit",
         "lab": "kvlab.cli.lab:lab",
+        "replay": "kvlab.cli.replay:replay",
         "store": "kvlab.cli.store:app",
         "serve": "kvlab.cli.serve:serve",
         "run": "kvlab.cli.run:run",
