@@ -131,7 +131,7 @@ ON_SMOLLM2: tuple[Figure, ...] = (
         title="Which compression breaks tool calls first, SmolLM2-135M",
         experiments=("tools",),
         chart=_tools,
-        metrics=frozenset({"kl", "tool_flip", "equal_call", "prompt_tokens"}),
+        metrics=frozenset({"kl", "tool_flip", "equal_call", "kv_bytes_live", "prompt_tokens"}),
         claims=(
             Claim(
                 "Behind short prompts, eight bits flip at most one token of an argument in a hundred",
