@@ -55,20 +55,22 @@ def test_binomial_tail_equals_the_sum_of_exact_fractions(items: int, most: int, 
 @pytest.mark.parametrize(("items", "lost", "bound"), [(299, 0, 0.00997), (100, 0, 0.02951), (100, 5, 0.10225)])
 def test_the_bound_of_losses_of_0_and_1_is_that_of_clopper_and_pearson(items: int, lost: int, bound: float) -> None:
     values = (np.arange(items) < lost) * 1.0
-    assert upper_bound(values, 0.95) == pytest.approx(bound, abs=2e-5)
+    assert upper_bound(values, 0.05) == pytest.approx(bound, abs=2e-5)
 
 
 @given(st.lists(st.floats(0, 1), min_size=1, max_size=80), st.floats(0.01, 0.99))
 def test_p_values_are_probabilities_that_fall_as_the_bound_rises(values: list[float], bound: float) -> None:
     lost = np.array(values)
-    lower, upper = p_value(lost, bound * 0.9), p_value(lost, bound)
+    lower, upper = p_value(lost, bound * 0.9, 0.1), p_value(lost, bound, 0.1)
     assert 0.0 <= upper <= lower <= 1.0
-    assert lost.mean() <= upper_bound(lost, 0.9) <= 1.0
+    assert p_value(lost, upper_bound(lost, 0.1), 0.1) <= 0.1 + 1e-6
 
 
 def test_a_real_loss_is_rejected_no_more_often_than_the_level_says() -> None:
     drawn = np.random.default_rng(0)
-    at_bound = [p_value(drawn.beta(0.2, 1.8, 80), 0.1) <= 0.1 for _ in range(400)]  # their mean is the bound itself
+    at_bound = [
+        p_value(drawn.beta(0.2, 1.8, 80), 0.1, 0.1) <= 0.1 for _ in range(400)
+    ]  # their mean is the bound itself
     assert np.mean(at_bound) <= 0.1
 
 

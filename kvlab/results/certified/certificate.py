@@ -165,8 +165,8 @@ def certified(
 ) -> Certificate:
     """Return the certificate of these losses; see :func:`certify`."""
     items, families = losses.values.shape[1], list(dict.fromkeys(losses.families))
-    level = None if confidence is None else 1.0 - (1.0 - confidence) / len(families)
-    needed = least_items(at_most, level)
+    level = None if confidence is None else (1.0 - confidence) / len(families)
+    needed = least_items(at_most, None if level is None else 1.0 - level)
     if items < needed:
         sure = "expected" if confidence is None else f"with {confidence:.0%} confidence"
         raise RunError(
@@ -192,7 +192,7 @@ def _family(losses: ItemLosses, chosen: list[int], at_most: float, level: float 
             holding = holding and bound <= at_most
         else:
             bound = upper_bound(own, level)
-            holding = holding and p_value(own, at_most) <= 1.0 - level
+            holding = holding and p_value(own, at_most, level) <= level
         found.append(
             Certified(
                 losses.policies[index],

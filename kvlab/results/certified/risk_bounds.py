@@ -11,30 +11,29 @@ BISECTIONS = 60
 """Halvings of [0, 1] that find a bound to the last digit of a float."""
 
 
-def p_value(losses: np.ndarray, bound: float) -> float:
-    """Return the greatest probability of losses as small as these where their expected value is above ``bound``.
+def p_value(losses: np.ndarray, bound: float, level: float) -> float:
+    """Return the probability of losses as small as these, or more, where their expected value is ``bound`` or above.
 
-    Exact for losses of 0 and 1 (binomial); else the smaller of the bounds of Hoeffding and of Bentkus, as Bates et al.
-    use them (Distribution-Free, Risk-Controlling Prediction Sets, 2021, equation 9). ``losses`` is float ``[items]``.
+    Exact for losses of 0 and 1 (binomial); else one over the greatest wealth of a bettor against the bound, who stakes
+    by the mean and variance so far (Waudby-Smith and Ramdas, as Bates et al. use them: Distribution-Free,
+    Risk-Controlling Prediction Sets, 2021, proposition 5). ``losses`` is float ``[items]``, in the order in which they
+    were drawn; ``level`` is the p-value that is aimed at, which decides the stakes.
     """
-    items, total = len(losses), float(losses.sum())
     if bound >= 1.0:
         return 0.0
     if np.isin(losses, (0.0, 1.0)).all():
-        return binomial_tail(items, round(total), bound)
-    mean = total / items
-    if mean >= bound:
-        return 1.0
-    bentkus = math.e * binomial_tail(items, math.ceil(total - 1e-9), bound)
-    return min(1.0, math.exp(-items * _divergence(mean, bound)), bentkus)
+        return binomial_tail(len(losses), round(float(losses.sum())), bound)
+    stakes = _stakes(losses, level)
+    wealth = np.cumsum(np.log1p(stakes * (bound - losses)))
+    return float(min(1.0, np.exp(-wealth.max())))
 
 
-def upper_bound(losses: np.ndarray, confidence: float) -> float:
-    """Return the value below which the expected loss is with this confidence: where :func:`p_value` is 1 - confidence.
+def upper_bound(losses: np.ndarray, level: float) -> float:
+    """Return the value below which the expected loss is, but for this probability: where :func:`p_value` is ``level``.
 
     For losses of 0 and 1 it is the one-sided bound of Clopper and Pearson.
     """
-    return _first(lambda bound: p_value(losses, bound) <= 1.0 - confidence)
+    return _first(lambda bound: p_value(losses, bound, level) <= level)
 
 
 def expected_bound(losses: np.ndarray) -> float:
@@ -68,10 +67,13 @@ def binomial_tail(items: int, most: int, rate: float) -> float:
     return min(1.0, math.exp(highest) * math.fsum(math.exp(one - highest) for one in logs))
 
 
-def _divergence(mean: float, bound: float) -> float:
-    """Return the KL divergence of a coin with the rate ``bound`` from one with the rate ``mean``, in nats."""
-    rest = 0.0 if mean == 0.0 else mean * math.log(mean / bound)
-    return rest + (1.0 - mean) * math.log((1.0 - mean) / (1.0 - bound))
+def _stakes(losses: np.ndarray, level: float) -> np.ndarray:
+    """Return what is staked on each loss, by the losses before it, float64 ``[items]``, at most 1 - 1e-9."""
+    count = np.arange(1, len(losses) + 1)
+    means = (0.5 + np.cumsum(losses)) / (count + 1)
+    variances = (0.25 + np.cumsum((losses - means) ** 2)) / (count + 1)
+    before = np.concatenate([[0.25], variances[:-1]])
+    return np.minimum(1.0 - 1e-9, np.sqrt(2 * np.log(1 / level) / (len(losses) * before)))
 
 
 def _first(holds: Callable[[float], bool]) -> float:
