@@ -28,7 +28,7 @@ NOTEBOOKS = HERE.parent / "notebooks"
 
 SIDEBAR = {
     "Begin": ("start", "models", "data", "concepts", "notebooks"),
-    "Policies": ("policies", "write", "forced", "limits"),
+    "Policies": ("policies", "write", "forced", "budgets", "limits"),
     "How it works": (
         *("store", "live", "serving", "systems", "stack", "stack-rows"),
         *("calibration", "audit", "advise", "replay", "experiments", "figures/README"),

@@ -80,10 +80,11 @@ def test_distances_of_forced_answers_are_the_same(bundled: LoadedModel, tmp_path
     text.write_text("The badge of @mira is #417. Nobody knows the locker of @tolu. " * 30)
     alone = compare(GIVEN, f"kl:{text}", bundled, tokens=300, progress=False)
     shared = compare(GIVEN, f"kl:{text}", bundled, tokens=300, share_prompts="200MB", progress=False)
-    for metric in ("kl", "top1"):
+    # Prompts are cut into other chunks, so that logits differ in their last bits: of hundreds of tokens, few may flip.
+    for metric, apart in (("kl", 1e-5), ("top1", 0.01)):
         found, expected = values(shared, metric), values(alone, metric)
         assert [policy for policy, _ in found] == [policy for policy, _ in expected]
-        assert [value for _, value in found] == pytest.approx([value for _, value in expected], rel=1e-3, abs=1e-5)
+        assert [value for _, value in found] == pytest.approx([value for _, value in expected], rel=1e-3, abs=apart)
 
 
 def test_a_sweep_shares_prompts_between_cells(tmp_path: Path) -> None:
