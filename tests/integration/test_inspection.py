@@ -96,7 +96,8 @@ def test_divergence_is_nothing_without_loss_and_grows_with_it(bundled: LoadedMod
     full, eight, two = (
         divergence(policy, prompt, answer, bundled) for policy in ("full", "quantized:bits=8", "quantized:bits=2")
     )
-    assert full.shape == (len(answer),) and np.all(full == 0)
+    # a decoder's step and a whole prompt may call other kernels of one BLAS, whose sums differ in the last digit
+    assert full.shape == (len(answer),) and full.max() < 1e-9
     assert eight.max() < 0.01 < two.max()
     with pytest.raises(RunError, match="one token or more"):
         divergence("full", prompt, [], bundled)
