@@ -30,7 +30,8 @@ SIDEBAR = {
     "Begin": ("start", "models", "data", "concepts", "notebooks"),
     "Policies": ("policies", "write", "forced", "budgets", "limits"),
     "How it works": (
-        *("store", "live", "serving", "systems", "stack", "stack-rows"),
+        *("store", "live", "serving", "systems"),
+        *("stack", "stack-rows", "stack-smollm2", "stack-smollm2-rows"),
         *("calibration", "audit", "advise", "replay", "experiments", "figures/README"),
     ),
     "Reference": ("api", "install", "contributing"),
