@@ -50,9 +50,19 @@ def gallery(policies: Sequence[str] = TEN, turns: int = 8) -> dict[str, Any]:
         "bytes_at_rest": charts.bytes_at_rest(steps(turns), step=max(1, turns // 2)),
         "block_map": charts.block_map(blocks(turns)),
         "eviction_map": charts.eviction_map(evictions(turns), length=60 * turns, steps=max(4, turns)),
+        "accuracy_by_kept_kv": charts.accuracy_by_kept_kv(kept_shares(policies), {"known": "question known"}),
         "waits_by_design": charts.waits_by_design(ranked(policies)),
         "eviction_map-one": charts.eviction_map(evictions(turns), layers=[0], heads=[0]),
     }
+
+
+def kept_shares(policies: Sequence[str]) -> pl.DataFrame:
+    made = [
+        {"workload": workload, "policy": policy, "kept": share, "accuracy": share, "low": share / 2, "high": 1.0}
+        for workload in ("known", "unknown")
+        for policy, share in zip(policies, [(at + 1) / len(policies) for at in range(len(policies))], strict=True)
+    ]
+    return pl.DataFrame(made).with_columns(items=pl.lit(40))
 
 
 def run_rows(policies: Sequence[str], turns: int) -> pl.DataFrame:

@@ -8,6 +8,7 @@ from typing import Any
 import altair as alt
 import polars as pl
 
+from kvlab.charts.colors import SOFT_INK
 from kvlab.charts.method_channels import method_channels, of_lines, of_points
 from kvlab.charts.policy_styles import method_of, policy_styles
 from kvlab.charts.style import require, styled
@@ -60,6 +61,7 @@ def accuracy_by_kept_kv(summary: pl.DataFrame, titles: Mapping[str, str] | None 
         )
         lines = base.mark_line(strokeWidth=2).encode(order="kept:Q", **of_lines(channels))
         points = base.mark_point(filled=True, size=70, opacity=1).encode(**of_points(channels))
-        drawn.append(alt.layer(bars, lines, points, title=panel))
+        name = alt.TitleParams(panel, fontSize=13, color=SOFT_INK.light)
+        drawn.append(alt.layer(bars, lines, points, title=name))
     note = ["A point is a setting, a line a method; bars: 95 % confidence, by bootstrap over the questions."]
     return styled(alt.hconcat(*drawn, spacing=18), "Right answers by the KV that is left", note)

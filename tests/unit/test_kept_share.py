@@ -49,7 +49,7 @@ def test_summary_without_full_or_without_answers_is_refused() -> None:
 
 def test_chart_has_a_panel_a_workload_and_a_line_a_method_with_intervals() -> None:
     spec = charts.accuracy_by_kept_kv(accuracy_by_kept_share(rows()), {UNKNOWN: "question unknown"}).to_dict()
-    assert [panel["title"] for panel in spec["hconcat"]] == [KNOWN, "question unknown"]
+    assert [panel["title"]["text"] for panel in spec["hconcat"]] == [KNOWN, "question unknown"]
     for panel in spec["hconcat"]:
         rule, line, point = marks(panel)
         assert (rule["encoding"]["y"]["field"], rule["encoding"]["y2"]["field"]) == ("low", "high")

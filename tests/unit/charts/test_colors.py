@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import itertools
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import pytest
@@ -96,6 +96,23 @@ def test_dark_charts_have_no_colour_of_the_light_page() -> None:
         drawn = repr({key: value for key, value in on_dark(chart.to_dict()).items() if key != "datasets"})
         assert [tone.light for tone in colors.TONES if tone.light in drawn and tone.light not in dark] == [], name
         assert colors.PAGE.dark in drawn, name
+
+
+def test_every_title_has_a_colour_that_a_dark_page_translates() -> None:
+    tones = {tone.light for tone in colors.TONES}
+    for name, chart in gallery(TEN[:3], 2).items():
+        assert {color in tones for color in _title_colors(chart.to_dict())} == {True}, name
+
+
+def _title_colors(view: dict[str, Any]) -> Iterator[str | None]:
+    """Return the colour of the title of a chart and of each of its panels; None is the default, which is black."""
+    if title := view.get("title"):
+        yield title.get("color") if isinstance(title, dict) else None
+    for parts in ("hconcat", "vconcat", "concat", "layer"):
+        for part in view.get(parts, []):
+            yield from _title_colors(part)
+    if "spec" in view:
+        yield from _title_colors(view["spec"])
 
 
 specs = st.sampled_from(
