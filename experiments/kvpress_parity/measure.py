@@ -7,6 +7,7 @@ import datetime
 import importlib.metadata
 import json
 import platform
+import unittest.mock
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -24,12 +25,14 @@ RATIOS = (0.25, 0.5, 0.75)
 TOKENS = 648
 """A multiple of 4, so that every ratio is a whole number of rows, with five parts of 128 behind four sinks."""
 WINDOW = 64
+CHUNK = 212
+"""Tokens of a chunk of compactor: a third of the tokens but its 8 first and 4 last, so that none is filled up."""
 SEEDS = (1, 2)
 LIBRARIES = ("kvpress", "torch", "transformers", "numpy")
 
 
 def presses(ratio: float) -> dict[str, Any]:
-    """Return the presses at a compression ratio, by the name of kvlab's policy."""
+    """Return the presses of the first file at a compression ratio, by the name of kvlab's policy."""
     snapkv = {"compression_ratio": ratio, "window_size": WINDOW, "kernel_size": 5}
     return {
         "knorm": kvpress.KnormPress(ratio),
@@ -43,6 +46,33 @@ def presses(ratio: float) -> dict[str, Any]:
         "adakv(snapkv)": kvpress.AdaKVPress(kvpress.SnapKVPress(**snapkv), alpha_safeguard=0.2),
         "adakv(keydiff)": kvpress.AdaKVPress(kvpress.KeyDiffPress(ratio), alpha_safeguard=0.2),
     }
+
+
+def presses_of_layers(ratio: float) -> dict[str, Any]:
+    """Return the presses that read the model's RoPE or output projection, by the name of kvlab's policy."""
+
+    def expected(**parameters: Any) -> Any:
+        return kvpress.ExpectedAttentionPress(ratio, n_future_positions=512, n_sink=4, **parameters)
+
+    return {
+        "expected": expected(),
+        "adakv(expected)": kvpress.AdaKVPress(expected(epsilon=1e-2), alpha_safeguard=0.2),
+        "criticalkv(snapkv)": kvpress.CriticalKVPress(kvpress.SnapKVPress(ratio, window_size=WINDOW, kernel_size=5)),
+        "criticalkv(expected)": kvpress.CriticalKVPress(expected(use_vnorm=False)),
+        "compactor": CompactorOfSketch(ratio, chunk_size=CHUNK, blending=0.35),
+    }
+
+
+class CompactorOfSketch(kvpress.CompactorPress):
+    """Compactor with the sketch that kvlab takes: kvpress draws another at each call."""
+
+    def score(self, module: Any, *inputs: Any, **kwargs: Any) -> torch.Tensor:
+        def drawn(*shape: int, **options: Any) -> torch.Tensor:
+            _, heads, width, columns = shape
+            return torch.from_numpy(tiny_qwen3.sketch(module.layer_idx, heads, width, columns))[None]
+
+        with unittest.mock.patch.object(torch, "randn", drawn):
+            return super().score(module, *inputs, **kwargs)
 
 
 class Watched:
@@ -65,6 +95,8 @@ class Watched:
     def on(self, model: Any) -> Iterator[None]:
         for press in self._each.values():
             press.post_init_from_model(model)
+        for layer in model.model.layers:
+            layer.self_attn.rotary_emb = model.model.rotary_emb
         hooks = [layer.self_attn.register_forward_hook(self.hook, with_kwargs=True) for layer in model.model.layers]
         try:
             yield
@@ -123,14 +155,18 @@ def qwen3(attention: str = "sdpa") -> Any:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--smollm2", type=Path, help="folder of SmolLM2-135M-Instruct, such as kvlab's")
-    parser.add_argument("--out", type=Path, default=ROOT / "experiments" / "rows" / "kvpress_parity.json")
+    parser.add_argument("--layers", action="store_true", help="presses that read RoPE or the output projection")
     args = parser.parse_args()
     torch.set_num_threads(1)
-    each = {(name, ratio): press for ratio in RATIOS for name, press in presses(ratio).items()}
+    of_ratio = presses_of_layers if args.layers else presses
+    out = ROOT / "experiments" / "rows" / ("kvpress_parity_layers.json" if args.layers else "kvpress_parity.json")
+    each = {(name, ratio): press for ratio in RATIOS for name, press in of_ratio(ratio).items()}
     prompts = {f"random {seed}": tiny_qwen3.prompt(seed, TOKENS) for seed in SEEDS}
     rows = []
     for name, tokens in prompts.items():
         rows += measured(qwen3(), "tiny-qwen3", name, tokens, each)
+        if args.layers:
+            continue
         observed = {("h2o", ratio): kvpress.ObservedAttentionPress(ratio) for ratio in RATIOS}
         rows += measured(qwen3("eager"), "tiny-qwen3", name, tokens, observed)
     if args.smollm2:
@@ -143,10 +179,11 @@ def main() -> None:
         "python": platform.python_version(),
         "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
         "window": WINDOW,
+        "chunk": CHUNK,
         "prompts": prompts,
     }
     lines = ",\n".join(json.dumps(row) for row in rows)
-    args.out.write_text(f'{{"facts": {json.dumps(facts)},\n"rows": [\n{lines}\n]}}\n')
+    out.write_text(f'{{"facts": {json.dumps(facts)},\n"rows": [\n{lines}\n]}}\n')
 
 
 if __name__ == "__main__":

@@ -11,7 +11,10 @@ from kvlab.policies.reuse import NoReuse, Paged
 from kvlab.policies.rotated import Rotated
 from kvlab.policies.scorers.adakv import AdaKV
 from kvlab.policies.scorers.base import ScoreContext, Scorer
+from kvlab.policies.scorers.criticalkv import CriticalKV
 from kvlab.policies.scorers.cur import CUR
+from kvlab.policies.scorers.dms import DMS
+from kvlab.policies.scorers.expected import Expected
 from kvlab.policies.scorers.h2o import H2O
 from kvlab.policies.scorers.keydiff import KeyDiff
 from kvlab.policies.scorers.knorm import KNorm
@@ -28,9 +31,8 @@ from kvlab.policies.turboquant import TurboQuant
 from kvlab.policies.whole_sequences import Slots, WholePrompts
 
 __all__ = [
-    "CUR", "H2O", "SLOTS", "TOVA", "AdaKV", "Full", "KNorm", "KeyDiff", "Kivi", "LagKV", "Module", "ModuleInfo",
-    "NoReuse", "Paged", "Policy", "PyramidKV", "Quantized", "Ram", "Random", "Raw", "Rotated", "Rotating",
-    "ScoreContext", "Scorer", "SepLLM", "Slots", "SnapKV", "Snapshot", "Tiered", "TurboQuant", "WholePrompts",
-    "format_bytes", "parse_bytes", "parse_module", "policy_labels", "registry",
-    "with_budgets",
+    "CUR", "DMS", "H2O", "SLOTS", "TOVA", "AdaKV", "CriticalKV", "Expected", "Full", "KNorm", "KeyDiff", "Kivi",
+    "LagKV", "Module", "ModuleInfo", "NoReuse", "Paged", "Policy", "PyramidKV", "Quantized", "Ram", "Random", "Raw",
+    "Rotated", "Rotating", "ScoreContext", "Scorer", "SepLLM", "Slots", "SnapKV", "Snapshot", "Tiered", "TurboQuant",
+    "WholePrompts", "format_bytes", "parse_bytes", "parse_module", "policy_labels", "registry", "with_budgets",
 ]  # fmt: skip

@@ -97,9 +97,9 @@ class Captured(Scorer):
         return context.positions.astype(mx.float32)
 
 
-def captured(model: Any, prompt: list[int]) -> list[ScoreContext]:
+def captured(model: Any, prompt: list[int], scorer: Captured = Captured()) -> list[ScoreContext]:  # noqa: B008
     Captured.seen.clear()
-    model(mx.array([prompt]), cache=make_caches(model, Policy(Captured()), prompt_tokens=len(prompt)))
+    model(mx.array([prompt]), cache=make_caches(model, Policy(scorer), prompt_tokens=len(prompt)))
     found = list(Captured.seen)
     mx.eval([[one.keys, one.values, one.queries] for one in found])
     Captured.seen.clear()
