@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import datetime
 import importlib.metadata
+import itertools
 import json
 import platform
 import unittest.mock
@@ -25,6 +26,8 @@ RATIOS = (0.25, 0.5, 0.75)
 TOKENS = 648
 """A multiple of 4, so that every ratio is a whole number of rows, with five parts of 128 behind four sinks."""
 WINDOW = 64
+PART = 256
+"""Tokens that kvzip repeats at once where it repeats the prompt in parts."""
 CHUNK = 212
 """Tokens of a chunk of compactor: a third of the tokens but its 8 first and 4 last, so that none is filled up."""
 SEEDS = (1, 2)
@@ -128,17 +131,52 @@ def measured(
     watched = Watched(each)
     with torch.no_grad(), watched.on(model):
         model(torch.tensor([tokens]), past_key_values=transformers.DynamicCache())
+    return _rows(name, prompt, watched.kept)
+
+
+def _rows(name: str, prompt: str, kept: dict[tuple[str, float], list[np.ndarray]]) -> list[dict[str, Any]]:
     return [
         {
             "model": name,
             "prompt": prompt,
             "policy": policy,
             "ratio": ratio,
-            "rows": [int(layer.sum()) for layer in kept],
-            "kept": positions.pack(kept),
+            "rows": [int(layer.sum()) for layer in layers],
+            "kept": positions.pack(layers),
         }
-        for (policy, ratio), kept in watched.kept.items()
+        for (policy, ratio), layers in kept.items()
     ]
+
+
+class ZippedAtRatios(kvpress.KVzipPress):
+    """KVzip that scores once, and notes what it keeps at each ratio, evenly by layer and not."""
+
+    def compress_post(self, model: Any) -> None:
+        scores = self.score_val
+        self.kept: dict[tuple[str, float], list[np.ndarray]] = {}
+        self.first, self.answer = self.prefix_length, self._suffix_ids[0].tolist()
+        for ratio, self.layerwise in itertools.product(RATIOS, (False, True)):
+            self.compression_ratio, self.score_val = ratio, scores.clone()
+            super().compress_post(model)
+            attentions = [layer.self_attn for layer in model.model.layers]
+            keys = [one[..., None] for one in scores]
+            name = "kvzip:even" if self.layerwise else "kvzip"
+            self.kept[name, ratio] = [
+                _unmasked(module.masked_key_indices, one) for module, one in zip(attentions, keys, strict=True)
+            ]
+        for layer in model.model.layers:
+            layer.self_attn.masked_key_indices = None
+
+
+def zipped(model: Any, name: str, prompt: str, tokens: list[int]) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+    """Return the rows of KVzip, with the context repeated in one part and in three, and its prompt's parts."""
+    rows: list[dict[str, Any]] = []
+    for part in (len(tokens), PART):
+        press = ZippedAtRatios(RATIOS[0], chunk_size=part)
+        with torch.no_grad(), press(model):
+            model(input_ids=torch.tensor([tokens]), past_key_values=transformers.DynamicCache())
+        rows += _rows(name, prompt, {(f"{policy}/{part}", ratio): kept for (policy, ratio), kept in press.kept.items()})
+    return rows, {"first": press.first, "answer": press.answer, "part": PART}
 
 
 def qwen3(attention: str = "sdpa") -> Any:
@@ -162,6 +200,14 @@ def main() -> None:
     out = ROOT / "experiments" / "rows" / ("kvpress_parity_layers.json" if args.layers else "kvpress_parity.json")
     each = {(name, ratio): press for ratio in RATIOS for name, press in of_ratio(ratio).items()}
     prompts = {f"random {seed}": tiny_qwen3.prompt(seed, TOKENS) for seed in SEEDS}
+    facts: dict[str, Any] = {
+        "libraries": {name: importlib.metadata.version(name) for name in LIBRARIES},
+        "python": platform.python_version(),
+        "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
+        "window": WINDOW,
+        "chunk": CHUNK,
+        "prompts": prompts,
+    }
     rows = []
     for name, tokens in prompts.items():
         rows += measured(qwen3(), "tiny-qwen3", name, tokens, each)
@@ -174,14 +220,10 @@ def main() -> None:
         text = (ROOT / "LICENSE").read_text()
         prompts["license"] = transformers.AutoTokenizer.from_pretrained(args.smollm2)(text)["input_ids"][:TOKENS]
         rows += measured(model, "smollm2-135m", "license", prompts["license"], each)
-    facts = {
-        "libraries": {name: importlib.metadata.version(name) for name in LIBRARIES},
-        "python": platform.python_version(),
-        "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
-        "window": WINDOW,
-        "chunk": CHUNK,
-        "prompts": prompts,
-    }
+        if args.layers:
+            of_zip, facts_of_zip = zipped(model, "smollm2-135m", "license", prompts["license"])
+            rows += of_zip
+            facts |= facts_of_zip
     lines = ",\n".join(json.dumps(row) for row in rows)
     out.write_text(f'{{"facts": {json.dumps(facts)},\n"rows": [\n{lines}\n]}}\n')
 

@@ -49,12 +49,19 @@ class AdaKV(WrappingScorer):
         super().__post_init__()
 
     def targets(self, scores: mx.array, rows: int) -> Sequence[int]:
-        values = np.array(scores[0].astype(mx.float32))
-        heads = len(values)
-        own = min(max(1, int(self.alpha * rows)), rows)
-        # The own rows of a head rank above all others; each is counted in it once.
-        best = np.argpartition(-values, own - 1, axis=1)[:, :own]
-        np.put_along_axis(values, best, np.inf, axis=1)
-        # From the newest row back and head by head, so that rows with equal scores are shared out evenly.
-        order = np.argsort(-values[:, ::-1].T, axis=None, kind="stable")[: heads * rows]
-        return [int(count) for count in np.bincount(order % heads, minlength=heads)]
+        return shared_among_heads(scores, rows, min(max(1, int(self.alpha * rows)), rows))
+
+
+def shared_among_heads(scores: mx.array, rows: int, own: int) -> list[int]:
+    """Return how many rows each head keeps where the best of all heads stay, ``rows`` a head on average.
+
+    ``scores`` are ``[1, n_kv_heads, length]``; the best ``own`` rows of each head stay in any case.
+    """
+    values = np.array(scores[0].astype(mx.float32))
+    heads = len(values)
+    # The own rows of a head rank above all others; each is counted in it once.
+    best = np.argpartition(-values, own - 1, axis=1)[:, :own]
+    np.put_along_axis(values, best, np.inf, axis=1)
+    # From the newest row back and head by head, so that rows with equal scores are shared out evenly.
+    order = np.argsort(-values[:, ::-1].T, axis=None, kind="stable")[: heads * rows]
+    return [int(count) for count in np.bincount(order % heads, minlength=heads)]

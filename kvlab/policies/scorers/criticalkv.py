@@ -10,13 +10,15 @@ import mlx.core as mx
 from kvlab.errors import PolicyError
 from kvlab.policies.scorers.adakv import AdaKV
 from kvlab.policies.scorers.base import ScoreContext
+from kvlab.policies.scorers.compactor import Compactor
 from kvlab.policies.scorers.keydiff import KeyDiff
 from kvlab.policies.scorers.knorm import KNorm
 from kvlab.policies.scorers.model_layer import output_weight_of
+from kvlab.policies.scorers.triattention import TriAttention
 from kvlab.policies.scorers.wrapping import WrappingScorer
 
-BELOW_ZERO = (KNorm, KeyDiff)
-"""Scorers whose scores are below 0, so that a large value would count against its row."""
+BELOW_ZERO = (KNorm, KeyDiff, Compactor, TriAttention)
+"""Scorers whose scores may be below 0, so that a large value would count against its row."""
 ROWS_AT_ONCE = 512
 """Rows whose outputs are computed together: memory is this times the hidden size, in float32."""
 
@@ -49,8 +51,8 @@ class CriticalKV(WrappingScorer):
             raise PolicyError(f"criticalkv: heads share a budget by the final scores: write adakv(criticalkv({inner}))")
         if isinstance(self.scorer, BELOW_ZERO):
             raise PolicyError(
-                f"criticalkv: the scores of '{self.scorer.name}' are below 0, so that large values would count against "
-                "their rows: write a scorer of attention, such as criticalkv(snapkv)"
+                f"criticalkv: the scores of '{self.scorer.name}' may be below 0, so that large values would count "
+                "against their rows: write a scorer of attention, such as criticalkv(snapkv)"
             )
         if not 0 <= self.first <= 1:
             raise PolicyError(f"criticalkv: first={self.first} is no share; write 0 to 1, such as first=0.5")

@@ -70,3 +70,14 @@ def without_rope(rope: Callable[..., mx.array], rows: mx.array, positions: mx.ar
     back = rope(flat, offset=-positions.reshape(-1).astype(mx.int32))
     factor = rope(mx.ones((1, 1, 1, width)), offset=0)
     return (back / (factor * factor)).reshape(rows.shape)
+
+
+def pairs_of(rope: Callable[..., mx.array], width: int) -> tuple[mx.array, mx.array]:
+    """Return which channels RoPE turns together, and what each counts in a sum over pairs.
+
+    The first is float32 ``[width, width]``: ``squares @ pairs`` gives each channel the sum over its pair. The second is
+    ``[width]``: one half for channels that are turned, which a pair has two of, and 0 for those that are not.
+    """
+    moved = mx.abs(rope(mx.eye(width)[:, None, None], offset=1)[:, 0, 0]) > 0
+    pairs = (moved | mx.eye(width).astype(mx.bool_)).astype(mx.float32)
+    return pairs, mx.where(pairs.sum(axis=0) > 1, 0.5, 0.0)
