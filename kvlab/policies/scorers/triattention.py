@@ -118,12 +118,12 @@ class TriAttention(Scorer):
 
 def save_centres(path: str | Path, layers: Sequence[tuple[np.ndarray, np.ndarray] | None]) -> None:
     """Write centres and sizes, each ``[n_heads, head_dim]``, of each layer; None is a layer that is not compressed."""
-    arrays = {}
+    arrays: dict[str, np.ndarray] = {}
     for layer, found in enumerate(layers):
         if found is not None:
             arrays |= {CENTRE.format(layer): found[0], SIZE.format(layer): found[1]}
     with Path(path).open("wb") as file:
-        np.savez(file, **arrays)
+        np.savez(file, **arrays)  # type: ignore[arg-type]
 
 
 @functools.lru_cache(maxsize=2)
