@@ -76,6 +76,13 @@ def test_compactor_without_all_queries_ranks_by_leverage_alone(queries):
     np.testing.assert_allclose(scores[:, 3:-2], want, rtol=1e-3, atol=1e-4)
 
 
+def test_compactor_of_no_more_rows_than_directions_keeps_the_newest():
+    few, more = (Compactor(sinks=2, latest=1, sketch=sketch) for sketch in (20, 12))
+    ctx = make_layer_context(23, 0)
+    assert (np.array(few.score(ctx)[0, :, 2:-1]) == 0).all()
+    assert np.ptp(np.array(more.score(ctx)[0, :, 2:-1])) > 0
+
+
 @pytest.mark.parametrize("length", [1, 5, 12, 13, 14])
 def test_compactor_of_a_short_prompt_is_a_number(length):
     assert not np.isnan(np.array(Compactor().score(make_layer_context(length, length)))).any()

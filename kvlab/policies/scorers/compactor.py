@@ -30,7 +30,7 @@ class Compactor(Scorer):
 
     Deviations: the filling of the last chunk is masked (kvpress gives it logits of 0); the sketch is the same in each
     call, drawn from a seed; while decoding, when queries of earlier rows are gone, leverage alone decides (the paper
-    compresses the prompt only). The queries of the whole prompt are kept until its end.
+    compresses the prompt only), and in a head of no more rows than ``sketch``, whose leverages are equal, their age. The queries of the whole prompt are kept until its end.
 
     Args:
         sinks: first tokens that always stay.
@@ -83,7 +83,9 @@ class Compactor(Scorer):
         sketched = ((keys - mean) * weight) @ mx.array((draws / self.sketch**0.5).astype(np.float32))
         products = np.array(mx.swapaxes(sketched, -1, -2) @ sketched).astype(np.float64)
         inverse = mx.array(np.linalg.inv(products + RIDGE * np.eye(self.sketch)).astype(np.float32))
-        return mx.maximum(((sketched @ inverse) * sketched).sum(axis=-1), 0)
+        leverage = mx.maximum(((sketched @ inverse) * sketched).sum(axis=-1), 0)
+        # Any few rows are independent, and of the same leverage but for rounding.
+        return mx.where(is_compared.sum(axis=-1, keepdims=True) > self.sketch, leverage, 0.0)
 
     def _attention(self, context: ScoreContext) -> mx.array:
         """Return the weights that rows get from all queries of their chunk, times values' norms, smoothed."""
