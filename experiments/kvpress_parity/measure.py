@@ -197,17 +197,14 @@ def main() -> None:
     args = parser.parse_args()
     torch.set_num_threads(1)
     of_ratio = presses_of_layers if args.layers else presses
-    out = ROOT / "experiments" / "rows" / ("kvpress_parity_layers.json" if args.layers else "kvpress_parity.json")
     each = {(name, ratio): press for ratio in RATIOS for name, press in of_ratio(ratio).items()}
     prompts = {f"random {seed}": tiny_qwen3.prompt(seed, TOKENS) for seed in SEEDS}
-    facts: dict[str, Any] = {
+    common = {
         "libraries": {name: importlib.metadata.version(name) for name in LIBRARIES},
         "python": platform.python_version(),
         "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
-        "window": WINDOW,
-        "chunk": CHUNK,
-        "prompts": prompts,
     }
+    facts = common | {"window": WINDOW, "chunk": CHUNK, "prompts": prompts}
     rows = []
     for name, tokens in prompts.items():
         rows += measured(qwen3(), "tiny-qwen3", name, tokens, each)
@@ -222,10 +219,14 @@ def main() -> None:
         rows += measured(model, "smollm2-135m", "license", prompts["license"], each)
         if args.layers:
             of_zip, facts_of_zip = zipped(model, "smollm2-135m", "license", prompts["license"])
-            rows += of_zip
-            facts |= facts_of_zip
+            _write("kvpress_parity_kvzip", common | facts_of_zip | {"prompts": {"license": prompts["license"]}}, of_zip)
+    _write("kvpress_parity_layers" if args.layers else "kvpress_parity", facts, rows)
+
+
+def _write(name: str, facts: dict[str, Any], rows: list[dict[str, Any]]) -> None:
     lines = ",\n".join(json.dumps(row) for row in rows)
-    out.write_text(f'{{"facts": {json.dumps(facts)},\n"rows": [\n{lines}\n]}}\n')
+    path = ROOT / "experiments" / "rows" / f"{name}.json"
+    path.write_text(f'{{"facts": {json.dumps(facts)},\n"rows": [\n{lines}\n]}}\n')
 
 
 if __name__ == "__main__":

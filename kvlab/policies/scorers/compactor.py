@@ -29,8 +29,9 @@ class Compactor(Scorer):
     directions. As in kvpress, logits are not divided by the root of head_dim.
 
     Deviations: the filling of the last chunk is masked (kvpress gives it logits of 0); the sketch is the same in each
-    call, drawn from a seed; while decoding, when queries of earlier rows are gone, leverage alone decides (the paper
-    compresses the prompt only), and in a head of no more rows than ``sketch``, whose leverages are equal, their age. The queries of the whole prompt are kept until its end.
+    call, drawn from a seed. While decoding, queries of earlier rows are gone, and leverage alone decides (the paper
+    compresses the prompt only); of a head with no more rows than ``sketch``, whose leverages are equal, the newest rows
+    stay. The queries of the whole prompt are kept until its end.
 
     Args:
         sinks: first tokens that always stay.
