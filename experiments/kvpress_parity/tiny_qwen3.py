@@ -59,3 +59,8 @@ def weights(seed: int = 0) -> dict[str, np.ndarray]:
 def prompt(seed: int, length: int) -> list[int]:
     """Return random tokens."""
     return np.random.default_rng(seed).integers(0, VOCABULARY, length).tolist()
+
+
+def sketch(layer: int, heads: int, width: int, columns: int) -> np.ndarray:
+    """Return the sketch of kvlab's compactor for a layer, float32 ``[heads, width, columns]``, not yet scaled."""
+    return np.random.default_rng([0, layer]).standard_normal((heads, width, columns)).astype(np.float32)

@@ -2,27 +2,24 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from typing import ClassVar
 
 import mlx.core as mx
 import numpy as np
 
 from kvlab.errors import PolicyError
-from kvlab.policies.scorers.base import ScoreContext, Scorer
 from kvlab.policies.scorers.sepllm import SepLLM
-from kvlab.policies.scorers.snapkv import SnapKV
 from kvlab.policies.scorers.tova import TOVA
+from kvlab.policies.scorers.wrapping import WrappingScorer
 
 SAME_IN_ALL_HEADS = (TOVA, SepLLM)
 """Scorers that give every head of a layer the same scores."""
 
 
 @dataclass(frozen=True)
-class AdaKV(Scorer):
+class AdaKV(WrappingScorer):
     """The best rows of all heads of a layer together stay, by another scorer's scores: some heads keep more of them.
 
     Follows Feng et al. 2024: the budget of a layer goes to the rows with the best scores, whichever head they are of.
@@ -40,7 +37,6 @@ class AdaKV(Scorer):
 
     name: ClassVar[str] = "adakv"
     paper: ClassVar[str] = "Ada-KV, arXiv:2407.11550"
-    scorer: Scorer = SnapKV()
     alpha: float = 0.2
 
     def __post_init__(self) -> None:
@@ -50,54 +46,22 @@ class AdaKV(Scorer):
             raise PolicyError(f"adakv: '{self.scorer.name}' scores all heads alike: use {self.scorer} without adakv")
         if not 0 <= self.alpha <= 1:
             raise PolicyError(f"adakv: alpha={self.alpha} is no share; write 0 to 1, such as alpha=0.2")
-        for name in ("budget", "interval"):
-            self._take_over(name)
         super().__post_init__()
-        self._inner.rows(1, 0, 1)  # the wrapped scorer checks the budget that it is given
-
-    def _take_over(self, name: str) -> None:
-        """Make the wrapped scorer's budget or interval the wrapper's, so that equal policies have one spelling."""
-        default = getattr(Scorer, name)
-        outer, inner = getattr(self, name), getattr(self.scorer, name)
-        if inner == default:
-            return
-        if outer not in (default, inner):
-            raise PolicyError(f"adakv: {name}={outer} and {name}={inner} of '{self.scorer.name}' differ: write one")
-        object.__setattr__(self, name, inner)
-        object.__setattr__(self, "scorer", dataclasses.replace(self.scorer, **{name: default}))
-
-    @cached_property
-    def _inner(self) -> Scorer:
-        return dataclasses.replace(self.scorer, budget=self.budget, interval=self.interval)
-
-    @property
-    def reads_token_ids(self) -> bool:  # type: ignore[override]
-        return self.scorer.reads_token_ids
-
-    @property
-    def window(self) -> int:
-        return self.scorer.window
-
-    @property
-    def accumulates(self) -> bool:
-        return self.scorer.accumulates
-
-    def rows(self, prompt_tokens: int, layer: int, n_layers: int) -> int:
-        return self._inner.rows(prompt_tokens, layer, n_layers)
-
-    def accumulate(self, accumulated: mx.array, context: ScoreContext) -> mx.array:
-        return self._inner.accumulate(accumulated, context)
-
-    def score(self, context: ScoreContext) -> mx.array:
-        return self._inner.score(context)
 
     def targets(self, scores: mx.array, rows: int) -> Sequence[int]:
-        values = np.array(scores[0].astype(mx.float32))
-        heads = len(values)
-        own = min(max(1, int(self.alpha * rows)), rows)
-        # The own rows of a head rank above all others; each is counted in it once.
-        best = np.argpartition(-values, own - 1, axis=1)[:, :own]
-        np.put_along_axis(values, best, np.inf, axis=1)
-        # From the newest row back and head by head, so that rows with equal scores are shared out evenly.
-        order = np.argsort(-values[:, ::-1].T, axis=None, kind="stable")[: heads * rows]
-        return [int(count) for count in np.bincount(order % heads, minlength=heads)]
+        return shared_among_heads(scores, rows, min(max(1, int(self.alpha * rows)), rows))
+
+
+def shared_among_heads(scores: mx.array, rows: int, own: int) -> list[int]:
+    """Return how many rows each head keeps where the best of all heads stay, ``rows`` a head on average.
+
+    ``scores`` are ``[1, n_kv_heads, length]``; the best ``own`` rows of each head stay in any case.
+    """
+    values = np.array(scores[0].astype(mx.float32))
+    heads = len(values)
+    # The own rows of a head rank above all others; each is counted in it once.
+    best = np.argpartition(-values, own - 1, axis=1)[:, :own]
+    np.put_along_axis(values, best, np.inf, axis=1)
+    # From the newest row back and head by head, so that rows with equal scores are shared out evenly.
+    order = np.argsort(-values[:, ::-1].T, axis=None, kind="stable")[: heads * rows]
+    return [int(count) for count in np.bincount(order % heads, minlength=heads)]
