@@ -6,6 +6,7 @@ Every worker is one process with one thread: MLX is used on one thread, and time
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -23,6 +24,8 @@ CONNECT_TIMEOUT_S = 20.0
 """Seconds to wait for a scheduler, and for its first worker."""
 START_TIMEOUT_S = 120.0
 """Seconds to wait for the first worker of a cluster of one's own."""
+LOST_WORKER_TIMEOUT = "10 minutes"
+"""Time that a worker of one's own may take to come back after its death."""
 THREAD_VARIABLES = ("OPENBLAS_NUM_THREADS", "GOTO_NUM_THREADS", "OMP_NUM_THREADS")
 """Any of these says how many threads BLAS takes; kvlab chooses where none does."""
 FORMS = "write local:N for N workers on this machine, or the address of a Dask scheduler such as tcp://host:8786"
@@ -56,6 +59,7 @@ def connected(choice: SchedulerChoice) -> Iterator[Client]:
     Raises RunError without Dask, without a scheduler or workers, and for workers with several threads.
     """
     try:
+        import dask
         from distributed import Client, LocalCluster
     except ImportError as error:
         raise RunError("sweeps on several processes need Dask: pip install 'kvlab[dask]'") from error
@@ -68,12 +72,15 @@ def connected(choice: SchedulerChoice) -> Iterator[Client]:
                     f"no Dask scheduler answers at {choice.address} ({error}); start one with: dask scheduler"
                 ) from error
         else:
+            # A cluster gives up a worker whose new process takes longer than that, which importing MLX may.
+            stack.enter_context(dask.config.set({"distributed.deploy.lost-worker-timeout": LOST_WORKER_TIMEOUT}))
             cluster = stack.enter_context(
                 LocalCluster(
                     n_workers=choice.workers,
                     threads_per_worker=1,
                     processes=True,
                     memory_limit=0,  # a nanny that pauses or ends a worker for its memory would falsify times
+                    silence_logs=logging.ERROR,  # the sweep itself says that a worker died
                     host="127.0.0.1",
                     dashboard_address="127.0.0.1:0",
                     env=worker_environment(choice.workers),

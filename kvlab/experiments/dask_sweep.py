@@ -154,39 +154,46 @@ class Distribution:
         """Return the futures that have ended, after a while maybe none."""
         from distributed import CancelledError, wait
 
-        with contextlib.suppress(TimeoutError, CancelledError):
-            wait(list(self.running), timeout=WAIT_S, return_when="FIRST_COMPLETED")
         if self.client.status not in ("running", "connecting"):
             raise RunError("the Dask scheduler is gone; the same command does what is missing")
+        with contextlib.suppress(TimeoutError, CancelledError):
+            wait(list(self.running), timeout=WAIT_S, return_when="FIRST_COMPLETED")
         return [future for future in self.running if future.status != "pending"]
 
     def _collect(self, future: Future) -> list[list[Cell]]:
         """Write the results of a future; return its group again where its worker died. Raises KvlabError."""
+        from distributed import CancelledError, KilledWorker
+
         group, claims = self.running.pop(future)
         with claims:
-            if future.status == "finished":
-                for result in future.result():
-                    self.store.write(result)
-                self.bar.update(len(group))
-                return []
-            return [self._again(group, future)]
+            try:
+                made = future.result()
+            except KvlabError:
+                raise
+            except (KilledWorker, CancelledError):
+                return [self._again(group)]
+            except Exception as error:
+                raise RunError(f"{_names(group)}: {type(error).__name__}: {error}") from error
+            for result in made:
+                self.store.write(result)
+            self.bar.update(len(group))
+            return []
 
-    def _again(self, group: list[Cell], future: Future) -> list[Cell]:
-        """Return a group that was lost with its worker. Raises KvlabError where that is not what happened."""
-        from distributed import KilledWorker
-
-        error = None if future.status in ("cancelled", "lost") else future.exception()
-        if isinstance(error, KvlabError):
-            raise error
-        if error is not None and not isinstance(error, KilledWorker):
-            raise RunError(f"{', '.join(cell.policy for cell in group)}: {type(error).__name__}: {error}") from error
+    def _again(self, group: list[Cell]) -> list[Cell]:
+        """Return a group that was lost with its worker. Raises RunError where that happened too often."""
         self.deaths.update(group)
+        if not self.bar.disable:
+            tqdm.write(f"a worker died with {_names(group)}, which is run again")
         if self.deaths[group[0]] >= MAX_DEATHS:
             raise RunError(
-                f"{', '.join(cell.policy for cell in group)}: {MAX_DEATHS} workers died with it; it may need more "
-                "memory than they have: use fewer workers a machine, or a smaller concurrency"
+                f"{_names(group)}: {MAX_DEATHS} workers died with it; it may need more memory than they have: use "
+                "fewer workers a machine, or a smaller concurrency"
             )
         return group
+
+
+def _names(group: Sequence[Cell]) -> str:
+    return ", ".join(cell.policy for cell in group)
 
 
 def show_link(link: str) -> None:
