@@ -49,6 +49,10 @@ MAX_CHILDREN = 64
 MAX_CHILDREN_TRIED = 3
 MAX_CHECKPOINT_PARENTS = 256
 """Blocks, the last ones of a prompt, under which a lookup looks for checkpoints."""
+COUNTERS = (
+    *("remote_blocks_sent", "remote_bytes_sent", "remote_blocks_received", "remote_bytes_received"),
+    *("remote_refused", "remote_failures", "remote_removed", "unreadable"),
+)
 SWEEPS_PER_BUDGET = 16
 """The budget is looked after whenever this process has sent that share of it."""
 
@@ -289,7 +293,7 @@ class RemoteTier:
         return self._bytes
 
     def stats(self) -> dict[str, Any]:
-        counters = Counter({"remote_bytes_sent": 0, "remote_bytes_received": 0, "remote_refused": 0})
+        counters = Counter(dict.fromkeys(COUNTERS, 0))
         counters.update(self._counts)
         counters.update(self._uploads.counts)
         return {

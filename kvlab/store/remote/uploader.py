@@ -126,7 +126,7 @@ class Uploader:
                 if left <= 0 or not (self.takes or self._is_busy):
                     return False
                 self._condition.wait(min(left, 0.1))
-            return True
+            return self.takes  # else blocks were refused, which are in RAM alone
 
     def stop(self) -> int:
         """End the thread; return how many blocks are lost with it."""
