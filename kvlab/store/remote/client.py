@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
-from urllib.parse import SplitResult, urlsplit
+from urllib.parse import urlsplit
 
 from kvlab.errors import StoreError
+from kvlab.remote_urls import REDIS_SCHEMES, url_problem
 
 SOCKET_TIMEOUT_S = 2.0
 """Seconds after which a thread gives up a request; callers wait less long (``RemoteConfig.wait_s``)."""
-
-REDIS_SCHEMES = ("redis", "rediss")
-OBJECT_SCHEMES = ("s3", "gs", "az", "file")
-URL_FORMS = "write redis://host:6379/0, rediss://…, s3://bucket/folder, gs://…, az://container/folder or file:///folder"
 
 
 @dataclass(frozen=True)
@@ -89,29 +86,17 @@ class RemoteClient(Protocol):
         ...
 
 
-Connect = Callable[[], RemoteClient]
-
-
-def checked_url(url: str) -> SplitResult:
-    """Return the parts of a remote's URL. Raises ``StoreError`` for one that names none, or holds a password."""
-    parts = urlsplit(url)
-    if parts.scheme not in (*REDIS_SCHEMES, *OBJECT_SCHEMES):
-        raise StoreError(f"no remote {url!r}; {URL_FORMS}")
-    if parts.password is not None:
-        raise StoreError(
-            f"a password in a URL would be in every row and log: write {parts.scheme}://{parts.hostname}, and set "
-            "KVLAB_REMOTE_PASSWORD in the environment"
-        )
-    if not (parts.hostname if parts.scheme != "file" else parts.path.strip("/")):
-        raise StoreError(f"{url!r} names no place; {URL_FORMS}")
-    return parts
+def check_url(url: str) -> None:
+    """Raise ``StoreError`` for a URL that names no remote, or holds a password."""
+    if problem := url_problem(url):
+        raise StoreError(problem)
 
 
 def connect(url: str, ttl_s: float | None) -> RemoteClient:
     """Return the client of a URL, connected when it is first used. Raises ``StoreError`` without its package."""
-    parts = checked_url(url)
+    check_url(url)
     try:
-        if parts.scheme in REDIS_SCHEMES:
+        if urlsplit(url).scheme in REDIS_SCHEMES:
             from kvlab.store.remote.redis_client import RedisClient
 
             return RedisClient(url, ttl_s)

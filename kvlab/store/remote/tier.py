@@ -25,7 +25,7 @@ from kvlab.store.remote.block_bytes import BadBlock, NewerFormat, decode, encode
 from kvlab.store.remote.bounded_calls import BoundedCalls
 from kvlab.store.remote.budget import remove_surplus
 from kvlab.store.remote.circuit import Circuit
-from kvlab.store.remote.client import RemoteClient, checked_url, connect
+from kvlab.store.remote.client import RemoteClient, check_url, connect
 from kvlab.store.remote.errors import RemoteTrouble
 from kvlab.store.remote.read_ahead import ReadAhead
 from kvlab.store.remote.sealing import OtherSecret, Sealing, sealing_from_environment
@@ -62,7 +62,7 @@ class RemoteConfig:
     """Describes a remote tier. Impossible settings raise ``StoreError``.
 
     Attributes:
-        url: the service, see ``kvlab.store.remote.client.URL_FORMS``; without a password.
+        url: the service, see ``kvlab.remote_urls.URL_FORMS``; without a password.
         ttl_s: seconds after which a block leaves the remote by itself; None is never.
         budget: bytes that all blocks in the remote may take, by whichever process; None leaves it to the service.
         wait_s: seconds that a lookup may wait for answers; a remote that needs longer is left alone.
@@ -77,7 +77,7 @@ class RemoteConfig:
     queue_bytes: int = DEFAULT_QUEUE_BYTES
 
     def __post_init__(self) -> None:
-        checked_url(self.url)
+        check_url(self.url)
         if self.ttl_s is not None and self.ttl_s <= 0:
             raise StoreError(f"ttl_s={self.ttl_s:g} is no time to live; use seconds above 0, or None")
         if self.budget is not None and self.budget < 1:
