@@ -31,7 +31,7 @@ SIDEBAR = {
     "Policies": ("policies", "write", "forced", "budgets", "limits"),
     "How it works": (
         *("store", "live", "serving", "systems", "stack", "stack-rows"),
-        *("calibration", "audit", "advise", "replay", "experiments", "figures/README"),
+        *("calibration", "audit", "advise", "replay", "experiments", "overnight", "figures/README"),
     ),
     "Reference": ("api", "install", "contributing"),
 }

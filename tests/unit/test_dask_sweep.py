@@ -13,7 +13,7 @@ from kvlab.cli.main import main
 from kvlab.errors import RunError
 from kvlab.experiments.cell import Cell
 from kvlab.experiments.dask_cluster import SchedulerChoice, check_threads, worker_environment
-from kvlab.experiments.dask_sweep import GROUPS_PER_WORKER, MAX_DEATHS, Distribution
+from kvlab.experiments.dask_sweep import GROUPS_PER_WORKER, MAX_DEATHS, Distribution, show_link
 from kvlab.experiments.result_store import RowStore
 from tests.dask_cells import cells, result
 
@@ -157,3 +157,16 @@ def test_a_lost_scheduler_is_told(tmp_path: Path) -> None:
     made = Distribution(client, RowStore(tmp_path), SimpleNamespace(update=lambda count=1: None, disable=True))  # type: ignore[arg-type]
     with pytest.raises(RunError, match="scheduler is gone"):
         made._ended()
+
+
+def test_the_dashboard_is_a_link_in_a_notebook_and_a_line_in_a_terminal(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shown: list[Any] = []
+    monkeypatch.setattr("IPython.display.display", shown.append)
+    monkeypatch.setattr("IPython.get_ipython", lambda: SimpleNamespace(has_trait=lambda name: name == "kernel"))
+    show_link("http://127.0.0.1:1/status")
+    assert '<a href="http://127.0.0.1:1/status"' in shown[0].data
+    monkeypatch.setattr("IPython.get_ipython", lambda: None)
+    show_link("http://127.0.0.1:1/status")
+    assert len(shown) == 1 and "http://127.0.0.1:1/status" in "".join(capsys.readouterr())
