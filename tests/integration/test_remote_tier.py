@@ -199,6 +199,21 @@ def test_a_block_beyond_its_time_to_live_is_a_miss(url: str) -> None:
         assert store.flush() and fetch(store, TALK).tokens == len(TALK)
 
 
+@needs_redis
+def test_reading_renews_the_time_to_live_in_redis(redis_url: str) -> None:
+    pytest.importorskip("redis", reason="the extra `remote` is not installed")
+    empty(redis_url)
+    filled(redis_url, ttl_s=100.0)
+    client = connect(redis_url, None)
+    left = {block.name: client._redis.pttl(block.name) for block in client.blocks(BLOCKS)}  # type: ignore[attr-defined]
+    with shared(redis_url, ttl_s=1000.0) as store:
+        assert fetch(store, TALK).tokens == len(TALK)
+        store.flush()
+        until(store, lambda _: all(client._redis.pttl(name) > 200_000 for name in left))  # type: ignore[attr-defined]
+    assert left and max(left.values()) <= 100_000
+    client.close()
+
+
 def test_an_unusable_setting_is_told_at_the_start(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(StoreError, match="cannot be used"):

@@ -268,7 +268,8 @@ class RemoteTier:
         self._uploads.delete([self._block_name(key) for key in keys])
 
     def note(self, counters: Mapping[str, int]) -> None:
-        """Do nothing: uses go with the next batch, and counters of one process say nothing of a shared remote."""
+        """Send postponed uses. Counters stay here: those of one process say nothing of a shared remote."""
+        self._uploads.send_uses()
 
     def sync(self) -> bool:
         """Wait until the remote has acknowledged all; what survives its own power cut is its own affair."""

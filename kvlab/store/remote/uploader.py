@@ -54,6 +54,7 @@ class Uploader:
         self._queued_bytes = 0
         self._full_until = 0.0
         self._is_busy = False
+        self._sends_uses = False
         self._stopped = False
         self.counts: Counter[str] = Counter()
         self.full = ""
@@ -106,11 +107,17 @@ class Uploader:
             self._condition.notify_all()
 
     def touch(self, names: Sequence[str]) -> None:
-        """Note uses; they are sent with what comes next, since they are worth no request of their own."""
+        """Note uses; they are sent with the next blocks, or at :meth:`send_uses`."""
         with self._condition:
             for name in names:
                 if len(self._touched) < MAX_ERRANDS:
                     self._touched[name] = None
+
+    def send_uses(self) -> None:
+        """Send the uses noted so far, also where no blocks are."""
+        with self._condition:
+            self._sends_uses = bool(self._touched)
+            self._condition.notify_all()
 
     def wake(self) -> None:
         """Look again, since the remote is back."""
@@ -163,7 +170,7 @@ class Uploader:
                 return
 
     def _has_work(self) -> bool:
-        return bool(self._queue or self._heads or self._deleted)
+        return bool(self._queue or self._heads or self._deleted or self._sends_uses)
 
     def _pause(self) -> float | None:
         """Return how long to wait for work or for room; None: until woken."""
@@ -180,7 +187,7 @@ class Uploader:
     def _send(self) -> None:
         with self._condition:
             deleted, self._deleted = list(self._deleted), {}
-            touched, self._touched = list(self._touched), {}
+            touched, self._touched, self._sends_uses = list(self._touched), {}, False
             heads, self._heads = self._heads, {}
             batch: list[Upload] = []
             for upload in self._queue.values():
