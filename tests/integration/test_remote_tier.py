@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import os
+import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -197,6 +200,23 @@ def test_a_block_beyond_its_time_to_live_is_a_miss(url: str) -> None:
     with shared(url, ttl_s=3600.0) as store:
         put(store, TALK)
         assert store.flush() and fetch(store, TALK).tokens == len(TALK)
+
+
+@pytest.mark.parametrize("ahead_s", [-7200.0, 7200.0])
+def test_a_clock_that_is_wrong_ends_no_block_s_life(
+    ahead_s: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ages in an object store are told by its own clock."""
+    module = pytest.importorskip("kvlab.store.remote.object_client", reason="the extra `remote` is not installed")
+    url = f"file://{tmp_path}/remote"
+    filled(url, ttl_s=3600.0)
+    monkeypatch.setattr(module, "time", SimpleNamespace(time=lambda: time.time() + ahead_s))
+    with shared(url, ttl_s=3600.0) as store:
+        assert fetch(store, TALK).tokens == len(TALK)
+    for file in (tmp_path / "remote" / BLOCKS).iterdir():
+        os.utime(file, (time.time() - 4000,) * 2)
+    with shared(url, ttl_s=3600.0) as store:
+        assert fetch(store, TALK).tokens == 0
 
 
 @needs_redis

@@ -332,7 +332,7 @@ def upload(name: str, nbytes: int = 10, parent: str = "root") -> Upload:
 
 def uploader(client: MemoryClient, max_bytes: int = 100) -> tuple[Uploader, Circuit]:
     circuit = Pings().circuit()
-    return Uploader(client, circuit, max_bytes, lambda sent: None), circuit  # type: ignore[arg-type]
+    return Uploader(client, circuit, max_bytes, lambda blocks, sent: None), circuit  # type: ignore[arg-type]
 
 
 def test_what_is_queued_is_sent_and_named_by_its_parent() -> None:

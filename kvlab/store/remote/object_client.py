@@ -10,10 +10,10 @@ removed when the budget is looked after. Ages are told by the service's clock, n
 from __future__ import annotations
 
 import contextlib
-import datetime
 import itertools
 import os
 import secrets
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
@@ -136,8 +136,7 @@ class ObjectClient:
         """Return the seconds since an object was written, by the service's clock."""
         if self._clock_ahead_s is None:
             self._clock_ahead_s = self._measured_clock()
-        now = datetime.datetime.now(datetime.UTC).timestamp() + self._clock_ahead_s
-        return max(0.0, now - meta["last_modified"].timestamp())
+        return max(0.0, time.time() + self._clock_ahead_s - meta["last_modified"].timestamp())
 
     def _measured_clock(self) -> float:
         """Return the seconds that the service's clock is ahead of this machine's: write an object, look at its time."""
@@ -148,8 +147,7 @@ class ObjectClient:
             self._delete(name)
         except (RemoteTrouble, BaseError, OSError):
             return 0.0  # a reader without the right to write trusts its own clock
-        now = datetime.datetime.now(datetime.UTC).timestamp()
-        return 0.0 if meta is None else meta["last_modified"].timestamp() - now
+        return 0.0 if meta is None else meta["last_modified"].timestamp() - time.time()
 
 
 def _opened(url: str) -> Any:

@@ -275,11 +275,11 @@ class RemoteTier:
         """Wait until the remote has acknowledged all; what survives its own power cut is its own affair."""
         return self._uploads.drain(FLUSH_S)
 
-    def _after_batch(self, sent: int) -> None:
+    def _after_batch(self, blocks: int, sent: int) -> None:
         """Look after the budget, on the writer's thread, whenever much was sent. Raises ``RemoteTrouble``."""
         budget = self._config.budget
         self._bytes += sent
-        self._blocks += bool(sent)
+        self._blocks += blocks
         self._unswept += sent
         if budget is None or self._unswept < budget / SWEEPS_PER_BUDGET:
             return

@@ -39,11 +39,11 @@ class Uploader:
     """Owns the thread. What is queued counts as held by the tier: ``pending`` serves it meanwhile.
 
     While the circuit is open or the remote is full nothing more is taken, so that RAM keeps its blocks unwritten, and
-    what is queued waits. ``after_batch(bytes)`` is called on the thread.
+    what is queued waits. ``after_batch(blocks, bytes)`` is called on the thread.
     """
 
     def __init__(
-        self, client: RemoteClient, circuit: Circuit, max_bytes: int, after_batch: Callable[[int], None]
+        self, client: RemoteClient, circuit: Circuit, max_bytes: int, after_batch: Callable[[int, int], None]
     ) -> None:
         self._client, self._circuit, self._max_bytes, self._after_batch = client, circuit, max_bytes, after_batch
         self._condition = threading.Condition()
@@ -213,4 +213,4 @@ class Uploader:
                     self._queued_bytes -= len(upload.data)
             self.counts["remote_bytes_sent"] += sent
             self.counts["remote_blocks_sent"] += len(batch)
-        self._after_batch(sent)
+        self._after_batch(len(batch), sent)
