@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
+from kvlab.counts import counted
 from kvlab.errors import RunError
 from kvlab.paths import PACKAGE
 
@@ -110,7 +111,7 @@ def check_threads(threads: dict[str, int]) -> None:
     for address, count in threads.items():
         if count != 1:
             raise RunError(
-                f"the worker at {address} has {count} threads, and MLX is used on one: start workers with "
+                f"the worker at {address} has {counted(count, 'thread')}, and MLX is used on one: start workers with "
                 "dask worker ADDRESS --nthreads 1"
             )
 
