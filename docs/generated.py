@@ -32,7 +32,7 @@ SIDEBAR = {
     "How it works": (
         *("store", "live", "serving", "systems"),
         *("stack", "stack-rows", "stack-smollm2", "stack-smollm2-rows"),
-        *("calibration", "audit", "advise", "replay", "experiments", "figures/README"),
+        *("calibration", "audit", "advise", "replay", "experiments", "overnight", "figures/README"),
     ),
     "Reference": ("api", "install", "contributing"),
 }

@@ -13,40 +13,52 @@ from typing import Any
 import click
 
 from kvlab.store import commands
+from kvlab.store.remote import commands as remote_commands
 
 dir_option = click.option(
     "--dir", "directory", type=click.Path(file_okay=False, path_type=Path), help="The folder; else KVLAB_HOME/store."
 )
 tenant_option = click.option("--tenant", metavar="NAME", help="This tenant only ('' for the one without a name).")
+remote_option = click.option("--remote", metavar="URL", help="A remote that machines share, instead of a folder.")
 json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON document, and nothing else.")
 
 
 @click.group(name="store")
 def app() -> None:
-    """List, verify and remove KV at rest on SSD."""
+    """List, verify and remove KV at rest, on SSD or in a remote."""
 
 
 @app.command()
 @dir_option
+@remote_option
 @tenant_option
 @json_option
-def ls(directory: Path | None, tenant: str | None, as_json: bool) -> None:
-    """List sizes, ages and miss reasons, by model and policy."""
+def ls(directory: Path | None, remote: str | None, tenant: str | None, as_json: bool) -> None:
+    """List sizes, ages and miss reasons, by model and policy; of a remote, sizes and ages of all."""
+    if remote is not None:
+        _check_remote(directory, tenant)
+        _answer("store ls", as_json, lambda: remote_commands.ls(remote))
+        return
     _answer("store ls", as_json, lambda: commands.ls(_folder(directory), tenant=tenant))
 
 
 @app.command()
 @dir_option
+@remote_option
 @tenant_option
 @click.option("--repair", is_flag=True, help="Quarantine bad blocks, index sound ones, sweep leftovers.")
 @json_option
-def verify(directory: Path | None, tenant: str | None, repair: bool, as_json: bool) -> None:
+def verify(directory: Path | None, remote: str | None, tenant: str | None, repair: bool, as_json: bool) -> None:
     """Read every block. Exit status 1 when one was bad, missing or unreadable."""
-    rows = _answer(
-        "store verify",
-        as_json,
-        lambda: commands.verify(_folder(directory), tenant=tenant, progress=True, repair=repair),
-    )
+
+    def work() -> list[commands.Row]:
+        if remote is None:
+            return commands.verify(_folder(directory), tenant=tenant, progress=True, repair=repair)
+        return remote_commands.verify(remote, progress=True, repair=repair)
+
+    if remote is not None:
+        _check_remote(directory, tenant)
+    rows = _answer("store verify", as_json, work)
     if any(row["metric"] in ("corrupt", "unreadable", "unlisted", "set_aside") and row["value"] for row in rows):
         raise click.exceptions.Exit(1)
 
@@ -55,22 +67,30 @@ def verify(directory: Path | None, tenant: str | None, repair: bool, as_json: bo
 @click.option("--keep", metavar="SIZE", help="Bytes to keep, such as 5GB: the least recently used go.")
 @click.option("--unused", metavar="TIME", help="Remove blocks that were not used for so long, such as 12h or 30d.")
 @dir_option
+@remote_option
 @tenant_option
 @json_option
-def prune(keep: str | None, unused: str | None, directory: Path | None, tenant: str | None, as_json: bool) -> None:
+def prune(
+    keep: str | None,
+    unused: str | None,
+    directory: Path | None,
+    remote: str | None,
+    tenant: str | None,
+    as_json: bool,
+) -> None:
     """Remove old blocks, leaves first."""
     size, seconds = _quantity(keep, _SIZES, "--keep", "5GB"), _quantity(unused, _TIMES, "--unused", "12h")
-    _answer(
-        "store prune",
-        as_json,
-        lambda: commands.prune(
-            _folder(directory),
-            keep=None if size is None else int(size),
-            unused=seconds,
-            tenant=tenant,
-            progress=True,
-        ),
-    )
+    bytes_to_keep = None if size is None else int(size)
+
+    def work() -> list[commands.Row]:
+        if remote is not None:
+            return remote_commands.prune(remote, keep=bytes_to_keep, unused=seconds)
+        folder = _folder(directory)
+        return commands.prune(folder, keep=bytes_to_keep, unused=seconds, tenant=tenant, progress=True)
+
+    if remote is not None:
+        _check_remote(directory, tenant)
+    _answer("store prune", as_json, work)
 
 
 @app.command()
@@ -98,6 +118,14 @@ def _quantity(text: str | None, units: dict[str, float], option: str, example: s
     if found is None or found[2].upper() not in units:
         raise click.BadParameter(f"{text!r} is not understood; write for example {example}", param_hint=option)
     return float(found[1]) * units[found[2].upper()]
+
+
+def _check_remote(directory: Path | None, tenant: str | None) -> None:
+    """Raise BadParameter for options that mean nothing for a remote."""
+    if directory is not None:
+        raise click.BadParameter("a remote is no folder; leave one of --dir and --remote out", param_hint="--remote")
+    if tenant is not None:
+        raise click.BadParameter("names in a remote do not tell tenants; leave --tenant out", param_hint="--tenant")
 
 
 def _folder(directory: Path | None) -> Path:

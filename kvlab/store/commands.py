@@ -6,10 +6,7 @@ Every function returns tidy rows, with ``workload`` "store" and, where a row is 
 
 from __future__ import annotations
 
-import heapq
 import time
-from collections import Counter
-from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from tqdm import tqdm
@@ -19,6 +16,7 @@ from kvlab.store.answer_files import remove_answers
 from kvlab.store.blocks import CHECKPOINT
 from kvlab.store.command_rows import Row, row, tenant_filter
 from kvlab.store.folder_access import read, writing
+from kvlab.store.pruning_order import leaves_first
 from kvlab.store.ssd import process_lock as owners
 from kvlab.store.ssd.folder import ReadOnlyFolder, StoreFolder
 from kvlab.store.ssd.layout import OWNERS
@@ -121,7 +119,7 @@ def _remove(folder: StoreFolder, tenant: str | None, unused: float, keep: int, p
     which, values = tenant_filter(tenant)
     found = index.rows(f"SELECT key, parent, used, bytes FROM blocks WHERE owner IS NULL AND {which}", *values)
     left, blocks, nbytes, stuck = sum(size for *_, size in found), 0, 0, 0
-    order = list(_leaves_first(found, time.time(), unused, left - keep))
+    order = list(leaves_first(found, time.time(), unused, left - keep))
     with tqdm(total=len(order), desc="remove", unit=" blocks", disable=not progress) as bar:
         for at in range(0, len(order), DELETES_PER_TRANSACTION):
             with index.write():
@@ -144,24 +142,3 @@ def _remove(folder: StoreFolder, tenant: str | None, unused: float, keep: int, p
         *([row("not_removable", stuck, "blocks")] if stuck else []),
         row(SSD.metric, left, "bytes"),
     ]
-
-
-def _leaves_first(
-    found: Sequence[tuple[bytes, bytes, float, int]], now: float, unused: float, surplus: int
-) -> Iterator[tuple[bytes, float]]:
-    """Yield blocks to remove until ``surplus`` bytes are gone: always the leaf that was unused for longest.
-
-    A use that lies in the future, since the clock was set back, counts as one just now.
-    """
-    rows = {key: (parent, used, size) for key, parent, used, size in found}
-    children = Counter(parent for parent, _, _ in rows.values())
-    heap = [(used, key) for key, (_, used, _) in rows.items() if not children[key]]
-    heapq.heapify(heap)
-    while heap and surplus > 0 and now - min(heap[0][0], now) >= unused:
-        used, key = heapq.heappop(heap)
-        parent, _, size = rows[key]
-        yield key, used
-        surplus -= size
-        children[parent] -= 1
-        if parent in rows and not children[parent]:
-            heapq.heappush(heap, (rows[parent][1], parent))

@@ -71,6 +71,13 @@ def test_fast_movers_are_pinned_and_mlx_is_one_version_everywhere(project: dict[
     assert any(re.match(r"mlx-lm==[\d.]+$", item) for item in project["project"]["dependencies"])
 
 
+@pytest.mark.parametrize("extra", ["dask", "remote"])
+def test_what_optional_parts_need_is_installed_with_the_tests_at_the_same_versions(
+    project: dict[str, Any], extra: str
+) -> None:
+    assert set(project["project"]["optional-dependencies"][extra]) <= set(project["dependency-groups"]["dev"])
+
+
 def test_docs_link_to_files_that_exist() -> None:
     for page in [ROOT / "README.md", *(ROOT / "docs").rglob("*.md")]:
         for target in re.findall(r"\]\((?!https?:|#)([^)#]+)", page.read_text()):
