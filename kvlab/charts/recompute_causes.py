@@ -10,7 +10,7 @@ from kvlab.charts.style import WIDTH, require, styled
 from kvlab.errors import RunError
 
 BAR_HEIGHT = 30
-MARGIN = 1.25
+MARGIN = 1.4
 """The axis ends so much behind the longest bar, for its numbers."""
 
 
