@@ -66,8 +66,9 @@ def simulate_tiers(
 ) -> TieredCounts:
     """Replay a trace with RAM over SSD, and count; without ``ssd`` with RAM alone.
 
-    A request finds its stored prefix. Without ``rule`` all of it is restored. What no tier has then enters RAM, and is
-    written to SSD behind the request. Requests run one after the other, in the order of their times.
+    A request finds its stored prefix. Without ``rule`` all of it is restored; with it, what is computed again though
+    SSD has it is kept in RAM. What no tier has then enters RAM, and is written to SSD behind the request. Requests run
+    one after the other, in the order of their times.
 
     Raises:
         TraceError: a policy that is not known, or a trace without parents.
@@ -90,7 +91,7 @@ def simulate_tiers(
             for at, size in enumerate(tokens):
                 found["spurned" if at >= most else "ram" if in_ram[at] else "ssd"][request] += size
             before = tiers.written
-            tiers.end(chain)
+            tiers.end(chain, chain[most : len(in_ram)])
             found["written"][request] = tiers.written - before
             if request % TELL_EVERY == TELL_EVERY - 1:
                 told(TELL_EVERY)

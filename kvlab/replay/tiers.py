@@ -78,8 +78,14 @@ class ReplayTiers:
         self.ssd.touch(keys[::-1])
         self._pinned = frozenset()
 
-    def end(self, chain: Sequence[int]) -> None:
-        """Store what no tier has of a chain, parents first, and write what is due."""
+    def end(self, chain: Sequence[int], computed: Sequence[int] = ()) -> None:
+        """Store what no tier has of a chain, parents first, and write what is due.
+
+        Blocks ``computed`` again though SSD has them are kept in RAM before, which costs no reading, as far as there is
+        space without waiting.
+        """
+        for number in computed:
+            self._inserter.keep(self._blocks.block(number))
         new = [one for one, key in zip(chain, self._keys(chain), strict=True) if key not in self.ram]
         names, block = self._blocks.keys, self._blocks.block
         self._inserter.add([block(one) for one in new if names[one] not in self.ssd])

@@ -81,6 +81,15 @@ def test_a_slow_drive_is_spurned_and_never_makes_a_request_later_than_computing_
     assert slow.spurned_tokens.sum() > 0 and not slow.ssd_tokens.any()
 
 
+def test_what_is_computed_again_is_in_ram_for_the_next_turn() -> None:
+    chains = [[1, 2, 3], [7, 8, 9], [1, 2, 3, 4], [1, 2, 3, 4, 5]]
+    trace = block_trace("made", 16, chains)
+    rule = RestoreRule(Speed(1e-4, ssd=1e5, memory=1e9), 1000)
+    found = simulate_tiers(trace, "lru", read_capacity("5", trace), read_capacity("20", trace), rule=rule)
+    assert found.spurned_tokens.tolist() == [0, 0, 48, 0]
+    assert found.ram_tokens.tolist() == [0, 0, 0, 64] and not found.ssd_tokens.any()
+
+
 def test_rows_say_waits_bytes_and_years() -> None:
     found = replay_tiers(TRACE, "5%", "50%,0", cost=COST, token_bytes=1000, endurance="1GB", progress=False)
     rows = {(row["ssd"], row["metric"], row.get("tier", "")): row["value"] for row in found.rows}
