@@ -64,6 +64,10 @@ class RunError(KvlabError):
     """An experiment file, run folder or figure that cannot be used."""
 
 
+class SpeedError(KvlabError):
+    """A speed of a machine and a model that is impossible or cannot be read."""
+
+
 class UserCodeError(KvlabError):
     """A file or a metric of the user's own that fails, or gives what kvlab cannot use."""
 

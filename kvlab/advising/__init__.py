@@ -5,6 +5,6 @@ from kvlab.advising.agents import AgentRequest, AgentWorkload
 from kvlab.advising.decision import advise
 from kvlab.advising.description import Description
 from kvlab.advising.errors import AdviceError
-from kvlab.advising.speed import Speed
+from kvlab.speed import Speed
 
 __all__ = ["Advice", "AdviceError", "AgentRequest", "AgentWorkload", "Description", "Speed", "advise"]

@@ -12,8 +12,8 @@ import polars as pl
 
 from kvlab.advising.changes import Change
 from kvlab.advising.judging import TIE_SHARE, Judged, Ranking
-from kvlab.advising.speed import Speed
 from kvlab.policies import format_bytes
+from kvlab.speed import Speed
 from kvlab.systems import System, policy_of
 
 COLUMNS = ("", "design", "wait", "again", "after restart", "agents", "memory", "ssd", "note")

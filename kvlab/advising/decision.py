@@ -16,11 +16,12 @@ from kvlab.advising.judging import Ranking, rank
 from kvlab.advising.kv_bytes import attention_share, token_bytes_of
 from kvlab.advising.measuring import measured_speed
 from kvlab.advising.quality import DEFAULT_PROMISE, certified_codecs
-from kvlab.advising.speed import Speed, card_speed, given_speed
+from kvlab.advising.speed import card_speed, given_speed
 from kvlab.advising.transcripts import transcript_workload
 from kvlab.models import LoadedModel, ModelLike, load
 from kvlab.policies import Policy, parse_bytes
 from kvlab.results import Results
+from kvlab.speed import Speed
 
 LARGEST_VOCABULARY = 2048
 """Token ids that texts of a description are drawn from."""
@@ -91,6 +92,8 @@ def advise(
     token_bytes = token_bytes_of(loaded, kv_bytes)
     raw = token_bytes(Policy.parse("full"))
     disk_speed = None if ssd_speed is None else float(parse_bytes(ssd_speed))
+    if speed is not None and not speed.step_s:
+        raise AdviceError("this speed says nothing of answers: give it step_s, the seconds of a decode step")
     chosen_speed = speed or _speed(loaded, own, raw, prefill, decode, disk_speed, measure=measure, card=card)
 
     def decide(conditions: Conditions, only: set[str] | None = None) -> Ranking:

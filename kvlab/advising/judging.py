@@ -12,9 +12,9 @@ from kvlab.advising.agents import AgentWorkload, shared_by_all
 from kvlab.advising.designs import Need, SizedDesign, TokenBytes
 from kvlab.advising.replay import replay_of
 from kvlab.advising.simulation import LoopSimulation, Simulated
-from kvlab.advising.speed import Speed
 from kvlab.counts import counted
 from kvlab.policies import NoReuse, Slots, Snapshot, Tiered, WholePrompts, parse_bytes
+from kvlab.speed import Speed
 
 TIE_SHARE = 0.10
 """Designs whose waits differ by at most so much of the least are told apart by simplicity: the simulation is no better.

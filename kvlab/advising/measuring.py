@@ -9,10 +9,10 @@ from pathlib import Path
 
 import numpy as np
 
-from kvlab.advising.speed import MEMORY_BYTES_PER_S, SSD_BYTES_PER_S, Speed, fitted
 from kvlab.decoder import Completion, Decoder
 from kvlab.models import LoadedModel
 from kvlab.policies import Policy
+from kvlab.speed import MEMORY_BYTES_PER_S, SSD_BYTES_PER_S, Speed, fitted
 
 SHARES = (0.125, 0.25, 0.5, 1.0)
 """Lengths of cold prompts, as shares of the longest."""

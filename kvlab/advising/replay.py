@@ -13,13 +13,13 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from kvlab.advising.errors import AdviceError
-from kvlab.advising.memory_tier import KeptFolder
 from kvlab.decoder.prefill.message_ends import message_ends
 from kvlab.decoder.reuse.kept_sequence import KeptSequence
 from kvlab.decoder.reuse.paged_rules import match_whole_pieces, tokens_to_store
 from kvlab.decoder.reuse.prompt_plan import PromptPlan
 from kvlab.decoder.reuse.slot_plan import SlotPlan
 from kvlab.policies import NoReuse, Paged, Policy, Ram, Slots, Snapshot, Tiered, WholePrompts, parse_bytes
+from kvlab.replay.kept_folder import KeptFolder
 from kvlab.store import Namespace, Store
 from kvlab.store.config import StoreConfig
 from kvlab.store.read_buffers import PayloadList

@@ -12,12 +12,12 @@ from dataclasses import dataclass, field
 
 from kvlab.advising.agents import AgentRequest, AgentWorkload
 from kvlab.advising.replay import ReuseReplay, Started, Tokens
-from kvlab.advising.speed import Speed
 from kvlab.decoder.config import CHUNKS, NONE, DecoderConfig
 from kvlab.decoder.context_limit import ContextError, ContextLimit
 from kvlab.decoder.prefill.budget import MAX_ROUND_STEPS
 from kvlab.decoder.prefix_tree import MIN_SHARED_TOKENS
 from kvlab.policies import Paged
+from kvlab.speed import Speed
 
 DEFAULT_CHUNK_TOKENS = 512
 """Prompt tokens at a time where the settings leave it to the device."""

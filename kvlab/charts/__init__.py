@@ -19,7 +19,9 @@ from kvlab.charts.live import kv_bytes_over_time
 from kvlab.charts.pareto import quality_with_pareto
 from kvlab.charts.quality import accuracy_by_policy, quality_by_bytes, quality_by_live_bytes
 from kvlab.charts.ranking import waits_by_design
+from kvlab.charts.recompute_causes import recompute_causes
 from kvlab.charts.restart import ttft_after_restart
+from kvlab.charts.tier_sizes import tier_sizes
 from kvlab.charts.tiers import block_map, bytes_at_rest, bytes_by_tier
 from kvlab.charts.tools import kl_by_position, tools_by_policy
 from kvlab.charts.ttft import ttft_parts, ttft_waterfall
@@ -30,7 +32,7 @@ __all__ = [
     "accuracy_by_policy", "block_map", "bytes_at_rest", "bytes_by_tier", "cached_tokens_by_turn", "eviction_map",
     "eviction_strips", "gaps_beside_a_long_prompt", "hit_ratio_by_capacity", "kl_by_position", "kv_bytes_over_time",
     "live_bytes_by_concurrency", "on_dark", "quality_by_bytes", "quality_by_live_bytes", "quality_with_pareto",
-    "throughput_by_concurrency", "token_gaps", "tools_by_policy",
+    "recompute_causes", "throughput_by_concurrency", "tier_sizes", "token_gaps", "tools_by_policy",
     "ttft_after_restart", "ttft_by_turn", "ttft_parts", "ttft_waterfall",
     "waits_by_design",
 ]  # fmt: skip

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,10 @@ Examples:
   kvlab replay conversation_trace.jsonl.xz
   kvlab replay sessions.tar.xz --replace lru,sieve,s3fifo --capacity 1%,5% --sample 0.1
   kvlab replay runs/2026-01-01 --kv-bytes 131072 --capacity 2GB,8GB --json
+  kvlab replay sessions.tar.xz --ram 2GB,8GB --ssd 0,100GB --cost cost.json
+  kvlab replay sessions.tar.xz --ram 8GB --ssd 100GB --kv-bytes 147456 --cost prefill=450,ssd=3GB --restore auto
+  kvlab replay sessions.tar.xz --plan 95% --kv-bytes 147456
+  kvlab replay sessions.tar.xz --plan ttft_p95=2s --cost cost.json
 """
 
 
@@ -28,6 +33,24 @@ Examples:
     help="Shares of the trace's different blocks such as 5%, sizes such as 2GB, or 8000blocks, 1Mtokens, inf; "
     "else 1% to 50%.",
 )
+@click.option("--ram", metavar="C,D,...", help="RAM over SSD in place of one tier: sizes of RAM, as --capacity.")
+@click.option("--ssd", metavar="C,D,...", help="And of the SSD below it; else none.")
+@click.option(
+    "--plan",
+    is_flag=False,
+    flag_value="95%",
+    metavar="TARGET",
+    help="The smallest RAM and SSD for 95% of what a cache without limit would hit, or for a wait: ttft_p95=2s.",
+)
+@click.option(
+    "--cost",
+    metavar="SPEEDS",
+    help="How quick machine and model are, for waits: a file of kvlab bench cost --json, or prefill=450,ssd=3GB,...",
+)
+@click.option("--restore", type=click.Choice(["always", "auto"]), help="auto: compute again what that has sooner.")
+@click.option("--admit", type=click.IntRange(min=1), metavar="N", help="Uses after which a block is written to SSD.")
+@click.option("--endurance", metavar="SIZE", help="Bytes that may be written to the drive; else 600TB.")
+@click.option("--causes", is_flag=True, help="Why a cache without limit computes tokens: appended, edited, and so on.")
 @click.option("--kv-bytes", type=click.IntRange(min=1), metavar="N", help="Bytes of KV a token, for sizes in bytes.")
 @click.option("--plain", is_flag=True, help="Each block alone, without parents, as traces of other caches are counted.")
 @click.option(
@@ -45,6 +68,14 @@ def replay(
     format: str | None,
     replace: str,
     capacity: str | None,
+    ram: str | None,
+    ssd: str | None,
+    plan: str | None,
+    cost: str | None,
+    restore: str | None,
+    admit: int | None,
+    endurance: str | None,
+    causes: bool,
     kv_bytes: int | None,
     plain: bool,
     sample: float,
@@ -56,30 +87,47 @@ def replay(
 
     TRACE is a file, plain or packed as .gz, .xz or .tar.xz, or a folder: that of a kvlab run, or of session files.
     """
-    from kvlab.replay.replaying import DEFAULT_CAPACITIES
-    from kvlab.replay.replaying import replay as run
+    sized = {"capacity": capacity, "plain": plain or None, "sample": sample if sample < 1 else None}
+    tiered = {"ssd": ssd, "cost": cost, "restore": restore, "admit": admit, "endurance": endurance}
+    _check_kind({"plan": plan, "causes": causes or None, "ram": ram}, sized, tiered)
+    common: dict[str, Any] = {"format": format}
+    sizes: dict[str, Any] = {"token_bytes": kv_bytes or 0}
+    tiers: dict[str, Any] = {name: value for name, value in tiered.items() if value is not None}
 
-    made: dict[str, Any] = {}
+    def replayed() -> Any:
+        import kvlab.replay as replays
+
+        import_all(imports)
+        if causes:
+            return replays.recompute_causes(replays.load_trace(trace, format))
+        if plan is not None:
+            return replays.plan(trace, plan, replace, **common, **sizes, **tiers)
+        if ram is not None:
+            return replays.replay_tiers(trace, ram, replace=replace, workers=workers, **common, **sizes, **tiers)
+        given: dict[str, Any] = {} if capacity is None else {"capacity": capacity}
+        return replays.replay(trace, replace, plain=plain, sample=sample, workers=workers, **given, **common, **sizes)
+
+    made: list[Any] = []
 
     def work() -> Document:
-        import_all(imports)
-        results = made["results"] = run(
-            trace,
-            replace,
-            capacity if capacity is not None else DEFAULT_CAPACITIES,
-            format=format,
-            plain=plain,
-            token_bytes=kv_bytes or 0,
-            sample=sample,
-            workers=workers,
-        )
-        return document("replay", results.rows, **results.facts)
+        made.append(replayed())
+        return document("replay", made[0].rows, **made[0].facts)
 
     def show(_: Document) -> None:
-        from kvlab.replay.results import COLUMNS
-
-        results = made["results"]
-        click.echo(f"{results.trace!r}\n")
-        table(results.table, COLUMNS)
+        results = made[0]
+        click.echo(f"{getattr(results, 'title', None) or repr(results.trace)}\n")
+        table(results.table, list(results.table[0]))
 
     answer(as_json, work, show)
+
+
+def _check_kind(kinds: Mapping[str, Any], of_one_tier: Mapping[str, Any], of_two: Mapping[str, Any]) -> None:
+    """Raise ``UsageError`` for options of several kinds of replay: one tier, RAM over SSD, a plan, or causes."""
+    given = {name: value for name, value in {**kinds, **of_one_tier, **of_two}.items() if value is not None}
+    may_have = {"plan": ("cost", "restore", "admit"), "causes": (), "ram": tuple(of_two)}
+    kind = next((name for name in kinds if name in given), None)
+    for name in given:
+        if kind is None and name in of_two:
+            raise click.UsageError(f"--{name} is of RAM over SSD: write --ram 8GB too")
+        if kind is not None and name != kind and name not in may_have[kind]:
+            raise click.UsageError(f"--{kind} and --{name} exclude each other: leave one of them out")

@@ -52,5 +52,5 @@ def order_for(name: str, capacity: int, clock: TraceClock, uses: Uses) -> Replac
     if "clock" in wanted:
         given["clock"] = clock
     if "future" in wanted:
-        given["future"] = clock.future = Future(uses())
+        given["future"] = clock.future = clock.future or Future(uses())  # several tiers have one future
     return kind(capacity, **given)

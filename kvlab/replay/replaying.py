@@ -57,8 +57,8 @@ def replay(
         raise TraceError(f"{loaded.name} has no block: its prompts are shorter than a block, or it has no request")
     if not 0 < sample <= 1:
         raise TraceError(f"a sample of {sample:g} is impossible; write a share above 0 and up to 1, such as 0.1")
-    names = list(dict.fromkeys(_items(replace)))
-    texts = list(dict.fromkeys(_items(capacity)))
+    names = list(dict.fromkeys(items(replace)))
+    texts = list(dict.fromkeys(items(capacity)))
     if not names or not texts:
         raise TraceError("nothing to replay: name a policy such as lru and a capacity such as 5%")
     for name in names:
@@ -77,7 +77,8 @@ def replay(
     return ReplayResults(loaded, statistics(loaded), counts, curve, token_bytes)
 
 
-def _items(given: str | int | Iterable[str | int]) -> list[str]:
+def items(given: str | int | Iterable[str | int]) -> list[str]:
+    """Return the parts of a list, or of text with commas."""
     listed: Iterable[str | int] = (
         given.split(",") if isinstance(given, str) else [given] if isinstance(given, int) else given
     )

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, wait
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 from tqdm.auto import tqdm
@@ -25,6 +25,36 @@ from kvlab.replay.trace import BlockTrace
 MIN_PARALLEL_BLOCKS = 500_000
 """Less work than this, in blocks times tasks, is done before other processes have started."""
 POLL_S = 0.2
+
+
+class Counts(Protocol):
+    """Counts of a replay: a dataclass of which one field is the trace."""
+
+    @property
+    def trace(self) -> BlockTrace:
+        """Return what was replayed."""
+        ...
+
+
+C = TypeVar("C", bound=Counts, covariant=True)
+
+
+class Task(Protocol[C]):
+    """One replay of a trace: a frozen value, which another process can get."""
+
+    @property
+    def replace(self) -> str:
+        """Return the name of the policy."""
+        ...
+
+    @property
+    def rate(self) -> float:
+        """Return the share of the blocks that is replayed."""
+        ...
+
+    def run(self, trace: BlockTrace, told: Told) -> C:
+        """Replay it."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -43,8 +73,8 @@ class ReplayTask:
 
 
 def run_tasks(
-    trace: BlockTrace, tasks: Sequence[ReplayTask], *, workers: int | None = None, progress: bool = True
-) -> list[ReplayCounts]:
+    trace: BlockTrace, tasks: Sequence[Task[C]], *, workers: int | None = None, progress: bool = True
+) -> list[C]:
     """Replay all tasks; the counts are in their order.
 
     Args:
@@ -70,16 +100,16 @@ def run_tasks(
         return [done[task] if task in done else task.run(trace, bar.update) for task in tasks]
 
 
-def _in_processes(trace: BlockTrace, tasks: Sequence[ReplayTask], count: int, told: Told) -> list[ReplayCounts]:
+def _in_processes(trace: BlockTrace, tasks: Sequence[Task[C]], count: int, told: Told) -> list[C]:
     context = multiprocessing.get_context("spawn")  # a fork beside MLX's threads may hang
     queue = context.SimpleQueue()
     with tempfile.TemporaryDirectory(prefix="kvlab-replay-") as folder:
         _save(trace, Path(folder))
         pool = ProcessPoolExecutor(count, mp_context=context, initializer=_begin, initargs=(folder, queue))
         with pool:
-            futures: list[Future[dict[str, Any]]] = [pool.submit(_run, task) for task in tasks]
+            futures: list[Future[tuple[Any, dict[str, Any]]]] = [pool.submit(_run, task) for task in tasks]
             try:
-                pending: set[Future[dict[str, Any]]] = set(futures)
+                pending: set[Future[tuple[Any, dict[str, Any]]]] = set(futures)
                 while pending:
                     _, pending = wait(pending, timeout=POLL_S)
                     while not queue.empty():
@@ -87,7 +117,8 @@ def _in_processes(trace: BlockTrace, tasks: Sequence[ReplayTask], count: int, to
             except BaseException:
                 pool.shutdown(wait=False, cancel_futures=True)
                 raise
-            return [ReplayCounts(trace=trace, **future.result()) for future in futures]
+            done = [future.result() for future in futures]
+            return [kind(trace=trace, **values) for kind, values in done]
 
 
 _here: dict[str, Any] = {}
@@ -99,9 +130,11 @@ def _begin(folder: str, queue: Any) -> None:
     _here["trace"], _here["told"] = _opened(Path(folder)), queue.put
 
 
-def _run(task: ReplayTask) -> dict[str, Any]:
+def _run(task: Task[Any]) -> tuple[Any, dict[str, Any]]:
+    """Return the class of the counts and their fields; the trace stays here."""
     counts = task.run(_here["trace"], _here["told"])
-    return {field.name: getattr(counts, field.name) for field in fields(counts) if field.name != "trace"}
+    own = {field.name: getattr(counts, field.name) for field in fields(counts) if field.name != "trace"}
+    return type(counts), own
 
 
 def _arrays(trace: BlockTrace) -> dict[str, np.ndarray]:

@@ -14,14 +14,15 @@ from kvlab.advising import AdviceError, AgentRequest, AgentWorkload, Description
 from kvlab.advising.agents import shared_by_all
 from kvlab.advising.designs import Need, designs
 from kvlab.advising.judging import known_tokens, rank
-from kvlab.advising.memory_tier import KeptFolder
 from kvlab.advising.replay import replay_of
 from kvlab.advising.simulation import LoopSimulation, Simulated
-from kvlab.advising.speed import card_speed, fitted, given_speed
+from kvlab.advising.speed import card_speed, given_speed
 from kvlab.charts import on_dark
 from kvlab.cli.main import main
 from kvlab.decoder.config import DecoderConfig
 from kvlab.policies import Policy
+from kvlab.replay.kept_folder import KeptFolder
+from kvlab.speed import fitted
 from kvlab.store import Namespace
 from kvlab.systems import System, config_of, policy_of
 

@@ -10,7 +10,7 @@ import pytest
 
 from kvlab.replay import BlockTrace, block_trace, read_capacity, simulate
 from kvlab.store.replacement import make
-from kvlab.store.replacement.gittins import AGES, gittins_indices
+from kvlab.store.return_rates import AGES, gittins_indices
 
 CAPACITIES = ("2%", "10%", "50%")
 TOLERANCE = 0.005

@@ -4,12 +4,8 @@ Gittins, "Bandit processes and dynamic allocation indices", JRSS B 1979; the ret
 (Beckmann, Chen & Cidon, "LHD: Improving cache hit rate by maximizing hit density", NSDI 2018). A request uses a chain
 of blocks. Blocks that it takes from one earlier request, or that are new, are a run of one class: by the gap since that
 earlier use, by how often the run was continued, and whether it is the end of the chain, which a next turn often
-replaces. With F the share that returned by an age and S = 1 - F, the index at age a is the largest value over h of
-
-    (F(a + h) - F(a)) / (integral of S from a to a + h),
-
-the hits that keeping a block until a + h brings, over the time that it is kept. Time is counted in requests, ages in
-half octaves, so no number has the scale of a trace. F comes from returns over time at risk; what was evicted is
+replaces. The index is that of :mod:`kvlab.store.return_rates`: the hits that keeping a block for some time brings, over
+that time. Time is counted in requests, ages in half octaves, so no number has the scale of a trace. What was evicted is
 remembered and counts, too, so that the policy does not only see what it kept.
 
 A list of the keys that LRU would hold runs beside it. While the policy has hit less than that in total, it evicts as
@@ -29,23 +25,17 @@ from collections import OrderedDict
 from collections.abc import Hashable
 from dataclasses import dataclass, field
 
-import numpy as np
-
 from kvlab.store.replacement.base import Evictable, Replacement, any_key, require_absent
+from kvlab.store.return_rates import AGE_STARTS, AGES, ReturnRates, age_bin
 
-AGES, GAPS, TURNS = 48, 16, 6
-"""Age bins of half an octave each, gap bins of one and a half octaves, and bins of continuations of one octave."""
-PRIOR_RETURNS = 2.0
-"""Returns of the average class that each class is taken to have seen; results change little from 1 to 8."""
+GAPS, TURNS = 16, 6
+"""Gap bins of one and a half octaves, and bins of continuations of one octave."""
 GHOST_CAPACITIES = 8
 """Evicted keys that are remembered, for each resident one."""
 MIN_RETURNS = 64.0
 """Returns of runs that must be seen before their indices count: until then it is LRU."""
 MIN_REQUESTS, REFRESH_SHARE = 32, 1 / 32
 """Indices are computed anew after so many requests, and after this share of all requests."""
-
-_STARTS = np.power(2.0, np.arange(AGES + 1) / 2) - 1
-_WIDTHS = np.diff(_STARTS)
 
 
 @dataclass(slots=True, eq=False)
@@ -90,18 +80,15 @@ class Gittins(Replacement):
         self._now = self._refreshed = 0
         self._due: list[tuple[int, int, _Run]] = []
         self._made = 0
-        kinds = 2 * GAPS * TURNS
+        self._rates = ReturnRates(2 * GAPS * TURNS)
         self._groups: dict[int, OrderedDict[_Run, None]] = {}
         self._listed: dict[_Run, None] = {}
         self._by_time: list[tuple[int, int, _Run]] = []
         self._parked: dict[_Run, None] = {}
-        self._returns, self._risk = np.zeros((kinds, AGES)), np.zeros((kinds, AGES))
-        self._alive, self._entered = np.zeros((kinds, AGES)), np.zeros((kinds, AGES))
         self._rank: dict[int, int] = {}
         self._filled: list[tuple[int, int]] = []
         self._lru = _ShadowLru(capacity)
         self._ahead = 0
-        self._seen_returns = 0.0
 
     def admit(self, key: Hashable, size: int = 1, cost: float = 1.0, uses: int = 1) -> None:
         require_absent(key, key in self._sizes)
@@ -172,7 +159,7 @@ class Gittins(Replacement):
             self._shrink(run, 1)
 
     def _lowest(self, evictable: Evictable) -> Hashable | None:
-        if self._ahead < 0 or self._seen_returns < MIN_RETURNS:
+        if self._ahead < 0 or self._rates.returned < MIN_RETURNS:
             return self._oldest(evictable)
         while self._filled:
             key = self._first(self._groups[self._filled[0][1]], evictable)
@@ -233,7 +220,7 @@ class Gittins(Replacement):
 
     def _rank_of(self, place: int) -> int:
         """Return the rank of a class and age; what is not ranked yet leaves last, the oldest first."""
-        return self._rank.get(place, (len(self._risk) + 1) * AGES - place % AGES)
+        return self._rank.get(place, (self._rates.kinds + 1) * AGES - place % AGES)
 
     def _unlist(self, run: _Run) -> None:
         group = self._groups.get(run.kind * AGES + run.age)
@@ -253,9 +240,7 @@ class Gittins(Replacement):
 
     def _count(self, run: _Run, sign: float) -> None:
         """Add a run to those at risk at its age, or take it away."""
-        share = sign * run.left / run.length
-        self._alive[run.kind, run.age] += share
-        self._entered[run.kind, run.age] += share * (run.born + _STARTS[run.age])
+        self._rates.count(run.kind, run.age, run.born, sign * run.left / run.length)
 
     def _shrink(self, run: _Run, keys: int) -> None:
         self._count(run, -1.0)
@@ -297,14 +282,9 @@ class Gittins(Replacement):
 
     def _learn(self, run: _Run, used: int) -> int:
         """Count the return of so many keys of a run; return the bin of the gap."""
-        age = self._now - run.born
-        bin_ = _bin(age)
-        share = used / run.length
-        self._seen_returns += share
-        self._returns[run.kind, bin_] += share
-        self._risk[run.kind, bin_] += share * max(0.5, age - _STARTS[bin_])
+        at = self._rates.learn(run.kind, self._now - run.born, used / run.length)
         self._shrink(run, used)
-        return 1 + bin_ // 3
+        return 1 + at // 3
 
     def _start(self, keys: list[Hashable], gap: int, turns: int, end: int) -> None:
         if not keys:
@@ -319,7 +299,7 @@ class Gittins(Replacement):
 
     def _await(self, run: _Run) -> None:
         self._made += 1  # unique, so that runs themselves are never compared
-        heapq.heappush(self._due, (run.born + math.ceil(_STARTS[run.age + 1]), self._made, run))
+        heapq.heappush(self._due, (run.born + math.ceil(AGE_STARTS[run.age + 1]), self._made, run))
 
     def _grow_older(self) -> None:
         """Move the runs whose time has come to the bin of their age."""
@@ -330,9 +310,9 @@ class Gittins(Replacement):
             is_listed = run in self._listed
             if is_listed:
                 self._groups[run.kind * AGES + run.age].pop(run, None)
-            share, age = run.left / run.length, _bin(self._now - run.born)
+            share, age = run.left / run.length, age_bin(self._now - run.born)
             self._count(run, -1.0)
-            self._risk[run.kind, run.age : age] += share * _WIDTHS[run.age : age]
+            self._rates.aged(run.kind, run.age, age, share)
             run.age = age
             self._count(run, 1.0)
             if is_listed:
@@ -345,19 +325,7 @@ class Gittins(Replacement):
         self._refreshed = self._now
         self._by_time = [entry for entry in self._by_time if entry[2] in self._listed]
         heapq.heapify(self._by_time)
-        risk = self._risk + np.maximum(self._alive * self._now - self._entered, 0.0)
-        kinds = np.flatnonzero((risk.sum(1) > 0) | (np.abs(self._alive).sum(1) > 0))
-        at_risk, returns = risk.sum(0), self._returns.sum(0)
-        average = (returns + 1e-3) / np.maximum(at_risk, 1e-9)
-        for age in np.flatnonzero(at_risk <= 0):
-            average[age] = average[age - 1] if age else 1e-3
-        prior = PRIOR_RETURNS
-        hazard = (self._returns[kinds] + prior) / (risk[kinds] + prior / average)
-        index = gittins_indices(hazard)
-        places = (kinds[:, None] * AGES + np.arange(AGES)).ravel()
-        ages = np.tile(np.arange(AGES), len(kinds))
-        order = places[np.lexsort((-ages, index.ravel()))].tolist()
-        self._rank = {place: rank for rank, place in enumerate(order)}
+        self._rank = self._rates.ranks(self._now)
         self._filled = [(self._rank_of(place), place) for place, group in self._groups.items() if group]
         heapq.heapify(self._filled)
 
@@ -384,22 +352,3 @@ class _ShadowLru:
         while self._held > self._capacity and len(self._keys) > 1:
             self._held -= self._keys.popitem(last=False)[1]
         return hits
-
-
-def gittins_indices(hazard: np.ndarray) -> np.ndarray:
-    """Return the Gittins index at the start of each age bin, ``[kinds, AGES]``, of returns per request, alike."""
-    index = np.empty_like(hazard)
-    decay = np.exp(-hazard * _WIDTHS)
-    gained = 1.0 - decay
-    kept = gained / np.maximum(hazard, 1e-12)
-    for age in range(AGES):
-        survival = np.ones((len(hazard), AGES - age))
-        survival[:, 1:] = np.cumprod(decay[:, age:-1], axis=1)
-        hits = np.cumsum(survival * gained[:, age:], axis=1)
-        time = np.cumsum(survival * kept[:, age:], axis=1)
-        index[:, age] = (hits / np.maximum(time, 1e-12)).max(axis=1)
-    return index
-
-
-def _bin(age: int) -> int:
-    return min(AGES - 1, int(2 * math.log2(age + 1)))

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from kvlab.replay.ordered_ram import OrderedRam
 from kvlab.store.blocks import Block, Child
 from kvlab.store.errors import TierMiss
 from kvlab.store.protocols import IsPinned, OnDropped
-from kvlab.store.ram.tier import RamTier
+from kvlab.store.ram.tier import RamEntry
 from kvlab.store.read_buffers import ReadBuffer
+from kvlab.store.replacement import Replacement, make
 from kvlab.tiers import SSD
 
 
@@ -19,16 +21,22 @@ class KeptFolder:
     What was written is there for the next store that opens it. The store holds its lock whenever it calls, or calls
     from its one writing thread; blocks without arrays of their own make that cheap.
 
+    Args:
+        budget: bytes, or what else blocks count.
+        replace: replacement policy, by its name or made for a trace.
+
     Attributes:
         written: bytes written so far.
     """
 
     name = SSD.name
 
-    def __init__(self, budget: int, replace: str) -> None:
-        self._held = _Disk(budget, replace, lambda key: self._pinned(key))
+    def __init__(self, budget: int, replace: str | Replacement) -> None:
+        order = make(replace, budget) if isinstance(replace, str) else replace
+        self._held = _Disk(budget, order, self._must_stay)
         self._pinned: IsPinned = lambda key: False
         self._dropped: OnDropped = lambda *_: None
+        self._keep: frozenset[bytes] = frozenset()
         self.written = 0
 
     def open(self, *, pinned: IsPinned, dropped: OnDropped) -> KeptFolder:
@@ -64,14 +72,19 @@ class KeptFolder:
         self.delete([key])
 
     def write(self, blocks: Sequence[Block], heads: Sequence[tuple[bytes, bytes]] = ()) -> set[bytes]:
-        held = set()
+        """Take blocks in as the folder does: none leaves that is given again, or whose child is given."""
+        here = {block.key for block in blocks if block.key in self._held}
+        self._keep = frozenset({*here, *(block.parent for block in blocks)})
+        held = set(here)
         for block in blocks:
-            if block.key not in self._held:
-                if not self._make_space(block.nbytes):
-                    continue
-                self._held.add(block, dirty=False)
-                self.written += block.nbytes
+            if block.key in here:
+                continue
+            if not self._make_space(block.nbytes):
+                break  # a child without its parent would never be found
+            self._held.add(block, dirty=False)
+            self.written += block.nbytes
             held.add(block.key)
+        self._keep = frozenset()
         return held
 
     def touch(self, keys: Sequence[bytes]) -> None:
@@ -100,7 +113,17 @@ class KeptFolder:
 
     def close(self) -> None: ...
 
+    def expire(self) -> None:
+        """Remove the blocks that a replacement with lifetimes says have expired."""
+        for entry in self._held.take_expired():
+            self._dropped(entry.block.key, entry.nbytes, "evicted")
+
+    def _must_stay(self, key: bytes) -> bool:
+        return key in self._keep or self._pinned(key)
+
     def _make_space(self, need: int) -> bool:
+        if need > self._held.budget:
+            return False
         while self._held.held + need > self._held.budget:
             entry = self._held.victim()
             if entry is None:
@@ -109,8 +132,22 @@ class KeptFolder:
             self._dropped(entry.block.key, entry.nbytes, "evicted")
         return True
 
+    @property
+    def budget(self) -> int:
+        """What it may hold."""
+        return self._held.budget
 
-class _Disk(RamTier):
+    def __contains__(self, key: object) -> bool:
+        return key in self._held
+
+    def __iter__(self) -> Iterator[RamEntry]:
+        return iter(self._held)
+
+    def __len__(self) -> int:
+        return len(self._held)
+
+
+class _Disk(OrderedRam):
     """The same structure under the other tier's name, which a match reports."""
 
     name = SSD.name
