@@ -17,6 +17,7 @@ from kvlab.caches.storage_codec import rans
 from kvlab.caches.storage_codec.samples import SINKS, by_token
 from kvlab.caches.storage_codec.scale_tables import ESCAPE, LARGEST, ScaleTables
 from kvlab.caches.storage_codec.transform import KVTransform, SideTransform
+from kvlab.counts import counted
 from kvlab.errors import ModelError
 from kvlab.policies.scorers.model_layer import without_rope
 
@@ -58,7 +59,8 @@ class StorageCodec:
         """Make the codec of a model. Raises ModelError for the transform of another one."""
         ropes = tuple(layer.rope for layer in model_layers(model))
         if len(ropes) != len(transform.layers):
-            raise ModelError(f"the transform is of {len(transform.layers)} layers, and the model has {len(ropes)}")
+            layers = counted(len(transform.layers), "layer")
+            raise ModelError(f"the transform is of {layers}, and the model has {len(ropes)}")
         return cls(transform, ropes)
 
     def encode(self, layers: Sequence[Sides | None], start: int) -> bytes:

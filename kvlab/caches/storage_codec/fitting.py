@@ -6,6 +6,7 @@ import numpy as np
 
 from kvlab.caches.storage_codec.samples import KVSamples
 from kvlab.caches.storage_codec.transform import KVTransform, SideTransform
+from kvlab.counts import counted
 from kvlab.errors import ModelError
 
 QUANTILES = 4097
@@ -27,7 +28,8 @@ def fitted(samples: KVSamples, k_step: float, v_step: float) -> KVTransform:
         ModelError: too few tokens, or a step of 0 or less.
     """
     if samples.tokens < FEWEST_TOKENS:
-        raise ModelError(f"{samples.tokens} tokens are too few to fit a transform: give {FEWEST_TOKENS} or more")
+        few = counted(samples.tokens, "token")
+        raise ModelError(f"samples of {few} are too few to fit a transform to: give {FEWEST_TOKENS} or more")
     if not (k_step > 0 and v_step > 0):
         raise ModelError(f"k_step={k_step} and v_step={v_step} must be above 0, such as 0.1")
     features = np.zeros((samples.tokens, 0), np.float32)
