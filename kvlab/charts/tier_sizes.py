@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from itertools import pairwise
+
 import altair as alt
 import polars as pl
 
@@ -52,11 +55,23 @@ def tier_sizes(rows: pl.DataFrame) -> alt.LayerChart:
     ring = base.transform_filter("datum.chosen == 'answer'").mark_point(size=240, strokeWidth=2, color=INK.light)
     name = f"{answer['ram'][0]} RAM, {'no SSD' if answer['ssd'][0] == '0' else answer['ssd'][0] + ' SSD'}"
     place = Anchor(WIDTH * answer["ram_size"][0] / top_ram, HEIGHT * (1 - answer["ssd_size"][0] / top_ssd), name)
-    names = name_marks(beside_points([place], WIDTH, HEIGHT), alt.Color(value=INK.light))
-    better = "waits no longer than" if rows["metric"][0].startswith(WAIT) else "hits"
-    note = [f"Full points: {better} {rows['target'][0]}. Hollow: does not. Dashed: the smallest sizes that do."]
+    blocked = list(_steps([(WIDTH * x / top_ram, HEIGHT * (1 - y / top_ssd)) for x, y in _sizes(smallest)]))
+    names = name_marks(beside_points([place], WIDTH, HEIGHT, blocked=blocked), alt.Color(value=INK.light))
+    share = "" if rows["metric"][0].startswith(WAIT) else " of what tiers without limit hit"
+    note = [f"Full points reach {rows['target'][0]}{share}, hollow ones do not. Dashed: the smallest sizes that do."]
     chart = alt.layer(line, *marks, ring, *names).properties(width=WIDTH, height=HEIGHT)
     return styled(chart, f"How large a cache: {rows['trace'][0]}", note)
+
+
+def _sizes(smallest: pl.DataFrame) -> list[tuple[float, float]]:
+    return list(smallest.sort("ram_size").select("ram_size", "ssd_size").iter_rows())
+
+
+def _steps(points: list[tuple[float, float]]) -> Iterator[tuple[float, float, float, float]]:
+    """Yield the boxes of the line's steps, in pixels, which the name keeps off."""
+    for (x0, y0), (x1, y1) in pairwise(points):
+        yield x0, y0 - 2, x1, y0 + 2
+        yield x1 - 2, min(y0, y1), x1 + 2, max(y0, y1)
 
 
 def _unit(size: float, kind: str) -> tuple[float, str]:

@@ -85,6 +85,13 @@ def test_what_was_known_already_counts_for_a_prompts_time() -> None:
     assert meter._speed.prefill(1000, 100) == pytest.approx(0.1 + 1e-6 * (1100**2 - 1000**2))
 
 
+def test_what_every_prompt_costs_besides_is_no_part_of_a_token() -> None:
+    meter = RestoreMeter()
+    for n in (10, 20, 12, 400, 15):
+        meter.computed(1000, n, 0.05 + 0.001 * n)
+    assert meter._speed is not None and meter._speed.prefill(0, 100) == pytest.approx(0.1, rel=0.02)
+
+
 def test_no_request_reads_longer_than_computing_takes_but_for_one_block() -> None:
     for block_s in (0.001, 0.01, 0.015, 0.017, 0.05, 1.0):
         meter, drive = learnt(), Drive(block_s)

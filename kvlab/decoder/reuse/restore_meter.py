@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import numpy as np
 
@@ -40,7 +40,7 @@ class RestoreMeter:
         """Note that ``tokens`` of a prompt behind its first ``start`` took so long."""
         if tokens > 0 and seconds > 0:
             self._prompts.append((start, tokens, seconds))
-            self._speed = _fitted(self._prompts)
+            self._speed = _fitted(list(self._prompts))
 
     def read(self, size: int, seconds: float) -> None:
         """Note that so many bytes were read below RAM in that time."""
@@ -103,11 +103,17 @@ class WatchedSink:
             self._meter.read(size, self._clock() - started)
 
 
-def _fitted(prompts: Any) -> Speed:
-    """Fit seconds a token, and a token squared, to prompts that may start behind known tokens."""
+def _fitted(prompts: Sequence[tuple[int, int, float]]) -> Speed:
+    """Fit what a prompt costs besides, a token, and a token squared, to prompts that may start behind known tokens."""
     starts, tokens, seconds = (np.array(column, float) for column in zip(*prompts, strict=True))
-    columns = np.stack([tokens, (starts + tokens) ** 2 - starts**2], axis=1) / seconds[:, None]
-    found, *_ = np.linalg.lstsq(columns, np.ones(len(seconds)), rcond=None)
-    if (found > 0).all():
-        return Speed(float(found[0]), token2_s=float(found[1]))
-    return Speed(float(np.median(seconds / tokens)))
+    columns = np.stack([np.ones(len(tokens)), tokens, (starts + tokens) ** 2 - starts**2], axis=1) / seconds[:, None]
+    best, least = (0.0, float(np.median(seconds / tokens)), 0.0), math.inf
+    for terms in ((0, 1, 2), (0, 1), (1, 2), (1,)):
+        found, *_ = np.linalg.lstsq(columns[:, terms], np.ones(len(seconds)), rcond=None)
+        error = float(((columns[:, terms] @ found - 1) ** 2).sum())
+        if (found >= 0).all() and found[terms.index(1)] > 0 and error < least - 1e-12:
+            full = np.zeros(3)
+            full[list(terms)] = found
+            best, least = (float(full[0]), float(full[1]), float(full[2])), error
+    base, token, token2 = best
+    return Speed(token, base_s=base, token2_s=token2)
