@@ -233,6 +233,27 @@ def test_questions_of_one_lookup_share_its_time() -> None:
     calls.close()
 
 
+def test_each_lookup_has_the_whole_time_however_close_it_follows() -> None:
+    calls = BoundedCalls(Pings().circuit(), 1.0)
+
+    def answer() -> int:
+        time.sleep(0.05)
+        return 1
+
+    assert [calls.ask(answer, otherwise=0, begins=True) for _ in range(30)] == [1] * 30
+    assert calls.late == 0
+    calls.close()
+
+
+def test_a_remote_that_cannot_be_reached_is_left_alone_from_the_start() -> None:
+    circuit = Pings().circuit()
+    calls = BoundedCalls(circuit, 30.0)
+    calls.connect(Pings())
+    assert circuit.is_open and circuit.trips == 1
+    circuit.end()
+    calls.close()
+
+
 # -- reading ahead ------------------------------------------------------------------------------------------------
 
 

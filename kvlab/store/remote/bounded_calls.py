@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 import time
 from collections.abc import Callable
@@ -15,7 +16,9 @@ from kvlab.store.remote.errors import RemoteTrouble
 LOOKUP_THREADS, READ_THREADS = 2, 4
 """Threads for lookups, and for reads, which must not delay them."""
 LOOKUP_GAP_S = 0.01
-"""Questions that follow one another more closely belong to one lookup, and share its time."""
+"""Questions that follow one another more closely belong to one lookup, but for those that begin one."""
+CONNECT_S = 2.0
+"""Longest time that the first connection may take, when a store is opened."""
 
 T = TypeVar("T")
 
@@ -35,14 +38,22 @@ class BoundedCalls:
         self.failed_at = float("-inf")
         self.late = 0
 
-    def ask(self, function: Callable[..., T], *arguments: Any, otherwise: T) -> T:
-        """Return what a question of a lookup gives; ``otherwise`` where that takes too long or fails."""
+    def connect(self, ping: Callable[[], None]) -> None:
+        """Connect before the first lookup, which would not wait so long; open the circuit where that fails."""
+        with contextlib.suppress(RemoteTrouble):
+            self._wait(self._lookups.submit(ping), CONNECT_S, is_whole=True)
+
+    def ask(self, function: Callable[..., T], *arguments: Any, otherwise: T, begins: bool = False) -> T:
+        """Return what a question of a lookup gives; ``otherwise`` where that takes too long or fails.
+
+        ``begins`` says that it is the first one of a lookup.
+        """
         if self._circuit.is_open:
             self.failed_at = time.monotonic()
             return otherwise
         started = time.monotonic()
         with self._lock:
-            if started - self._last_end > LOOKUP_GAP_S:
+            if begins or started - self._last_end > LOOKUP_GAP_S:
                 self._spent_s = 0.0
             left = self._wait_s - self._spent_s
         found = otherwise

@@ -108,6 +108,7 @@ class RemoteTier:
         self._counts: Counter[str] = Counter()
         self._blocks = self._bytes = 0  # in the remote, as far as known: from the last listing, and what was sent since
         self._unswept = config.budget or 0  # the first batch looks after the budget
+        self._calls.connect(client.ping)
 
     def _on_back(self) -> None:
         self._ahead.forget()
@@ -116,13 +117,17 @@ class RemoteTier:
     # -- looking up -----------------------------------------------------------------------------------------------
 
     def contains(self, keys: Sequence[bytes]) -> set[bytes]:
+        return self._found(keys, begins=True)
+
+    def _found(self, keys: Sequence[bytes], *, begins: bool) -> set[bytes]:
+        """Return the keys that are in the remote or on their way; ``begins`` as for :meth:`BoundedCalls.ask`."""
         if not keys:
             return set()
         now = time.monotonic()
         asked = {self._block_name(key): key for key in keys if now >= self._avoided.get(key, 0.0)}
         queued = {name for name in asked if self._uploads.pending(name) is not None}
         sizes: dict[str, int] = self._calls.ask(
-            self._client.sizes, [name for name in asked if name not in queued], otherwise={}
+            self._client.sizes, [name for name in asked if name not in queued], otherwise={}, begins=begins
         )
         self._ahead.found([(name, sizes[name]) for name in asked if name in sizes])
         found = {asked[name] for name in (*queued, *sizes)}
@@ -143,7 +148,7 @@ class RemoteTier:
         )[:MAX_CHILDREN_TRIED]
         if not children:
             return None
-        there = self.contains([child.key for child in children])  # a collection may name what has left
+        there = self._found([child.key for child in children], begins=False)  # a collection may name what has left
         return next((child for child in children if child.key in there), None)
 
     def _child(self, parent: bytes, collection: str, member: str, record: bytes) -> Child | None:
