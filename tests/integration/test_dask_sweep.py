@@ -20,7 +20,7 @@ distributed = pytest.importorskip("distributed", reason="the extra `dask` is not
 @pytest.fixture
 def client() -> Iterator[Any]:
     cluster = distributed.LocalCluster(
-        n_workers=1, threads_per_worker=1, processes=False, dashboard_address=None, host="127.0.0.1"
+        n_workers=1, threads_per_worker=1, processes=False, dashboard_address=None, protocol="tcp://", host="127.0.0.1"
     )
     with cluster, distributed.Client(cluster) as client:
         yield client

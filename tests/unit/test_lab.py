@@ -157,7 +157,7 @@ def test_root_gets_a_jupyterlab_that_starts(
 
 
 def test_the_source_tree_has_notebooks() -> None:
-    assert len(list(lab.notebooks_path().glob("[0-9]*.ipynb"))) == 9
+    assert len(list(lab.notebooks_path().glob("[0-9]*.ipynb"))) == 10
 
 
 def test_public_names_are_there_and_no_module_hides_one() -> None:

@@ -126,7 +126,8 @@ class _Tally:
         mx.eval(self._products)
 
     def result(self) -> LayerSamples:
-        assert self._products is not None
+        if self._products is None:
+            raise ModelError("no tokens were read: a sample needs the rows of a prompt")
         keys, values = (np.concatenate(side) for side in self._rows)
         heads = self._products.shape[0]
         weights = _of_keys(self._rope, self._products / self._count), _of_values(self._fact, values, heads)

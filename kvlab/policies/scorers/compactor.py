@@ -91,7 +91,8 @@ class Compactor(Scorer):
     def _attention(self, context: ScoreContext) -> mx.array:
         """Return the weights that rows get from all queries of their chunk, times values' norms, smoothed."""
         _, kv_heads, length, width = context.keys.shape
-        assert context.queries is not None
+        if context.queries is None:
+            raise PolicyError("compactor: the cache handed over no queries: it must keep those of the prompt")
         end = length - self.latest
         queries = context.queries.reshape(kv_heads, -1, length, width)
         sums = []
