@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import html
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -11,6 +10,7 @@ import polars as pl
 
 from kvlab.replay.capacity import Capacity
 from kvlab.replay.plan_target import PlanTarget
+from kvlab.replay.shown_table import as_html, as_text
 from kvlab.replay.trace import BlockTrace
 from kvlab.speed import Speed
 
@@ -131,17 +131,10 @@ class PlanResults:
         return f"{self.trace.name}, {self.target.text}: {self.answer.ram.text} of RAM{ssd}"
 
     def __str__(self) -> str:
-        lines = [dict(zip(COLUMNS, COLUMNS, strict=True)), *self.table]
-        widths = [max(len(line[name]) for line in lines) for name in COLUMNS]
-        texts = ["  ".join(f"{line[n]:<{w}}" for n, w in zip(COLUMNS, widths, strict=True)).rstrip() for line in lines]
-        return "\n".join([self.title, *texts])
+        return as_text(self.title, COLUMNS, self.table)
 
     def __repr__(self) -> str:
         return str(self)
 
     def _repr_html_(self) -> str:
-        head = "".join(f"<th>{name}</th>" for name in COLUMNS)
-        body = "".join(
-            "<tr>" + "".join(f"<td>{html.escape(line[name])}</td>" for name in COLUMNS) + "</tr>" for line in self.table
-        )
-        return f"<div style='margin:2px 0 8px'>{html.escape(self.title)}</div><table><tr>{head}</tr>{body}</table>"
+        return as_html(self.title, COLUMNS, self.table)

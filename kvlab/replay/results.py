@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import html
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -11,6 +10,7 @@ import numpy as np
 import polars as pl
 
 from kvlab.replay.counts import ReplayCounts
+from kvlab.replay.shown_table import as_html, as_text
 from kvlab.replay.statistics import TraceStatistics, ratio
 from kvlab.replay.trace import BlockTrace
 
@@ -133,35 +133,13 @@ class ReplayResults:
         return hit_ratio_by_capacity(self.frame(), self.curve())
 
     def __str__(self) -> str:
-        widths = [
-            max(len(line[name]) for line in [dict(zip(COLUMNS, COLUMNS, strict=True)), *self.table]) for name in COLUMNS
-        ]
-        lines = ["  ".join(f"{name:<{width}}" for name, width in zip(COLUMNS, widths, strict=True))]
-        lines += [
-            "  ".join(f"{line[name]:<{width}}" for name, width in zip(COLUMNS, widths, strict=True))
-            for line in self.table
-        ]
-        return "\n".join([repr(self.trace), *(line.rstrip() for line in lines)])
+        return as_text(repr(self.trace), COLUMNS, self.table)
 
     def __repr__(self) -> str:
         return str(self)
 
     def _repr_html_(self) -> str:
-        head = "".join(f"<th style='text-align:{_side(name)}'>{name}</th>" for name in COLUMNS)
-        body = "".join(
-            "<tr>"
-            + "".join(f"<td style='text-align:{_side(name)}'>{html.escape(line[name])}</td>" for name in COLUMNS)
-            + "</tr>"
-            for line in self.table
-        )
-        return (
-            f"<div style='margin:2px 0 8px'>{html.escape(repr(self.trace))}</div>"
-            f"<div style='overflow-x:auto'><table><tr>{head}</tr>{body}</table></div>"
-        )
-
-
-def _side(column: str) -> str:
-    return "left" if column == "replace" else "right"
+        return as_html(repr(self.trace), COLUMNS, self.table)
 
 
 def _percent(value: float, about: str = "") -> str:

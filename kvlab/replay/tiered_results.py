@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import html
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -10,6 +9,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 
+from kvlab.replay.shown_table import as_html, as_text
 from kvlab.replay.statistics import TraceStatistics, ratio
 from kvlab.replay.tiered_counts import TieredCounts
 from kvlab.replay.trace import BlockTrace
@@ -138,24 +138,13 @@ class TieredResults:
         return pl.DataFrame(self.rows, infer_schema_length=None)
 
     def __str__(self) -> str:
-        lines = [dict(zip(COLUMNS, COLUMNS, strict=True)), *self.table]
-        widths = [max(len(line[name]) for line in lines) for name in COLUMNS]
-        texts = ["  ".join(f"{line[n]:<{w}}" for n, w in zip(COLUMNS, widths, strict=True)).rstrip() for line in lines]
-        return "\n".join([repr(self.trace), *texts])
+        return as_text(repr(self.trace), COLUMNS, self.table)
 
     def __repr__(self) -> str:
         return str(self)
 
     def _repr_html_(self) -> str:
-        head = "".join(f"<th>{name}</th>" for name in COLUMNS)
-        body = "".join(
-            "<tr>" + "".join(f"<td style='text-align:right'>{html.escape(line[n])}</td>" for n in COLUMNS) + "</tr>"
-            for line in self.table
-        )
-        return (
-            f"<div style='margin:2px 0 8px'>{html.escape(repr(self.trace))}</div>"
-            f"<div style='overflow-x:auto'><table><tr>{head}</tr>{body}</table></div>"
-        )
+        return as_html(repr(self.trace), COLUMNS, self.table)
 
 
 def _seconds(ms: float | None) -> str:
