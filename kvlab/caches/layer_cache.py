@@ -55,7 +55,7 @@ class LayerCache:
     ) -> None:
         self.place = place or LayerPlace()
         self.retention = make_retention(policy.retention, self.place)
-        self.codec = codec or make_codec(policy.codec)
+        self.codec = codec or make_codec(policy.codec).for_layer(self.place.layer, self.place.n_layers)
         self.backend = backend or current()
         self.buckets = buckets or self.backend.buckets
         self.rows = self._new_rows()
