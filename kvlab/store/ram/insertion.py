@@ -44,9 +44,12 @@ class RamInserter:
 
     def _enter(self, new: Sequence[Block]) -> list[RamEntry]:
         entries: list[RamEntry] = []
+        while (entry := self._ram.expired()) is not None:
+            self._evict(entry, lost=not self._tiers)
         for block in new:
             if block.kind == BLOCK and block.length < block.ns.block and self._covered(block):
                 continue
+            self._ram.expect(block)
             if not self._make_space(block.nbytes, wait=True):
                 break  # everything is being read; a child without its parent would never be found
             if block.key in self._ram:  # another thread put it while this one waited for space
@@ -101,10 +104,13 @@ class RamInserter:
                     return False
                 self._writer.wait_for(entry)
                 continue  # much may have changed meanwhile
-            self._ram.remove(entry.block.key, evicted=True)
-            if lost:
-                self._stats.left(entry.block.key, entry.nbytes, "evicted")
+            self._evict(entry, lost=lost)
         return True
+
+    def _evict(self, entry: RamEntry, *, lost: bool) -> None:
+        self._ram.remove(entry.block.key, evicted=True)
+        if lost:
+            self._stats.left(entry.block.key, entry.nbytes, "evicted")
 
     def _must_stay(self, entry: RamEntry) -> bool:
         return entry.block.key in self._entering and self._would_be_lost(entry)

@@ -126,6 +126,20 @@ class RamTier:
         key = self._order.victim(may_leave)
         return self._entries[key] if isinstance(key, bytes) else None
 
+    def expired(self) -> RamEntry | None:
+        """Return a block whose time is over by the replacement policy, and that a tier below has where there is one."""
+
+        def may_leave(key: object) -> bool:
+            return isinstance(key, bytes) and self._may_leave(key) and not self._entries[key].dirty
+
+        key = self._order.expired(may_leave)
+        return self._entries[key] if isinstance(key, bytes) else None
+
+    def expect(self, block: Block) -> None:
+        """Note that a block is about to be added, before space is made for it."""
+        if block.key not in self._entries:
+            self._order.expect(block.key, max(block.nbytes, 1))
+
     def unpinned(self, key: bytes) -> None:
         """Note that no pin holds a block any more: it may have been passed over as a victim."""
         if key in self._entries and key not in self._below:
