@@ -2,7 +2,7 @@
 
 Megiddo & Modha, "ARC: A self-tuning, low overhead replacement cache", FAST 2003: T1 and B1 are ``once`` and its ghosts,
 T2 and B2 ``again`` and its ghosts, p is the target of T1. Deviations: all is counted in bytes, so that one block moves
-p by its size times the paper's step, which is the ratio of the ghost lists and at least 1. Without a call of ``expect`` p
+p by its size times the paper's step, which is the ratio of the ghost lists and at least 1. Without ``expect`` p
 is adapted when the key is admitted, one eviction later than in the paper.
 """
 
