@@ -9,7 +9,7 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 
-from kvlab.caches.kv_buffer import GROWTH_ROWS, KVBuffer
+from kvlab.caches.kv_buffer import GROWTH_ROWS
 from kvlab.caches.layer_cache import LayerCache
 from kvlab.caches.serialize import (
     NONE,
@@ -120,8 +120,7 @@ class CacheLoader:
             if isinstance(cache, LayerCache) and cache.offset:
                 cache.restore({key: array[:, :, :tokens] for key, array in content.items()})
             elif isinstance(cache, LayerCache):
-                cache.rows, cache.offset = KVBuffer(cache.codec, content), tokens
-                cache.rows.length = tokens
+                cache.begin_with_rows(content, tokens)
             elif is_cuttable(cache):
                 cache.keys, cache.values, cache.offset = content["k"], content["v"], tokens
             else:

@@ -169,7 +169,8 @@ def own_caches(
         if type(cache) is not KVCache:
             return cache
         place = LayerPlace(layer, len(native), prompt_tokens, record, keeps_prompt, token_ids)
-        return LayerCache(policy, place, codec=codec, backend=backend, buckets=buckets)
+        own = codec.for_layer(layer, len(native))
+        return LayerCache(policy, place, codec=own, backend=backend, buckets=buckets)
 
     return [replace(cache, layer) for layer, cache in enumerate(native)]
 

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import mlx.core as mx
 
 from kvlab.backends import Backend
+from kvlab.backends.base import Segment
 from kvlab.caches.codecs import Arrays, Codec
 from kvlab.caches.codecs.raw import RawCodec
+from kvlab.caches.codecs.tiled_attention import attend_in_tiles, fit_in_a_tile
 from kvlab.caches.kv_buffer import GROWTH_ROWS, KVBuffer
 from kvlab.errors import ModelError
 
@@ -56,16 +59,29 @@ class GroupedKVBuffer(KVBuffer):
         self.arrays[name][:, :, start:end] = new
         self._used[name] = end
 
-    def encoded(self) -> dict[str, mx.array]:
-        """Return views of the encoded rows of every array."""
-        return {name: array[:, :, : self._used[name]] for name, array in self.arrays.items()}
-
     def decode(self) -> tuple[mx.array, mx.array]:
-        keys, values = self.recent.decode()
-        if not self._encoded_rows:
-            return keys, values
-        old_keys, old_values = self.codec.decode(self.encoded())
-        return mx.concatenate([old_keys, keys], axis=2), mx.concatenate([old_values, values], axis=2)
+        return self.decode_some(0, self.length)
+
+    def decode_some(self, start: int, end: int) -> Segment:
+        """Return keys and values of the rows from ``start``, which begins a group, to ``end``."""
+        parts: list[Segment] = []
+        old = min(end, self._encoded_rows)
+        if start < old:
+            last = math.ceil(old / self.codec.group_rows) * self.codec.group_rows
+            keys, values = self.codec.decode(self._encoded_between(start, last))
+            parts.append((keys[:, :, : old - start], values[:, :, : old - start]))
+        if end > self._encoded_rows:
+            first = max(start, self._encoded_rows) - self._encoded_rows
+            keys, values = self.recent.decode()
+            recent = slice(first, end - self._encoded_rows)
+            parts.append((keys[:, :, recent], values[:, :, recent]))
+        if len(parts) == 1:
+            return parts[0]
+        return mx.concatenate([keys for keys, _ in parts], axis=2), mx.concatenate([v for _, v in parts], axis=2)
+
+    def _encoded_between(self, start: int, end: int) -> dict[str, mx.array]:
+        each = {name: self._encoded_rows // used for name, used in self._used.items()}
+        return {name: array[:, :, start // each[name] : end // each[name]] for name, array in self.arrays.items()}
 
     def attend(
         self,
@@ -76,7 +92,9 @@ class GroupedKVBuffer(KVBuffer):
         mask: mx.array | str | None,
         sinks: mx.array | None,
     ) -> mx.array:
-        return backend.attention(queries, [self.decode()], scale, mask, sinks)
+        if fit_in_a_tile(self.length):
+            return backend.attention(queries, [self.decode()], scale, mask, sinks)
+        return attend_in_tiles(backend, queries, [_Tiles(self)], scale, mask, sinks)
 
     def used(self) -> dict[str, mx.array]:
         raise ModelError(f"{type(self.codec).__name__} encodes rows in groups, which cannot be stored or shared yet")
@@ -103,3 +121,21 @@ class GroupedKVBuffer(KVBuffer):
 
     def reserve(self, count: int) -> None:
         self.recent.reserve(count)
+
+
+@dataclass(frozen=True)
+class _Tiles:
+    """The rows of a buffer. Implements :class:`kvlab.caches.codecs.tiled_attention.TiledRows`."""
+
+    rows: GroupedKVBuffer
+
+    @property
+    def kv_heads(self) -> int:
+        return self.rows.state[0].shape[1]
+
+    @property
+    def length(self) -> int:
+        return self.rows.length
+
+    def decode(self, start: int, end: int) -> Segment:
+        return self.rows.decode_some(start, end)

@@ -9,6 +9,7 @@ import mlx.core as mx
 
 from kvlab.backends import Backend
 from kvlab.caches.codecs import Arrays, Codec
+from kvlab.errors import ModelError
 
 GROWTH_ROWS = 64
 """Rows by which storage grows: few, so that live bytes follow the number of tokens, but enough that copies are rare."""
@@ -18,7 +19,7 @@ class KVBuffer:
     """K and V as named arrays ``[1, n_kv_heads, capacity, width]``, of which the first ``length`` rows are used.
 
     Attributes:
-        expected: number of rows that are known to come: storage grows to that many at once.
+        expected: number of rows that are known to come: storage grows to exactly that many at once.
     """
 
     def __init__(self, codec: Codec, arrays: Mapping[str, mx.array] | None = None) -> None:
@@ -69,6 +70,19 @@ class KVBuffer:
         self.arrays = {name: mx.take_along_axis(array, index[..., None], axis=2) for name, array in self.arrays.items()}
         self.length = index.shape[2]
 
+    def keep_each(self, index: mx.array, counts: Sequence[int]) -> None:
+        """Keep the last ``counts[h]`` rows of ``index`` ``[1, n_kv_heads, n]`` in each head, and free the others.
+
+        Raises ModelError where heads keep different numbers, which takes a ``RaggedKVBuffer``.
+        """
+        if min(counts) < max(counts):
+            raise ModelError("heads that keep different numbers of rows cannot be in one array")
+        self.keep(index[:, :, index.shape[2] - max(counts) :])
+
+    def expect(self, more: int) -> None:
+        """Note that ``more`` rows will come before rows are evicted again."""
+        self.expected = self.length + more
+
     def keep_spans(self, *spans: tuple[int, int]) -> None:
         """Keep the rows of the half-open ``spans``, in order, for all heads, and free the others."""
         self.arrays = {
@@ -85,6 +99,11 @@ class KVBuffer:
         other = KVBuffer(self.codec, self.arrays)
         other.length = self.length
         return other
+
+    @property
+    def head_lengths(self) -> list[int]:
+        """Number of rows of each KV head; empty before the first row."""
+        return [self.length] * next(iter(self.arrays.values())).shape[1] if self.arrays else []
 
     @property
     def capacity(self) -> int:
@@ -107,8 +126,14 @@ class KVBuffer:
             self._grow(self.arrays, self.length + count)
 
     def _grow(self, new: Mapping[str, mx.array], end: int) -> None:
-        room = math.ceil(max(end, self.expected) / GROWTH_ROWS) * GROWTH_ROWS - self.length
+        whole = self.expected if self.expected >= end else whole_steps(end)
+        room = whole - self.length
         for name, array in new.items():
             fresh = mx.zeros((*array.shape[:2], room, *array.shape[3:]), dtype=array.dtype)
             held = self.arrays.get(name)
             self.arrays[name] = fresh if held is None else mx.concatenate([held[:, :, : self.length], fresh], axis=2)
+
+
+def whole_steps(rows: int) -> int:
+    """Return the rows that storage for ``rows`` has when it grows in steps."""
+    return math.ceil(rows / GROWTH_ROWS) * GROWTH_ROWS

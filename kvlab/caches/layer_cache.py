@@ -19,8 +19,9 @@ from kvlab.caches.batch import BatchLayerCache
 from kvlab.caches.cascade_batch import CascadeBatch
 from kvlab.caches.codecs import Codec, make_codec
 from kvlab.caches.grouped_buffer import GroupedKVBuffer
-from kvlab.caches.kv_buffer import GROWTH_ROWS, KVBuffer
+from kvlab.caches.kv_buffer import GROWTH_ROWS, KVBuffer, whole_steps
 from kvlab.caches.length_bucket import LengthBucket
+from kvlab.caches.ragged_buffer import RaggedKVBuffer
 from kvlab.caches.retention import LayerPlace, make_retention
 from kvlab.caches.shared_prefix import SharedPrefix, join_rows
 from kvlab.errors import ModelError
@@ -54,7 +55,7 @@ class LayerCache:
     ) -> None:
         self.place = place or LayerPlace()
         self.retention = make_retention(policy.retention, self.place)
-        self.codec = codec or make_codec(policy.codec)
+        self.codec = codec or make_codec(policy.codec).for_layer(self.place.layer, self.place.n_layers)
         self.backend = backend or current()
         self.buckets = buckets or self.backend.buckets
         self.rows = self._new_rows()
@@ -65,7 +66,15 @@ class LayerCache:
         self.moved = True
 
     def _new_rows(self) -> KVBuffer:
+        if self.retention.keeps_by_head:
+            return RaggedKVBuffer(self.codec)
         return GroupedKVBuffer(self.codec) if self.encodes_groups else KVBuffer(self.codec)
+
+    def begin_with_rows(self, rows: Mapping[str, mx.array], tokens: int) -> None:
+        """Start an empty sequence with the encoded rows of its first ``tokens``, in storage that may be larger."""
+        self.rows, self.offset = self._new_rows(), tokens
+        self.rows.arrays = dict(rows)
+        self.rows.length = tokens
 
     @property
     def encodes_groups(self) -> bool:
@@ -86,7 +95,8 @@ class LayerCache:
                 "cannot be used with it: use the policy full"
             )
         if self.place.prompt_tokens is not None and self.retention.keeps_all:
-            self.rows.expected = rows_to_allocate(self.place.prompt_tokens) - (self.offset - self.rows.length)
+            prompt = rows_to_allocate(self.place.prompt_tokens) - (self.offset - self.rows.length)
+            self.rows.expected = whole_steps(prompt)
         self.rows.append(keys, values)
         self.offset += keys.shape[2]
         self._unattended = True

@@ -14,7 +14,6 @@ from typing import Any
 import mlx.core as mx
 from mlx_lm.models.cache import RotatingKVCache
 
-from kvlab.caches.kv_buffer import KVBuffer
 from kvlab.caches.layer_cache import LayerCache
 from kvlab.caches.serialize import NONE, cache_leaves, checkpoint_state, is_cuttable, name_parts, unflatten
 
@@ -182,7 +181,6 @@ def _rows_of(cache: Any, *, copy: bool) -> dict[str, mx.array]:
 
 def _fill(cache: Any, rows: Mapping[str, mx.array], tokens: int) -> None:
     if isinstance(cache, LayerCache):
-        cache.rows, cache.offset = KVBuffer(cache.codec, rows), tokens
-        cache.rows.length = tokens
+        cache.begin_with_rows(rows, tokens)
     else:
         cache.keys, cache.values, cache.offset = rows["k"], rows["v"], tokens

@@ -22,8 +22,8 @@ class TurboQuant(BitsBySide):
     are unbiased.
 
     Deviations: by default a decoded vector has the norm of the original one (``length=matched``, known as norm
-    correction), which the paper's has not. All layers are quantized; other implementations keep the first and the last
-    ones as they are. Values never take the variant for inner products.
+    correction), which the paper's has not. Values never take the variant for inner products. ``boundary`` is no part of
+    the paper; other implementations have it, and keep two layers or more at either end.
 
     Args:
         bits: 4, 3, 2 or 1; of K and of V, where nothing else is said of one of them.
@@ -33,9 +33,11 @@ class TurboQuant(BitsBySide):
             the decoded vector that norm. ``least``: what gives the least squared error (EDEN, arXiv:2604.18555).
         seed: of the random rotation and projection, a whole number from 0 on; the same in every process.
         projection: the variant for inner products, for keys of 2 bits or more.
+        boundary: how many of the first and of the last layers stay as the model computes them.
 
     Raises:
-        PolicyError: other bits, lengths or seeds; both sides raw; a projection of raw keys, or of keys of 1 bit.
+        PolicyError: other bits, lengths or seeds; a negative boundary; both sides raw; a projection of raw keys, or of
+            keys of 1 bit.
     """
 
     name: ClassVar[str] = "turboquant"
@@ -47,6 +49,7 @@ class TurboQuant(BitsBySide):
     length: str = "matched"
     seed: int = 0
     projection: bool = False
+    boundary: int = 0
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -57,5 +60,7 @@ class TurboQuant(BitsBySide):
             raise PolicyError(
                 f"turboquant: seed={self.seed} is out of range; write a whole number from 0 to 2147483647"
             )
+        if self.boundary < 0:
+            raise PolicyError(f"turboquant: boundary={self.boundary} is no number of layers; write 0 or more")
         if self.projection and (self.bits_of("k") or 0) < 2:
             raise PolicyError("turboquant: projection=true takes one bit of the keys; write k_bits=2, 3 or 4 with it")

@@ -80,6 +80,9 @@ class EvictionOrder:
     def __iter__(self) -> Iterator[Hashable]:
         return iter(self._entries)
 
+    def __reversed__(self) -> Iterator[Hashable]:
+        return reversed(self._entries)
+
     def __contains__(self, key: object) -> bool:
         return key in self._entries
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import weakref
 from collections import Counter, deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from kvlab.store.matches import Match
 
@@ -12,10 +12,12 @@ from kvlab.store.matches import Match
 class Pins:
     """Pins blocks by match. A match that is dropped unread is unpinned at the next call of ``collect``.
 
-    The caller holds the store's lock, except for ``in``, which any thread may use.
+    The caller holds the store's lock, except for ``in``, which any thread may use. ``unpinned``, where it is set, is
+    called with each key that no match holds any more: a tier may have passed it over when it looked for a victim.
     """
 
     def __init__(self) -> None:
+        self.unpinned: Callable[[bytes], None] | None = None
         self._pins: Counter[bytes] = Counter()
         self._open: dict[int, list[bytes]] = {}
         self._lost: deque[int] = deque()
@@ -56,6 +58,8 @@ class Pins:
                 self._pins[key] -= 1
                 if not self._pins[key]:
                     del self._pins[key]
+                    if self.unpinned is not None:
+                        self.unpinned(key)
         if kept := [key for key in keys if key in keep]:
             self._open[ticket] = kept
 

@@ -44,6 +44,7 @@ class Store:
         self._pins = Pins()
         self._closed = False
         self._ram = RamTier(config.ram, config.replace, self._pins.__contains__)
+        self._pins.unpinned = self._ram.unpinned
         self._tiers: tuple[Tier, ...] = tuple(
             tier.open(pinned=self._is_needed, dropped=self._on_dropped) for tier in config.below
         )

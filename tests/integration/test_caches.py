@@ -127,8 +127,8 @@ def test_eviction_frees_memory_and_keeps_the_budget_while_decoding(llama, policy
             rows.append(max(cache.rows.length for cache in caches))
     slack = 60 // 8 if policy.startswith("rotating") else 0
     assert max(rows) <= 64 + slack
-    # 64 rows of 64 float32 channels, K and V, 2 heads; storage grows by steps of 64.
-    assert all(cache.rows.nbytes <= (64 + 64) * 64 * 4 * 2 * 2 for cache in caches)
+    # 64 rows of 64 float32 channels, K and V, 2 heads; one more is there while rows are evicted.
+    assert all(cache.rows.nbytes <= (64 + 1 + slack) * 64 * 4 * 2 * 2 for cache in caches)
     assert all(cache.offset == 500 + 150 for cache in caches)
 
 

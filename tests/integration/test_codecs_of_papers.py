@@ -137,6 +137,22 @@ def test_codecs_of_papers_answer_alike_behind_evictions_and_with_reuse(
     assert all(completion.cached_tokens for completion in completions)
 
 
+def test_layers_at_the_boundary_stay_exact_and_are_shared_and_restored_beside_the_others(
+    bundled: LoadedModel, tmp_path: Path
+) -> None:
+    spec = "turboquant:bits=2,boundary=1"
+    caches = make_caches(bundled.model, spec)
+    assert [cache.codec.is_exact for cache in caches] == [True, False, False, True]
+    prompt = bundled.encode("the quick brown fox jumps over the lazy dog " * 12)
+    answers = []
+    for _ in range(2):
+        with Decoder(bundled, f"{spec}|tiered:dir={tmp_path}", retain=0) as decoder:
+            streams = [decoder.submit(prompt, max_tokens=12) for _ in range(2)]
+            answers += [stream.result() for stream in streams]
+    assert len({tuple(answer.tokens) for answer in answers}) == 1
+    assert all(answer.cached_tokens for answer in answers[1:])
+
+
 def test_kivi_answers_alike_alone_and_in_a_batch(bundled: LoadedModel) -> None:
     prompts = [bundled.encode("the quick brown fox jumps over the lazy dog " * n) for n in (12, 14)]
     with Decoder(bundled, "kivi:recent=16") as decoder:
@@ -175,7 +191,10 @@ def test_codecs_of_papers_answer_alike_for_any_chunking_of_the_prompt(llama: Loa
 LAYERS, LENGTH, HEADS = 16, 8192, 2
 
 
-@pytest.mark.parametrize(("spec", "bits"), [("rotated", 9.0), ("turboquant", 8.5)])
+@pytest.mark.parametrize(
+    ("spec", "bits"),
+    [("rotated", 9.0), ("turboquant", 8.5), ("quantized:bits=4", 9.0), ("kivi:bits=4,group=64,recent=64", 9.0)],
+)
 def test_live_bytes_are_those_of_the_bits_and_attention_takes_a_quarter_more_at_most(spec: str, bits: float) -> None:
     """Over a cache of 8,192 tokens in 16 bits, layer by layer; scores and outputs are the activations.
 
@@ -184,10 +203,10 @@ def test_live_bytes_are_those_of_the_bits_and_attention_takes_a_quarter_more_at_
     """
     backend = current()
     caches = [LayerCache(Policy.parse(spec)) for _ in range(LAYERS)]
-    rows = caches[0].codec.encode(*rows_of(1024, mx.bfloat16, heads=HEADS))
+    rows = rows_of(1024, mx.bfloat16, heads=HEADS)
     for cache in caches:
         for _ in range(LENGTH // 1024):
-            cache.rows.append_encoded(rows)
+            cache.rows.append(*rows)
         mx.eval(cache.state)
     claimed = LAYERS * HEADS * LENGTH * 64 * bits / 8
     held = sum(cache.nbytes for cache in caches)

@@ -23,6 +23,8 @@ from tests.integration.test_decoder import Log, conversation
 
 PROMPT = conversation(5, 150)
 BUDGET, INTERVAL = 40, 4
+ROW_BYTES = 2 * 64 * 4
+"""A row of one KV head: K and V of 64 channels in float32."""
 SCORERS = [
     "keydiff:budget=40,interval=4",
     "tova:budget=40,interval=4",
@@ -110,9 +112,19 @@ def test_adakv_gives_heads_different_numbers_of_rows_and_frees_the_others(llama:
     assert any(count.min() < count.max() for count in counts)
     for cache, count in zip(caches, counts, strict=True):
         assert count.sum() == 2 * BUDGET and cache.length == count.max() < len(PROMPT)
+        assert cache.rows.nbytes == 2 * BUDGET * ROW_BYTES
     alone = f"{wrapped}{',' if ':' in wrapped else ':'}budget=40"
     for caches in zip(*(_after_prompt(llama, spec) for spec in (f"adakv({alone}):alpha=1", alone)), strict=True):
         np.testing.assert_array_equal(*(np.array(cache.positions()) for cache in caches))
+
+
+def test_heads_of_different_lengths_hold_the_bytes_of_their_rows_while_they_decode(llama: LoadedModel) -> None:
+    caches = _after_prompt(llama, f"adakv(keydiff):budget={BUDGET},interval={INTERVAL},alpha=0.1")
+    for token in conversation(6, 3 * INTERVAL):
+        mx.eval(llama.model(mx.array([[token]]), cache=caches))
+        for cache in caches:
+            assert sum(cache.rows.head_lengths) <= 2 * BUDGET
+            assert cache.rows.nbytes <= 2 * (BUDGET + 1) * ROW_BYTES
 
 
 def test_separators_are_kept_in_the_decoder(llama: LoadedModel) -> None:

@@ -23,7 +23,7 @@ Path = tuple[int, ...]
 """A block, named by the way to it from the root; its parent is the way without the last step."""
 
 NAMES = (*REPLACEMENTS, "belady")
-ASKS_ONCE = ("fifo", "clock", "slru", "arc", "lirs", "wtinylfu", "ttl", "tail_lru", "belady")
+ASKS_ONCE = ("fifo", "lru", "lfu", "sieve", "clock", "slru", "arc", "lirs", "wtinylfu", "ttl", "tail_lru", "belady")
 """Policies that do not ask again for a key that has descendants."""
 
 

@@ -56,6 +56,7 @@ def test_equal_choices_of_turboquant_have_one_spelling(given: str, written: str 
         ("bits=5", "write bits=1 or bits=2 or bits=3 or bits=4"),
         ("length=long", "write one of norm, matched, least"),
         ("seed=-1", "seed=-1 is out of range; write a whole number from 0 to 2147483647"),
+        ("boundary=-1", "boundary=-1 is no number of layers; write 0 or more"),
         ("bits=1,projection=true", "takes one bit of the keys; write k_bits=2, 3 or 4"),
         ("k_bits=raw,projection=true", "takes one bit of the keys"),
     ],

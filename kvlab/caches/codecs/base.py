@@ -37,6 +37,10 @@ class Codec(ABC):
     recent_rows: int = 0
     is_exact: ClassVar[bool] = False
 
+    def for_layer(self, layer: int, n_layers: int) -> Codec:
+        """Return the codec of one layer of ``n_layers``: this one, unless a subclass writes some layers otherwise."""
+        return self
+
     @abstractmethod
     def encode(self, keys: mx.array, values: mx.array) -> dict[str, mx.array]:
         """Write rows ``[batch, n_kv_heads, n, head_dim]`` into named arrays; n is a multiple of ``group_rows``.

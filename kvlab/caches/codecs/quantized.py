@@ -10,11 +10,15 @@ import mlx.core as mx
 from kvlab.backends import Backend
 from kvlab.backends.base import Segment
 from kvlab.caches.codecs.base import Arrays, Codec
+from kvlab.caches.codecs.tiled_attention import EncodedTiles, attend_in_tiles, length_of
 from kvlab.errors import ModelError
 from kvlab.policies import Module, Quantized
 
 MAX_QUERIES_ON_PACKED = 8
 """Most queries for which attention reads quantized rows directly; for more, dequantizing the rows once is faster."""
+
+MAX_DECODED_ROWS = 2048
+"""Most rows of a layer that are dequantized at once; of more, a tile at a time, so that memory stays bounded."""
 
 
 class QuantizedCodec(Codec):
@@ -81,7 +85,10 @@ class QuantizedCodec(Codec):
     ) -> mx.array:
         batch, heads, count, dim = queries.shape
         if len(segments) > 1 or count > MAX_QUERIES_ON_PACKED or sinks is not None or isinstance(mask, str):
-            return super().attend(backend, queries, segments, scale, mask, sinks)
+            if sum(length_of(rows) for rows in segments) <= MAX_DECODED_ROWS:
+                return super().attend(backend, queries, segments, scale, mask, sinks)
+            tiles = [EncodedTiles(self.decode, rows) for rows in segments]
+            return attend_in_tiles(backend, queries, tiles, scale, mask, sinks)
         [rows] = segments
         kv_heads, length = next(iter(rows.values())).shape[1:3]
         grouped = (queries * scale).reshape(batch, kv_heads, (heads // kv_heads) * count, dim)

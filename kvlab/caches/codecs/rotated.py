@@ -11,7 +11,7 @@ from kvlab.backends import Backend
 from kvlab.backends.base import Segment
 from kvlab.caches.codecs.base import Arrays, Codec
 from kvlab.caches.codecs.quantized import MAX_QUERIES_ON_PACKED, QuantizedCodec
-from kvlab.caches.codecs.tiled_attention import attend_in_tiles
+from kvlab.caches.codecs.tiled_attention import EncodedTiles, attend_in_tiles
 from kvlab.errors import ModelError
 from kvlab.policies import Module, Quantized, Rotated
 
@@ -65,7 +65,8 @@ class RotatedCodec(Codec):
         if is_packed and not isinstance(mask, str):
             out = self.stored.attend(backend, turned, segments, scale, mask, sinks)
         else:
-            out = attend_in_tiles(backend, self.stored.decode, turned, segments, scale, mask, sinks)
+            tiles = [EncodedTiles(self.stored.decode, rows) for rows in segments]
+            out = attend_in_tiles(backend, turned, tiles, scale, mask, sinks)
         return self._turn("v", out)
 
     def _turn(self, side: str, array: mx.array) -> mx.array:

@@ -7,6 +7,8 @@ The recurrence is that of online softmax (Milakov and Gimelshein 2018), which th
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Protocol
 
 import mlx.core as mx
 
@@ -23,38 +25,72 @@ TILE_QUERIES = 512
 """Queries whose scores are computed at a time: for 32 heads, their scores of a tile take 32 MiB."""
 
 
+class TiledRows(Protocol):
+    """Encoded rows of which some can be decoded."""
+
+    @property
+    def kv_heads(self) -> int:
+        """Number of KV heads."""
+        ...
+
+    @property
+    def length(self) -> int:
+        """Number of rows."""
+        ...
+
+    def decode(self, start: int, end: int) -> Segment:
+        """Return keys and values of the rows from ``start`` to ``end``; ``start`` is a multiple of ``TILE_ROWS``."""
+        ...
+
+
+@dataclass(frozen=True)
+class EncodedTiles:
+    """Rows whose arrays have a row for each token. ``decoded`` gives keys and values of rows."""
+
+    decoded: Callable[[Arrays], Segment]
+    arrays: Arrays
+
+    @property
+    def kv_heads(self) -> int:
+        return next(iter(self.arrays.values())).shape[1]
+
+    @property
+    def length(self) -> int:
+        return length_of(self.arrays)
+
+    def decode(self, start: int, end: int) -> Segment:
+        return self.decoded({name: array[:, :, start:end] for name, array in self.arrays.items()})
+
+
 def attend_in_tiles(
     backend: Backend,
-    decode: Callable[[Arrays], Segment],
     queries: mx.array,
-    segments: Sequence[Arrays],
+    segments: Sequence[TiledRows],
     scale: float,
     mask: mx.array | str | None,
     sinks: mx.array | None,
 ) -> mx.array:
     """Compute attention as :meth:`kvlab.caches.codecs.Codec.attend` does, and decode ``TILE_ROWS`` rows at a time.
 
-    Args:
-        decode: gives keys and values of rows.
-
     Returns:
         ``[batch, n_heads, n, v_head_dim]``, in the dtype of the queries.
     """
-    count = queries.shape[2]
+    count, own = queries.shape[2], segments[-1].length
     outs = []
     for first in range(0, count, TILE_QUERIES):
         last = min(first + TILE_QUERIES, count)
         some = queries[:, :, first:last]
-        own = length_of(segments[-1])
         if isinstance(mask, mx.array):
-            outs.append(_attend(backend, decode, some, segments, scale, mask[:, :, first:last], sinks))
-        elif mask is None:
-            outs.append(_attend(backend, decode, some, segments, scale, None, sinks))
-        else:
-            visible = own - count + last  # later rows are those of later queries
-            cut = {name: array[:, :, :visible] for name, array in segments[-1].items()}
-            outs.append(_attend(backend, decode, some, [*segments[:-1], cut], scale, mask, sinks))
+            outs.append(_attend(backend, some, segments, own, scale, mask[:, :, first:last], sinks))
+        else:  # later rows are those of later queries
+            visible = own if mask is None else own - count + last
+            outs.append(_attend(backend, some, segments, visible, scale, mask, sinks))
     return outs[0] if len(outs) == 1 else mx.concatenate(outs, axis=2)
+
+
+def fit_in_a_tile(rows: int) -> bool:
+    """Return whether so many rows are decoded at a time anyway."""
+    return rows <= TILE_ROWS
 
 
 def scores_in_tiles(keys_of: Callable[[Arrays], mx.array], queries: mx.array, rows: Arrays) -> mx.array:
@@ -107,25 +143,27 @@ class TilePace:
 
 def _attend(
     backend: Backend,
-    decode: Callable[[Arrays], Segment],
     queries: mx.array,
-    segments: Sequence[Arrays],
+    segments: Sequence[TiledRows],
+    visible: int,
     scale: float,
     mask: mx.array | str | None,
     sinks: mx.array | None,
 ) -> mx.array:
+    """Compute attention over the first ``visible`` rows of the last segment, and all rows of the others."""
     batch, heads, count, dim = queries.shape
-    kv_heads = next(iter(segments[-1].values())).shape[1]
+    kv_heads = segments[-1].kv_heads
     grouped = backend.scaled_queries(queries, scale).reshape(batch, kv_heads, heads // kv_heads * count, dim)
     state: AttentionState | None = None
     pace = TilePace()
     for place, rows in enumerate(segments):
-        length, is_own = length_of(rows), place == len(segments) - 1
+        is_own = place == len(segments) - 1
+        length = visible if is_own else rows.length
         for start in range(0, length, TILE_ROWS):
             end = min(start + TILE_ROWS, length)
             if state is not None:
                 pace.next_tile(state.out, state.max_score, state.sum_exp)
-            keys, values = (side.astype(mx.float32) for side in decode(tile_of(rows, start)))
+            keys, values = (side.astype(mx.float32) for side in rows.decode(start, end))
             seen = _seen(mask, start, end, length, count, heads // kv_heads) if is_own else None
             part = backend.partial_attention(grouped, EncodedRows(RawCodec(), {"k": keys, "v": values}), seen)
             state = part if state is None else backend.merge(state, part)

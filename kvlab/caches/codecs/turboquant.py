@@ -11,7 +11,8 @@ from kvlab.backends import Backend
 from kvlab.backends.base import Segment
 from kvlab.caches.codecs.base import Arrays, Codec
 from kvlab.caches.codecs.packed_codes import WORD_BITS
-from kvlab.caches.codecs.tiled_attention import attend_in_tiles, mix_in_tiles, scores_in_tiles
+from kvlab.caches.codecs.raw import RawCodec
+from kvlab.caches.codecs.tiled_attention import EncodedTiles, attend_in_tiles, mix_in_tiles, scores_in_tiles
 from kvlab.caches.codecs.vector_quantizer import VectorQuantizer
 from kvlab.errors import ModelError
 from kvlab.policies import Module, TurboQuant
@@ -31,6 +32,10 @@ class TurboQuantCodec(Codec):
             return None if bits is None else VectorQuantizer(bits, module.length, module.seed, projection)
 
         self.sides = {"k": quantizer("k", module.projection), "v": quantizer("v", False)}
+        self.boundary = module.boundary
+
+    def for_layer(self, layer: int, n_layers: int) -> Codec:
+        return self if self.boundary <= layer < n_layers - self.boundary else RawCodec()
 
     def encode(self, keys: mx.array, values: mx.array) -> dict[str, mx.array]:
         rows: dict[str, mx.array] = {}
@@ -68,7 +73,8 @@ class TurboQuantCodec(Codec):
         def turned(tile: Arrays) -> Segment:
             return self._turned("k", tile), self._turned("v", tile)
 
-        out = attend_in_tiles(backend, turned, self._turn("k", queries), segments, scale, mask, sinks)
+        tiles = [EncodedTiles(turned, rows) for rows in segments]
+        out = attend_in_tiles(backend, self._turn("k", queries), tiles, scale, mask, sinks)
         return self._turn_back("v", out).astype(queries.dtype)
 
     def _turned(self, side: str, rows: Arrays) -> mx.array:

@@ -117,10 +117,33 @@ class RamTier:
         entry.used = time.time()
         self._order.touch(key)
 
-    def victim(self) -> RamEntry | None:
-        """Return the block to evict next, or None when all must stay."""
-        key = self._order.victim(self._may_leave)
+    def victim(self, must_stay: Callable[[RamEntry], bool] = lambda entry: False) -> RamEntry | None:
+        """Return the block to evict next, or None when all must stay, as those do that ``must_stay`` accepts."""
+
+        def may_leave(key: object) -> bool:
+            return isinstance(key, bytes) and self._may_leave(key) and not must_stay(self._entries[key])
+
+        key = self._order.victim(may_leave)
         return self._entries[key] if isinstance(key, bytes) else None
+
+    def expired(self) -> RamEntry | None:
+        """Return a block whose time is over by the replacement policy, and that a tier below has where there is one."""
+
+        def may_leave(key: object) -> bool:
+            return isinstance(key, bytes) and self._may_leave(key) and not self._entries[key].dirty
+
+        key = self._order.expired(may_leave)
+        return self._entries[key] if isinstance(key, bytes) else None
+
+    def expect(self, block: Block) -> None:
+        """Note that a block is about to be added, before space is made for it."""
+        if block.key not in self._entries:
+            self._order.expect(block.key, max(block.nbytes, 1))
+
+    def unpinned(self, key: bytes) -> None:
+        """Note that no pin holds a block any more: it may have been passed over as a victim."""
+        if key in self._entries and key not in self._below:
+            self._order.freed(key)
 
     def _may_leave(self, key: object) -> bool:
         return isinstance(key, bytes) and key not in self._below and not self._pinned(key)

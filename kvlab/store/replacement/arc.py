@@ -2,9 +2,8 @@
 
 Megiddo & Modha, "ARC: A self-tuning, low overhead replacement cache", FAST 2003: T1 and B1 are ``once`` and its ghosts,
 T2 and B2 ``again`` and its ghosts, p is the target of T1. Deviations: all is counted in bytes, so that one block moves
-p by its size times the paper's step, which is the ratio of the ghost lists and at least 1. The paper adapts p before it
-evicts, which an owner that calls ``expect`` gets; without that call p is adapted when the key is admitted, one eviction
-later.
+p by its size times the paper's step, which is the ratio of the ghost lists and at least 1. Without ``expect`` p
+is adapted when the key is admitted, one eviction later than in the paper.
 """
 
 from __future__ import annotations

@@ -21,8 +21,8 @@ class Replacement(ABC):
 
     The owner calls ``admit`` when a key enters, ``touch`` when it is used again, ``victim`` to learn which key should
     leave next and ``remove`` when a key has left, for any reason. ``size`` is in the same unit as ``capacity`` (bytes
-    in a tier, 1 a block on plain traces); ``cost`` is the seconds that recomputing the block takes; ``uses`` is how
-    often a key was used already, for one that is loaded back after a restart.
+    in a tier, 1 a block on plain traces); ``cost`` is what recomputing the block takes, in a unit that all keys share;
+    ``uses`` is how often a key was used already, for one that is loaded back after a restart.
 
     ``admit`` of a resident key and ``touch`` or ``remove`` of an absent one raise ``KeyError``. None is thread-safe.
     """
@@ -52,6 +52,13 @@ class Replacement(ABC):
     @abstractmethod
     def remove(self, key: Hashable, evicted: bool = True) -> None:
         """Forget a resident key. ``evicted`` is False where it left for another reason than a full tier."""
+
+    def expect(self, key: Hashable, size: int = 1) -> None:  # noqa: B027 - few policies look ahead
+        """Note that an absent key is about to be admitted, before space is made for it."""
+
+    def expired(self, evictable: Evictable = any_key) -> Hashable | None:
+        """Return a key whose time is over, among those that ``evictable`` accepts, or None; it stays resident."""
+        return None
 
     def freed(self, key: Hashable) -> None:  # noqa: B027 - most policies look at every key anew each time
         """Note that a resident key that ``evictable`` refused, because it had descendants, has none any more."""

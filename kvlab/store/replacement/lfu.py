@@ -2,51 +2,42 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from collections.abc import Hashable
 
+from kvlab.store.eviction_order import EvictionOrder
 from kvlab.store.replacement.base import Evictable, Replacement, any_key, require_absent
 
 
 class Lfu(Replacement):
-    """Counts uses while a key is resident; the least recently used of the least used leaves.
-
-    One queue a frequency, so that each call but ``victim`` is O(1).
-    """
+    """Counts uses while a key is resident; the least recently used of the least used leaves."""
 
     name = "lfu"
 
     def __init__(self, capacity: int) -> None:
         super().__init__(capacity)
         self._uses: dict[Hashable, int] = {}
-        self._queues: dict[int, OrderedDict[Hashable, None]] = {}
+        self._order = EvictionOrder()
 
     def admit(self, key: Hashable, size: int = 1, cost: float = 1.0, uses: int = 1) -> None:
         require_absent(key, key in self._uses)
-        self._uses[key] = uses
-        self._queues.setdefault(uses, OrderedDict())[key] = None
+        self._place(key, uses)
 
     def touch(self, key: Hashable) -> None:
-        uses = self._uses[key]
-        self._leave_queue(key, uses)
-        self._uses[key] = uses + 1
-        self._queues.setdefault(uses + 1, OrderedDict())[key] = None
+        self._place(key, self._uses[key] + 1)
 
     def victim(self, evictable: Evictable = any_key) -> Hashable | None:
-        for uses in sorted(self._queues):
-            for key in self._queues[uses]:
-                if evictable(key):
-                    return key
-        return None
+        return self._order.first(evictable)
 
     def remove(self, key: Hashable, evicted: bool = True) -> None:
-        self._leave_queue(key, self._uses.pop(key))
+        del self._uses[key]
+        self._order.remove(key)
 
-    def _leave_queue(self, key: Hashable, uses: int) -> None:
-        queue = self._queues[uses]
-        del queue[key]
-        if not queue:
-            del self._queues[uses]
+    def freed(self, key: Hashable) -> None:
+        self._order.freed(key)
+
+    def _place(self, key: Hashable, uses: int) -> None:
+        self._uses[key] = uses
+        self._order.place(key, (uses,))
 
     def __contains__(self, key: object) -> bool:
         return key in self._uses

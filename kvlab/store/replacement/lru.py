@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from collections.abc import Hashable
 
+from kvlab.store.eviction_order import EvictionOrder, require_resident
 from kvlab.store.replacement.base import Evictable, Replacement, any_key, require_absent
 
 
@@ -15,20 +15,24 @@ class Lru(Replacement):
 
     def __init__(self, capacity: int) -> None:
         super().__init__(capacity)
-        self._order: OrderedDict[Hashable, None] = OrderedDict()
+        self._order = EvictionOrder()
 
     def admit(self, key: Hashable, size: int = 1, cost: float = 1.0, uses: int = 1) -> None:
         require_absent(key, key in self._order)
-        self._order[key] = None
+        self._order.place(key)
 
     def touch(self, key: Hashable) -> None:
-        self._order.move_to_end(key)
+        require_resident(key, key in self._order)
+        self._order.place(key)
 
     def victim(self, evictable: Evictable = any_key) -> Hashable | None:
-        return next((key for key in self._order if evictable(key)), None)
+        return self._order.first(evictable)
 
     def remove(self, key: Hashable, evicted: bool = True) -> None:
-        del self._order[key]
+        self._order.remove(key)
+
+    def freed(self, key: Hashable) -> None:
+        self._order.freed(key)
 
     def __contains__(self, key: object) -> bool:
         return key in self._order

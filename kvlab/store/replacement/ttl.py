@@ -1,8 +1,8 @@
 """Time to live: a key lives for a fixed time after its last use.
 
 Hosted prompt caches work so; five minutes is their usual lifetime. With one lifetime for all keys, the key that expires
-first is the least recently used one: a tier, which asks only when it is full, evicts as with lru. What differs is that
-keys leave a tier that has space: a replay removes what ``expired`` returns before each request.
+first is the least recently used one: a full tier evicts as with lru. What differs is that keys leave a tier that has
+space: the store removes what ``expired`` returns before new blocks enter, a replay before each request.
 """
 
 from __future__ import annotations

@@ -1,22 +1,20 @@
-"""Retention of live rows: which rows of one layer of a sequence stay. One class for each kind of retention."""
+"""``TopScores``: the rows that a scorer ranks highest stay."""
 
 from __future__ import annotations
 
-import functools
 import math
 import warnings
-from abc import ABC, abstractmethod
 from collections import deque
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from typing import ClassVar
 
 import mlx.core as mx
 import numpy as np
 
 from kvlab.caches.kv_buffer import KVBuffer
+from kvlab.caches.retention.base import Eviction, LayerPlace, Mask, Retention
 from kvlab.errors import ModelError, PolicyError, PolicyWarning
-from kvlab.policies import Full, Module, Rotating, ScoreContext, Scorer
+from kvlab.policies import Module, ScoreContext, Scorer
 
 NAN_CHECK_DELAY_TOKENS = 3
 """Tokens after which scores are checked for NaN: they have been computed by then, so that the check does not wait."""
@@ -24,179 +22,11 @@ NAN_CHECK_DELAY_TOKENS = 3
 MAX_TRIAL_TOKENS = 4
 """Most tokens of a trial of a policy, which nobody needs to be warned of."""
 
-Mask = mx.array | str | None
-
-
-@dataclass(frozen=True)
-class Eviction:
-    """Rows that were evicted together.
-
-    Attributes:
-        positions: their true positions ``[1, n_kv_heads, n]``, lazy; -1 fills heads that lost fewer rows.
-        kept: number of rows that stayed, in the head that kept most.
-        offset: tokens of the sequence at that time.
-    """
-
-    positions: mx.array
-    kept: int
-    offset: int
-
-
-@dataclass(frozen=True)
-class LayerPlace:
-    """A layer of a sequence, and facts about the sequence for its retention.
-
-    Attributes:
-        layer: index among ``n_layers``.
-        prompt_tokens: length of the prompt; None: it ends at the first step of a single token.
-        record: keep an :class:`Eviction` of each eviction.
-        keeps_prompt: copy the complete rows of the prompt at its end, before the first eviction.
-        token_ids: returns the tokens of the sequence that are known so far; None where they are unknown.
-    """
-
-    layer: int = 0
-    n_layers: int = 1
-    prompt_tokens: int | None = None
-    record: bool = False
-    keeps_prompt: bool = False
-    token_ids: Callable[[], Sequence[int]] | None = None
-
-
-class Retention(ABC):
-    """Decides which rows of one layer of a sequence stay.
-
-    The owner calls :meth:`note` after each attention and, where :meth:`is_due` says so, :meth:`evict`. ``length`` is
-    always the number of rows held, ``offset`` the tokens of the sequence so far.
-
-    A concrete subclass sets ``module``, the policy module (or base of modules) that it carries out.
-
-    Attributes:
-        evictions: those since the owner last cleared the list; filled only where ``place.record`` is set.
-        prompt_rows: the complete rows of the prompt, where ``place.keeps_prompt`` is set; the owner takes them.
-    """
-
-    module: ClassVar[type[Module]]
-    keeps_all: ClassVar[bool] = False
-
-    def __init__(self, module: Module, place: LayerPlace) -> None:
-        self.place = place
-        self.evictions: list[Eviction] = []
-        self.prompt_rows: KVBuffer | None = None
-
-    @abstractmethod
-    def mask(self, length: int, offset: int, count: int) -> Mask:
-        """Return which rows the newest ``count`` queries see: ``"causal"``, a bool array, or None for all."""
-
-    @abstractmethod
-    def positions(self, length: int, offset: int) -> mx.array:
-        """Return the true positions of the rows, int32 ``[1, heads, length]``; heads is 1 while all have the same.
-
-        -1 is the position of rows that only fill a head with fewer rows than others.
-        """
-
-    @property
-    def visible(self) -> tuple[int, int] | None:
-        """Numbers of first and of last rows that a single query sees; None where it sees all rows."""
-        return None
-
-    @property
-    def is_batchable(self) -> bool:
-        """Whether the rows may be in one padded array with those of other sequences, all heads of the same length."""
-        return True
-
-    def note(self, rows: KVBuffer | None, queries: mx.array, offset: int, scale: float) -> None:  # noqa: B027
-        """Take note of the newest queries ``[1, n_heads, n, head_dim]``. ``rows`` is None for a batchable retention."""
-
-    def is_due(self, length: int, offset: int, count: int) -> bool:
-        """Return whether rows are to be evicted now, after ``count`` queries."""
-        return False
-
-    def evict(self, rows: KVBuffer, offset: int, scale: float) -> None:  # noqa: B027
-        """Remove the rows that do not stay from ``rows``."""
-
-    def check_all_scores(self) -> None:  # noqa: B027
-        """Raise PolicyError where rows were chosen by scores that are NaN; waits for scores to be computed."""
-
-    @property
-    def is_compressed(self) -> bool:
-        """Whether later rows are computed after a scorer's eviction, and so differ from those without it."""
-        return False
-
-    @property
-    def state(self) -> list[mx.array]:
-        """Every array of the retention, for ``mx.eval``."""
-        return [eviction.positions for eviction in self.evictions]
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes of the retention's own arrays, without the rows."""
-        return 0
-
-
-class KeepAll(Retention):
-    """Keeps every row."""
-
-    module: ClassVar[type[Module]] = Full
-    keeps_all: ClassVar[bool] = True
-
-    def mask(self, length: int, offset: int, count: int) -> Mask:
-        return None if count == 1 else "causal"
-
-    def positions(self, length: int, offset: int) -> mx.array:
-        return mx.arange(length)[None, None]
-
-
-class Window(Retention):
-    """Keeps the first and the latest rows; evicts rows in groups, so that the copy that frees them is rare."""
-
-    module: ClassVar[type[Module]] = Rotating
-
-    def __init__(self, module: Rotating, place: LayerPlace) -> None:
-        super().__init__(module, place)
-        self._sinks, self._window = module.sinks, module.window
-
-    def mask(self, length: int, offset: int, count: int) -> Mask:
-        if length <= self._window and length == offset:
-            return None if count == 1 else "causal"
-        return _window_mask(length, offset, count, self._sinks, self._window)
-
-    def positions(self, length: int, offset: int) -> mx.array:
-        return mx.array(_window_positions(length, offset, self._sinks))[None, None]
-
-    @property
-    def visible(self) -> tuple[int, int] | None:
-        return self._sinks, self._window
-
-    def is_due(self, length: int, offset: int, count: int) -> bool:
-        return length >= self._sinks + self._window + max(1, self._window // 8)
-
-    def evict(self, rows: KVBuffer, offset: int, scale: float) -> None:
-        held = rows.length
-        if self.place.record:
-            gone = self.positions(held, offset)[:, :, self._sinks : held - self._window]
-            heads = rows.state[0].shape[1]
-            gone = mx.broadcast_to(gone, (1, heads, gone.shape[2]))
-            self.evictions.append(Eviction(gone, self._sinks + self._window, offset))
-        rows.keep_spans((0, self._sinks), (held - self._window, held))
-
-
-def _window_positions(held: int, offset: int, sinks: int) -> np.ndarray:
-    first = min(sinks, held)
-    return np.concatenate([np.arange(first), np.arange(offset - held + first, offset)]).astype(np.int32)
-
-
-@functools.lru_cache(maxsize=8)
-def _window_mask(held: int, offset: int, count: int, sinks: int, window: int) -> mx.array:
-    """Return which rows are visible, bool ``[1, 1, count, held]``; made on the host, once for all layers of a step."""
-    at = np.arange(offset - count, offset)[:, None]
-    row = _window_positions(held, offset, sinks)
-    return mx.array(((row <= at) & ((row < sinks) | (row > at - window)))[None, None])
-
 
 class TopScores(Retention):
     """Keeps the rows that a scorer ranks highest: at the end of the prompt, and while decoding within a fixed budget.
 
-    Heads may keep different numbers of rows: those with fewer are padded in front, and the padding is masked.
+    Heads may keep different numbers of rows. For scorers and positions, those with fewer are filled in front.
     """
 
     module: ClassVar[type[Module]] = Scorer
@@ -213,11 +43,7 @@ class TopScores(Retention):
         self._nan_checks: deque[tuple[int, mx.array]] = deque()
 
     def mask(self, length: int, offset: int, count: int) -> Mask:
-        if not self._is_ragged:
-            return None if count == 1 else "causal"
-        place = self.positions(length, offset)[:, :, None]
-        at = mx.arange(offset - count, offset)[:, None]
-        return (place >= 0) & (place <= at)
+        return None if count == 1 else "causal"
 
     def positions(self, length: int, offset: int) -> mx.array:
         if self._kept is None:
@@ -230,8 +56,11 @@ class TopScores(Retention):
 
     @property
     def is_batchable(self) -> bool:
-        one_for_all = type(self._scorer).targets is Scorer.targets
-        return one_for_all and not self._scorer.accumulates
+        return not self.keeps_by_head and not self._scorer.accumulates
+
+    @property
+    def keeps_by_head(self) -> bool:
+        return type(self._scorer).targets is not Scorer.targets
 
     def note(self, rows: KVBuffer | None, queries: mx.array, offset: int, scale: float) -> None:
         self._check_scores(offset)
@@ -261,6 +90,7 @@ class TopScores(Retention):
         else:
             target = max(1, self._budget - self._interval + 1)
             self._limit = self._keep_best(rows, target, offset, scale) + self._interval - 1
+        rows.expect(self._limit + 1 - rows.length)
 
     def _prompt_budget(self, prompt: int) -> int:
         """Return how many rows a head keeps. Raises PolicyError below 1; warns where a scorer's window fills them."""
@@ -307,7 +137,8 @@ class TopScores(Retention):
         self._nan_checks.append((offset + NAN_CHECK_DELAY_TOKENS, mx.any(mx.isnan(scores))))
         if self._is_ragged:
             scores = mx.where(context.positions >= 0, scores, -mx.inf)
-        targets = self._targets(scores, target, heads, length)
+        asked = self._targets(scores, target, heads, length)
+        targets = [min(one, held) for one, held in zip(asked, rows.head_lengths, strict=True)]
         # Sorted from the newest row back, so that of rows with equal scores the newest stay.
         order = length - 1 - mx.argsort(-level(scores)[..., ::-1], axis=-1).astype(mx.int32)
         width = max(targets)
@@ -317,15 +148,14 @@ class TopScores(Retention):
             stay = mx.sort(mx.where(stays, order, -1), axis=-1)[..., -width:]
             gone = mx.sort(mx.where(stays, -1, order), axis=-1)[..., min(targets) - length :]
             self._kept, left = _taken(context.positions, stay), _taken(context.positions, gone)
-            stay = mx.maximum(stay, 0)
         else:
             stay, gone = mx.sort(order[..., :width], axis=-1), mx.sort(order[..., width:], axis=-1)
             self._kept, left = (mx.take_along_axis(context.positions, index, axis=2) for index in (stay, gone))
         if self.place.record:
             self.evictions.append(Eviction(left, width, offset))
         if self._accumulated is not None:
-            self._accumulated = mx.take_along_axis(self._accumulated, stay, axis=2)
-        rows.keep(stay)
+            self._accumulated = mx.take_along_axis(self._accumulated, mx.maximum(stay, 0), axis=2)
+        rows.keep_each(stay, targets)
         return width
 
     def _targets(self, scores: mx.array, target: int, heads: int, length: int) -> list[int]:
@@ -405,20 +235,3 @@ def level(scores: mx.array) -> mx.array:
     """
     bits = scores.astype(mx.float32).view(mx.int32)
     return ((bits + 128) & ~255).view(mx.float32)
-
-
-def make_retention(module: Module, place: LayerPlace) -> Retention:
-    """Make the retention that carries out a policy's module. Raises PolicyError where there is none for it."""
-    pending, known = list(Retention.__subclasses__()), []
-    while pending:
-        cls = pending.pop(0)
-        pending.extend(cls.__subclasses__())
-        if "module" in cls.__dict__:
-            known.append(cls)
-    for cls in reversed(known):
-        if isinstance(module, cls.module):
-            return cls(module, place)
-    raise PolicyError(
-        f"'{module.name}' is a retention that the live caches do not know: derive {type(module).__name__} from "
-        "kvlab.Scorer, or define a subclass of kvlab.caches.retention.Retention for it"
-    )
