@@ -20,11 +20,13 @@ from kvlab.caches.known_faults import NOT_IN_BATCHES, NOT_IN_CHUNKS, SHORT_WINDO
 from kvlab.caches.known_parts import check_parts
 from kvlab.caches.layer_cache import LayerCache
 from kvlab.caches.layerwise import LayerwiseModel
+from kvlab.caches.model_layers import model_layers
 from kvlab.caches.restore_trial import try_restore
 from kvlab.caches.retention import LayerPlace
 from kvlab.caches.sequential import keep_apart
 from kvlab.errors import ModelError
-from kvlab.policies import NoReuse, Policy, Rotating
+from kvlab.policies import NoReuse, Policy, Rotating, Scorer
+from kvlab.policies.scorers.model_layer import ModelLayer
 
 log = logging.getLogger("kvlab.caches")
 
@@ -163,12 +165,15 @@ def own_caches(
     # The eviction at the end of the prompt loses rows that another request could start from.
     keeps_prompt = policy.tiers is not None and not policy.retention.is_lossless
 
+    layers = model_layers(model) if isinstance(policy.retention, Scorer) else ()
+
     def replace(cache: Any, layer: int) -> Any:
         if isinstance(cache, CacheList):
             return CacheList(*(replace(inner, layer) for inner in cache.caches))
         if type(cache) is not KVCache:
             return cache
-        place = LayerPlace(layer, len(native), prompt_tokens, record, keeps_prompt, token_ids)
+        found = layers[layer] if len(layers) == len(native) else ModelLayer()
+        place = LayerPlace(layer, len(native), prompt_tokens, record, keeps_prompt, token_ids, found)
         own = codec.for_layer(layer, len(native))
         return LayerCache(policy, place, codec=own, backend=backend, buckets=buckets)
 

@@ -21,11 +21,10 @@ from mlx_lm.models import qwen3
 from kvlab.caches.codecs.raw import RawCodec
 from kvlab.caches.kv_buffer import KVBuffer
 from kvlab.caches.later_attention import repeat_attention
-from kvlab.caches.model_layers import model_layers
 from kvlab.caches.retention import LayerPlace, TopScores
 from kvlab.models import load
-from kvlab.policies import KVzip, Policy, ScoreContext, Scorer
-from kvlab.policies.scorers.model_layer import LayerContext, ModelLayer
+from kvlab.policies import KVzip, Policy, Scorer
+from kvlab.policies.scorers.model_layer import LayerContext
 from kvlab.policies.scorers.saved_scores import save_scores
 from tests.integration.test_kvpress_parity import (
     LEAST_EQUAL,
@@ -78,23 +77,12 @@ class CapturedWhole(Captured):
     window: int = TOKENS  # type: ignore[assignment]
 
 
-class OfLayer(TopScores):
-    """Hands parts of the model over to the scorer, and all queries where it reads them."""
-
-    model_layer = ModelLayer()
-    all_queries: mx.array | None = None
-
-    def _context(self, *inputs: Any) -> ScoreContext:
-        context = LayerContext(**super()._context(*inputs).__dict__, model_layer=self.model_layer)
-        return context if self.all_queries is None else dataclasses.replace(context, queries=self.all_queries)
-
-
 def kept_of(context: LayerContext, scorer: Scorer) -> np.ndarray:
     """Return which rows of a layer the live cache keeps, bool ``[n_kv_heads, tokens]``."""
-    place = LayerPlace(context.layer, context.n_layers, TOKENS, token_ids=lambda: PROMPTS["license"])
-    retention = OfLayer(scorer, place)
-    retention.model_layer = context.model_layer
-    retention.all_queries = context.queries if getattr(scorer, "reads_all_queries", False) else None
+    place = LayerPlace(
+        context.layer, context.n_layers, TOKENS, token_ids=lambda: PROMPTS["license"], model_layer=context.model_layer
+    )
+    retention = TopScores(scorer, place)
     rows = KVBuffer(RawCodec())
     rows.append(context.keys, context.values)
     assert context.queries is not None
@@ -104,15 +92,12 @@ def kept_of(context: LayerContext, scorer: Scorer) -> np.ndarray:
 
 
 def contexts_of(model: Any, prompt: list[int]) -> list[LayerContext]:
-    seen = captured(model, prompt, CapturedWhole())
-    layers = model_layers(model)
-    return [LayerContext(**one.__dict__, model_layer=layers[one.layer]) for one in seen]
+    return [one for one in captured(model, prompt, CapturedWhole()) if isinstance(one, LayerContext)]
 
 
 def scores_of(scorer: Scorer, context: LayerContext) -> np.ndarray:
     assert context.queries is not None
-    whole = getattr(scorer, "reads_all_queries", False)
-    queries = context.queries if whole else context.queries[:, :, -scorer.window :]
+    queries = context.queries if scorer.reads_all_queries else context.queries[:, :, -scorer.window :]
     return np.array(scorer.score(dataclasses.replace(context, queries=queries))[0])
 
 

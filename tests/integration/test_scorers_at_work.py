@@ -39,6 +39,13 @@ SCORERS = [
     "adakv(lagkv:lag=16):budget=40,interval=4",
     "adakv(cur):budget=40,interval=4",
     "adakv(h2o):budget=40,interval=4",
+    "expected:budget=40,interval=4,window=16",
+    "criticalkv(snapkv:window=8):budget=40,interval=4",
+    "criticalkv(expected:value_norm=false):budget=40,interval=4",
+    "compactor:budget=40,interval=4,chunk=32",
+    "adakv(expected:epsilon=0.01):budget=40,interval=4",
+    "adakv(criticalkv(snapkv:window=8)):budget=40,interval=4",
+    "adakv(compactor:chunk=32):budget=40,interval=4",
 ]
 
 

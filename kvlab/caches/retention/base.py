@@ -11,6 +11,7 @@ import mlx.core as mx
 
 from kvlab.caches.kv_buffer import KVBuffer
 from kvlab.policies import Module
+from kvlab.policies.scorers.model_layer import ModelLayer
 
 Mask = mx.array | str | None
 
@@ -40,6 +41,7 @@ class LayerPlace:
         record: keep an :class:`Eviction` of each eviction.
         keeps_prompt: copy the complete rows of the prompt at its end, before the first eviction.
         token_ids: returns the tokens of the sequence that are known so far; None where they are unknown.
+        model_layer: parts of the model's attention, for scorers that read them.
     """
 
     layer: int = 0
@@ -48,6 +50,7 @@ class LayerPlace:
     record: bool = False
     keeps_prompt: bool = False
     token_ids: Callable[[], Sequence[int]] | None = None
+    model_layer: ModelLayer = ModelLayer()
 
 
 class Retention(ABC):

@@ -15,9 +15,13 @@ from kvlab.caches.kv_buffer import KVBuffer
 from kvlab.caches.retention.base import Eviction, LayerPlace, Mask, Retention
 from kvlab.errors import ModelError, PolicyError, PolicyWarning
 from kvlab.policies import Module, ScoreContext, Scorer
+from kvlab.policies.scorers.model_layer import LayerContext
 
 NAN_CHECK_DELAY_TOKENS = 3
 """Tokens after which scores are checked for NaN: they have been computed by then, so that the check does not wait."""
+
+ALL_QUERIES = 1 << 30
+"""Window of a scorer that reads all queries of the prompt: more than any prompt has."""
 
 MAX_TRIAL_TOKENS = 4
 """Most tokens of a trial of a policy, which nobody needs to be warned of."""
@@ -37,6 +41,7 @@ class TopScores(Retention):
         self._kept: mx.array | None = None
         self._is_ragged = False
         self._queries: deque[mx.array] = deque()
+        self._window = ALL_QUERIES if module.reads_all_queries else module.window
         self._accumulated: mx.array | None = None
         self._limit: int | None = None
         self._budget = self._interval = 0
@@ -64,7 +69,7 @@ class TopScores(Retention):
 
     def note(self, rows: KVBuffer | None, queries: mx.array, offset: int, scale: float) -> None:
         self._check_scores(offset)
-        if window := self._scorer.window:
+        if window := self._window:
             # Concatenated only when scores are computed, because each concatenation is a kernel.
             self._queries.append(queries[:, :, -window:])
             while sum(some.shape[2] for some in self._queries) - self._queries[0].shape[2] >= window:
@@ -87,6 +92,10 @@ class TopScores(Retention):
                 self.prompt_rows = rows.snapshot()
             if rows.length > self._budget:
                 self._limit = self._keep_best(rows, self._budget, offset, scale)
+            if self._scorer.reads_all_queries:
+                self._window = self._scorer.window
+                if self._last_queries() is None:
+                    self._queries.clear()
         else:
             target = max(1, self._budget - self._interval + 1)
             self._limit = self._keep_best(rows, target, offset, scale) + self._interval - 1
@@ -97,7 +106,7 @@ class TopScores(Retention):
         budget = self._scorer.rows(prompt, self.place.layer, self.place.n_layers)
         if budget < 1:
             raise PolicyError(f"{self._scorer} keeps {budget} rows of layer {self.place.layer}: it must be 1 or more")
-        if budget <= self._scorer.window and max(budget, MAX_TRIAL_TOKENS) < prompt:
+        if budget <= self._scorer.latest_rows and max(budget, MAX_TRIAL_TOKENS) < prompt:
             # The same words for every prompt and layer, so that Python shows them once.
             warnings.warn(_window_fills_budget(self._scorer), PolicyWarning, stacklevel=2)
         return budget
@@ -107,9 +116,9 @@ class TopScores(Retention):
         heads, length = keys.shape[1], keys.shape[2]
         positions = mx.broadcast_to(self.positions(length, offset), (1, heads, length)).astype(mx.int32)
         ids = self._token_ids(positions, offset) if self._scorer.reads_token_ids else None
-        return ScoreContext(
+        return LayerContext(
             keys, values, positions, queries, scale, self.place.layer, self.place.n_layers, offset,
-            token_ids=ids, accumulated=self._accumulated,
+            token_ids=ids, accumulated=self._accumulated, model_layer=self.place.model_layer,
         )  # fmt: skip
 
     def _token_ids(self, positions: mx.array, offset: int) -> mx.array:
@@ -169,10 +178,10 @@ class TopScores(Retention):
         return each
 
     def _last_queries(self) -> mx.array | None:
-        if not self._queries:
+        if not self._queries or not self._window:
             return None
         seen = self._queries[0] if len(self._queries) == 1 else mx.concatenate(list(self._queries), axis=2)
-        self._queries = deque([seen[:, :, -self._scorer.window :]])
+        self._queries = deque([seen[:, :, -self._window :]])
         return self._queries[0]
 
     def _check_scores(self, offset: int) -> None:
@@ -208,7 +217,7 @@ class TopScores(Retention):
 
 
 def _window_fills_budget(scorer: Scorer) -> str:
-    window = scorer.window
+    window = scorer.latest_rows
     is_share = type(scorer).rows is Scorer.rows and isinstance(scorer.budget, float) and scorer.budget <= 1
     few = f"of a prompt below {math.ceil((window + 0.5) / scorer.budget):,} tokens" if is_share else "of a short prompt"
     return (

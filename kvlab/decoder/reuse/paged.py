@@ -72,10 +72,11 @@ class PagedPrefixCache(PrefixCache):
 
         The last one is always computed, for its logits. A scorer chooses when it sees the last token that it may know
         of, so that is computed too; for one that reads the last queries, so are those tokens. One that adds up over all
-        queries needs every token.
+        queries, or reads all of them, needs every token.
         """
         if isinstance(scorer := self.policy.retention, Scorer):
-            return 0 if scorer.accumulates else max(0, request.compress_after - max(1, scorer.window))
+            needs_all = scorer.accumulates or scorer.reads_all_queries
+            return 0 if needs_all else max(0, request.compress_after - max(1, scorer.window))
         return max(0, len(request.context) - 1)
 
     def stored(self, request: Request) -> int:

@@ -68,6 +68,9 @@ class Scorer(Module):
     Applied twice: at the end of the prompt (all rows are scored and the budget kept), and while decoding (when a new
     row would exceed the budget, the ``interval`` worst rows leave together; 1 is strict, more is cheaper).
 
+    A subclass sets ``reads_all_queries`` where its score at the end of the prompt reads all queries of it, which are
+    kept until then and no longer; such a prompt is always computed from its first token.
+
     Args:
         budget: rows that stay per head: a share of the prompt when at most 1.0, a number of tokens above.
         interval: rows that leave together while decoding.
@@ -78,6 +81,7 @@ class Scorer(Module):
 
     slot: ClassVar[str] = "retention"
     reads_token_ids: ClassVar[bool] = False
+    reads_all_queries: ClassVar[bool] = False
     budget: int | float = 0.5
     interval: int = 16
 
@@ -93,6 +97,11 @@ class Scorer(Module):
     def window(self) -> int:
         """Number of last queries that the score needs; 0 for none."""
         return 0
+
+    @property
+    def latest_rows(self) -> int:
+        """Number of newest rows that stay whatever they hold: those of the window, unless a subclass says otherwise."""
+        return self.window
 
     @property
     def accumulates(self) -> bool:

@@ -56,6 +56,10 @@ class Expected(Scorer):
             if getattr(self, name) < 0:
                 raise PolicyError(f"expected: {name}={getattr(self, name)} is negative; write {name}=0 or more")
 
+    @property
+    def latest_rows(self) -> int:
+        return 0
+
     def score(self, context: ScoreContext) -> mx.array:
         mean, covariance = self._future_queries(context)
         is_sink = (context.positions >= 0) & (context.positions < self.sinks)

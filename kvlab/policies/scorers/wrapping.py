@@ -61,6 +61,14 @@ class WrappingScorer(Scorer):
         return self.scorer.window
 
     @property
+    def reads_all_queries(self) -> bool:  # type: ignore[override]
+        return self.scorer.reads_all_queries
+
+    @property
+    def latest_rows(self) -> int:
+        return self.scorer.latest_rows
+
+    @property
     def accumulates(self) -> bool:
         return self.scorer.accumulates
 
