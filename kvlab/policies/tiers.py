@@ -16,6 +16,8 @@ from kvlab.replacement_names import replacement_names
 from kvlab.tiers import RAM, SSD, TierInfo, declare, tiers
 
 WRITE_MODES = ("back", "through")
+ALWAYS, AUTO = "always", "auto"
+RESTORE_MODES = (ALWAYS, AUTO)
 
 
 @dataclass(frozen=True)
@@ -87,6 +89,7 @@ class Tiered(Tiers):
             never used again are not written to the SSD.
         daily: most bytes written to the folder on one day (UTC), by all processes together; None is no limit.
         dir: the folder; None is ``store`` under KVLAB_HOME.
+        restore: ``always``, or ``auto``: what is computed sooner than it is read from the folder is computed.
     """
 
     name: ClassVar[str] = "tiered"
@@ -99,11 +102,14 @@ class Tiered(Tiers):
     admit: int = 1
     daily: str | None = None
     dir: str | None = None
+    restore: str = ALWAYS
 
     def __post_init__(self) -> None:
         check_folder(self)
         if self.write not in WRITE_MODES:
             raise PolicyError(f"tiered: write={self.write} is unknown; write one of {', '.join(WRITE_MODES)}")
+        if self.restore not in RESTORE_MODES:
+            raise PolicyError(f"tiered: restore={self.restore} is unknown; write one of {', '.join(RESTORE_MODES)}")
         if self.admit < 1:
             raise PolicyError(f"tiered: admit={self.admit} must be 1 or more uses, being computed the first")
         if self.daily is not None:

@@ -22,9 +22,11 @@ from kvlab.decoder.reuse.base import PrefixCache
 from kvlab.decoder.reuse.deposits import Deposits
 from kvlab.decoder.reuse.hot_sequence import HotSequence
 from kvlab.decoder.reuse.paged_rules import match_whole_pieces, opening_of_answers, tokens_to_store
+from kvlab.decoder.reuse.restore_meter import RestoreMeter
 from kvlab.errors import PolicyError
 from kvlab.models import LoadedModel, code_fingerprint
 from kvlab.policies import Module, Paged, Policy, Scorer
+from kvlab.policies.tiers import ALWAYS, AUTO
 from kvlab.store import Match, Namespace, Store
 
 MAX_BAD_CHECKPOINTS = 16
@@ -60,6 +62,8 @@ class PagedPrefixCache(PrefixCache):
         self.joins_running = policy.reuse.live
         self.wants_checkpoints = serialize.has_state(make_caches(loaded.model, policy))
         self.keeps_parts = policy.retention.is_lossless and not self.wants_checkpoints
+        may_compute = getattr(policy.tiers, "restore", ALWAYS) == AUTO and not self.wants_checkpoints
+        self._meter = RestoreMeter() if may_compute else None
 
     def namespace(self, tenant: str = "") -> Namespace:
         return Namespace(self._fingerprint, self._policy_key, self.loaded.dtype, self._block, tenant)
@@ -133,6 +137,11 @@ class PagedPrefixCache(PrefixCache):
     ) -> tuple[serialize.Payload | None, Match]:
         """Load a match, or the best one that is left without bad blocks; return its checkpoint and the match."""
         corrupt = ""
+        if self._meter is not None:
+            watched = self._meter.watched(loader, match.tokens)
+            match = self._store.read_into(match, watched)
+            watched.finish()
+            return None, match
         for _ in range(MAX_BAD_CHECKPOINTS):
             match = self._store.read_into(match, loader)
             if not self.wants_checkpoints:
@@ -164,6 +173,9 @@ class PagedPrefixCache(PrefixCache):
         self._deposit(request, caches, request.prompt[: request.compress_after], rows)
 
     def keep(self, request: Request, caches: Sequence[Any], tokens: Sequence[int]) -> None:
+        if self._meter is not None and request.times:
+            spent = request.times[0] - request.admitted - request.lookup_s - request.restore_s
+            self._meter.computed(request.cached, len(request.prompt) - request.cached, spent)
         own = serialize.own_layers(caches)
         if any(layer.retention.prompt_rows is not None for layer in own):
             self.keep_prompt(request, caches)
