@@ -30,7 +30,7 @@ SIDEBAR = {
     "Begin": ("start", "models", "data", "concepts", "notebooks"),
     "Policies": ("policies", "write", "forced", "budgets", "limits"),
     "How it works": (
-        *("store", "live", "serving", "systems", "stack", "stack-rows"),
+        *("store", "two-macs", "live", "serving", "systems", "stack", "stack-rows"),
         *("calibration", "audit", "advise", "replay", "experiments", "overnight", "figures/README"),
     ),
     "Reference": ("api", "install", "contributing"),
