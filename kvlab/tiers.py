@@ -33,6 +33,8 @@ class TierInfo:
 LIVE = TierInfo("live", "live", "#7d8590")
 RAM = TierInfo("ram", "RAM", "#2f86ea")
 SSD = TierInfo("ssd", "SSD", "#297b5c")
+REMOTE = TierInfo("remote", "remote", "#8a5fc7")
+"""On the list once a policy names a remote: rows of others say nothing of it."""
 
 UNDECLARED_COLOR = "#999120"
 """The colour of a tier that a recording names and this process has not declared."""

@@ -11,14 +11,12 @@ from typing import Any
 
 from tqdm.auto import tqdm
 
-from kvlab.counts import counted
 from kvlab.experiments.cell import Cell, execute, execute_forced
 from kvlab.experiments.config import Experiment, read_experiment
 from kvlab.experiments.result_store import RowStore
 from kvlab.experiments.run import check_repeats
+from kvlab.experiments.sweep_report import print_report
 from kvlab.results import Results, mark_void
-from kvlab.results.promote import serve_line
-from kvlab.results.rows import TOGETHER
 from kvlab.workloads import is_teacher_forced
 
 CLAIM_RETRY_S = 0.2
@@ -72,43 +70,15 @@ def run_command(
 
     `repeats` and `dtype` replace those of the file; `command` is the command line, for the provenance.
     """
-    from kvlab.results.report import write_run  # draws in Altair, which takes a moment to import
-
     experiment = read_experiment(path, imports)
     if repeats is not None:
         check_repeats(repeats)
         experiment = replace(experiment, repeats=repeats)
     experiment = replace(experiment, dtype=dtype) if dtype else experiment
     folder = out or default_folder(experiment)
-    cells = experiment.cells()
-    before = sum(RowStore(folder).read(cell) is not None for cell in cells)
+    before = sum(RowStore(folder).read(cell) is not None for cell in experiment.cells())
     results = sweep(experiment, folder, progress=progress)
-    print(f"\n{experiment.title or experiment.name}\n\n{table(experiment, results)}\n\nPromote one to an endpoint:")
-    for policy in results.policies:
-        print(f"  {serve_line(policy, results.provenance)}")
-    results.provenance |= {"command": command} if command else {}
-    lead = "Every policy sees the same prompts; a point of the grid is compared with itself only."
-    report = write_run(results, folder, title=experiment.title or experiment.name, lead=lead)
-    again = f", {before} of them before this run" if before else ""
-    print(f"\n{counted(len(cells), 'cell')} finished{again}. Rows: {folder}. Charts and answers: {report}")
-    if before == len(cells):
-        print(f"Nothing was left to do; remove {folder} to measure again.")
-    if "commits" in results.provenance:
-        print("Mind: the rows come from several commits of kvlab; remove the folder to measure all at one.")
-    return results
-
-
-def table(experiment: Experiment, results: Results) -> str:
-    """Return the summary as text, a line for each policy and point of the grid."""
-    varied = [name for name, _ in experiment.grid if name in ("workload", "model", "adapter", "concurrency", "tokens")]
-    column = {"concurrency": "n", "adapter": "model"}
-    rows: list[dict[str, Any]] = []
-    for row in results.rows:
-        if row.get("kind") == TOGETHER:
-            continue
-        point = " ".join(f"{name}={row[column.get(name, name)]}" for name in varied)
-        rows.append({**row, "policy": f"{row['policy']}  {point}" if point else row["policy"]})
-    return Results(rows, {}).table()
+    return print_report(experiment, results, folder, before=before, command=command)
 
 
 def _finished(store: RowStore, cells: Sequence[Cell], bar: Any) -> list[Cell]:

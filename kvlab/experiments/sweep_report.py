@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from kvlab.counts import counted
 from kvlab.experiments.config import Experiment
-from kvlab.experiments.sweep import table
 from kvlab.results import Results
 from kvlab.results.promote import serve_line
+from kvlab.results.rows import TOGETHER
 
 
 def print_report(
@@ -34,3 +35,16 @@ def print_report(
     if "commits" in results.provenance:
         print("Mind: the rows come from several commits of kvlab; remove the folder to measure all at one.")
     return results
+
+
+def table(experiment: Experiment, results: Results) -> str:
+    """Return the summary as text, a line for each policy and point of the grid."""
+    varied = [name for name, _ in experiment.grid if name in ("workload", "model", "adapter", "concurrency", "tokens")]
+    column = {"concurrency": "n", "adapter": "model"}
+    rows: list[dict[str, Any]] = []
+    for row in results.rows:
+        if row.get("kind") == TOGETHER:
+            continue
+        point = " ".join(f"{name}={row[column.get(name, name)]}" for name in varied)
+        rows.append({**row, "policy": f"{row['policy']}  {point}" if point else row["policy"]})
+    return Results(rows, {}).table()

@@ -8,12 +8,14 @@ from pathlib import Path
 from typing import ClassVar, Self
 
 from kvlab.errors import PolicyError
+from kvlab.policies.durations import format_seconds, parse_seconds
 from kvlab.policies.grammar import is_balanced
 from kvlab.policies.policy import Policy
 from kvlab.policies.sizes import format_bytes, parse_bytes
 from kvlab.policies.slots import Module
+from kvlab.remote_urls import url_problem
 from kvlab.replacement_names import replacement_names
-from kvlab.tiers import RAM, SSD, TierInfo, declare, tiers
+from kvlab.tiers import RAM, REMOTE, SSD, TierInfo, declare, tiers
 
 WRITE_MODES = ("back", "through")
 ALWAYS, AUTO = "always", "auto"
@@ -90,6 +92,11 @@ class Tiered(Tiers):
         daily: most bytes written to the folder on one day (UTC), by all processes together; None is no limit.
         dir: the folder; None is ``store`` under KVLAB_HOME.
         restore: ``always``, or ``auto``: what is computed sooner than it is read from the folder is computed.
+        remote: URL of a Redis or Valkey server or of an object store, which several machines share as a third tier;
+            None is no remote. Its password and its key are in KVLAB_REMOTE_PASSWORD and KVLAB_REMOTE_KEY.
+        remote_size: bytes that all blocks in the remote may take; None leaves it to the service.
+        remote_ttl: time, such as 12h or 7d, after which a block leaves the remote; None is never.
+        remote_wait: milliseconds that a lookup may wait for the remote; one that takes longer is left alone.
     """
 
     name: ClassVar[str] = "tiered"
@@ -103,9 +110,14 @@ class Tiered(Tiers):
     daily: str | None = None
     dir: str | None = None
     restore: str = ALWAYS
+    remote: str | None = None
+    remote_size: str | None = None
+    remote_ttl: str | None = None
+    remote_wait: int = 50
 
     def __post_init__(self) -> None:
         check_folder(self)
+        check_remote(self)
         if self.write not in WRITE_MODES:
             raise PolicyError(f"tiered: write={self.write} is unknown; write one of {', '.join(WRITE_MODES)}")
         if self.restore not in RESTORE_MODES:
@@ -139,6 +151,28 @@ class Snapshot(Tiers):
 
     def __post_init__(self) -> None:
         check_folder(self)
+
+
+def check_remote(tiered: Tiered) -> None:
+    """Normalize what a module says of its remote, which is a tier then. Raises PolicyError."""
+    if tiered.remote is None:
+        given = [name for name in ("remote_size", "remote_ttl") if getattr(tiered, name) is not None]
+        if given or tiered.remote_wait != Tiered.remote_wait:
+            raise PolicyError(f"tiered: {(given or ['remote_wait'])[0]} is of a remote; write remote=URL too")
+        return
+    if problem := url_problem(tiered.remote):
+        raise PolicyError(f"tiered: {problem}")
+    if any(mark in tiered.remote for mark in ",|") or not is_balanced(tiered.remote):
+        raise PolicyError(f"tiered: the remote '{tiered.remote}' has ',', '|' or a single parenthesis; choose another")
+    if tiered.remote_wait < 1:
+        raise PolicyError(f"tiered: remote_wait={tiered.remote_wait} must be 1 or more milliseconds")
+    if tiered.remote_size is not None:
+        object.__setattr__(tiered, "remote_size", format_bytes(parse_bytes(tiered.remote_size)))
+    if tiered.remote_ttl is not None:
+        object.__setattr__(tiered, "remote_ttl", format_seconds(parse_seconds(tiered.remote_ttl)))
+    object.__setattr__(tiered, "holds", (*type(tiered).holds, REMOTE))
+    if REMOTE not in tiers():
+        declare(REMOTE)
 
 
 def check_folder(tiers: Tiered | Snapshot) -> None:

@@ -11,9 +11,12 @@ from pathlib import Path
 from kvlab.errors import StoreError
 from kvlab.paths import home
 from kvlab.policies import Module, Paged, Policy, Ram, Snapshot, Tiered, parse_bytes
+from kvlab.policies.durations import parse_seconds
 from kvlab.policies.tiers import Tiers
 from kvlab.store.answer_files import AnswerFiles
 from kvlab.store.config import StoreConfig
+from kvlab.store.protocols import TierConfig
+from kvlab.store.remote import RemoteConfig
 from kvlab.store.ssd import marker
 from kvlab.store.ssd.tier import SsdConfig
 from kvlab.store.store import Store
@@ -68,9 +71,8 @@ def _(tiers: Ram, block: int) -> StoreConfig:
 @store_config.register(Tiered)
 def _(tiers: Tiered, block: int) -> StoreConfig:
     daily = parse_bytes(tiers.daily) if tiers.daily else None
-    return StoreConfig(
-        block, parse_bytes(tiers.ram), tiers.replace, (_ssd(tiers, daily),), write=tiers.write, admit=tiers.admit
-    )
+    below: tuple[TierConfig, ...] = (_ssd(tiers, daily), *_remote(tiers))
+    return StoreConfig(block, parse_bytes(tiers.ram), tiers.replace, below, write=tiers.write, admit=tiers.admit)
 
 
 @store_config.register(Snapshot)
@@ -81,6 +83,14 @@ def _(tiers: Snapshot, block: int) -> StoreConfig:
 def _ssd(tiers: Tiered | Snapshot, daily: int | None) -> SsdConfig:
     folder = Path(tiers.dir).expanduser() if tiers.dir else home() / "store"
     return SsdConfig(folder, parse_bytes(tiers.ssd), tiers.replace, daily)
+
+
+def _remote(tiers: Tiered) -> tuple[RemoteConfig, ...]:
+    if tiers.remote is None:
+        return ()
+    ttl_s = None if tiers.remote_ttl is None else float(parse_seconds(tiers.remote_ttl))
+    budget = None if tiers.remote_size is None else parse_bytes(tiers.remote_size)
+    return (RemoteConfig(tiers.remote, ttl_s, budget, tiers.remote_wait / 1000),)
 
 
 def _listed(names: tuple[str, ...]) -> str:

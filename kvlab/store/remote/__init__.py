@@ -1,5 +1,5 @@
 """The remote tier: KV at rest in a Redis or Valkey server, or in an object store, that several machines share."""
 
-from kvlab.store.remote.tier import REMOTE, RemoteConfig
+from kvlab.store.remote.tier import RemoteConfig
 
-__all__ = ["REMOTE", "RemoteConfig"]
+__all__ = ["RemoteConfig"]

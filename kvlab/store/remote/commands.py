@@ -18,7 +18,7 @@ from kvlab.store.remote.budget import remove_surplus
 from kvlab.store.remote.client import RemoteClient, connect
 from kvlab.store.remote.errors import RemoteTrouble
 from kvlab.store.remote.sealing import BLOCKS, OtherSecret, Sealing, sealing_from_environment
-from kvlab.store.remote.tier import REMOTE
+from kvlab.tiers import REMOTE
 
 Bad = dict[str, BadBlock]
 

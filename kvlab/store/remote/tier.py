@@ -30,9 +30,7 @@ from kvlab.store.remote.errors import RemoteTrouble
 from kvlab.store.remote.read_ahead import ReadAhead
 from kvlab.store.remote.sealing import OtherSecret, Sealing, sealing_from_environment
 from kvlab.store.remote.uploader import Upload, Uploader
-from kvlab.tiers import TierInfo
-
-REMOTE = TierInfo("remote", "remote", "#8a5fc7")
+from kvlab.tiers import REMOTE
 
 DEFAULT_WAIT_S = 0.05
 DEFAULT_QUEUE_BYTES = 64 << 20
