@@ -11,12 +11,13 @@ from pathlib import Path
 from typing import Any
 
 from kvlab.caches.codecs import make_codec
+from kvlab.caches.retention import LayerPlace, make_retention
 from kvlab.decoder.reuse import prefix_cache_of
 from kvlab.experiments.config import read_experiment
 from kvlab.figures.script import Script
 from kvlab.figures.source_code import SourceTree, hash_of
 from kvlab.models import BUNDLED, bundled_path
-from kvlab.policies import Module, Policy
+from kvlab.policies import Full, Module, Policy, Rotating
 from kvlab.store.replacement import check_replacement
 from kvlab.systems import System, policy_of
 from kvlab.workloads.registry import known_workloads
@@ -44,6 +45,9 @@ NOT_MEASURED = (
     "kvlab.version",
 )
 """What shows, names or keeps values, and computes none; and what makes a model's files, which a fingerprint tells."""
+
+IN_TRIALS = (Full(), Rotating())
+"""Retentions that a model is tried with, whatever the policy."""
 
 OPENS_STORE = "kvlab.store.from_policy"
 """Decides for every policy whether there is a store."""
@@ -115,6 +119,8 @@ def _carried_out_by(policy: Policy) -> Iterator[str]:
     for part in (policy.retention, policy.codec, policy.reuse, policy.tiers):
         if part is not None:
             yield from _defining(part)
+    for retention in (policy.retention, *IN_TRIALS):
+        yield type(make_retention(retention, LayerPlace())).__module__
     yield type(make_codec(policy.codec)).__module__
     if policy.reuse.name != "none":
         yield prefix_cache_of(policy.reuse).__module__

@@ -27,7 +27,7 @@ from mlx_lm.models import qwen3
 
 from kvlab.caches import make_caches
 from kvlab.caches.codecs.raw import RawCodec
-from kvlab.caches.kv_buffer import KVBuffer
+from kvlab.caches.ragged_buffer import RaggedKVBuffer
 from kvlab.caches.retention import LayerPlace, TopScores
 from kvlab.models import load
 from kvlab.policies import Policy, ScoreContext, Scorer
@@ -113,7 +113,7 @@ def kept_of(context: ScoreContext, scorer: Scorer) -> np.ndarray:
     length, queries = context.keys.shape[2], context.queries
     assert queries is not None
     retention = TopScores(scorer, LayerPlace(context.layer, context.n_layers, length))
-    rows = KVBuffer(RawCodec())
+    rows = RaggedKVBuffer(RawCodec())
     rows.append(context.keys, context.values)
     retention.note(rows, queries, length, context.scale)
     retention.evict(rows, length, context.scale)

@@ -19,8 +19,8 @@ import pytest
 from mlx_lm.models import qwen3
 
 from kvlab.caches.codecs.raw import RawCodec
-from kvlab.caches.kv_buffer import KVBuffer
 from kvlab.caches.later_attention import repeat_attention
+from kvlab.caches.ragged_buffer import RaggedKVBuffer
 from kvlab.caches.retention import LayerPlace, TopScores
 from kvlab.models import load
 from kvlab.policies import KVzip, Policy, Scorer
@@ -83,7 +83,7 @@ def kept_of(context: LayerContext, scorer: Scorer) -> np.ndarray:
         context.layer, context.n_layers, TOKENS, token_ids=lambda: PROMPTS["license"], model_layer=context.model_layer
     )
     retention = TopScores(scorer, place)
-    rows = KVBuffer(RawCodec())
+    rows = RaggedKVBuffer(RawCodec())
     rows.append(context.keys, context.values)
     assert context.queries is not None
     retention.note(rows, context.queries, TOKENS, context.scale)

@@ -18,7 +18,8 @@ from kvlab import charts
 from kvlab.errors import RunError
 from kvlab.experiments import compare, run
 from kvlab.experiments.config import read_experiment
-from kvlab.experiments.sweep import sweep, table
+from kvlab.experiments.sweep import sweep
+from kvlab.experiments.sweep_report import table
 from kvlab.models import LoadedModel
 from kvlab.results import Results, Row, mark_void, row
 from kvlab.results.report import figures, report_html
