@@ -11,6 +11,7 @@ import numpy as np
 
 from kvlab.caches.kv_buffer import GROWTH_ROWS
 from kvlab.caches.layer_cache import LayerCache
+from kvlab.caches.retention import BlockScores
 from kvlab.caches.serialize import (
     NONE,
     NUMBER,
@@ -24,6 +25,9 @@ from kvlab.caches.serialize import (
     name_parts,
     unflatten,
 )
+
+POSITIONS = "p"
+"""Name of the true positions of rows, int32 ``[1, n_kv_heads, rows, 1]``, where rows of a leaf have left."""
 
 SPARE_TOKENS = 16
 """Tokens of free space behind the stored ones, for the first tokens that follow."""
@@ -97,8 +101,11 @@ class CacheLoader:
         """Return the bytes of ``tokens`` rows of all arrays."""
         return tokens * sum(array.nbytes for array in self._arrays.values()) // self._capacity
 
-    def finish(self, tokens: int, checkpoint: Payload | None) -> None:
-        """Hand the first ``tokens`` rows to the cuttable leaves, and the state of ``checkpoint`` to the others.
+    def finish(self, tokens: int, checkpoint: Payload | None, length: int | None = None) -> None:
+        """Hand the rows of the first ``tokens`` to the cuttable leaves, and the state of ``checkpoint`` to the others.
+
+        Args:
+            length: rows of these tokens that there are; None: one for each.
 
         Raises:
             PayloadError: these payloads are of other caches; nothing was filled.
@@ -110,17 +117,20 @@ class CacheLoader:
         self._layout = None
         known = {name for name, _ in self._leaves}
         rows = {leaf: arrays for leaf, arrays in _rows_by_leaf(self._arrays).items() if leaf in known}
+        positions = {leaf: arrays.pop(POSITIONS) for leaf, arrays in rows.items() if POSITIONS in arrays}
         filled = [
             _rows_of(name, rows) if is_cuttable(cache) else _state_of(name, cache, checkpoint or {})
             for name, cache in self._leaves
         ]
-        for (_, cache), content in zip(self._leaves, filled, strict=True):
+        for (name, cache), content in zip(self._leaves, filled, strict=True):
             if is_cuttable(cache) and not content:
                 continue
             if isinstance(cache, LayerCache) and cache.offset:
                 cache.restore({key: array[:, :, :tokens] for key, array in content.items()})
             elif isinstance(cache, LayerCache):
-                cache.begin_with_rows(content, tokens)
+                cache.begin_with_rows(content, tokens, length)
+                if isinstance(cache.retention, BlockScores) and name in positions:
+                    cache.retention.begin_with(positions[name][:, :, :length, 0])
             elif is_cuttable(cache):
                 cache.keys, cache.values, cache.offset = content["k"], content["v"], tokens
             else:

@@ -46,6 +46,11 @@ class KVBuffer:
         """Return keys and values ``[1, n_kv_heads, length, head_dim]`` as attention reads them."""
         return self.codec.decode(self.used())
 
+    def decode_last(self, count: int) -> tuple[mx.array, mx.array]:
+        """Return keys and values of the last ``count`` rows, ``[1, n_kv_heads, count, head_dim]``."""
+        start = self.length - count
+        return self.codec.decode({name: array[:, :, start : self.length] for name, array in self.arrays.items()})
+
     def used(self) -> dict[str, mx.array]:
         """Return views of the used rows of every array."""
         return {name: array[:, :, : self.length] for name, array in self.arrays.items()}
@@ -78,6 +83,17 @@ class KVBuffer:
         if min(counts) < max(counts):
             raise ModelError("heads that keep different numbers of rows cannot be in one array")
         self.keep(index[:, :, index.shape[2] - max(counts) :])
+
+    def keep_of_last(self, count: int, index: mx.array) -> None:
+        """Keep the rows ``index`` ``[1, n_kv_heads, n]`` of the last ``count``, and all rows before these.
+
+        No other row moves, and storage of the rows that leave is used again.
+        """
+        start, kept = self.length - count, index.shape[2]
+        for name, array in self.arrays.items():
+            stay = mx.take_along_axis(array[:, :, start : self.length], index[..., None], axis=2)
+            self.arrays[name][:, :, start : start + kept] = stay
+        self.length = start + kept
 
     def expect(self, more: int) -> None:
         """Note that ``more`` rows will come before rows are evicted again."""

@@ -62,6 +62,7 @@ class LayerCache:
         self.prefixes: tuple[SharedPrefix, ...] = ()
         self.offset = 0
         self._unattended = False
+        self._new: tuple[mx.array, mx.array] | None = None
         self._bucket: LengthBucket | None = None
         self.moved = True
 
@@ -70,11 +71,15 @@ class LayerCache:
             return RaggedKVBuffer(self.codec)
         return GroupedKVBuffer(self.codec) if self.encodes_groups else KVBuffer(self.codec)
 
-    def begin_with_rows(self, rows: Mapping[str, mx.array], tokens: int) -> None:
-        """Start an empty sequence with the encoded rows of its first ``tokens``, in storage that may be larger."""
+    def begin_with_rows(self, rows: Mapping[str, mx.array], tokens: int, length: int | None = None) -> None:
+        """Start an empty sequence with the encoded rows of its first ``tokens``, in storage that may be larger.
+
+        Args:
+            length: rows of these tokens that are held; None: one for each.
+        """
         self.rows, self.offset = self._new_rows(), tokens
         self.rows.arrays = dict(rows)
-        self.rows.length = tokens
+        self.rows.length = tokens if length is None else length
 
     @property
     def encodes_groups(self) -> bool:
@@ -97,10 +102,17 @@ class LayerCache:
         if self.place.prompt_tokens is not None and self.retention.keeps_all:
             prompt = rows_to_allocate(self.place.prompt_tokens) - (self.offset - self.rows.length)
             self.rows.expected = whole_steps(prompt)
+        self._unattended = True
+        room = self.retention.room(self.offset)
+        if room is not None and keys.shape[2] > room:
+            self._new = keys, values
+            return keys, values
+        self._append(keys, values)
+        return keys, values
+
+    def _append(self, keys: mx.array, values: mx.array) -> None:
         self.rows.append(keys, values)
         self.offset += keys.shape[2]
-        self._unattended = True
-        return keys, values
 
     def attend(
         self,
@@ -120,6 +132,24 @@ class LayerCache:
         if isinstance(mask, mx.array) and mask.dtype != mx.bool_:
             raise ModelError("this model adds its own terms to the attention scores: use the policy full")
         self._unattended = False
+        if self._new is not None:
+            (keys, values), self._new = self._new, None
+            return self._attend_by_pieces(keys, values, queries, scale, sinks)
+        return self._attend_and_evict(queries, scale, sinks)
+
+    def _attend_by_pieces(
+        self, keys: mx.array, values: mx.array, queries: mx.array, scale: float, sinks: mx.array | None
+    ) -> mx.array:
+        """Append new rows up to where rows are evicted, attend, evict, and go on behind them."""
+        outs, start, count = [], 0, keys.shape[2]
+        while start < count:
+            end = min(count, start + (self.retention.room(self.offset) or count))
+            self._append(keys[:, :, start:end], values[:, :, start:end])
+            outs.append(self._attend_and_evict(queries[:, :, start:end], scale, sinks))
+            start = end
+        return mx.concatenate(outs, axis=2)
+
+    def _attend_and_evict(self, queries: mx.array, scale: float, sinks: mx.array | None) -> mx.array:
         out = self._attend(queries, scale, sinks)
         self.retention.note(self.rows, queries, self.offset, scale)
         if self.retention.is_due(self.length, self.offset, queries.shape[2]):

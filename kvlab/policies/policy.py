@@ -64,7 +64,12 @@ class Policy:
     @property
     def reuse(self) -> Module:
         """How a new request finds earlier KV."""
-        return self._given.get("reuse") or (implied("paged") if "tiers" in self._given else default("reuse"))
+        return self._given.get("reuse") or (self._implied_reuse() if "tiers" in self._given else default("reuse"))
+
+    def _implied_reuse(self) -> Module:
+        """Return paged with blocks that the retention can store."""
+        block = self.retention.stored_block
+        return implied("paged" if block is None else f"paged:block={block}")
 
     @property
     def tiers(self) -> Module | None:

@@ -51,6 +51,11 @@ class Module:
 
         return Policy.parse(other) | self
 
+    @property
+    def stored_block(self) -> int | None:
+        """Tokens of the only blocks that a retention's KV can be stored in; None where blocks may have any size."""
+        return None
+
     def check(self, policy: Policy) -> None:
         """Raise PolicyError where this module cannot work with the others of ``policy``."""
         if not self.encodes_groups:

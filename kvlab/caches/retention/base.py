@@ -103,6 +103,10 @@ class Retention(ABC):
     def note(self, rows: KVBuffer | None, queries: mx.array, offset: int, scale: float) -> None:  # noqa: B027
         """Take note of the newest queries ``[1, n_heads, n, head_dim]``. ``rows`` is None for a batchable retention."""
 
+    def room(self, offset: int) -> int | None:
+        """Return how many tokens may follow before rows are evicted; None where any number may."""
+        return None
+
     def is_due(self, length: int, offset: int, count: int) -> bool:
         """Return whether rows are to be evicted now, after ``count`` queries."""
         return False

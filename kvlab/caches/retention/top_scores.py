@@ -115,6 +115,17 @@ class TopScores(Retention):
         keys, values = rows.decode()
         heads, length = keys.shape[1], keys.shape[2]
         positions = mx.broadcast_to(self.positions(length, offset), (1, heads, length)).astype(mx.int32)
+        return self._context_of(keys, values, positions, queries, offset, scale)
+
+    def _context_of(
+        self,
+        keys: mx.array,
+        values: mx.array,
+        positions: mx.array,
+        queries: mx.array | None,
+        offset: int,
+        scale: float,
+    ) -> ScoreContext:
         ids = self._token_ids(positions, offset) if self._scorer.reads_token_ids else None
         return LayerContext(
             keys, values, positions, queries, scale, self.place.layer, self.place.n_layers, offset,
@@ -141,9 +152,7 @@ class TopScores(Retention):
         """Keep ``target`` rows a head, on average; return the number of rows of the head that keeps most."""
         context = self._context(rows, self._last_queries(), offset, scale)
         heads, length = context.keys.shape[1], context.keys.shape[2]
-        scores = self._scorer.score(context)
-        _check_shape(self._scorer, "score", scores, (1, heads, length))
-        self._nan_checks.append((offset + NAN_CHECK_DELAY_TOKENS, mx.any(mx.isnan(scores))))
+        scores = self._scores(context)
         if self._is_ragged:
             scores = mx.where(context.positions >= 0, scores, -mx.inf)
         asked = self._targets(scores, target, heads, length)
@@ -166,6 +175,13 @@ class TopScores(Retention):
             self._accumulated = mx.take_along_axis(self._accumulated, mx.maximum(stay, 0), axis=2)
         rows.keep_each(stay, targets)
         return width
+
+    def _scores(self, context: ScoreContext) -> mx.array:
+        """Return the scorer's scores ``[1, n_kv_heads, length]``, whose numbers are checked some tokens later."""
+        scores = self._scorer.score(context)
+        _check_shape(self._scorer, "score", scores, context.keys.shape[:3])
+        self._nan_checks.append((context.offset + NAN_CHECK_DELAY_TOKENS, mx.any(mx.isnan(scores))))
+        return scores
 
     def _targets(self, scores: mx.array, target: int, heads: int, length: int) -> list[int]:
         targets = self._scorer.targets(scores, target)

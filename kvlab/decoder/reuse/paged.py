@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, ClassVar
 
@@ -15,6 +15,7 @@ from kvlab.backends import current
 from kvlab.caches import make_caches, serialize
 from kvlab.caches.cache_loader import CacheLoader
 from kvlab.caches.codecs import make_codec
+from kvlab.caches.compressed_blocks import CompressedBlockLoader
 from kvlab.decoder.prefill.message_ends import cut_at_counts
 from kvlab.decoder.prefill.segments import checkpoint_segments
 from kvlab.decoder.request import Request
@@ -26,8 +27,9 @@ from kvlab.decoder.reuse.restore_meter import RestoreMeter
 from kvlab.errors import PolicyError
 from kvlab.models import LoadedModel, code_fingerprint
 from kvlab.policies import Module, Paged, Policy, Scorer
+from kvlab.policies.slots import inner_fields
 from kvlab.policies.tiers import ALWAYS, AUTO
-from kvlab.store import Match, Namespace, Store
+from kvlab.store import Match, Namespace, Payload, Store
 
 MAX_BAD_CHECKPOINTS = 16
 """Bad checkpoints in a row after which a request is computed from its first token."""
@@ -104,7 +106,7 @@ class PagedPrefixCache(PrefixCache):
             request.lookup_s = time.perf_counter() - started
             return 0
         looked_up = time.perf_counter()
-        loader = CacheLoader(caches, limit)
+        loader = self._loader(caches, limit)
         checkpoint, match = self._read(request, limit, match, loader)
         request.miss = match.miss
         if match.tokens:
@@ -122,6 +124,10 @@ class PagedPrefixCache(PrefixCache):
         state = sum(array.nbytes for array in (checkpoint or {}).values())
         return loader.nbytes(match.tokens) + state if match.tokens else 0
 
+    def _loader(self, caches: Sequence[Any], tokens: int) -> CacheLoader | CompressedBlockLoader:
+        """Return what loads at most ``tokens`` stored tokens into caches."""
+        return CacheLoader(caches, tokens)
+
     def _match(self, request: Request, limit: int) -> Match:
         if self._reuse.match != "token":
             space, context = self.namespace(request.tenant), request.context
@@ -133,7 +139,7 @@ class PagedPrefixCache(PrefixCache):
         )
 
     def _read(
-        self, request: Request, limit: int, match: Match, loader: CacheLoader
+        self, request: Request, limit: int, match: Match, loader: CacheLoader | CompressedBlockLoader
     ) -> tuple[serialize.Payload | None, Match]:
         """Load a match, or the best one that is left without bad blocks; return its checkpoint and the match."""
         corrupt = ""
@@ -238,7 +244,7 @@ class PagedPrefixCache(PrefixCache):
         if rows is not None:
             # Looked up each time: since the match, blocks may have been evicted, or stored by other requests.
             start = self._store.stored(space, tokens)
-            put = self._store.put(space, tokens, start, serialize.to_blocks(rows, start, len(tokens), self._block))
+            put = self._store.put(space, tokens, start, self._cut(rows, start, len(tokens)))
             blocks, size = put.blocks, put.bytes
         if state is not None:
             copies = {name: serialize.copied(array) for name, array in state.items()}
@@ -248,16 +254,29 @@ class PagedPrefixCache(PrefixCache):
             self.on_stored(request, blocks, size, time.perf_counter() - started)
 
 
+    def _cut(self, rows: Mapping[str, np.ndarray], start: int, end: int) -> list[Payload]:
+        """Cut rows of the tokens ``start`` to ``end`` into blocks; the arrays are copies of their own."""
+        return serialize.to_blocks(rows, start, end, self._block)
+
+
 def policy_key(policy: Policy) -> str:
     """Return the policy's part of the block key: its storage key, and the code of modules that are not kvlab's own.
 
     A codec that is defined anew under its name, as in a notebook, may write other rows.
     """
-    kinds: list[type] = [type(module) for module in (policy.retention, policy.codec) if module.storage_key]
+    kinds = [kind for module in (policy.retention, policy.codec) if module.storage_key for kind in _kinds(module)]
     if policy.codec.storage_key:
         kinds.append(type(make_codec(policy.codec)))
     own = [kind for kind in kinds if kind.__module__.partition(".")[0] != PACKAGE_NAME]
     return f"{policy.storage_key}#{code_fingerprint(*own)[:CODE_DIGITS]}" if own else policy.storage_key
+
+
+def _kinds(module: Module) -> Iterator[type]:
+    """Yield the class of a module, and those of the modules in its parentheses."""
+    yield type(module)
+    for name in inner_fields(type(module)):
+        if (inner := getattr(module, name)) is not None:
+            yield from _kinds(inner)
 
 
 def nothing_of(match: Match, miss: str) -> Match:
