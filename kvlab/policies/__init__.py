@@ -21,6 +21,7 @@ from kvlab.policies.scorers.keydiff import KeyDiff
 from kvlab.policies.scorers.knorm import KNorm
 from kvlab.policies.scorers.kvzip import KVzip
 from kvlab.policies.scorers.lagkv import LagKV
+from kvlab.policies.scorers.local import Local
 from kvlab.policies.scorers.oracle import Oracle
 from kvlab.policies.scorers.pyramidkv import PyramidKV
 from kvlab.policies.scorers.random import Random
@@ -36,7 +37,7 @@ from kvlab.policies.whole_sequences import Slots, WholePrompts
 
 __all__ = [
     "CUR", "DMS", "H2O", "SLOTS", "TOVA", "AdaKV", "Compactor", "CriticalKV", "Expected", "Full", "KNorm", "KVzip",
-    "KeyDiff", "Kivi", "LagKV", "Module", "ModuleInfo", "NoReuse", "Oracle", "Paged", "Policy", "PyramidKV",
+    "KeyDiff", "Kivi", "LagKV", "Local", "Module", "ModuleInfo", "NoReuse", "Oracle", "Paged", "Policy", "PyramidKV",
     "Quantized", "Ram", "Random", "Raw", "Rotated", "Rotating", "ScoreContext", "Scorer", "SepLLM", "Slots", "SnapKV",
     "Snapshot", "Tiered", "TriAttention", "TurboQuant", "WholePrompts", "format_bytes", "parse_bytes",
     "parse_module", "policy_labels", "registry", "with_budgets",

@@ -7,4 +7,14 @@ from kvlab.caches.retention.registry import make_retention
 from kvlab.caches.retention.top_scores import TopScores, level
 from kvlab.caches.retention.window import Window
 
-__all__ = ["BlockScores", "Eviction", "KeepAll", "LayerPlace", "Retention", "TopScores", "Window", "level", "make_retention"]
+__all__ = [
+    "BlockScores",
+    "Eviction",
+    "KeepAll",
+    "LayerPlace",
+    "Retention",
+    "TopScores",
+    "Window",
+    "level",
+    "make_retention",
+]

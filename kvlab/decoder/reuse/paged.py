@@ -253,7 +253,6 @@ class PagedPrefixCache(PrefixCache):
         if blocks:
             self.on_stored(request, blocks, size, time.perf_counter() - started)
 
-
     def _cut(self, rows: Mapping[str, np.ndarray], start: int, end: int) -> list[Payload]:
         """Cut rows of the tokens ``start`` to ``end`` into blocks; the arrays are copies of their own."""
         return serialize.to_blocks(rows, start, end, self._block)
