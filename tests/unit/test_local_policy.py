@@ -28,7 +28,7 @@ from tests.unit.test_scorer_formulas import make_context
         ("local(criticalkv(kvzip))", "has scores of one prompt only"),
         ("local(oracle)", "has scores of one prompt only"),
         ("local(pyramidkv)", "keeps different numbers of rows in different layers"),
-        ("local(local)", "compresses blocks already"),
+        ("local(local)", "which nothing can wrap: write local alone"),
         ("local:block=1", "write 2 to 4096 tokens"),
         ("local:block=5000", "write 2 to 4096 tokens"),
         ("local:sinks=-1", "write sinks=0 or more"),
@@ -39,7 +39,7 @@ from tests.unit.test_scorer_formulas import make_context
         ("local|paged:block=64|tiered", "write paged:block=128, or leave paged out beside tiers"),
         ("local|slots", "stores blocks, which 'slots' does not: use it with paged or tiers"),
         ("local|kivi", "encodes rows in groups"),
-        ("adakv(local)", "local"),
+        ("adakv(local)", "which nothing can wrap: write local alone"),
     ],
 )
 def test_what_cannot_be_local_is_refused_with_what_to_write(spec: str, hint: str) -> None:
@@ -100,7 +100,7 @@ def test_code_of_an_own_scorer_in_parentheses_is_part_of_the_key() -> None:
             return context.keys.sum(axis=-1)
 
     try:
-        policy = Policy(Local(Mine()), "tiered")
+        policy = Policy(Local(scorer=Mine()), "tiered")
         assert "#" in policy_key(policy) and "#" not in policy_key(Policy.parse("local|tiered"))
     finally:
         Mine.name = ""

@@ -230,7 +230,7 @@ def test_length_that_an_error_names_is_accepted(spec: str) -> None:
 
 
 NOT_MEASURED = {
-    "adakv", "compactor", "criticalkv", "cur", "dms", "expected", "h2o", "keydiff", "kvzip", "lagkv", "oracle",
+    "adakv", "compactor", "criticalkv", "cur", "dms", "expected", "h2o", "keydiff", "kvzip", "lagkv", "local", "oracle",
     "pyramidkv", "sepllm", "tova", "triattention",
 }  # fmt: skip
 """Methods that no saved figure has yet, as docs/limits.md says."""

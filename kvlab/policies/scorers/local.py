@@ -79,8 +79,8 @@ class Local(WrappingScorer):
 
     @property
     def storage_key(self) -> str:
-        """The spec: later KV is computed from compressed blocks."""
-        return self.spec()
+        """The whole spec: later KV is computed from compressed blocks."""
+        return self.full_spec()
 
     @property
     def reads_all_queries(self) -> bool:  # type: ignore[override]
@@ -109,8 +109,6 @@ class Local(WrappingScorer):
 
 def _why_not_local(scorer: Scorer) -> str:
     """Return what keeps a scorer from working on one block alone; empty where nothing does."""
-    if isinstance(scorer, Local):
-        return "compresses blocks already"
     if scorer.accumulates:
         return "adds up over all queries of a prompt"
     if any(isinstance(one, SavedScores) for one in (scorer, getattr(scorer, "scorer", None))):

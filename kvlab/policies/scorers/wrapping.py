@@ -30,6 +30,11 @@ class WrappingScorer(Scorer):
     scorer: Scorer = SnapKV()
 
     def __post_init__(self) -> None:
+        if self.scorer.stored_block is not None:
+            raise PolicyError(
+                f"{self.name}: '{self.scorer}' compresses blocks, each by itself, which nothing can wrap: write "
+                f"{self.scorer} alone"
+            )
         for name in ("budget", "interval"):
             self._take_over(name)
         super().__post_init__()
