@@ -174,6 +174,10 @@ class PagedReplay(ReuseReplay):
         super().__init__(policy, token_bytes)
         if not isinstance(policy.reuse, Paged):
             raise AdviceError(f"'{policy}' has no blocks")
+        if policy.retention.stored_block is not None:
+            raise AdviceError(
+                f"'{policy.retention}' compresses its blocks, which has no plan to replay: compare it instead"
+            )
         self._reuse, self._opening = policy.reuse, opening
         self._space = Namespace("replay", policy.storage_key, "", policy.reuse.block)
         tiers = policy.tiers

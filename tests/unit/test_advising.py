@@ -198,6 +198,11 @@ def card(**row: Any) -> dict[str, Any]:
     return {"command": "audit", "rows": rows, "provenance": {"served_model": "tiny"}}
 
 
+def test_compressed_blocks_have_no_plan() -> None:
+    with pytest.raises(AdviceError, match="compresses its blocks, which has no plan to replay: compare it instead"):
+        replay_of(Policy.parse("local|tiered"), 1000)
+
+
 def test_a_card_gives_its_curve(tmp_path: Path) -> None:
     file = tmp_path / "card.json"
     file.write_text(json.dumps(card()))
