@@ -27,8 +27,12 @@ from kvlab.caches.sequential import keep_apart
 from kvlab.errors import ModelError
 from kvlab.policies import NoReuse, Policy, Rotating, Scorer
 from kvlab.policies.scorers.model_layer import ModelLayer
+from kvlab.policies.scorers.saved_scores import saved_scores_of
 
 log = logging.getLogger("kvlab.caches")
+
+TRIAL_TOKENS = (0, 1, 2)
+"""Tokens of a trial of a policy: two in a prefill, and one in a step."""
 
 BATCHING_ATTRIBUTE, REUSABLE_ATTRIBUTE = "_kvlab_batching", "_kvlab_why_not_reusable"
 """Attributes of a model that hold what its trials have found; the first by whether the caches were kvlab's own."""
@@ -61,7 +65,10 @@ def check_model(model: nn.Module, policy: Policy) -> None:
         raise ModelError(refusal) from error
     if differ(wanted, got):
         raise ModelError(refusal)
-    _first_logits(model, own_caches(model, policy))
+    if (scorer := saved_scores_of(policy.retention)) is not None:
+        scorer.saved()  # of one prompt, and not of the trial's
+        return
+    _first_logits(model, own_caches(model, policy, token_ids=lambda: TRIAL_TOKENS))
 
 
 def native_caches(model: nn.Module) -> list[Any]:
@@ -196,13 +203,14 @@ def layerwise_model(model: nn.Module) -> LayerwiseModel:
 
 def _first_logits(model: nn.Module, caches: list[Any], layerwise: LayerwiseModel | None = None) -> mx.array:
     """Compute logits after three tokens: two in a prefill, layer by layer where that is given, and one in a step."""
+    *prompt, last = TRIAL_TOKENS
     if layerwise is None:
-        model(mx.array([[0, 1]]), cache=caches)
+        model(mx.array([prompt]), cache=caches)
     else:
-        x, calls = layerwise.begin(mx.array([[0, 1]]), caches)
+        x, calls = layerwise.begin(mx.array([prompt]), caches)
         for call in calls:
             x = call(x)
-    logits = model(mx.array([[2]]), cache=caches)[0, -1].astype(mx.float32)
+    logits = model(mx.array([[last]]), cache=caches)[0, -1].astype(mx.float32)
     mx.eval(logits)
     return logits
 

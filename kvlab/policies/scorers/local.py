@@ -12,7 +12,7 @@ from kvlab.errors import PolicyError
 from kvlab.policies.scorers.base import ScoreContext, Scorer
 from kvlab.policies.scorers.keydiff import KeyDiff
 from kvlab.policies.scorers.pyramidkv import PyramidKV
-from kvlab.policies.scorers.saved_scores import SavedScores
+from kvlab.policies.scorers.saved_scores import saved_scores_of
 from kvlab.policies.scorers.wrapping import WrappingScorer
 
 if TYPE_CHECKING:
@@ -111,7 +111,7 @@ def _why_not_local(scorer: Scorer) -> str:
     """Return what keeps a scorer from working on one block alone; empty where nothing does."""
     if scorer.accumulates:
         return "adds up over all queries of a prompt"
-    if any(isinstance(one, SavedScores) for one in (scorer, getattr(scorer, "scorer", None))):
+    if saved_scores_of(scorer) is not None:
         return "has scores of one prompt only"
     if type(scorer).targets is not Scorer.targets:
         return "keeps different numbers of rows in different heads"

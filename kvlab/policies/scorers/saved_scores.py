@@ -14,6 +14,7 @@ import numpy as np
 
 from kvlab.errors import PolicyError
 from kvlab.policies.scorers.base import ScoreContext, Scorer
+from kvlab.policies.slots import Module
 
 TOKENS, LAYER = "tokens", "layer_{}"
 """Names of the arrays of a file: the token ids, and the scores ``[n_kv_heads, tokens]`` of a layer."""
@@ -61,6 +62,14 @@ class SavedScores(Scorer):
         of_prompt = (positions >= 0) & (positions < len(tokens)) & (ids >= 0)
         if not np.array_equal(tokens[positions[of_prompt]], ids[of_prompt]):
             raise PolicyError(f"{self.name}: the scores in {self.scores} are those of another prompt")
+
+
+def saved_scores_of(module: Module) -> SavedScores | None:
+    """Return the scorer with saved scores that a retention is or has in its parentheses; None where there is none."""
+    if isinstance(module, SavedScores):
+        return module
+    inner = getattr(module, "scorer", None)
+    return saved_scores_of(inner) if isinstance(inner, Module) else None
 
 
 def save_scores(path: str | Path, tokens: Sequence[int], layers: Sequence[np.ndarray | None]) -> None:
