@@ -107,6 +107,26 @@ def clear(yes: bool, directory: Path | None, tenant: str | None, as_json: bool) 
     _answer("store clear", as_json, lambda: commands.clear(folder, tenant=tenant, progress=True))
 
 
+@app.command()
+@click.argument("texts", nargs=-1, required=True, type=click.Path(exists=True, dir_okay=False, path_type=Path))
+@click.option("--model", metavar="MODEL", help="As kvlab compare takes it; else bundled.")
+@click.option("--out", required=True, type=click.Path(dir_okay=False, path_type=Path), help="The file to write.")
+@click.option("--k-step", default=0.1, show_default=True, help="Step of keys, in attention logits.")
+@click.option("--v-step", default=0.3, show_default=True, help="Step of values, relative to those of their layer.")
+@click.option("--tokens", default=6144, show_default=True, type=click.IntRange(min=1), help="Most tokens to read.")
+def fit(texts: tuple[Path, ...], model: str | None, out: Path, k_step: float, v_step: float, tokens: int) -> None:
+    """Fit the transform of kvtc:transform=FILE to a model, on TEXTS of the kind that will be stored."""
+    from kvlab.caches.storage_codec import transform_of_text
+    from kvlab.models import load
+
+    loaded = load(model)
+    # Paragraph by paragraph: tokenizers warn of texts that are longer than a model's context.
+    parts = (part for path in texts for part in path.read_text(encoding="utf-8").split("\n\n"))
+    found = [token for part in parts for token in loaded.encode(f"{part}\n\n")]
+    transform_of_text(loaded.model, found, k_step=k_step, v_step=v_step, most_tokens=tokens).save(out)
+    click.echo(f"{out}: use it as kvtc:transform={out}|tiered")
+
+
 _SIZES = {"": 1.0, "B": 1.0, "KB": 1e3, "MB": 1e6, "GB": 1e9, "TB": 1e12}
 _TIMES = {"": 1.0, "S": 1.0, "M": 60.0, "H": 3600.0, "D": 86400.0}
 

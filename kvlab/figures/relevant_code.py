@@ -123,7 +123,7 @@ def _carried_out_by(policy: Policy) -> Iterator[str]:
         yield type(make_retention(retention, LayerPlace())).__module__
     yield type(make_codec(policy.codec)).__module__
     if policy.reuse.name != "none":
-        yield prefix_cache_of(policy.reuse, policy.retention).__module__
+        yield prefix_cache_of(policy).__module__
     if policy.tiers is not None:
         yield OPENS_STORE
         if replace := getattr(policy.tiers, "replace", None):

@@ -4,6 +4,7 @@ from kvlab.policies.budgets import with_budgets
 from kvlab.policies.codecs import Quantized, Raw
 from kvlab.policies.grammar import parse_module
 from kvlab.policies.kivi import Kivi
+from kvlab.policies.kvtc import Kvtc
 from kvlab.policies.labels import policy_labels
 from kvlab.policies.policy import Policy
 from kvlab.policies.retention import Full, Rotating
@@ -37,8 +38,8 @@ from kvlab.policies.whole_sequences import Slots, WholePrompts
 
 __all__ = [
     "CUR", "DMS", "H2O", "SLOTS", "TOVA", "AdaKV", "Compactor", "CriticalKV", "Expected", "Full", "KNorm", "KVzip",
-    "KeyDiff", "Kivi", "LagKV", "Local", "Module", "ModuleInfo", "NoReuse", "Oracle", "Paged", "Policy", "PyramidKV",
-    "Quantized", "Ram", "Random", "Raw", "Rotated", "Rotating", "ScoreContext", "Scorer", "SepLLM", "Slots", "SnapKV",
-    "Snapshot", "Tiered", "TriAttention", "TurboQuant", "WholePrompts", "format_bytes", "parse_bytes",
-    "parse_module", "policy_labels", "registry", "with_budgets",
+    "KeyDiff", "Kivi", "Kvtc", "LagKV", "Local", "Module", "ModuleInfo", "NoReuse", "Oracle", "Paged", "Policy",
+    "PyramidKV", "Quantized", "Ram", "Random", "Raw", "Rotated", "Rotating", "ScoreContext", "Scorer", "SepLLM",
+    "Slots", "SnapKV", "Snapshot", "Tiered", "TriAttention", "TurboQuant", "WholePrompts", "format_bytes",
+    "parse_bytes", "parse_module", "policy_labels", "registry", "with_budgets",
 ]  # fmt: skip

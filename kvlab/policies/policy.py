@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import html
 from collections.abc import Iterable, Mapping
@@ -109,8 +110,8 @@ class Policy:
         # In this order, so that equal policies have one spelling; tiers may imply reuse.
         for slot in ("retention", "codec", "tiers", "reuse"):
             fewer = {key: module for key, module in named.items() if key != slot}
-            if Policy(*fewer.values()) == self:
-                named = fewer
+            with contextlib.suppress(PolicyError):  # of a module that needs the one that is left out
+                named = fewer if Policy(*fewer.values()) == self else named
         return named
 
     def __str__(self) -> str:

@@ -30,6 +30,25 @@ Sides = tuple[mx.array, mx.array]
 
 
 @dataclass(frozen=True)
+class PlainRows:
+    """Rows of consecutive tokens that wait to be encoded.
+
+    Attributes:
+        start: position of the first token, of ``count``.
+        dtype: index of the rows' dtype in ``DTYPES``.
+        first: bytes of the rows that stay as they are.
+        layers: of each layer its index, and the other rows of both sides, float32 ``[n, n_kv_heads * head_dim]``, keys
+            without RoPE.
+    """
+
+    start: int
+    count: int
+    dtype: int
+    first: bytes
+    layers: tuple[tuple[int, tuple[np.ndarray, np.ndarray]], ...]
+
+
+@dataclass(frozen=True)
 class StorageCodec:
     """Encodes KV of a model into about an eighth of its bytes, or what the steps say. Lossy; for storage only.
 
@@ -70,18 +89,29 @@ class StorageCodec:
         ``layers`` are keys and values ``[1, n_kv_heads, n, head_dim]``, keys behind RoPE, float32, float16 or bfloat16;
         None where the transform has none. Raises ModelError for other layers than those of the transform.
         """
+        return self.encode_plain(self.plain(layers, start))
+
+    def plain(self, layers: Sequence[Sides | None], start: int) -> PlainRows:
+        """Return the rows that :meth:`encode` is given as NumPy arrays, without RoPE: all of it that MLX computes."""
         if [sides is None for sides in layers] != [sides is None for sides in self.transform.layers]:
             raise ModelError("the layers that are given are not those of the transform: give one pair of K and V each")
         given = [(layer, sides) for layer, sides in enumerate(layers) if sides is not None]
         dtype, count = given[0][1][0].dtype, given[0][1][0].shape[2]
         whole = _whole(start, count)
-        symbols, extra, raw = [], [], b""
-        reader = _Reader(self._scales, count - whole)
+        raw, found = b"", []
         for layer, sides in given:
             raw += b"".join(_bytes_of(side[:, :, :whole].astype(dtype)) for side in sides)
             keys, values = (side[:, :, whole:] for side in sides)
             at = mx.broadcast_to(mx.arange(start + whole, start + count), keys.shape[:3])
-            rows = by_token(without_rope(self._rope(layer), keys, at)), by_token(values)
+            found.append((layer, (by_token(without_rope(self._rope(layer), keys, at)), by_token(values))))
+        return PlainRows(start, count, DTYPES.index(dtype), raw, tuple(found))
+
+    def encode_plain(self, plain: PlainRows) -> bytes:
+        """Return the code of what :meth:`plain` returned. Uses NumPy only, so that any thread may call it."""
+        count = plain.count - _whole(plain.start, plain.count)
+        symbols, extra = [], []
+        reader = _Reader(self._scales, count)
+        for layer, rows in plain.layers:
             for side, plan in zip(rows, self._plans[layer], strict=True):
                 steps = np.rint((side - reader.expected(plan)) @ plan.side.forward)
                 is_far = np.abs(steps) > plan.limit
@@ -89,10 +119,10 @@ class StorageCodec:
                 symbols.append(np.where(is_far, ESCAPE, steps + LARGEST).astype(np.int64).ravel())
                 reader.read(plan, symbols[-1], extra[-1])
             reader.end_layer()
-        code = rans.encode(np.concatenate(symbols), self._tables_of(count - whole), self._scales.tables, LANES)
+        code = rans.encode(np.concatenate(symbols), self._tables_of(count), self._scales.tables, LANES)
         far = np.concatenate(extra).astype("<i4")
-        header = HEADER.pack(MARK, DTYPES.index(dtype), start, count, len(far), len(code))
-        return header + raw + far.tobytes() + code
+        header = HEADER.pack(MARK, plain.dtype, plain.start, plain.count, len(far), len(code))
+        return header + plain.first + far.tobytes() + code
 
     def decode(self, data: bytes) -> list[Sides | None]:
         """Return what :meth:`encode` was given, as near as the steps allow. Raises PayloadError for other bytes."""

@@ -35,7 +35,8 @@ class PrefixCache(ABC):
 
     module: ClassVar[type[Module]]
     retention: ClassVar[type[Module]] = Module
-    """Retentions that this class is for; a subclass may carry out the same reuse for some of them."""
+    codec: ClassVar[type[Module]] = Module
+    """Retentions and codecs that this class is for; a subclass may carry out the same reuse for some of them."""
 
     wants_checkpoints: bool = False
     """Whether prompts are cut where :meth:`keep_checkpoint` is called, since some layers' state cannot be cut."""
@@ -119,20 +120,20 @@ def make_prefix_cache(loaded: LoadedModel, policy: Policy, store: Store | None) 
     """Make the prefix cache of the policy's reuse; None for ``none``. Raises PolicyError for an unknown module."""
     if isinstance(policy.reuse, NoReuse):
         return None
-    return prefix_cache_of(policy.reuse, policy.retention)(loaded, policy, store)
+    return prefix_cache_of(policy)(loaded, policy, store)
 
 
-def prefix_cache_of(reuse: Module, retention: Module) -> type[PrefixCache]:
-    """Return the class that carries out a reuse other than ``none``, beside a retention.
-
-    Raises PolicyError where there is none.
-    """
+def prefix_cache_of(policy: Policy) -> type[PrefixCache]:
+    """Return the class that carries out a policy's reuse other than ``none``; PolicyError where there is none."""
+    reuse = policy.reuse
     _read_folder()
     pending, known = list(PrefixCache.__subclasses__()), {}
     while pending:
         cls = pending.pop(0)
         pending.extend(cls.__subclasses__())
-        if "module" in cls.__dict__ or ("retention" in cls.__dict__ and isinstance(retention, cls.retention)):
+        is_special = "retention" in cls.__dict__ or "codec" in cls.__dict__
+        fits = isinstance(policy.retention, cls.retention) and isinstance(policy.codec, cls.codec)
+        if "module" in cls.__dict__ or (is_special and fits):
             known[cls.module] = cls
     if type(reuse) not in known:
         names = ", ".join(sorted(["none", *(cls.name for cls in known)]))

@@ -16,6 +16,7 @@ from kvlab.caches import make_caches, serialize
 from kvlab.caches.cache_loader import CacheLoader
 from kvlab.caches.codecs import make_codec
 from kvlab.caches.compressed_blocks import CompressedBlockLoader
+from kvlab.caches.packed_blocks import PackedBlockLoader
 from kvlab.decoder.prefill.message_ends import cut_at_counts
 from kvlab.decoder.prefill.segments import checkpoint_segments
 from kvlab.decoder.request import Request
@@ -37,6 +38,10 @@ MAX_BAD_CHECKPOINTS = 16
 PACKAGE_NAME = __name__.partition(".")[0]
 CODE_DIGITS = 16
 """Digits of the digest of a module's code in a block key."""
+
+Loader = CacheLoader | CompressedBlockLoader | PackedBlockLoader
+BlockCutter = Callable[[int, int], list[Payload]]
+"""Cuts rows of the tokens from one count to another into blocks."""
 
 log = logging.getLogger("kvlab.decoder")
 
@@ -124,7 +129,7 @@ class PagedPrefixCache(PrefixCache):
         state = sum(array.nbytes for array in (checkpoint or {}).values())
         return loader.nbytes(match.tokens) + state if match.tokens else 0
 
-    def _loader(self, caches: Sequence[Any], tokens: int) -> CacheLoader | CompressedBlockLoader:
+    def _loader(self, caches: Sequence[Any], tokens: int) -> Loader:
         """Return what loads at most ``tokens`` stored tokens into caches."""
         return CacheLoader(caches, tokens)
 
@@ -139,7 +144,7 @@ class PagedPrefixCache(PrefixCache):
         )
 
     def _read(
-        self, request: Request, limit: int, match: Match, loader: CacheLoader | CompressedBlockLoader
+        self, request: Request, limit: int, match: Match, loader: Loader
     ) -> tuple[serialize.Payload | None, Match]:
         """Load a match, or the best one that is left without bad blocks; return its checkpoint and the match."""
         corrupt = ""
@@ -217,34 +222,43 @@ class PagedPrefixCache(PrefixCache):
         most = tokens_to_store(self._reuse, len(tokens), request.prompt, self._opening)
         space, context = self.namespace(request.tenant), list(tokens[:most])
         checkpoint = checkpoint and most == len(tokens)
-        bits = serialize.as_bits(rows) if len(context) > request.stored else None
+        kept = self._captured(rows) if len(context) > request.stored else None
         request.stored = max(request.stored, len(context))
         arrays, others = serialize.checkpoint_state(caches) if checkpoint else ({}, {})
         state = serialize.as_bits(arrays)
-        if bits is None and not checkpoint:
+        if kept is None and not checkpoint:
             return
 
         def prepare() -> Callable[[], None]:
-            memory = None if bits is None else {name: np.asarray(array) for name, array in bits.items()}
+            cut = None if kept is None else self._cutter(kept, space, context)
             states = {name: np.asarray(array) for name, array in state.items()}
-            return lambda: self._put(request, space, context, memory, others | states if checkpoint else None)
+            return lambda: self._put(request, space, context, cut, others | states if checkpoint else None)
 
-        self._deposits.add([*(bits or {}).values(), *state.values()], prepare)
+        self._deposits.add([*(kept or {}).values(), *state.values()], prepare)
+
+    def _captured(self, rows: Mapping[str, mx.array]) -> dict[str, mx.array]:
+        """Return arrays to compute, which do not change when the caches of ``rows`` go on."""
+        return serialize.as_bits(rows)
+
+    def _cutter(self, rows: Mapping[str, mx.array], space: Namespace, tokens: Sequence[int]) -> BlockCutter:
+        """Return what cuts computed rows of ``tokens`` into blocks. Decoder thread; any thread may call the result."""
+        memory = {name: np.asarray(array) for name, array in rows.items()}
+        return lambda start, end: self._cut(memory, start, end)
 
     def _put(
         self,
         request: Request,
         space: Namespace,
         tokens: Sequence[int],
-        rows: Mapping[str, np.ndarray] | None,
+        cut: BlockCutter | None,
         state: Mapping[str, np.ndarray] | None,
     ) -> None:
         """Copy rows and state into the store. Any thread may: it only reads memory of computed arrays."""
         started, blocks, size = time.perf_counter(), 0, 0
-        if rows is not None:
+        if cut is not None:
             # Looked up each time: since the match, blocks may have been evicted, or stored by other requests.
             start = self._store.stored(space, tokens)
-            put = self._store.put(space, tokens, start, self._cut(rows, start, len(tokens)))
+            put = self._store.put(space, tokens, start, cut(start, len(tokens)))
             blocks, size = put.blocks, put.bytes
         if state is not None:
             copies = {name: serialize.copied(array) for name, array in state.items()}

@@ -12,6 +12,7 @@ from kvlab.caches.compressed_blocks import CompressedBlockLoader, compressed_row
 from kvlab.decoder.prefill.message_ends import cut_at_counts
 from kvlab.decoder.request import Request
 from kvlab.decoder.reuse.paged import PagedPrefixCache
+from kvlab.decoder.reuse.paged_rules import match_whole_blocks
 from kvlab.errors import PolicyError
 from kvlab.models import LoadedModel
 from kvlab.policies import Module, Policy
@@ -42,13 +43,8 @@ class LocalPagedPrefixCache(PagedPrefixCache):
         return (len(request.context) - 1) // self._block * self._block
 
     def _match(self, request: Request, limit: int) -> Match:
-        space, context = self.namespace(request.tenant), request.context[:limit]
-        found = self._store.match(space, context, checkpoint=self.wants_checkpoints)
-        whole = found.tokens // self._block * self._block
-        if whole == found.tokens:
-            return found
-        self._store.release(found)  # of a block that goes on otherwise, no part can be used
-        return replace(self._store.match(space, context[:whole], checkpoint=self.wants_checkpoints), miss=found.miss)
+        space = self.namespace(request.tenant)
+        return match_whole_blocks(self._store, space, request.context, limit, checkpoint=self.wants_checkpoints)
 
     def segments(self, request: Request) -> list[list[int]]:
         context = request.context

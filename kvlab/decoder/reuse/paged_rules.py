@@ -43,6 +43,19 @@ def match_whole_pieces(
     return replace(found, miss=reason)
 
 
+def match_whole_blocks(
+    store: Store, space: Namespace, context: Sequence[int], limit: int, *, checkpoint: bool
+) -> Match:
+    """Find the longest prefix of the first ``limit`` tokens in full blocks, of which no part can be used."""
+    block = space.block
+    found = store.match(space, context[: limit // block * block], checkpoint=checkpoint)
+    whole = found.tokens // block * block
+    if whole == found.tokens:
+        return found
+    store.release(found)
+    return replace(store.match(space, context[:whole], checkpoint=checkpoint), miss=found.miss)
+
+
 def tokens_to_store(reuse: Paged, tokens: int, prompt: Sequence[int], opening: Sequence[int]) -> int:
     """Return how many of a sequence's first ``tokens`` are stored.
 

@@ -100,6 +100,8 @@ class Local(WrappingScorer):
             )
         if policy.reuse.name not in ("none", "paged"):
             raise PolicyError(f"'{self}' stores blocks, which '{policy.reuse}' does not: use it with paged or tiers")
+        if getattr(policy.tiers, "restore", "always") != "always":
+            raise PolicyError(f"'{self}' reads compressed blocks, which restore=auto does not time: leave restore out")
 
     def score(self, context: ScoreContext) -> mx.array:
         scores = super().score(context)
