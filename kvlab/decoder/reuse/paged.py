@@ -20,6 +20,7 @@ from kvlab.decoder.prefill.segments import checkpoint_segments
 from kvlab.decoder.request import Request
 from kvlab.decoder.reuse.base import PrefixCache
 from kvlab.decoder.reuse.deposits import Deposits
+from kvlab.decoder.reuse.drive_timing import DriveTimer, time_prompts
 from kvlab.decoder.reuse.hot_sequence import HotSequence
 from kvlab.decoder.reuse.paged_rules import match_whole_pieces, opening_of_answers, tokens_to_store
 from kvlab.decoder.reuse.restore_meter import RestoreMeter
@@ -64,6 +65,9 @@ class PagedPrefixCache(PrefixCache):
         self.keeps_parts = policy.retention.is_lossless and not self.wants_checkpoints
         may_compute = getattr(policy.tiers, "restore", ALWAYS) == AUTO and not self.wants_checkpoints
         self._meter = RestoreMeter() if may_compute else None
+        self._timer = DriveTimer(self._meter, store, self.namespace()) if self._meter is not None else None
+        if self._meter is not None and self._timer is not None and self._timer.run():
+            time_prompts(loaded, lambda: make_caches(loaded.model, policy), self._meter)
 
     def namespace(self, tenant: str = "") -> Namespace:
         return Namespace(self._fingerprint, self._policy_key, self.loaded.dtype, self._block, tenant)
@@ -138,10 +142,7 @@ class PagedPrefixCache(PrefixCache):
         """Load a match, or the best one that is left without bad blocks; return its checkpoint and the match."""
         corrupt = ""
         if self._meter is not None:
-            watched = self._meter.watched(loader, match.tokens)
-            match = self._store.read_into(match, watched)
-            watched.finish()
-            return None, match
+            return None, self._store.read_into(match, loader, self._meter.watch(len(request.context)))
         for _ in range(MAX_BAD_CHECKPOINTS):
             match = self._store.read_into(match, loader)
             if not self.wants_checkpoints:
@@ -176,6 +177,8 @@ class PagedPrefixCache(PrefixCache):
         if self._meter is not None and request.times:
             spent = request.times[0] - request.admitted - request.lookup_s - request.restore_s
             self._meter.computed(request.cached, len(request.prompt) - request.cached, spent)
+            if self._timer is not None and self._meter.is_due:
+                self._timer.start()
         own = serialize.own_layers(caches)
         if any(layer.retention.prompt_rows is not None for layer in own):
             self.keep_prompt(request, caches)
@@ -196,6 +199,8 @@ class PagedPrefixCache(PrefixCache):
         self._deposits.settle()
 
     def close(self) -> None:
+        if self._timer is not None:
+            self._timer.close()
         self._deposits.close()
 
     def _deposit(
