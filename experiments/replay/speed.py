@@ -68,9 +68,8 @@ class Uses:
         self.trace = block_trace(name, 1, [[key] for key in keys])
         self.capacity = read_capacity(SHARE, self.trace)
         self.file = folder / f"{name}-{len(keys)}.oracleGeneral"
-        self.file.write_bytes(
-            b"".join(RECORD.pack(at, key, 1, use) for at, (key, use) in enumerate(zip(self.keys, self.next, strict=True)))
-        )
+        pairs = enumerate(zip(self.keys, self.next, strict=True))
+        self.file.write_bytes(b"".join(RECORD.pack(at, key, 1, use) for at, (key, use) in pairs))
 
     def cache(self, policy: str) -> Any:
         return getattr(libcachesim, POLICIES[policy])(cache_size=self.capacity.amount, hashpower=HASHPOWER)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import statistics
 import tempfile
@@ -12,15 +13,16 @@ from typing import Any
 
 import numpy as np
 
-from kvlab.bench.request_times import random_prompt
+from kvlab.bench.request_times import no_end, random_prompt
 from kvlab.bench.restore import RestoredBytes
 from kvlab.bench.session import SECONDS, BenchSession, Clock
 from kvlab.bench.speed import measure_speed
 from kvlab.decoder import Completion, Decoder
 from kvlab.models import LoadedModel, ModelSource, load
 from kvlab.policies import format_bytes
-from kvlab.speed import Speed, fitted
+from kvlab.speed import PREFILL_SHARE, Speed
 from kvlab.store import Namespace, Store, StoreConfig
+from kvlab.store.ssd.page_cache import forget_pages
 from kvlab.store.ssd.tier import SsdConfig
 from kvlab.tiers import RAM, SSD
 
@@ -29,24 +31,48 @@ LONGEST, LEAST = 4096, 256
 SHARES, CHECKED = (0.125, 0.25, 0.5, 1.0), 0.75
 """Lengths of cold prompts, as shares of the longest; and that of one that only checks what they say."""
 RESTORED = (0.25, 1.0)
+BEHIND = (0, 32, 128)
+"""Tokens that are computed behind restored ones, as in a next turn: few at a time take longer each."""
 PREFILLS = 12
 """What a round takes, in prefills of the longest prompt by its first tokens' rate; attention is half of it."""
 SAID_TOKENS, BLOCK_TOKENS = 16, 64
+ANSWER = 100_000
+"""Tokens of an answer that goes on until it is cancelled."""
+
+
+@dataclass(frozen=True)
+class Sample:
+    """Names one request to a decoder with nothing else to do: what it restored from which tier, and computed behind."""
+
+    tier: str
+    restored_bytes: int
+    start: int
+    computed: int
 
 
 @dataclass
 class Samples:
-    """What rounds measured: seconds by prompt tokens, and by bytes restored from each tier."""
+    """What rounds measured: seconds to the first token of requests, of decode steps, and bytes written a second."""
 
-    cold: dict[int, list[float]] = field(default_factory=dict)
+    waits: dict[Sample, list[float]] = field(default_factory=dict)
     steps: list[float] = field(default_factory=list)
-    restored: dict[tuple[str, int], list[float]] = field(default_factory=dict)
-    first_token: dict[str, list[float]] = field(default_factory=dict)
     written: list[float] = field(default_factory=list)
+    shares: list[float] = field(default_factory=list)
 
-    def prompts(self, without: int) -> list[tuple[int, float]]:
-        """Return the median of each length but one."""
-        return [(tokens, statistics.median(taken)) for tokens, taken in sorted(self.cold.items()) if tokens != without]
+    def note(self, sample: Sample, seconds: float) -> None:
+        """Keep the wait of one more request."""
+        self.waits.setdefault(sample, []).append(seconds)
+
+    def wait(self, tier: str, tokens: int) -> float | None:
+        """Return the median wait of prompts of so many tokens that restored all but the last of them from a tier."""
+        found = [
+            seconds
+            for sample, taken in self.waits.items()
+            if sample.tier == tier
+            and (sample.start + sample.computed, sample.computed) == (tokens, 1 if tier else tokens)
+            for seconds in taken
+        ]
+        return statistics.median(found) if found else None
 
 
 def run(
@@ -88,38 +114,56 @@ def run(
 
 
 def speed_of(samples: Samples, checked: int, *, token_bytes: int, source: str) -> Speed:
-    """Fit a speed to samples; the prompts of ``checked`` tokens are left out."""
-    base, token, token2 = fitted(samples.prompts(checked))
-    token = max(token, 1e-9)
-    restore, ram, ssd = _fitted_restores(samples)
+    """Fit a speed to the waits of all requests together; the prompts of ``checked`` tokens are left out."""
+    kept = {
+        one: statistics.median(taken) for one, taken in samples.waits.items() if one.tier or one.computed != checked
+    }
+    taken = np.array(list(kept.values()))
+    columns = np.array(
+        [
+            [1, one.computed, (one.start + one.computed) ** 2 - one.start**2, bool(one.tier)]
+            + [one.restored_bytes if one.tier == name else 0 for name in (RAM.name, SSD.name)]
+            for one in kept
+        ],
+        np.float64,
+    )
+    base, token, token2, restore, ram, ssd = not_negative_fit(columns / taken[:, None], needed=(1, 4, 5))
     return Speed(
-        token,
+        max(token, 1e-9),
         statistics.median(samples.steps),
         base,
         token2,
-        memory=1 / ram,
-        ssd=1 / ssd,
+        memory=1 / max(ram, 1e-15),
+        ssd=1 / max(ssd, 1e-15),
         write=statistics.median(samples.written),
         restore_s=restore,
         token_bytes=token_bytes,
+        prefill_share=min(1.0, statistics.median(samples.shares)) if samples.shares else PREFILL_SHARE,
         source=source,
     )
 
 
-def _fitted_restores(samples: Samples) -> tuple[float, float, float]:
-    """Return the seconds of a restore besides its bytes, and those of a byte from RAM and from SSD."""
-    medians = [(tier, size, statistics.median(taken)) for (tier, size), taken in samples.restored.items()]
-    taken = np.array([seconds for *_, seconds in medians])
-    columns = [np.ones(len(taken))] + [
-        np.array([size if tier == name else 0.0 for tier, size, _ in medians]) for name in (RAM.name, SSD.name)
-    ]
-    for used in (columns, columns[1:]):
-        found, *_ = np.linalg.lstsq(np.stack(used, axis=1) / taken[:, None], np.ones(len(taken)), rcond=None)
-        if (found > 0).all():
-            break
-    base = float(found[0]) if len(found) == len(columns) else 0.0
-    ram, ssd = (max(float(value), 1e-15) for value in found[-2:])
-    return base, ram, ssd
+def not_negative_fit(columns: np.ndarray, needed: tuple[int, ...]) -> list[float]:
+    """Return the factors, none below zero, of columns that sum up to ones as nearly as can be; others are 0.
+
+    Args:
+        columns: float64 ``[samples, factors]``, of few factors: every choice of them is tried.
+        needed: factors that must not be 0.
+    """
+    count, best, least = columns.shape[1], np.zeros(columns.shape[1]), np.inf
+    others = [one for one in range(count) if one not in needed]
+    for size in range(len(others), -1, -1):
+        for some in itertools.combinations(others, size):
+            chosen = sorted((*needed, *some))
+            found, *_ = np.linalg.lstsq(columns[:, chosen], np.ones(len(columns)), rcond=None)
+            error = float(((columns[:, chosen] @ found - 1) ** 2).sum())
+            if (found >= 0).all() and error < least - 1e-12:
+                best, least = np.zeros(count), error
+                best[chosen] = found
+    if np.isinf(least):  # noise alone: then each factor is what it explains by itself
+        best = np.array([float(np.median(1 / used)) if (used := one[one > 0]).size else 0.0 for one in columns.T])
+        best[others] = 0.0
+    return [float(value) for value in best]
 
 
 # -- one round --------------------------------------------------------------------------------------------------------
@@ -130,30 +174,49 @@ def _compute(loaded: LoadedModel, draw: Any, longest: int, samples: Samples) -> 
         for share in (*SHARES, CHECKED):
             said = SAID_TOKENS if share == SHARES[0] else 1
             done = decoder.generate(random_prompt(loaded, draw, int(share * longest)), max_tokens=said)
-            samples.cold.setdefault(done.prompt_tokens, []).append(done.ttft_ms / 1e3)
+            samples.note(Sample("", 0, 0, done.prompt_tokens), done.ttft_ms / 1e3)
             if len(done.tokens) > 1:
                 samples.steps.append(done.tpot_ms / 1e3)
+            if share == SHARES[1]:
+                samples.shares += _share(loaded, decoder, draw, done)
         if not samples.steps:  # the model ended its answers at once
             samples.steps.append(measure_speed(loaded).step_s)
 
 
+def _share(loaded: LoadedModel, decoder: Decoder, draw: Any, alone: Completion) -> list[float]:
+    """Return the rate of a prompt beside an answer, over that of one as long with nothing beside it."""
+    stream = decoder.submit(
+        random_prompt(loaded, draw, SAID_TOKENS), max_tokens=ANSWER, logits_processors=[no_end(loaded)]
+    )
+    next(iter(stream))
+    beside = decoder.generate(random_prompt(loaded, draw, alone.prompt_tokens), max_tokens=1)
+    was_beside = not stream.done
+    stream.cancel()
+    return [alone.ttft_ms / beside.ttft_ms] if was_beside else []
+
+
 def _restore(loaded: LoadedModel, draw: Any, tokens: int, token_bytes: int, folder: Path, samples: Samples) -> None:
-    """Compute and store a prompt, then restore it from RAM, and in a new decoder from SSD."""
+    """Compute and store a prompt; restore it from RAM, and in new decoders from SSD, and compute some tokens behind."""
     prompt, room = random_prompt(loaded, draw, tokens), format_bytes(4 * tokens * max(token_bytes, 1) + (64 << 20))
     policy, size = f"tiered:ram={room},ssd={room},dir={folder}", RestoredBytes()
+    longer = [[*prompt, *random_prompt(loaded, draw, more)] for more in BEHIND]
     with Decoder(loaded, policy, recorder=size, retain=0) as decoder:
         decoder.generate(prompt, max_tokens=1)
-        _note(samples, RAM.name, decoder.generate(prompt, max_tokens=1), size.bytes)
-    forget_pages(folder)
-    size = RestoredBytes()
-    with Decoder(loaded, policy, recorder=size, retain=0) as decoder:
-        _note(samples, SSD.name, decoder.generate(prompt, max_tokens=1), size.bytes)
+        for one in longer:
+            _note(samples, RAM.name, decoder, one, size)
+    for one in longer:
+        forget_folder(folder)
+        with Decoder(loaded, policy, recorder=size, retain=0) as decoder:
+            decoder.generate(random_prompt(loaded, draw, SAID_TOKENS), max_tokens=1)  # the first one is slower
+            _note(samples, SSD.name, decoder, one, size)
 
 
-def _note(samples: Samples, tier: str, done: Completion, size: int) -> None:
-    if size:
-        samples.restored.setdefault((tier, size), []).append((done.lookup_ms + done.restore_ms) / 1e3)
-        samples.first_token.setdefault(f"{tier} {done.prompt_tokens}", []).append(done.ttft_ms / 1e3)
+def _note(samples: Samples, tier: str, decoder: Decoder, prompt: list[int], size: RestoredBytes) -> None:
+    before = size.bytes
+    done = decoder.generate(prompt, max_tokens=1)
+    if set(done.cached_by_tier) == {tier}:
+        sample = Sample(tier, size.bytes - before, done.cached_tokens, done.prompt_tokens - done.cached_tokens)
+        samples.note(sample, done.ttft_ms / 1e3)
 
 
 def _write(folder: Path, size: int, seed: int) -> float:
@@ -171,17 +234,9 @@ def _write(folder: Path, size: int, seed: int) -> float:
         return count * block / (time.perf_counter() - started)
 
 
-def forget_pages(folder: Path) -> bool:
+def forget_folder(folder: Path) -> bool:
     """Ask the operating system to forget what it read of a folder's files; return whether it can be asked."""
-    advise: Any = getattr(os, "posix_fadvise", None)
-    if advise is None:
-        return False
-    for path in folder.rglob("*"):
-        if path.is_file():
-            with path.open("rb") as file:
-                os.fsync(file.fileno())
-                advise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
-    return True
+    return all([forget_pages(path, written=True) for path in folder.rglob("*") if path.is_file()])
 
 
 # -- rows -------------------------------------------------------------------------------------------------------------
@@ -193,6 +248,7 @@ def _rows(about: dict[str, Any], speed: Speed) -> list[dict[str, Any]]:
         {**about, "metric": "prefill_tokens_per_s", "value": 1 / speed.token_s, "unit": "tokens/s"},
         {**about, "metric": "attention_share", "value": 2 * speed.token2_s / speed.token_s, "unit": "of a token"},
         {**about, "metric": "decode_tokens_per_s", "value": 1 / speed.step_s, "unit": "tokens/s"},
+        {**about, "metric": "prefill_share", "value": speed.prefill_share, "unit": "fraction"},
         {**about, "metric": "latency_s", "value": speed.base_s, "unit": "s"},
         {**about, "metric": "restore_latency_s", "value": speed.restore_s, "unit": "s"},
         {**about, "metric": "restore_bytes_per_s", "value": speed.memory, "unit": "B/s", "tier": RAM.name},
@@ -203,14 +259,16 @@ def _rows(about: dict[str, Any], speed: Speed) -> list[dict[str, Any]]:
 
 
 def _ratios(about: dict[str, Any], samples: Samples, speed: Speed, checked: int) -> list[dict[str, Any]]:
-    longest = max(samples.cold)
-    cold = statistics.median(samples.cold[longest])
-    ratio = {**about, "metric": "ratio", "unit": "x", "tokens": longest}
+    longest = max(one.computed for one in samples.waits)
+    cold, seen = samples.wait("", longest), samples.wait("", checked)
+    ratio = {**about, "metric": "ratio", "unit": "x"}
     rows = []
     for tier in (RAM.name, SSD.name):
-        if taken := samples.first_token.get(f"{tier} {longest}"):
+        if cold and (taken := samples.wait(tier, longest)):
             rows.append(
-                {**ratio, "value": statistics.median(taken) / cold, "of": f"restored from {tier}", "to": "computed"}
+                {**ratio, "value": taken / cold, "tokens": longest, "of": f"restored from {tier}", "to": "computed"}
             )
-    said, seen = speed.base_s + speed.prefill(0, checked), statistics.median(samples.cold[checked])
-    return [*rows, {**ratio, "tokens": checked, "value": said / seen, "of": "predicted", "to": "measured"}]
+    if seen:
+        said = (speed.base_s + speed.prefill(0, checked)) / seen
+        rows.append({**ratio, "value": said, "tokens": checked, "of": "predicted", "to": "measured"})
+    return rows

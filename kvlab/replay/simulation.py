@@ -41,11 +41,11 @@ def simulate(trace: BlockTrace, replace: str, capacity: Capacity, told: Told = l
         chains=lambda: (trace.chain(request).tolist() for request in range(len(trace))),
     )
     hits = np.zeros(len(trace), np.int64)
-    times = trace.times.tolist()
+    times, asked = trace.times.tolist(), trace.asked_blocks.tolist()
     with collector_paused():
         for request in range(len(trace)):
             chain = trace.chain(request).tolist()
-            hits[request] = found = tier.start(chain, times[request])
+            hits[request] = found = tier.start(chain[: asked[request]], times[request])
             tier.end(chain, found)
             if request % TELL_EVERY == TELL_EVERY - 1:
                 told(TELL_EVERY)

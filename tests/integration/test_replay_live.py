@@ -14,7 +14,9 @@ from kvlab.decoder import Decoder
 from kvlab.decoder.reuse.paged import policy_key
 from kvlab.models import LoadedModel
 from kvlab.policies import Policy
-from kvlab.replay import block_trace
+from kvlab.recording.recorder import Recorder
+from kvlab.replay import block_trace, replay_tiers
+from kvlab.replay.loaders.kvlab_events import trace_of_events
 from kvlab.replay.sized_block import TraceBlocks
 from kvlab.replay.tiers import ReplayTiers
 from kvlab.store import Namespace
@@ -142,3 +144,24 @@ def test_decoder_finds_the_tokens_in_the_tiers_where_the_replay_finds_them(
     assert any(SSD.name in one for one in found) and any(RAM.name in one for one in found)
     served_tiers, _ = served(bundled, policy, chains, stored)
     assert served_tiers == found
+
+
+@pytest.mark.parametrize("ram", ["1GB", "100KB"])
+def test_replay_of_a_live_record_finds_the_tokens_that_the_decoder_found(
+    ram: str, bundled: LoadedModel, tmp_path: Path
+) -> None:
+    recorder, draw = Recorder(), np.random.default_rng(5)
+    prompts = [tokens_of([0, 1, 2 + one]) for one in range(3)]
+    policy = f"paged:block={BLOCK}|tiered:ram={ram},ssd=1GB,dir={tmp_path}"
+    with Decoder(bundled, policy, recorder=recorder, retain=0) as decoder:
+        for at in [0, 1, 0, 2, 1, 0, 2, 2]:
+            done = decoder.generate(prompts[at], max_tokens=7, tags={"conversation": str(at)})
+            assert decoder.store is not None
+            decoder.store.flush()
+            prompts[at] = [*prompts[at], *done.tokens, *draw.integers(20, 100, 21).tolist()]
+    trace = trace_of_events("live", recorder)
+    size = token_bytes_of(bundled)(Policy.parse("full"))
+    [counts] = replay_tiers(trace, ram, "1GB", token_bytes=size, workers=1, progress=False).counts
+    matched = recorder.frame("matched")
+    assert counts.cached.tolist() == matched["cached_tokens"].to_list()
+    assert any(counts.ssd_tokens) == (ram == "100KB")

@@ -29,11 +29,14 @@ from kvlab.models import LoadedModel, code_fingerprint
 from kvlab.policies import Module, Paged, Policy, Scorer
 from kvlab.policies.tiers import ALWAYS, AUTO
 from kvlab.store import Match, Namespace, Store
+from kvlab.store import keys as k
 
 MAX_BAD_CHECKPOINTS = 16
 """Bad checkpoints in a row after which a request is computed from its first token."""
 
 PACKAGE_NAME = __name__.partition(".")[0]
+BLOCK_ID_BYTES = 8
+"""Of a block's key that events hold: it names the block, and says nothing of its tokens."""
 CODE_DIGITS = 16
 """Digits of the digest of a module's code in a block key."""
 
@@ -92,6 +95,7 @@ class PagedPrefixCache(PrefixCache):
 
     def restore(self, request: Request, caches: Sequence[Any], live: int = 0) -> int:
         self._deposits.settle()  # so that KV of requests that have just ended is found
+        self._name_blocks(request, request.context, kept=False)
         started = time.perf_counter()
         limit = self.limit(request)
         match = self._match(request, limit)
@@ -216,6 +220,7 @@ class PagedPrefixCache(PrefixCache):
         most = tokens_to_store(self._reuse, len(tokens), request.prompt, self._opening)
         space, context = self.namespace(request.tenant), list(tokens[:most])
         checkpoint = checkpoint and most == len(tokens)
+        self._name_blocks(request, context, kept=True)
         bits = serialize.as_bits(rows) if len(context) > request.stored else None
         request.stored = max(request.stored, len(context))
         arrays, others = serialize.checkpoint_state(caches) if checkpoint else ({}, {})
@@ -229,6 +234,12 @@ class PagedPrefixCache(PrefixCache):
             return lambda: self._put(request, space, context, memory, others | states if checkpoint else None)
 
         self._deposits.add([*(bits or {}).values(), *state.values()], prepare)
+
+    def _name_blocks(self, request: Request, tokens: Sequence[int], *, kept: bool) -> None:
+        if self.on_chain is not None:
+            keys = k.chain_all(self.namespace(request.tenant).root(), k.as_tokens(tokens), self._block)
+            ids = np.frombuffer(b"".join(key[:BLOCK_ID_BYTES] for key in keys), "<i8")
+            self.on_chain(request, self._block, kept, ids)
 
     def _put(
         self,

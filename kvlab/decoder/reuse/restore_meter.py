@@ -61,6 +61,12 @@ class RestoreMeter:
         """Whether the drive should be timed: nothing is known of it, or it was refused for a while."""
         return not self._drive[1] or self._refused >= PATIENCE
 
+    @property
+    def token_s(self) -> float:
+        """Seconds in which a token is read below RAM; 0 where nothing is known."""
+        tokens, seconds = self._drive
+        return seconds / tokens if tokens else 0.0
+
     def worth_reading(self, at: int, runs: Sequence[tuple[str, int]], prompt_tokens: int) -> int:
         """Return up to which token of a prompt to read, of which the first ``at`` are restored.
 
@@ -70,13 +76,12 @@ class RestoreMeter:
             runs: what follows, as :func:`~kvlab.store.restore_choice.tokens_to_restore` takes it.
             prompt_tokens: those of the whole prompt.
         """
-        tokens, seconds = self._drive
-        if self._prefill is None or not seconds:
+        if self._prefill is None or not self.token_s:
             return at + sum(size for _, size in runs)
         speed = Speed(
             self._prefill.token_s,
             token2_s=self._prefill.token2_s,
-            ssd=tokens / seconds,
+            ssd=1 / self.token_s,
             memory=COPY_TOKENS_PER_S,
         )
         return tokens_to_restore(speed, [(RAM.name, at), *runs], prompt_tokens, 1)
@@ -93,28 +98,37 @@ class RestoreMeter:
 class MeteredRead:
     """Measures the reads of one match, and ends them with ``ComputedSooner`` where the rest is computed sooner.
 
-    Before each block below RAM it looks for the best end of the read, by what is known then; so a drive that turns out
-    to be slow costs the block that says so.
+    Before the first block below RAM, and behind each one that took longer than expected, it looks for the best end of
+    the read by what is known then; so a drive that turns out to be slow costs the block that says so.
     """
 
     def __init__(self, meter: RestoreMeter, prompt_tokens: int, clock: Callable[[], float]) -> None:
         self._meter, self._prompt_tokens, self._clock = meter, prompt_tokens, clock
-        self._started = 0.0
+        self._started = self._expected_s = 0.0
+        self._until = -1
 
     def before(self, pieces: Sequence[Piece]) -> None:
         """Note that the first piece is about to be read. Raises ``ComputedSooner``."""
+        if pieces[0].start >= self._until:
+            self._decide(pieces)
+        self._started = self._clock()
+
+    def _decide(self, pieces: Sequence[Piece]) -> None:
         at, runs = pieces[0].start, list[tuple[str, int]]()
         for piece in pieces:
             tokens = runs.pop()[1] if runs and runs[-1][0] == piece.tier else 0
             runs.append((piece.tier, tokens + piece.used))
-        if self._meter.worth_reading(at, runs, self._prompt_tokens) <= at:
+        self._until, self._expected_s = self._meter.worth_reading(at, runs, self._prompt_tokens), self._meter.token_s
+        if self._until <= at:
             self._meter.refused()
             raise ComputedSooner(f"tokens from {at} on are computed sooner than read")
-        self._started = self._clock()
 
     def after(self, tokens: int) -> None:
         """Note that the piece was read, a block of so many tokens."""
-        self._meter.read(tokens, self._clock() - self._started)
+        taken = self._clock() - self._started
+        self._meter.read(tokens, taken)
+        if taken > tokens * self._expected_s:
+            self._until = -1
 
 
 def _fitted(prompts: Sequence[tuple[int, int, float]]) -> Speed:
