@@ -26,7 +26,7 @@ PREFILL_SHARE = 0.6
 EXAMPLE = "prefill=450,attention=0.0002,ram=10GB,ssd=3GB,write=1GB"
 SIZES = {"ram": "memory", "ssd": "ssd", "write": "write"}
 """Typed rates in bytes a second, and the fields that they fill."""
-NUMBERS = ("prefill", "attention", "latency", "restore_latency", "decode", "kv_bytes", "prefill_share")
+NUMBERS = ("prefill", "attention", "latency", "restore_latency", "decode", "kv_bytes", "prefill_share", "busy_latency")
 
 ROWS = {
     ("prefill_tokens_per_s", ""): "prefill",
@@ -39,6 +39,7 @@ ROWS = {
     ("written_bytes_per_s", ""): "write",
     ("kv_bytes_per_token", ""): "kv_bytes",
     ("prefill_share", ""): "prefill_share",
+    ("busy_latency_s", ""): "busy_latency",
 }
 """Metric and tier of the rows of ``kvlab bench cost``, and what they say in the words of a typed speed."""
 
@@ -54,6 +55,7 @@ class Speed:
         token2_s: attention: ``token2_s * n**2`` for the first ``n`` tokens of a prompt.
         beside_s: what each further sequence adds to a step.
         prefill_share: the share of its undisturbed rate at which a prompt is computed while answers are decoded.
+        busy_s: what every request costs besides its tokens while answers are decoded, where that is more than base_s.
         ssd: bytes a second that are read from SSD and restored.
         memory: bytes a second of copies within memory.
         write: bytes a second that are written to SSD.
@@ -73,6 +75,7 @@ class Speed:
     restore_s: float = 0.0
     token_bytes: int = 0
     prefill_share: float = PREFILL_SHARE
+    busy_s: float = 0.0
     source: str = "as given"
 
     def __post_init__(self) -> None:
@@ -81,7 +84,7 @@ class Speed:
                 raise SpeedError(f"{name}={getattr(self, name)} must be more than 0")
         if not 0 < self.prefill_share <= 1:
             raise SpeedError(f"prefill_share={self.prefill_share} must be more than 0, and at most 1")
-        for name in ("step_s", "base_s", "token2_s", "beside_s", "restore_s", "token_bytes"):
+        for name in ("step_s", "base_s", "token2_s", "beside_s", "restore_s", "token_bytes", "busy_s"):
             if not getattr(self, name) >= 0:
                 raise SpeedError(f"{name}={getattr(self, name)} must be 0 or more")
 
@@ -141,6 +144,7 @@ def typed_speed(values: Mapping[str, Any]) -> Speed:
         restore_s=number.get("restore_latency", 0.0),
         token_bytes=round(number.get("kv_bytes", 0.0)),
         prefill_share=number.get("prefill_share", PREFILL_SHARE),
+        busy_s=number.get("busy_latency", 0.0),
         source=str(values.get("name", "as given")),
         **{field: _rate(word, values[word]) for word, field in SIZES.items() if word in values},
     )

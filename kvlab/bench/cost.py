@@ -14,10 +14,9 @@ from typing import Any
 import numpy as np
 
 from kvlab.bench.request_times import no_end, random_prompt
-from kvlab.bench.restore import RestoredBytes
 from kvlab.bench.session import SECONDS, BenchSession, Clock
 from kvlab.bench.speed import measure_speed
-from kvlab.decoder import Completion, Decoder
+from kvlab.decoder import Decoder
 from kvlab.models import LoadedModel, ModelSource, load
 from kvlab.policies import format_bytes
 from kvlab.speed import PREFILL_SHARE, Speed
@@ -35,29 +34,39 @@ BEHIND = (0, 32, 128)
 """Tokens that are computed behind restored ones, as in a next turn: few at a time take longer each."""
 PREFILLS = 12
 """What a round takes, in prefills of the longest prompt by its first tokens' rate; attention is half of it."""
+SMALL = 8
+"""What is restored from SSD, over the RAM above it."""
 SAID_TOKENS, BLOCK_TOKENS = 16, 64
+SHORT_PROMPTS = 5
+"""Beside an answer: they wait for parts of its steps, which differ."""
+LEAST_SHARE = 0.01
 ANSWER = 100_000
 """Tokens of an answer that goes on until it is cancelled."""
 
 
 @dataclass(frozen=True)
 class Sample:
-    """Names one request to a decoder with nothing else to do: what it restored from which tier, and computed behind."""
+    """Names one request to an idle decoder: bytes restored from RAM and SSD, their tokens, and tokens computed."""
 
-    tier: str
-    restored_bytes: int
+    ram: int
+    ssd: int
     start: int
     computed: int
+
+    @property
+    def tier(self) -> str:
+        """The tier that most was restored from; "" where nothing was."""
+        return "" if not self.start else RAM.name if self.ram >= self.ssd else SSD.name
 
 
 @dataclass
 class Samples:
-    """What rounds measured: seconds to the first token of requests, of decode steps, and bytes written a second."""
+    """What rounds measured: seconds to first tokens, idle and beside an answer, and of steps; bytes written a second."""
 
     waits: dict[Sample, list[float]] = field(default_factory=dict)
     steps: list[float] = field(default_factory=list)
     written: list[float] = field(default_factory=list)
-    shares: list[float] = field(default_factory=list)
+    beside: dict[int, list[float]] = field(default_factory=dict)
 
     def note(self, sample: Sample, seconds: float) -> None:
         """Keep the wait of one more request."""
@@ -121,13 +130,13 @@ def speed_of(samples: Samples, checked: int, *, token_bytes: int, source: str) -
     taken = np.array(list(kept.values()))
     columns = np.array(
         [
-            [1, one.computed, (one.start + one.computed) ** 2 - one.start**2, bool(one.tier)]
-            + [one.restored_bytes if one.tier == name else 0 for name in (RAM.name, SSD.name)]
+            [1, one.computed, (one.start + one.computed) ** 2 - one.start**2, bool(one.tier), one.ram, one.ssd]
             for one in kept
         ],
         np.float64,
     )
     base, token, token2, restore, ram, ssd = not_negative_fit(columns / taken[:, None], needed=(1, 4, 5))
+    share, busy = _beside(samples, Speed(max(token, 1e-9), token2_s=token2), base)
     return Speed(
         max(token, 1e-9),
         statistics.median(samples.steps),
@@ -138,9 +147,21 @@ def speed_of(samples: Samples, checked: int, *, token_bytes: int, source: str) -
         write=statistics.median(samples.written),
         restore_s=restore,
         token_bytes=token_bytes,
-        prefill_share=min(1.0, statistics.median(samples.shares)) if samples.shares else PREFILL_SHARE,
+        prefill_share=share,
+        busy_s=busy,
         source=source,
     )
+
+
+def _beside(samples: Samples, speed: Speed, base_s: float) -> tuple[float, float]:
+    """Return the share of its rate that a prompt has beside an answer, and what a request then costs besides."""
+    waits = {tokens: statistics.median(taken) for tokens, taken in samples.beside.items()}
+    if len(waits) < 2:
+        return PREFILL_SHARE, base_s
+    short, long = min(waits), max(waits)
+    work = speed.prefill(0, long) - speed.prefill(0, short)
+    share = min(1.0, max(LEAST_SHARE, work / max(waits[long] - waits[short], 1e-9)))
+    return share, max(base_s, waits[short] - speed.prefill(0, short) / share)
 
 
 def not_negative_fit(columns: np.ndarray, needed: tuple[int, ...]) -> list[float]:
@@ -174,49 +195,54 @@ def _compute(loaded: LoadedModel, draw: Any, longest: int, samples: Samples) -> 
         for share in (*SHARES, CHECKED):
             said = SAID_TOKENS if share == SHARES[0] else 1
             done = decoder.generate(random_prompt(loaded, draw, int(share * longest)), max_tokens=said)
-            samples.note(Sample("", 0, 0, done.prompt_tokens), done.ttft_ms / 1e3)
+            samples.note(Sample(0, 0, 0, done.prompt_tokens), done.ttft_ms / 1e3)
             if len(done.tokens) > 1:
                 samples.steps.append(done.tpot_ms / 1e3)
             if share == SHARES[1]:
-                samples.shares += _share(loaded, decoder, draw, done)
+                _note_beside(loaded, decoder, draw, done.prompt_tokens, samples)
         if not samples.steps:  # the model ended its answers at once
             samples.steps.append(measure_speed(loaded).step_s)
 
 
-def _share(loaded: LoadedModel, decoder: Decoder, draw: Any, alone: Completion) -> list[float]:
-    """Return the rate of a prompt beside an answer, over that of one as long with nothing beside it."""
+def _note_beside(loaded: LoadedModel, decoder: Decoder, draw: Any, tokens: int, samples: Samples) -> None:
+    """Compute prompts, short ones and one of ``tokens``, while an answer is decoded."""
     stream = decoder.submit(
         random_prompt(loaded, draw, SAID_TOKENS), max_tokens=ANSWER, logits_processors=[no_end(loaded)]
     )
     next(iter(stream))
-    beside = decoder.generate(random_prompt(loaded, draw, alone.prompt_tokens), max_tokens=1)
-    was_beside = not stream.done
+    for length in (*[SAID_TOKENS] * SHORT_PROMPTS, tokens):
+        done = decoder.generate(random_prompt(loaded, draw, length), max_tokens=1)
+        if not stream.done:
+            samples.beside.setdefault(length, []).append(done.ttft_ms / 1e3)
     stream.cancel()
-    return [alone.ttft_ms / beside.ttft_ms] if was_beside else []
 
 
 def _restore(loaded: LoadedModel, draw: Any, tokens: int, token_bytes: int, folder: Path, samples: Samples) -> None:
     """Compute and store a prompt; restore it from RAM, and in new decoders from SSD, and compute some tokens behind."""
-    prompt, room = random_prompt(loaded, draw, tokens), format_bytes(4 * tokens * max(token_bytes, 1) + (64 << 20))
-    policy, size = f"tiered:ram={room},ssd={room},dir={folder}", RestoredBytes()
+    prompt, size = random_prompt(loaded, draw, tokens), tokens * max(token_bytes, 1)
     longer = [[*prompt, *random_prompt(loaded, draw, more)] for more in BEHIND]
-    with Decoder(loaded, policy, recorder=size, retain=0) as decoder:
+    folder_options = f"ssd={format_bytes(4 * size + (64 << 20))},dir={folder}"
+    with Decoder(loaded, f"tiered:ram={format_bytes(4 * size + (64 << 20))},{folder_options}", retain=0) as decoder:
         decoder.generate(prompt, max_tokens=1)
         for one in longer:
-            _note(samples, RAM.name, decoder, one, size)
-    for one in longer:
-        forget_folder(folder)
-        with Decoder(loaded, policy, recorder=size, retain=0) as decoder:
-            decoder.generate(random_prompt(loaded, draw, SAID_TOKENS), max_tokens=1)  # the first one is slower
-            _note(samples, SSD.name, decoder, one, size)
+            _note(samples, decoder, one, token_bytes)
+    # RAM that holds little: what is read again is kept there, and others leave for it, as where much is on SSD.
+    with Decoder(
+        loaded, f"tiered:ram={format_bytes(max(size // SMALL, 1 << 20))},{folder_options}", retain=0
+    ) as decoder:
+        decoder.generate(random_prompt(loaded, draw, SAID_TOKENS), max_tokens=1)  # the first one is slower
+        for one in longer:
+            forget_folder(folder)
+            _note(samples, decoder, one, token_bytes)
 
 
-def _note(samples: Samples, tier: str, decoder: Decoder, prompt: list[int], size: RestoredBytes) -> None:
-    before = size.bytes
+def _note(samples: Samples, decoder: Decoder, prompt: list[int], token_bytes: int) -> None:
     done = decoder.generate(prompt, max_tokens=1)
-    if set(done.cached_by_tier) == {tier}:
-        sample = Sample(tier, size.bytes - before, done.cached_tokens, done.prompt_tokens - done.cached_tokens)
-        samples.note(sample, done.ttft_ms / 1e3)
+    ram, ssd = (done.cached_by_tier.get(tier, 0) * token_bytes for tier in (RAM.name, SSD.name))
+    if done.cached_tokens:
+        samples.note(Sample(ram, ssd, done.cached_tokens, done.prompt_tokens - done.cached_tokens), done.ttft_ms / 1e3)
+    if decoder.store is not None:
+        decoder.store.flush()  # what is written behind this one does not disturb the next
 
 
 def _write(folder: Path, size: int, seed: int) -> float:
@@ -249,6 +275,7 @@ def _rows(about: dict[str, Any], speed: Speed) -> list[dict[str, Any]]:
         {**about, "metric": "attention_share", "value": 2 * speed.token2_s / speed.token_s, "unit": "of a token"},
         {**about, "metric": "decode_tokens_per_s", "value": 1 / speed.step_s, "unit": "tokens/s"},
         {**about, "metric": "prefill_share", "value": speed.prefill_share, "unit": "fraction"},
+        {**about, "metric": "busy_latency_s", "value": speed.busy_s, "unit": "s"},
         {**about, "metric": "latency_s", "value": speed.base_s, "unit": "s"},
         {**about, "metric": "restore_latency_s", "value": speed.restore_s, "unit": "s"},
         {**about, "metric": "restore_bytes_per_s", "value": speed.memory, "unit": "B/s", "tier": RAM.name},

@@ -18,6 +18,7 @@ class Job:
     Attributes:
         arrival: seconds.
         alone: seconds that hold up all others: its restore, and what every request costs besides.
+        after: the number of the job whose prompt computes what this one restores; -1 is none.
         prefill: seconds of computing its prompt, alone.
         answer: tokens of its answer behind the first.
     """
@@ -26,24 +27,31 @@ class Job:
     alone: float
     prefill: float
     answer: int
+    after: int = -1
 
 
 def first_token_s(jobs: Sequence[Job], speed: Speed, places: int) -> np.ndarray:
     """Return the seconds from each arrival to the first token, float64 ``[jobs]``.
 
-    At most ``places`` requests are served at once, others wait in order. A request that begins holds up all others
-    while its KV is restored. Prompts are computed side by side, in equal shares of the time; beside answers, they get
-    ``speed.prefill_share`` of it, and the answers the rest. A step of so many answers takes ``speed.step``.
+    At most ``places`` requests are served at once, others wait in order. One whose KV another one still computes waits
+    for that, and lets others pass. A request that begins holds up all others while its KV is restored. Prompts are
+    computed side by side, in equal shares of the time; beside answers, they get ``speed.prefill_share`` of it, and the
+    answers the rest; a request that begins then costs ``speed.busy_s``, too, if that is more than ``speed.base_s``. A
+    step of so many answers takes ``speed.step``.
     """
     found = np.zeros(len(jobs))
     waiting: deque[int] = deque()
     prompts: dict[int, float] = {}
     answers: dict[int, float] = {}
+    pending: set[int] = set()
     now, arrived = 0.0, 0
     while arrived < len(jobs) or waiting or prompts:
-        if waiting and len(prompts) + len(answers) < places:
-            at = waiting.popleft()
-            prompts[at] = jobs[at].prefill
+        next_one = next((at for at in waiting if jobs[at].after not in pending), None)
+        if next_one is not None and len(prompts) + len(answers) < places:
+            at = next_one
+            waiting.remove(at)  # mostly the first
+            late = max(0.0, speed.busy_s - speed.base_s) * speed.prefill_share if answers else 0.0
+            prompts[at] = jobs[at].prefill + late
             now += jobs[at].alone
         else:
             rates = _rates(len(prompts), len(answers), speed)
@@ -57,9 +65,11 @@ def first_token_s(jobs: Sequence[Job], speed: Speed, places: int) -> np.ndarray:
             now += passed
         while arrived < len(jobs) and jobs[arrived].arrival <= now:
             waiting.append(arrived)
+            pending.add(arrived)
             arrived += 1
         for at in [at for at, left in prompts.items() if left <= DONE]:
             del prompts[at]
+            pending.remove(at)
             found[at] = now - jobs[at].arrival
             if jobs[at].answer > 0 and speed.step_s:
                 answers[at] = float(jobs[at].answer)

@@ -29,7 +29,8 @@ def simulate(trace: BlockTrace, replace: str, capacity: Capacity, told: Told = l
     A trace without parents goes through the replacement policy alone, block by block.
     """
     if trace.is_plain and capacity.unit == BLOCKS:
-        return _simulate_plain(trace, replace, capacity, told)
+        with collector_paused():
+            return _simulate_plain(trace, replace, capacity, told)
     sizes = np.ones(trace.unique, np.int64) if capacity.unit == BLOCKS else trace.sizes
     tier = ReplayTier(
         capacity.amount,

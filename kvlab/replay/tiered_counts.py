@@ -30,6 +30,8 @@ class TieredCounts:
         spurned_tokens: tokens that were stored and computed all the same, which was quicker, int64 ``[requests]``.
         written_tokens: tokens written to SSD for each request and behind it, int64 ``[requests]``.
         evictions: blocks that left a tier for good.
+        after: the request that computed the end of what each one restores, int64 ``[requests]``, -1 for none; None:
+            that is not known.
     """
 
     trace: BlockTrace
@@ -41,6 +43,7 @@ class TieredCounts:
     spurned_tokens: np.ndarray
     written_tokens: np.ndarray
     evictions: int
+    after: np.ndarray | None = None
 
     @cached_property
     def cached(self) -> np.ndarray:
@@ -94,7 +97,8 @@ class TieredCounts:
         if places is None:
             return alone + queue_s(self.trace.times, alone)
         prompts = prefill_s(self.trace, self.cached, speed)
-        columns = (self.trace.times, alone - prompts, prompts, np.maximum(self.trace.output_tokens - 1, 0))
+        after = np.full(len(self.trace), -1) if self.after is None else self.after
+        columns = (self.trace.times, alone - prompts, prompts, np.maximum(self.trace.output_tokens - 1, 0), after)
         jobs = [Job(*one) for one in zip(*(column.tolist() for column in columns), strict=True)]
         return first_token_s(jobs, speed, places)
 

@@ -79,6 +79,7 @@ def simulate_tiers(
     tiers = _tiers(trace, replace, ram, ssd, admit)
     n = len(trace)
     found = {name: np.zeros(n, np.int64) for name in ("ram", "ssd", "spurned", "written")}
+    computed_by, after = [-1] * trace.unique, np.full(n, -1, np.int64)
     times, prompts, offsets = trace.times.tolist(), trace.input_tokens.tolist(), trace.offsets.tolist()
     asked, tails = (
         trace.asked_blocks.tolist(),
@@ -96,6 +97,10 @@ def simulate_tiers(
                 found["spurned" if at >= most else "ram" if in_ram[at] else "ssd"][request] += size
             if (most, tails[request][0]) == (len(in_ram), len(in_ram)):
                 found["ssd" if in_ram and not in_ram[-1] else "ram"][request] += tails[request][1]
+            if most:
+                after[request] = computed_by[chain[most - 1]]
+            for block in chain[most:]:
+                computed_by[block] = request
             before = tiers.written
             tiers.end(chain, chain[most : len(in_ram)])
             found["written"][request] = tiers.written - before
@@ -103,7 +108,7 @@ def simulate_tiers(
                 told(TELL_EVERY)
     told(n % TELL_EVERY)
     return TieredCounts(
-        trace, replace, ram, ssd, found["ram"], found["ssd"], found["spurned"], found["written"], tiers.evictions
+        trace, replace, ram, ssd, found["ram"], found["ssd"], found["spurned"], found["written"], tiers.evictions, after
     )
 
 

@@ -43,6 +43,16 @@ def test_a_request_without_a_place_waits_for_the_end_of_an_answer() -> None:
     assert waits([Job(0.0, 0.0, 1.0, 10), Job(0.5, 0.0, 1.0, 0)], 1) == pytest.approx([1.0, 2.5])
 
 
+def test_a_request_waits_for_the_prompt_that_it_continues_and_lets_others_pass() -> None:
+    jobs = [Job(0.0, 0.0, 2.0, 0), Job(0.0, 0.0, 1.0, 0, after=0), Job(0.5, 0.0, 0.5, 0)]
+    assert waits(jobs, 2) == pytest.approx([2.5, 3.5, 1.0])
+
+
+def test_a_request_that_begins_beside_an_answer_costs_more() -> None:
+    jobs = [Job(0.0, 0.0, 1.0, 100), Job(1.0, 0.0, 0.5, 0)]
+    assert waits(jobs, 2, replace(SPEED, busy_s=0.25)) == pytest.approx([1.0, 0.25 + 1.0])
+
+
 @given(JOBS, st.integers(1, 8))
 def test_no_request_is_sooner_than_alone(jobs: list[Job], places: int) -> None:
     jobs = sorted(jobs, key=lambda job: job.arrival)
