@@ -26,7 +26,17 @@ PREFILL_SHARE = 0.6
 EXAMPLE = "prefill=450,attention=0.0002,ram=10GB,ssd=3GB,write=1GB"
 SIZES = {"ram": "memory", "ssd": "ssd", "write": "write"}
 """Typed rates in bytes a second, and the fields that they fill."""
-NUMBERS = ("prefill", "attention", "latency", "restore_latency", "decode", "kv_bytes", "prefill_share", "busy_latency")
+NUMBERS = (
+    "prefill",
+    "attention",
+    "latency",
+    "restore_latency",
+    "decode",
+    "kv_bytes",
+    "beside",
+    "prefill_share",
+    "busy_latency",
+)
 
 ROWS = {
     ("prefill_tokens_per_s", ""): "prefill",
@@ -38,6 +48,7 @@ ROWS = {
     ("restore_bytes_per_s", "ssd"): "ssd",
     ("written_bytes_per_s", ""): "write",
     ("kv_bytes_per_token", ""): "kv_bytes",
+    ("decode_beside_s", ""): "beside",
     ("prefill_share", ""): "prefill_share",
     ("busy_latency_s", ""): "busy_latency",
 }
@@ -141,6 +152,7 @@ def typed_speed(values: Mapping[str, Any]) -> Speed:
         1 / decode if decode else 0.0,
         number.get("latency", 0.0),
         token * number.get("attention", 0.0) / 2,
+        number.get("beside", 0.0),
         restore_s=number.get("restore_latency", 0.0),
         token_bytes=round(number.get("kv_bytes", 0.0)),
         prefill_share=number.get("prefill_share", PREFILL_SHARE),

@@ -5,7 +5,9 @@
 ``cost.json`` is what ``kvlab bench cost --model MODEL --json`` printed here. Agents take turns in several conversations
 through one decoder that records its events; then ``kvlab.replay`` loads that record, replays its blocks through tiers
 of the same sizes, and predicts each request's ``ttft_ms`` from the costs. Nothing else goes from the live run into the
-prediction: neither what was found nor how long anything took, but the times at which requests came.
+prediction: neither what was found nor how long anything took, but the times at which requests came. Where requests
+run one by one, the live run is made several times, and the median of each request's waits counts; the last record is
+replayed.
 
 ``ram``: all KV fits in RAM. ``ssd``: RAM holds less than a prompt, so that KV comes from the drive; where requests run
 one by one, the system is asked to forget its files before each. ``--concurrency``: conversations side by side.
@@ -82,6 +84,7 @@ def main() -> None:
     parser.add_argument("--conversations", type=int, default=3)
     parser.add_argument("--turns", type=int, default=8)
     parser.add_argument("--concurrency", type=int, nargs="+", default=[1])
+    parser.add_argument("--repeats", type=int, default=3, help="live runs; medians of their waits count")
     parser.add_argument("--tiers", nargs="+", default=["ram", "ssd"])
     options = parser.parse_args()
     loaded, speed, rows = load(options.model), read_speed(options.cost), []
@@ -90,9 +93,12 @@ def main() -> None:
     turns = [prompts.turn(request) for request in requests]
     for concurrency in options.concurrency:
         for tier in options.tiers:
-            with tempfile.TemporaryDirectory(prefix="kvlab-ttft-") as made:
-                policy = f"paged:block={BLOCK}|tiered:ram={RAM_SIZES[tier]},ssd={SSD_SIZE},dir={made}"
-                recorder, waits = served(loaded, policy, turns, Path(made), concurrency)
+            runs = []
+            for _ in range(options.repeats if concurrency == 1 else 1):  # side by side, no run is like another
+                with tempfile.TemporaryDirectory(prefix="kvlab-ttft-") as made:
+                    policy = f"paged:block={BLOCK}|tiered:ram={RAM_SIZES[tier]},ssd={SSD_SIZE},dir={made}"
+                    recorder, waits = served(loaded, policy, turns, Path(made), concurrency)
+                    runs.append(waits)
             trace = trace_of_events(f"{loaded.name} {tier}", recorder)
             found = replay_tiers(
                 trace, RAM_SIZES[tier], SSD_SIZE, cost=speed, concurrency=concurrency, workers=1, progress=False
@@ -100,7 +106,7 @@ def main() -> None:
             [counts] = found.counts
             predicted = found.requests(counts)["ttft_ms"].to_numpy()
             matched = recorder.frame("matched").sort("request")
-            live = np.array([waits[request] for request in matched["request"]])
+            live = np.median([[waits[request] for request in matched["request"]] for waits in runs], axis=0)
             cached = matched["cached_tokens"].to_numpy()
             errors = errors_of(predicted, live)
             about = {"policy": "tiered", "workload": "agent", "model": loaded.name, "tier": tier, "n": concurrency}

@@ -30,7 +30,7 @@ LONGEST, LEAST = 4096, 256
 SHARES, CHECKED = (0.125, 0.25, 0.5, 1.0), 0.75
 """Lengths of cold prompts, as shares of the longest; and that of one that only checks what they say."""
 RESTORED = (0.25, 1.0)
-BEHIND = (0, 32, 128)
+BEHIND = (8, 32, 128)
 """Tokens that are computed behind restored ones, as in a next turn: few at a time take longer each."""
 PREFILLS = 12
 """What a round takes, in prefills of the longest prompt by its first tokens' rate; attention is half of it."""
@@ -40,6 +40,8 @@ SAID_TOKENS, BLOCK_TOKENS = 16, 64
 SHORT_PROMPTS = 5
 """Beside an answer: they wait for parts of its steps, which differ."""
 LEAST_SHARE = 0.01
+CROWD = 3
+"""Answers whose steps together say what each further one adds."""
 ANSWER = 100_000
 """Tokens of an answer that goes on until it is cancelled."""
 
@@ -61,24 +63,25 @@ class Sample:
 
 @dataclass
 class Samples:
-    """What rounds measured: seconds to first tokens, idle and beside an answer, and of steps; bytes written a second."""
+    """What rounds measured: seconds to first tokens, idle and beside an answer, and of steps; and rates of writing."""
 
     waits: dict[Sample, list[float]] = field(default_factory=dict)
     steps: list[float] = field(default_factory=list)
     written: list[float] = field(default_factory=list)
     beside: dict[int, list[float]] = field(default_factory=dict)
+    crowded_steps: list[float] = field(default_factory=list)
 
     def note(self, sample: Sample, seconds: float) -> None:
         """Keep the wait of one more request."""
         self.waits.setdefault(sample, []).append(seconds)
 
     def wait(self, tier: str, tokens: int) -> float | None:
-        """Return the median wait of prompts of so many tokens that restored all but the last of them from a tier."""
+        """Return the median wait of prompts of so many tokens: computed, or but for the fewest restored from a tier."""
         found = [
             seconds
-            for sample, taken in self.waits.items()
-            if sample.tier == tier
-            and (sample.start + sample.computed, sample.computed) == (tokens, 1 if tier else tokens)
+            for one, taken in self.waits.items()
+            if one.tier == tier
+            and (one.computed == tokens if not tier else one.start + one.computed == tokens + BEHIND[0])
             for seconds in taken
         ]
         return statistics.median(found) if found else None
@@ -136,12 +139,15 @@ def speed_of(samples: Samples, checked: int, *, token_bytes: int, source: str) -
         np.float64,
     )
     base, token, token2, restore, ram, ssd = not_negative_fit(columns / taken[:, None], needed=(1, 4, 5))
+    step = statistics.median(samples.steps)
+    crowded = statistics.median(samples.crowded_steps) if samples.crowded_steps else step
     share, busy = _beside(samples, Speed(max(token, 1e-9), token2_s=token2), base)
     return Speed(
         max(token, 1e-9),
-        statistics.median(samples.steps),
+        step,
         base,
         token2,
+        max(0.0, crowded - step) / (CROWD - 1),
         memory=1 / max(ram, 1e-15),
         ssd=1 / max(ssd, 1e-15),
         write=statistics.median(samples.written),
@@ -214,26 +220,34 @@ def _note_beside(loaded: LoadedModel, decoder: Decoder, draw: Any, tokens: int, 
         done = decoder.generate(random_prompt(loaded, draw, length), max_tokens=1)
         if not stream.done:
             samples.beside.setdefault(length, []).append(done.ttft_ms / 1e3)
+    others = [
+        decoder.submit(
+            random_prompt(loaded, draw, SAID_TOKENS), max_tokens=2 * SAID_TOKENS, logits_processors=[no_end(loaded)]
+        )
+        for _ in range(CROWD - 1)
+    ]
+    last = [other.result() for other in others][-1]
+    if not stream.done:
+        samples.crowded_steps.append(statistics.median(last.itl_ms) / 1e3)
     stream.cancel()
 
 
 def _restore(loaded: LoadedModel, draw: Any, tokens: int, token_bytes: int, folder: Path, samples: Samples) -> None:
     """Compute and store a prompt; restore it from RAM, and in new decoders from SSD, and compute some tokens behind."""
     prompt, size = random_prompt(loaded, draw, tokens), tokens * max(token_bytes, 1)
-    longer = [[*prompt, *random_prompt(loaded, draw, more)] for more in BEHIND]
     folder_options = f"ssd={format_bytes(4 * size + (64 << 20))},dir={folder}"
     with Decoder(loaded, f"tiered:ram={format_bytes(4 * size + (64 << 20))},{folder_options}", retain=0) as decoder:
         decoder.generate(prompt, max_tokens=1)
-        for one in longer:
-            _note(samples, decoder, one, token_bytes)
+        for more in BEHIND:
+            _note(samples, decoder, [*prompt, *random_prompt(loaded, draw, more)], token_bytes)
     # RAM that holds little: what is read again is kept there, and others leave for it, as where much is on SSD.
     with Decoder(
         loaded, f"tiered:ram={format_bytes(max(size // SMALL, 1 << 20))},{folder_options}", retain=0
     ) as decoder:
         decoder.generate(random_prompt(loaded, draw, SAID_TOKENS), max_tokens=1)  # the first one is slower
-        for one in longer:
+        for more in BEHIND:
             forget_folder(folder)
-            _note(samples, decoder, one, token_bytes)
+            _note(samples, decoder, [*prompt, *random_prompt(loaded, draw, more)], token_bytes)
 
 
 def _note(samples: Samples, decoder: Decoder, prompt: list[int], token_bytes: int) -> None:
@@ -274,6 +288,7 @@ def _rows(about: dict[str, Any], speed: Speed) -> list[dict[str, Any]]:
         {**about, "metric": "prefill_tokens_per_s", "value": 1 / speed.token_s, "unit": "tokens/s"},
         {**about, "metric": "attention_share", "value": 2 * speed.token2_s / speed.token_s, "unit": "of a token"},
         {**about, "metric": "decode_tokens_per_s", "value": 1 / speed.step_s, "unit": "tokens/s"},
+        {**about, "metric": "decode_beside_s", "value": speed.beside_s, "unit": "s"},
         {**about, "metric": "prefill_share", "value": speed.prefill_share, "unit": "fraction"},
         {**about, "metric": "busy_latency_s", "value": speed.busy_s, "unit": "s"},
         {**about, "metric": "latency_s", "value": speed.base_s, "unit": "s"},

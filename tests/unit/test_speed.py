@@ -43,7 +43,7 @@ def test_a_file_has_the_same_words_and_a_name(tmp_path: Path) -> None:
 
 
 def test_rows_of_the_benchmark_are_read_back(tmp_path: Path) -> None:
-    values = dict(zip(ROWS, (400.0, 0.001, 20.0, 0.1, 0.01, 9e9, 1e9, 3e8, 2048, 0.5, 0.2), strict=True))
+    values = dict(zip(ROWS, (400.0, 0.001, 20.0, 0.1, 0.01, 9e9, 1e9, 3e8, 2048, 0.03, 0.5, 0.2), strict=True))
     rows = [
         {"metric": metric, "value": value, "unit": "", "model": "tiny", **({"tier": tier} if tier else {})}
         for (metric, tier), value in values.items()
@@ -53,7 +53,7 @@ def test_rows_of_the_benchmark_are_read_back(tmp_path: Path) -> None:
     file.write_text(json.dumps({"rows": rows, "provenance": {"device": "CPU"}}))
     found = read_speed(file)
     assert found == Speed(
-        1 / 400, 0.05, 0.1, 0.001 / 400 / 2, 0.0, 1e9, 9e9, 3e8,
+        1 / 400, 0.05, 0.1, 0.001 / 400 / 2, 0.03, 1e9, 9e9, 3e8,
         restore_s=0.01, token_bytes=2048, prefill_share=0.5, busy_s=0.2, source="CPU, tiny",
     )  # fmt: skip
 
@@ -113,7 +113,8 @@ def test_samples_give_the_speed_that_made_them() -> None:
                 samples.note(sample, wanted.base_s + restore + wanted.prefill(start, more))
     for n in (16, 1024):
         samples.beside[n] = [0.4 + wanted.prefill(0, n) / 0.5]
-    wanted = replace(wanted, prefill_share=0.5, busy_s=0.4)
+    samples.crowded_steps = [0.07]
+    wanted = replace(wanted, beside_s=0.01, prefill_share=0.5, busy_s=0.4)
     found = speed_of(samples, 3072, token_bytes=100, source="made")
     for name in (
         "prefill_share",
