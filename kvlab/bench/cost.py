@@ -47,7 +47,7 @@ ANSWER = 100_000
 
 
 @dataclass(frozen=True)
-class Sample:
+class TimedRequest:
     """Names one request to an idle decoder: bytes restored from RAM and SSD, their tokens, and tokens computed."""
 
     ram: int
@@ -65,13 +65,13 @@ class Sample:
 class Samples:
     """What rounds measured: seconds to first tokens, idle and beside an answer, and of steps; and rates of writing."""
 
-    waits: dict[Sample, list[float]] = field(default_factory=dict)
+    waits: dict[TimedRequest, list[float]] = field(default_factory=dict)
     steps: list[float] = field(default_factory=list)
     written: list[float] = field(default_factory=list)
     beside: dict[int, list[float]] = field(default_factory=dict)
     crowded_steps: list[float] = field(default_factory=list)
 
-    def note(self, sample: Sample, seconds: float) -> None:
+    def note(self, sample: TimedRequest, seconds: float) -> None:
         """Keep the wait of one more request."""
         self.waits.setdefault(sample, []).append(seconds)
 
@@ -201,7 +201,7 @@ def _compute(loaded: LoadedModel, draw: Any, longest: int, samples: Samples) -> 
         for share in (*SHARES, CHECKED):
             said = SAID_TOKENS if share == SHARES[0] else 1
             done = decoder.generate(random_prompt(loaded, draw, int(share * longest)), max_tokens=said)
-            samples.note(Sample(0, 0, 0, done.prompt_tokens), done.ttft_ms / 1e3)
+            samples.note(TimedRequest(0, 0, 0, done.prompt_tokens), done.ttft_ms / 1e3)
             if len(done.tokens) > 1:
                 samples.steps.append(done.tpot_ms / 1e3)
             if share == SHARES[1]:
@@ -254,7 +254,9 @@ def _note(samples: Samples, decoder: Decoder, prompt: list[int], token_bytes: in
     done = decoder.generate(prompt, max_tokens=1)
     ram, ssd = (done.cached_by_tier.get(tier, 0) * token_bytes for tier in (RAM.name, SSD.name))
     if done.cached_tokens:
-        samples.note(Sample(ram, ssd, done.cached_tokens, done.prompt_tokens - done.cached_tokens), done.ttft_ms / 1e3)
+        samples.note(
+            TimedRequest(ram, ssd, done.cached_tokens, done.prompt_tokens - done.cached_tokens), done.ttft_ms / 1e3
+        )
     if decoder.store is not None:
         decoder.store.flush()  # what is written behind this one does not disturb the next
 

@@ -12,7 +12,7 @@ from kvlab.speed import Speed
 
 
 @dataclass(frozen=True)
-class Job:
+class QueuedRequest:
     """Names the work of one request.
 
     Attributes:
@@ -30,7 +30,7 @@ class Job:
     after: int = -1
 
 
-def first_token_s(jobs: Sequence[Job], speed: Speed, places: int) -> np.ndarray:
+def first_token_s(jobs: Sequence[QueuedRequest], speed: Speed, places: int) -> np.ndarray:
     """Return the seconds from each arrival to the first token, float64 ``[jobs]``.
 
     At most ``places`` requests are served at once, others wait in order. One whose KV another one still computes waits

@@ -9,7 +9,7 @@ from functools import cached_property
 import numpy as np
 
 from kvlab.replay.capacity import Capacity
-from kvlab.replay.serving import Job, first_token_s
+from kvlab.replay.serving import QueuedRequest, first_token_s
 from kvlab.replay.statistics import ratio
 from kvlab.replay.trace import BlockTrace
 from kvlab.replay.waits import load, prefill_s, queue_s, service_s
@@ -99,7 +99,7 @@ class TieredCounts:
         prompts = prefill_s(self.trace, self.cached, speed)
         after = np.full(len(self.trace), -1) if self.after is None else self.after
         columns = (self.trace.times, alone - prompts, prompts, np.maximum(self.trace.output_tokens - 1, 0), after)
-        jobs = [Job(*one) for one in zip(*(column.tolist() for column in columns), strict=True)]
+        jobs = [QueuedRequest(*one) for one in zip(*(column.tolist() for column in columns), strict=True)]
         return first_token_s(jobs, speed, places)
 
     def load(self, speed: Speed, token_bytes: int) -> float:

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 import kvlab
 from kvlab.advising import AdviceError
-from kvlab.bench.cost import Sample, Samples, speed_of
+from kvlab.bench.cost import Samples, TimedRequest, speed_of
 from kvlab.errors import SpeedError
 from kvlab.speed import ROWS, Speed, fitted, read_speed
 
@@ -104,12 +104,12 @@ def test_samples_give_the_speed_that_made_them() -> None:
     wanted = Speed(0.002, 0.05, 0.1, 1e-7, 0.0, 1e9, 8e9, 3e8, restore_s=0.01, token_bytes=100, source="made")
     samples = Samples(steps=[0.05], written=[3e8])
     for n in (512, 1024, 2048, 3072, 4096):
-        samples.note(Sample(0, 0, 0, n), wanted.base_s + wanted.prefill(0, n) if n != 3072 else 99.0)
+        samples.note(TimedRequest(0, 0, 0, n), wanted.base_s + wanted.prefill(0, n) if n != 3072 else 99.0)
     for start in (1_000, 4_000):
         for more in (1, 33):
             for tier, size in (("ram", start * 10**5), ("ssd", start * 10**5)):
                 restore = wanted.restore(size, 0) if tier == "ram" else wanted.restore(0, size)
-                sample = Sample(size if tier == "ram" else 0, size if tier == "ssd" else 0, start, more)
+                sample = TimedRequest(size if tier == "ram" else 0, size if tier == "ssd" else 0, start, more)
                 samples.note(sample, wanted.base_s + restore + wanted.prefill(start, more))
     for n in (16, 1024):
         samples.beside[n] = [0.4 + wanted.prefill(0, n) / 0.5]
@@ -134,9 +134,9 @@ def test_samples_give_the_speed_that_made_them() -> None:
 def test_restores_that_look_quicker_than_nothing_are_fitted_without_a_latency() -> None:
     samples = Samples(steps=[0.05], written=[3e8])
     for n in (256, 512, 1024):
-        samples.note(Sample(0, 0, 0, n), n * 0.001)
+        samples.note(TimedRequest(0, 0, 0, n), n * 0.001)
     for tier, size, seconds in (("ram", 100, 0.001), ("ram", 400, 0.008), ("ssd", 100, 0.01), ("ssd", 400, 0.08)):
-        samples.note(Sample(size if tier == "ram" else 0, size if tier == "ssd" else 0, size, 1), seconds)
+        samples.note(TimedRequest(size if tier == "ram" else 0, size if tier == "ssd" else 0, size, 1), seconds)
     found = speed_of(samples, 0, token_bytes=1, source="made")
     assert found.restore_s == 0 and 0 < found.ssd < found.memory
 
