@@ -34,6 +34,8 @@ BEHIND = (8, 32, 128)
 """Tokens that are computed behind restored ones, as in a next turn: few at a time take longer each."""
 PREFILLS = 12
 """What a round takes, in prefills of the longest prompt by its first tokens' rate; attention is half of it."""
+QUICK_ROUNDS = 3
+"""Times as many rounds where the longest prompts fit into the time."""
 SMALL = 8
 """What is restored from SSD, over the RAM above it."""
 SAID_TOKENS, BLOCK_TOKENS = 16, 64
@@ -113,6 +115,7 @@ def run(
         longest = session.cut(LONGEST, (loaded.context_length or LONGEST) - SAID_TOKENS, "tokens", "context", about)
         each_s = PREFILLS * (rounds + 1) * found.prompt_token_s
         longest = session.fit(longest, seconds, each_s, least=LEAST, about=about, unit="prompt tokens")
+        rounds *= QUICK_ROUNDS if longest == LONGEST else 1  # requests of milliseconds differ more from each other
         samples, checked = Samples(), int(CHECKED * longest)
         for number in session.rounds(rounds, seconds, about):
             own = Samples() if not number else samples

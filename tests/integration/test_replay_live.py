@@ -79,11 +79,11 @@ def replayed(
 
 
 def served(
-    model: LoadedModel, policy: str, chains: list[list[int]], stored: list[int]
+    model: LoadedModel, policy: str, chains: list[list[int]], stored: list[int], recorder: Recorder | None = None
 ) -> tuple[list[dict[str, int]], list[int]]:
     """The same of the decoder; blocks are numbered as those of the trace are, by their first appearance."""
     found, victims = [], list[int]()
-    with Decoder(model, policy, retain=0) as decoder:
+    with Decoder(model, policy, recorder=recorder, retain=0) as decoder:
         store: Any = decoder.store
         space = Namespace(model.fingerprint, policy_key(Policy.parse(policy)), model.dtype, BLOCK)
         numbers: dict[bytes, int] = {}
@@ -117,7 +117,11 @@ def test_decoder_finds_the_tokens_and_loses_the_blocks_that_the_replay_says(
     policy = f"paged:block={BLOCK},reply=false|ram:ram={room * BLOCK * token_bytes},replace={replace}"
     found, victims, stored = replayed(chains, room, 0, replace)
     assert victims and any(found)
-    assert served(bundled, policy, chains, stored) == (found, victims)
+    recorder = Recorder()
+    assert served(bundled, policy, chains, stored, recorder) == (found, victims)
+    trace = trace_of_events("live", recorder)
+    recorded = [trace.chain(request).tolist() for request in range(len(trace))]
+    assert replayed(recorded, room, 0, replace)[:2] == (found, victims), "the record names the same blocks"
 
 
 def file_bytes(model: LoadedModel, folder: Path) -> int:
