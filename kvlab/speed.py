@@ -20,10 +20,23 @@ WRITE_BYTES_PER_S = 1e9
 MEMORY_BYTES_PER_S = 10e9
 """Of a copy within memory, where it was not measured."""
 
+PREFILL_SHARE = 0.6
+"""Where it was not measured: kvlab's decoder gives prompts up to 1.6 of 2.6 parts of a round beside answers."""
+
 EXAMPLE = "prefill=450,attention=0.0002,ram=10GB,ssd=3GB,write=1GB"
 SIZES = {"ram": "memory", "ssd": "ssd", "write": "write"}
 """Typed rates in bytes a second, and the fields that they fill."""
-NUMBERS = ("prefill", "attention", "latency", "restore_latency", "decode", "kv_bytes")
+NUMBERS = (
+    "prefill",
+    "attention",
+    "latency",
+    "restore_latency",
+    "decode",
+    "kv_bytes",
+    "beside",
+    "prefill_share",
+    "busy_latency",
+)
 
 ROWS = {
     ("prefill_tokens_per_s", ""): "prefill",
@@ -35,6 +48,9 @@ ROWS = {
     ("restore_bytes_per_s", "ssd"): "ssd",
     ("written_bytes_per_s", ""): "write",
     ("kv_bytes_per_token", ""): "kv_bytes",
+    ("decode_beside_s", ""): "beside",
+    ("prefill_share", ""): "prefill_share",
+    ("busy_latency_s", ""): "busy_latency",
 }
 """Metric and tier of the rows of ``kvlab bench cost``, and what they say in the words of a typed speed."""
 
@@ -49,6 +65,8 @@ class Speed:
         base_s: what every request costs besides its tokens.
         token2_s: attention: ``token2_s * n**2`` for the first ``n`` tokens of a prompt.
         beside_s: what each further sequence adds to a step.
+        prefill_share: the share of its undisturbed rate at which a prompt is computed while answers are decoded.
+        busy_s: what every request costs besides its tokens while answers are decoded, where that is more than base_s.
         ssd: bytes a second that are read from SSD and restored.
         memory: bytes a second of copies within memory.
         write: bytes a second that are written to SSD.
@@ -67,13 +85,17 @@ class Speed:
     write: float = WRITE_BYTES_PER_S
     restore_s: float = 0.0
     token_bytes: int = 0
+    prefill_share: float = PREFILL_SHARE
+    busy_s: float = 0.0
     source: str = "as given"
 
     def __post_init__(self) -> None:
         for name in ("token_s", "ssd", "memory", "write"):
             if not getattr(self, name) > 0:
                 raise SpeedError(f"{name}={getattr(self, name)} must be more than 0")
-        for name in ("step_s", "base_s", "token2_s", "beside_s", "restore_s", "token_bytes"):
+        if not 0 < self.prefill_share <= 1:
+            raise SpeedError(f"prefill_share={self.prefill_share} must be more than 0, and at most 1")
+        for name in ("step_s", "base_s", "token2_s", "beside_s", "restore_s", "token_bytes", "busy_s"):
             if not getattr(self, name) >= 0:
                 raise SpeedError(f"{name}={getattr(self, name)} must be 0 or more")
 
@@ -130,8 +152,11 @@ def typed_speed(values: Mapping[str, Any]) -> Speed:
         1 / decode if decode else 0.0,
         number.get("latency", 0.0),
         token * number.get("attention", 0.0) / 2,
+        number.get("beside", 0.0),
         restore_s=number.get("restore_latency", 0.0),
         token_bytes=round(number.get("kv_bytes", 0.0)),
+        prefill_share=number.get("prefill_share", PREFILL_SHARE),
+        busy_s=number.get("busy_latency", 0.0),
         source=str(values.get("name", "as given")),
         **{field: _rate(word, values[word]) for word, field in SIZES.items() if word in values},
     )

@@ -50,6 +50,12 @@ Examples:
 @click.option("--restore", type=click.Choice(["always", "auto"]), help="auto: compute again what that has sooner.")
 @click.option("--admit", type=click.IntRange(min=1), metavar="N", help="Uses after which a block is written to SSD.")
 @click.option("--endurance", metavar="SIZE", help="Bytes that may be written to the drive; else 600TB.")
+@click.option(
+    "--concurrency",
+    type=click.IntRange(min=1),
+    metavar="N",
+    help="Requests that are served side by side, for waits; else one after the other, and answers hold nobody up.",
+)
 @click.option("--causes", is_flag=True, help="Why a cache without limit computes tokens: appended, edited, and so on.")
 @click.option("--kv-bytes", type=click.IntRange(min=1), metavar="N", help="Bytes of KV a token, for sizes in bytes.")
 @click.option("--plain", is_flag=True, help="Each block alone, without parents, as traces of other caches are counted.")
@@ -75,6 +81,7 @@ def replay(
     restore: str | None,
     admit: int | None,
     endurance: str | None,
+    concurrency: int | None,
     causes: bool,
     kv_bytes: int | None,
     plain: bool,
@@ -89,6 +96,7 @@ def replay(
     """
     sized = {"capacity": capacity, "plain": plain or None, "sample": sample if sample < 1 else None}
     tiered = {"ssd": ssd, "cost": cost, "restore": restore, "admit": admit, "endurance": endurance}
+    tiered |= {"concurrency": concurrency}
     _check_kind({"plan": plan, "causes": causes or None, "ram": ram}, sized, tiered)
     common: dict[str, Any] = {"format": format}
     sizes: dict[str, Any] = {"token_bytes": kv_bytes or 0}

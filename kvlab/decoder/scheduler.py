@@ -73,6 +73,8 @@ class Scheduler:
         if self.reuse is not None:
             self.reuse.on_stored = lambda request, *fields: emitter.emit(events.Stored, request, *fields)
             self.reuse.on_dropped = lambda count, size: emitter.store("evicted", {"blocks": count, "bytes": size})
+            if emitter.sink is not None:
+                self.reuse.on_chain = lambda request, *fields: emitter.emit(events.Chained, request, *fields)
             if self.reuse.store is not None:
                 self.reuse.store.on_event = emitter.store
             if self.reuse.places is not None:

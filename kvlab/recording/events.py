@@ -111,6 +111,19 @@ class Spilled(Event):
 
 
 @dataclass(frozen=True)
+class Chained(Event):
+    """The full blocks of a request's sequence were named: of its prompt when it was looked up, or at its end.
+
+    ``blocks`` are int64 ``[n]``, each a hash over all that precedes it and itself, ``block_tokens`` tokens long. With
+    ``kept`` they are those of the tokens that were given to the store. So a replay sees the blocks that the store saw.
+    """
+
+    block_tokens: int
+    kept: bool
+    blocks: np.ndarray
+
+
+@dataclass(frozen=True)
 class Dropped(Event):
     """Blocks left the store for good; ``reason`` is ``evicted`` or ``corrupt``."""
 
@@ -158,5 +171,5 @@ class Finished(Event):
 
 KINDS: tuple[type[Event], ...] = (
     Submitted, Matched, Restored, Prefilled, FirstToken, Token, Evicted, Stored, Spilled, Dropped, Paused, Finished,
-    PromptCut, Shifted,
+    PromptCut, Shifted, Chained,
 )  # fmt: skip

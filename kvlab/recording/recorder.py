@@ -16,7 +16,7 @@ import polars as pl
 import zarr
 
 from kvlab.errors import RunError
-from kvlab.recording.events import KINDS, Event, Evicted, Matched, Submitted
+from kvlab.recording.events import KINDS, Chained, Event, Evicted, Matched, Submitted
 from kvlab.recording.zarr_frames import read_frame, replacing, write_frame
 from kvlab.tiers import tiers_at_rest
 
@@ -36,8 +36,8 @@ def kind_name(kind: str | type[Event]) -> str:
 class Recorder:
     """Collects events from any thread. `emit` only appends: frames are made when they are asked for.
 
-    A frame has one row an event, in the order of emission, except `evicted`: one row per dropped position and head. The
-    caller's tags are columns of `submitted`, and of every frame from `tagged`.
+    A frame has one row an event, in the order of emission, except `evicted`: one row per dropped position and head,
+    and `chained`: one row per block. The caller's tags are columns of `submitted`, and of every frame from `tagged`.
     """
 
     def __init__(self, provenance: Mapping[str, Any] | None = None) -> None:
@@ -188,6 +188,18 @@ def _evicted_frame(cls: type[Event], events: list[Any]) -> pl.DataFrame:
     )
 
 
+def _chained_frame(cls: type[Event], events: list[Any]) -> pl.DataFrame:
+    lengths = np.array([len(event.blocks) for event in events], np.int64)
+    columns = {
+        name: np.repeat(np.array([getattr(event, name) for event in events], dtype), lengths)
+        for name, dtype in (("request", np.int64), ("t", float), ("block_tokens", np.int64), ("kept", bool))
+    }
+    places = [np.arange(length, dtype=np.int64) for length in lengths]
+    blocks = [np.asarray(event.blocks, np.int64) for event in events]
+    empty = [np.empty(0, np.int64)]
+    return pl.DataFrame(columns | {"place": np.concatenate(empty + places), "block": np.concatenate(empty + blocks)})
+
+
 def _scalar(value: Any) -> Any:
     if value is None or isinstance(value, (bool, int, float, str)):
         return value
@@ -204,4 +216,5 @@ _FRAMES: dict[type[Event], Callable[[type[Event], list[Any]], pl.DataFrame]] = {
     Submitted: _submitted_frame,
     Matched: _matched_frame,
     Evicted: _evicted_frame,
+    Chained: _chained_frame,
 }

@@ -6,7 +6,6 @@ future, so it is for replays only, and is no value of ``replace=``.
 
 from __future__ import annotations
 
-import heapq
 import math
 from bisect import bisect_left
 from collections.abc import Hashable, Iterable
@@ -61,8 +60,8 @@ class Belady(Replacement):
         self._future = future
         self._order = EvictionOrder()
         self._next: dict[Hashable, float] = {}
-        self._due: list[tuple[float, int, Hashable]] = []
-        self._noted = 0
+        self._due: dict[float, list[Hashable]] = {}
+        self._passed = 0
 
     def admit(self, key: Hashable, size: int = 1, cost: float = 1.0, uses: int = 1) -> None:
         require_absent(key, key in self._next)
@@ -87,15 +86,15 @@ class Belady(Replacement):
         self._next[key] = use = self._future.next_use(key, since)
         self._order.place(key, (-use,))
         if use < math.inf:
-            self._noted += 1  # unique, so that keys themselves are never compared
-            heapq.heappush(self._due, (use, self._noted, key))
+            self._due.setdefault(use, []).append(key)
 
     def _pass_missed_uses(self) -> None:
         """Look further ahead for keys that are resident and were not used when their use came."""
-        while self._due and self._due[0][0] < self._future.now:
-            use, _, key = heapq.heappop(self._due)
-            if self._next.get(key) == use:
-                self._place(key, self._future.now)
+        for use in range(self._passed, self._future.now):
+            for key in self._due.pop(use, ()):
+                if self._next.get(key) == use:
+                    self._place(key, self._future.now)
+        self._passed = max(self._passed, self._future.now)
 
     def __contains__(self, key: object) -> bool:
         return key in self._next

@@ -27,6 +27,8 @@ from kvlab.speed import Speed, read_speed
 
 BETWEEN = 2
 """Sizes of RAM that are tried between the smallest one and that which needs no SSD."""
+INTERPOLATIONS, LEAST_STEP = 4, 0.02
+"""Times that a line between two sizes says which one to try, and how near to one of them that is at least."""
 NONE = -1
 """The number of an SSD that is not there."""
 
@@ -111,7 +113,7 @@ class _Search:
                 f"{self._target.text} cannot be reached on {self._trace.name}: with RAM and SSD without limit it has "
                 f"{self._target.shown(best)}; write a target that is easier to reach"
             )
-        alone = smallest(lambda size: self.try_pair(size, NONE).is_reached, self._floor, self._most, self._guess())
+        alone = self._smallest(lambda size: (size, NONE), self._floor, self._most, self._guess())
         points = [self.try_pair(alone, NONE)]
         if alone > self._floor:
             ram = self._least_ram(alone)
@@ -135,10 +137,34 @@ class _Search:
         near = self._guess()
         if near is not None and self.try_pair(self._floor, max(near, self._floor)).is_reached:
             return self._floor
-        return smallest(lambda size: self.try_pair(size, self._most).is_reached, self._floor, most)
+        return self._smallest(lambda size: (size, self._most), self._floor, most)
+
+    def _smallest(self, pair: Callable[[int], tuple[int, int]], low: int, high: int, guess: int | None = None) -> int:
+        """Return the least number whose pair reaches the target; without a guess, from where a straight line does."""
+        if guess is None:
+            low, high, guess = self._interpolated(lambda size: self.try_pair(*pair(size)), low, high)
+        return smallest(lambda size: self.try_pair(*pair(size)).is_reached, low, high, guess)
+
+    def _interpolated(self, trial: Callable[[int], PlanTrial], low: int, high: int) -> tuple[int, int, int]:
+        """Return closer bounds of the least number that reaches the target, and a guess between them.
+
+        A few times a straight line between the two bounds says where to try (regula falsi): hits rise smoothly with
+        the logarithm of a size, so that this takes fewer replays than halving.
+        """
+        if low == high or trial(low).is_reached:
+            return low, low, low
+        guess = low
+        for _ in range(INTERPOLATIONS):
+            first, last = trial(low).value, trial(high).value
+            share = (self._target.bound - first) / (last - first) if last != first else 0.5
+            guess = low + round(min(1 - LEAST_STEP, max(LEAST_STEP, share)) * (high - low))
+            if not low < guess < high:
+                break
+            low, high = (low, guess) if trial(guess).is_reached else (guess, high)
+        return low + 1, high, guess
 
     def _with_least_ssd(self, ram: int) -> PlanTrial:
-        ssd = smallest(lambda size: self.try_pair(ram, size).is_reached, self._block, self._most, self._guess())
+        ssd = self._smallest(lambda size: (ram, size), self._block, self._most, self._guess())
         self._near = ssd
         return self.try_pair(ram, ssd)
 

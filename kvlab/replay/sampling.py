@@ -10,6 +10,7 @@ which corrects for popular blocks being in the sample or not, as SHARDS-adj does
 from __future__ import annotations
 
 from dataclasses import replace as changed
+from typing import Any
 
 import numpy as np
 
@@ -19,7 +20,7 @@ from kvlab.replay.chains import numbered_chains
 from kvlab.replay.counts import ReplayCounts
 from kvlab.replay.errors import TraceError
 from kvlab.replay.simulation import Told, simulate
-from kvlab.replay.trace import BlockTrace
+from kvlab.replay.trace import NOTES, BlockTrace
 
 MIN_SAMPLED_BLOCKS = 100
 """Fewer blocks in a tier say nothing: the capacity and the rate must leave so many."""
@@ -41,7 +42,8 @@ def sample(trace: BlockTrace, rate: float, seed: int = 0) -> BlockTrace:
     rest[ends] = trace.place_tokens[trace.offsets[1:][ends] - 1]
     tokens = lengths * trace.block_tokens - np.where(partial, trace.block_tokens - rest, 0)
     blocks = numbered_chains(trace.blocks[kept], offsets)
-    return changed(trace, blocks=blocks, offsets=offsets, partial=partial, input_tokens=tokens)
+    none: dict[str, Any] = {name: np.zeros(len(trace), np.int64) for name in NOTES}
+    return changed(trace, blocks=blocks, offsets=offsets, partial=partial, input_tokens=tokens, **none)
 
 
 def simulate_sampled(

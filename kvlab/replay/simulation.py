@@ -29,7 +29,8 @@ def simulate(trace: BlockTrace, replace: str, capacity: Capacity, told: Told = l
     A trace without parents goes through the replacement policy alone, block by block.
     """
     if trace.is_plain and capacity.unit == BLOCKS:
-        return _simulate_plain(trace, replace, capacity, told)
+        with collector_paused():
+            return _simulate_plain(trace, replace, capacity, told)
     sizes = np.ones(trace.unique, np.int64) if capacity.unit == BLOCKS else trace.sizes
     tier = ReplayTier(
         capacity.amount,
@@ -41,11 +42,11 @@ def simulate(trace: BlockTrace, replace: str, capacity: Capacity, told: Told = l
         chains=lambda: (trace.chain(request).tolist() for request in range(len(trace))),
     )
     hits = np.zeros(len(trace), np.int64)
-    times = trace.times.tolist()
+    times, asked = trace.times.tolist(), trace.asked_blocks.tolist()
     with collector_paused():
         for request in range(len(trace)):
             chain = trace.chain(request).tolist()
-            hits[request] = found = tier.start(chain, times[request])
+            hits[request] = found = tier.start(chain[: asked[request]], times[request])
             tier.end(chain, found)
             if request % TELL_EVERY == TELL_EVERY - 1:
                 told(TELL_EVERY)

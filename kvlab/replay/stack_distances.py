@@ -74,7 +74,7 @@ class StackDistances:
 
     def _by_request(self, found: np.ndarray) -> np.ndarray:
         counted = np.bincount(self.request, weights=found, minlength=len(self.trace))
-        return np.rint(counted).astype(np.int64)
+        return np.minimum(np.rint(counted).astype(np.int64), self.trace.asked_blocks)
 
 
 def stack_distances(trace: BlockTrace) -> StackDistances:

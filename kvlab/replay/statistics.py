@@ -52,7 +52,7 @@ def infinite_hits(trace: BlockTrace) -> tuple[np.ndarray, np.ndarray]:
     places = np.arange(len(trace.blocks)) - np.repeat(trace.offsets[:-1], trace.lengths)
     prefix = trace.lengths.copy()
     np.minimum.at(prefix, owner[~known], places[~known])
-    return prefix, every
+    return np.minimum(prefix, trace.asked_blocks), every
 
 
 def statistics(trace: BlockTrace) -> TraceStatistics:
@@ -60,7 +60,7 @@ def statistics(trace: BlockTrace) -> TraceStatistics:
     prefix, every = infinite_hits(trace)
     tokens = trace.hit_tokens(prefix)
     asked = int(trace.input_tokens.sum())
-    filled, spoken = trace.lengths > 0, trace.input_tokens > 0
+    filled, spoken = trace.asked_blocks > 0, trace.input_tokens > 0
     return TraceStatistics(
         requests=len(trace),
         empty=int((~filled).sum()),
@@ -70,9 +70,9 @@ def statistics(trace: BlockTrace) -> TraceStatistics:
         output_tokens=int(trace.output_tokens.sum()),
         longest=int(trace.input_tokens.max(initial=0)),
         span_s=float(trace.times[-1] - trace.times[0]) if len(trace) else 0.0,
-        by_block=ratio(prefix.sum(), len(trace.blocks)),
+        by_block=ratio(prefix.sum(), trace.asked_blocks.sum()),
         by_token=ratio(tokens.sum(), asked),
-        mean_by_block=mean(prefix[filled] / trace.lengths[filled]),
+        mean_by_block=mean(prefix[filled] / trace.asked_blocks[filled]),
         mean_by_token=mean(tokens[spoken] / trace.input_tokens[spoken]),
         beside_prefix=int((every > prefix).sum()),
     )

@@ -18,9 +18,10 @@ Chains = Callable[[], Iterable[Iterable[int]]]
 class ReplayTier:
     """Looks up and inserts chains in a ``RamTier`` with the store's own ``RamInserter``.
 
-    The chain of a request stays from its lookup to its end. Deviations from a store's RAM tier: keys are numbers
-    instead of hashes; blocks enter as checkpoints do, which have parents and sizes but no index by tokens, so that a
-    partial block is not dropped when a longer one covers it; a request's own chain also stays while its blocks enter.
+    What a request finds stays while it runs, as what a match holds; while its blocks enter, the store's own insertion
+    keeps them and their parents. Deviations from a store's RAM tier: keys are numbers instead of hashes; blocks enter
+    as checkpoints do, which have parents and sizes but no index by tokens, so that a partial block is not dropped when
+    a longer one covers it.
 
     Args:
         capacity: in the unit of ``sizes``.
@@ -74,7 +75,7 @@ class ReplayTier:
         return self._blocks.keys[block] in self._ram
 
     def start(self, chain: Sequence[int], now: float = 0.0) -> int:
-        """Find the resident prefix of a chain, touch it from leaf to head, and pin the chain; return its blocks.
+        """Find the resident prefix of a chain, touch it from leaf to head, and pin it; return its blocks.
 
         Blocks whose time has come by ``now``, in seconds, have left before.
         """
@@ -84,17 +85,17 @@ class ReplayTier:
         names = self._blocks.keys
         keys = [names[block] for block in chain]
         found = sum(1 for _ in takewhile(self._ram.__contains__, keys))
-        self._pinned = frozenset(keys)
+        self._pinned = frozenset(keys[:found])
         for key in reversed(keys[:found]):
             self._ram.touch(key)
         return found
 
     def end(self, chain: Sequence[int], found: int) -> None:
-        """Insert what was missing of a chain, parents first, as far as there is space, and unpin the chain."""
+        """Unpin what was found of a chain, and insert what was missing, parents first, as far as there is space."""
+        self._pinned = frozenset()
         if found < len(chain):
             block = self._blocks.block
             self._inserter.add([block(one) for one in chain[found:]])
-        self._pinned = frozenset()
 
     def problems(self) -> list[str]:
         """Return what contradicts itself: a child without its parent, or more than the capacity."""

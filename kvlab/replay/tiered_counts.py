@@ -9,9 +9,10 @@ from functools import cached_property
 import numpy as np
 
 from kvlab.replay.capacity import Capacity
+from kvlab.replay.serving import QueuedRequest, first_token_s
 from kvlab.replay.statistics import ratio
 from kvlab.replay.trace import BlockTrace
-from kvlab.replay.waits import load, queue_s, service_s
+from kvlab.replay.waits import load, prefill_s, queue_s, service_s
 from kvlab.speed import Speed
 
 SECONDS_A_YEAR = 365.25 * 86_400
@@ -29,6 +30,8 @@ class TieredCounts:
         spurned_tokens: tokens that were stored and computed all the same, which was quicker, int64 ``[requests]``.
         written_tokens: tokens written to SSD for each request and behind it, int64 ``[requests]``.
         evictions: blocks that left a tier for good.
+        after: the request that computed the end of what each one restores, int64 ``[requests]``, -1 for none; None:
+            that is not known.
     """
 
     trace: BlockTrace
@@ -40,6 +43,7 @@ class TieredCounts:
     spurned_tokens: np.ndarray
     written_tokens: np.ndarray
     evictions: int
+    after: np.ndarray | None = None
 
     @cached_property
     def cached(self) -> np.ndarray:
@@ -83,10 +87,20 @@ class TieredCounts:
         """Return the seconds of each request to its first token, were it alone, float64 ``[requests]``."""
         return service_s(self.trace, self.ram_tokens, self.ssd_tokens, speed, token_bytes)
 
-    def ttft_s(self, speed: Speed, token_bytes: int) -> np.ndarray:
-        """Return the time to first token of each request, those before it waited for, float64 ``[requests]``."""
+    def ttft_s(self, speed: Speed, token_bytes: int, places: int | None = None) -> np.ndarray:
+        """Return the time to first token of each request, others waited for, float64 ``[requests]``.
+
+        With ``places`` so many requests are served side by side (:func:`first_token_s`); else one after the other, each
+        until its first token, and answers hold nobody up.
+        """
         alone = self.service_s(speed, token_bytes)
-        return alone + queue_s(self.trace.times, alone)
+        if places is None:
+            return alone + queue_s(self.trace.times, alone)
+        prompts = prefill_s(self.trace, self.cached, speed)
+        after = np.full(len(self.trace), -1) if self.after is None else self.after
+        columns = (self.trace.times, alone - prompts, prompts, np.maximum(self.trace.output_tokens - 1, 0), after)
+        jobs = [QueuedRequest(*one) for one in zip(*(column.tolist() for column in columns), strict=True)]
+        return first_token_s(jobs, speed, places)
 
     def load(self, speed: Speed, token_bytes: int) -> float:
         """Return the share of the time in which the server is at work; above 1 it cannot keep up."""

@@ -54,6 +54,7 @@ def replay_tiers(
     restore: str = ALWAYS,
     admit: int = 1,
     endurance: str | int = DEFAULT_ENDURANCE_BYTES,
+    concurrency: int | None = None,
     workers: int | None = None,
     progress: bool = True,
 ) -> TieredResults:
@@ -70,6 +71,7 @@ def replay_tiers(
         restore: ``always``, or ``auto``: compute again what that has sooner.
         admit: uses after which a block may be written to SSD.
         endurance: bytes that may be written to the drive, such as ``600TB``.
+        concurrency: requests that are served side by side; else one after the other, and answers hold nobody up.
         workers: processes; else as many as there are cores.
         progress: show a bar.
 
@@ -84,6 +86,8 @@ def replay_tiers(
     rule = restore_rule(restore, speed, token_bytes)
     if admit < 1:
         raise TraceError(f"admit={admit} is no number of uses; write 1 or more")
+    if concurrency is not None and concurrency < 1:
+        raise TraceError(f"concurrency={concurrency} is no number of requests; write 1 or more")
     names = list(dict.fromkeys(items(replace)))
     for name in names:
         policy_class(name)
@@ -98,7 +102,9 @@ def replay_tiers(
     if not tasks:
         raise TraceError("nothing to replay: name a policy such as lru, and the size of RAM such as --ram 8GB")
     done = run_tasks(loaded, tasks, workers=workers, progress=progress)
-    return TieredResults(loaded, statistics(loaded), tuple(done), token_bytes, speed, parse_bytes(endurance))
+    return TieredResults(
+        loaded, statistics(loaded), tuple(done), token_bytes, speed, parse_bytes(endurance), concurrency
+    )
 
 
 def restore_rule(restore: str, speed: Speed | None, token_bytes: int) -> RestoreRule | None:

@@ -32,6 +32,7 @@ class TieredResults:
         token_bytes: bytes of KV a token; 0 where unknown.
         speed: of the machine and the model; None: nothing is said of waits.
         endurance: bytes that may be written to the drive.
+        places: requests that are served side by side; None: one after the other, and answers hold nobody up.
     """
 
     trace: BlockTrace
@@ -40,6 +41,7 @@ class TieredResults:
     token_bytes: int = 0
     speed: Speed | None = None
     endurance: int = field(default=DEFAULT_ENDURANCE_BYTES)
+    places: int | None = None
 
     @cached_property
     def rows(self) -> list[dict[str, Any]]:
@@ -82,7 +84,7 @@ class TieredResults:
             found.append(("ssd_years", one.ssd_years(self.token_bytes, self.endurance), "years"))
         if self.speed is not None and len(self.trace):
             alone = one.service_s(self.speed, self.token_bytes)
-            waited = one.ttft_s(self.speed, self.token_bytes)
+            waited = one.ttft_s(self.speed, self.token_bytes, self.places)
             for name, seconds in (("ttft", waited), ("ttft_alone", alone)):
                 for percent in (50, 95):
                     found.append((f"{name}_p{percent}_ms", 1e3 * float(np.percentile(seconds, percent)), "ms"))
@@ -101,7 +103,7 @@ class TieredResults:
             "written_tokens": one.written_tokens,
         }
         if self.speed is not None:
-            columns["ttft_ms"] = 1e3 * one.ttft_s(self.speed, self.token_bytes)
+            columns["ttft_ms"] = 1e3 * one.ttft_s(self.speed, self.token_bytes, self.places)
         return pl.DataFrame(columns)
 
     @property

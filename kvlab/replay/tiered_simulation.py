@@ -79,17 +79,28 @@ def simulate_tiers(
     tiers = _tiers(trace, replace, ram, ssd, admit)
     n = len(trace)
     found = {name: np.zeros(n, np.int64) for name in ("ram", "ssd", "spurned", "written")}
+    computed_by, after = [-1] * trace.unique, np.full(n, -1, np.int64)
     times, prompts, offsets = trace.times.tolist(), trace.input_tokens.tolist(), trace.offsets.tolist()
+    asked, tails = (
+        trace.asked_blocks.tolist(),
+        list(zip(trace.tail_blocks.tolist(), trace.tail_tokens.tolist(), strict=True)),
+    )
     with collector_paused():
         for request in range(n):
             chain = trace.chain(request).tolist()
-            in_ram = tiers.start(chain, times[request])
+            in_ram = tiers.start(chain[: asked[request]], times[request])
             stop = offsets[request] + len(in_ram)
             tokens = trace.place_tokens[offsets[request] : stop].tolist()
             most = len(in_ram) if rule is None or not in_ram else rule.blocks(in_ram, tokens, prompts[request])
             tiers.read(chain, most)
             for at, size in enumerate(tokens):
                 found["spurned" if at >= most else "ram" if in_ram[at] else "ssd"][request] += size
+            if (most, tails[request][0]) == (len(in_ram), len(in_ram)):
+                found["ssd" if in_ram and not in_ram[-1] else "ram"][request] += tails[request][1]
+            if most:
+                after[request] = computed_by[chain[most - 1]]
+            for block in chain[most:]:
+                computed_by[block] = request
             before = tiers.written
             tiers.end(chain, chain[most : len(in_ram)])
             found["written"][request] = tiers.written - before
@@ -97,7 +108,7 @@ def simulate_tiers(
                 told(TELL_EVERY)
     told(n % TELL_EVERY)
     return TieredCounts(
-        trace, replace, ram, ssd, found["ram"], found["ssd"], found["spurned"], found["written"], tiers.evictions
+        trace, replace, ram, ssd, found["ram"], found["ssd"], found["spurned"], found["written"], tiers.evictions, after
     )
 
 

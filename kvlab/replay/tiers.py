@@ -22,9 +22,7 @@ class ReplayTiers:
     What a request reads stays until it is read. A block below RAM is kept in RAM from its second reading on. New blocks
     enter RAM, others leaving for them, and are written to SSD behind the request; one that must leave RAM unwritten is
     written first. Both tiers note every use. Deviations: the SSD tier is a structure in memory, without files, index
-    and headers; the writer keeps up (:class:`SettledWriter`); and those of :class:`ReplayTier`, but that a request's
-    chain may leave RAM while its blocks enter, as in a live store: where both tiers are smaller than the chain, a block
-    may then be stored without its parent, and is not found.
+    and headers; the writer keeps up (:class:`SettledWriter`); and those of :class:`ReplayTier`.
 
     Args:
         ram, ssd: capacities in the unit of the blocks' sizes; an SSD of 0 is none.

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 
 from kvlab.counts import counted
 from kvlab.replay.chains import ROOT, numbered_chains, parents_of_places
 from kvlab.replay.errors import TraceError
+
+NOTES = ("answer_blocks", "tail_blocks", "tail_tokens")
+"""Columns that only records of a store's own requests fill."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -29,7 +33,11 @@ class BlockTrace:
         sessions: the conversation of each request, int32 ``[requests]``.
         blocks: block numbers from 0 on, int32 ``[total]``, the chains behind one another.
         offsets: where each chain starts, int64 ``[requests + 1]``.
-        partial: whether the last block of a chain is not full, bool ``[requests]``.
+        partial: whether the last block of a prompt is not full, bool ``[requests]``.
+        answer_blocks: blocks at the end of each chain that the answer fills, int64 ``[requests]``: they are stored at
+            the request's end, and cannot be hit by it. Most traces know of none.
+        tail_blocks, tail_tokens: a request whose stored prefix has exactly so many blocks finds so many tokens more, in
+            a block that goes on otherwise, int64 ``[requests]``. Only kvlab's own records know of such.
     """
 
     name: str
@@ -41,10 +49,17 @@ class BlockTrace:
     blocks: np.ndarray
     offsets: np.ndarray
     partial: np.ndarray
+    answer_blocks: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))
+    tail_blocks: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))
+    tail_tokens: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))
 
     def __post_init__(self) -> None:
-        columns = (self.times, self.input_tokens, self.output_tokens, self.sessions, self.partial)
         n = len(self.times)
+        for name in NOTES:
+            if not len(getattr(self, name)):
+                object.__setattr__(self, name, np.zeros(n, np.int64))
+        columns = (self.times, self.input_tokens, self.output_tokens, self.sessions, self.partial, self.answer_blocks,
+                   self.tail_blocks, self.tail_tokens)  # fmt: skip
         if any(len(column) != n for column in columns) or len(self.offsets) != n + 1:
             raise TraceError("the columns of a trace differ in length; give one value a request")
         if n and (np.diff(self.times) < 0).any():
@@ -91,10 +106,16 @@ class BlockTrace:
     def place_tokens(self) -> np.ndarray:
         """The tokens that each place of each chain holds, int64 ``[total]``."""
         tokens = np.full(len(self.blocks), self.block_tokens, np.int64)
-        ends = self.partial & (self.lengths > 0)
-        rest = self.input_tokens[ends] - (self.lengths[ends] - 1) * self.block_tokens
-        tokens[self.offsets[1:][ends] - 1] = rest
+        asked = self.asked_blocks
+        ends = self.partial & (asked > 0)
+        rest = self.input_tokens[ends] - (asked[ends] - 1) * self.block_tokens
+        tokens[self.offsets[:-1][ends] + asked[ends] - 1] = rest
         return tokens
+
+    @cached_property
+    def asked_blocks(self) -> np.ndarray:
+        """Blocks of each request's prompt, int64 ``[requests]``."""
+        return self.lengths - self.answer_blocks
 
     @cached_property
     def known_tokens(self) -> int:
@@ -117,12 +138,14 @@ class BlockTrace:
 
     def hit_tokens(self, hit_blocks: np.ndarray) -> np.ndarray:
         """Return the tokens of prefixes of so many blocks, int64 ``[requests]``."""
-        return np.minimum(hit_blocks * self.block_tokens, self.input_tokens)
+        tails = np.where(hit_blocks == self.tail_blocks, self.tail_tokens, 0)
+        return np.minimum(hit_blocks * self.block_tokens + tails, self.input_tokens)
 
     def plain(self) -> BlockTrace:
         """Return every block as a request of its own, without parents: how traces of other caches are counted."""
         lengths, n = self.lengths, len(self.blocks)
         tokens = self.place_tokens
+        none: dict[str, Any] = {name: np.zeros(n, np.int64) for name in NOTES}
         return replace(
             self,
             times=np.repeat(self.times, lengths),
@@ -131,13 +154,14 @@ class BlockTrace:
             sessions=np.repeat(self.sessions, lengths),
             offsets=np.arange(n + 1, dtype=np.int64),
             partial=tokens < self.block_tokens,
+            **none,
         )
 
     def full_blocks(self) -> BlockTrace:
         """Return the trace without its partial blocks, whose tokens are then computed each time."""
         kept = np.ones(len(self.blocks), bool)
-        ends = self.partial & (self.lengths > 0)
-        kept[self.offsets[1:][ends] - 1] = False
+        ends = self.partial & (self.asked_blocks > 0)
+        kept[self.offsets[:-1][ends] + self.asked_blocks[ends] - 1] = False
         offsets = np.concatenate([[0], np.cumsum(self.lengths - ends)]).astype(np.int64)
         blocks = numbered_chains(self.blocks[kept], offsets)
         return replace(self, blocks=blocks, offsets=offsets, partial=np.zeros(len(self), bool))
@@ -163,6 +187,7 @@ def block_trace(
     input_tokens: Sequence[int] | np.ndarray | None = None,
     output_tokens: Sequence[int] | np.ndarray | None = None,
     sessions: Sequence[int] | np.ndarray | None = None,
+    notes: Mapping[str, Sequence[int]] | None = None,
 ) -> BlockTrace:
     """Make a trace of chains of block ids; requests are sorted by time, those of one time stay in their order.
 
@@ -173,6 +198,7 @@ def block_trace(
         input_tokens: tokens of each prompt; else those of its blocks. With fewer than its blocks hold, the last is
             partial; with more, they are in no block.
         sessions: numbers of conversations; else all differ.
+        notes: the columns ``answer_blocks``, ``tail_blocks`` and ``tail_tokens``; else zeros.
 
     Raises:
         TraceError: a prompt has fewer tokens than its blocks but the last hold, or a column has another length.
@@ -188,6 +214,7 @@ def block_trace(
         input_tokens=lengths * block_tokens if input_tokens is None else np.asarray(input_tokens, np.int64),
         output_tokens=np.zeros(n, np.int64) if output_tokens is None else np.asarray(output_tokens, np.int64),
         sessions=np.arange(n, dtype=np.int32) if sessions is None else np.asarray(sessions, np.int32),
+        notes={name: np.asarray(values, np.int64) for name, values in (notes or {}).items()},
     )
 
 
@@ -201,6 +228,7 @@ def trace_of_arrays(
     input_tokens: np.ndarray,
     output_tokens: np.ndarray,
     sessions: np.ndarray,
+    notes: Mapping[str, np.ndarray] | None = None,
 ) -> BlockTrace:
     """Make a trace as :func:`block_trace` does, of arrays; ``ids`` of all chains may lie behind one another."""
     if block_tokens < 1:
@@ -217,12 +245,15 @@ def trace_of_arrays(
         lengths = lengths[order]
         times, input_tokens = times[order], input_tokens[order]
         output_tokens, sessions = output_tokens[order], sessions[order]
+        notes = {name: values[order] for name, values in (notes or {}).items()}
+    notes = notes or {}
+    asked = lengths - notes.get("answer_blocks", 0)
     offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
-    filled = lengths > 0
-    if (filled & (input_tokens <= (lengths - 1) * block_tokens)).any():
-        at = int(np.argmax(filled & (input_tokens <= (lengths - 1) * block_tokens)))
+    filled = asked > 0
+    if (filled & (input_tokens <= (asked - 1) * block_tokens)).any():
+        at = int(np.argmax(filled & (input_tokens <= (asked - 1) * block_tokens)))
         raise TraceError(
-            f"request {at} has {counted(int(lengths[at]), 'block')} of {counted(block_tokens, 'token')}, but only "
+            f"request {at} has {counted(int(asked[at]), 'block')} of {counted(block_tokens, 'token')}, but only "
             f"{counted(int(input_tokens[at]), 'token')}; give as many ids as its tokens fill"
         )
     return BlockTrace(
@@ -234,5 +265,6 @@ def trace_of_arrays(
         sessions,
         numbered_chains(ids, offsets),
         offsets,
-        filled & (input_tokens < lengths * block_tokens),
+        filled & (input_tokens < asked * block_tokens),
+        **notes,
     )

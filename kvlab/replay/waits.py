@@ -15,11 +15,17 @@ def service_s(trace: BlockTrace, ram: np.ndarray, ssd: np.ndarray, speed: Speed,
         ram, ssd: tokens of each prompt that are restored from a tier, int64 ``[requests]``; the last token of a prompt
             is computed in any case.
     """
-    tokens = np.maximum(trace.input_tokens, 1).astype(np.float64)
-    known = np.minimum(ram + ssd, tokens - 1)
-    prefill = speed.token_s * (tokens - known) + speed.token2_s * (tokens**2 - known**2)
+    prefill = prefill_s(trace, ram + ssd, speed)
     restore = token_bytes * (ram / speed.memory + ssd / speed.ssd) + speed.restore_s * (ram + ssd > 0)
     return speed.base_s + restore + prefill
+
+
+def prefill_s(trace: BlockTrace, cached: np.ndarray, speed: Speed) -> np.ndarray:
+    """Return the seconds in which the rest of each prompt is computed, alone, float64 ``[requests]``."""
+    tokens = np.maximum(trace.input_tokens, 1).astype(np.float64)
+    known = np.minimum(cached, tokens - 1)
+    found: np.ndarray = speed.token_s * (tokens - known) + speed.token2_s * (tokens**2 - known**2)
+    return found
 
 
 def queue_s(times: np.ndarray, service: np.ndarray) -> np.ndarray:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from kvlab.store.blocks import Block, Child
+from kvlab.store.keys import Namespace
+from kvlab.store.matches import Piece
 from kvlab.store.read_buffers import ReadBuffer
 
 IsPinned = Callable[[bytes], bool]
@@ -103,6 +105,30 @@ class Tier(TierIndex, MissMemory, Protocol):
 
     def close(self) -> None:
         """Close files and connections. Idempotent."""
+        ...
+
+
+@runtime_checkable
+class TimedTier(Protocol):
+    """Is a tier that can say how quick it is before anything is read from it for a request."""
+
+    def timed_read(self, ns: Namespace) -> tuple[int, float] | None:
+        """Read one block of the model, policy and dtype of ``ns``, not from the system's memory where it can tell.
+
+        Returns its tokens and the seconds that took; None where there is no such block, or it cannot be read.
+        """
+        ...
+
+
+class ReadWatch(Protocol):
+    """Decides during the read of a match how much of it is read."""
+
+    def before(self, pieces: Sequence[Piece]) -> None:
+        """Note that the first piece is about to be read below RAM, before the others. Raises ``TierMiss`` to end."""
+        ...
+
+    def after(self, tokens: int) -> None:
+        """Note that the piece was read, a block of so many tokens."""
         ...
 
 

@@ -18,7 +18,7 @@ from kvlab.store.keys import Namespace
 from kvlab.store.lookup import Lookup
 from kvlab.store.matches import Match, Piece, Put, Query, Report
 from kvlab.store.pins import Pins
-from kvlab.store.protocols import Tier
+from kvlab.store.protocols import ReadWatch, Tier, TimedTier
 from kvlab.store.ram.insertion import RamInserter
 from kvlab.store.ram.tier import RamTier
 from kvlab.store.read_buffers import Payload, PayloadList, PayloadSink, ReadBuffer
@@ -92,23 +92,26 @@ class Store:
         The match is that of :meth:`read_into`. The arrays are shared and cannot be written to.
         """
         kept = PayloadList()
-        found = self._read(match, kept, apart=False)
+        found = self._read(match, kept)
         return kept.payloads[: len(found.pieces)], found
 
-    def read_into(self, match: Match, sink: PayloadSink) -> Match:
+    def read_into(self, match: Match, sink: PayloadSink, watch: ReadWatch | None = None) -> Match:
         """Hand the payloads of a match to ``sink``, each cut to its used tokens; return the match they make up.
 
-        That is ``match`` itself, unless a block proved bad or gone: then it is shorter, with ``miss`` saying why, and
-        for a match with a checkpoint it is the next best one, which ``sink`` gets from the beginning. Blocks read
-        from below RAM are kept there from their second reading on: the first costs no memory.
+        That is ``match`` itself, unless a block proved bad or gone, or ``watch`` ended the read: then it is shorter,
+        with ``miss`` saying why, and for a match with a checkpoint it is the next best one, which ``sink`` gets from
+        the beginning. Blocks read from below RAM are kept there from their second reading on: the first costs no
+        memory.
         """
-        return self._read(match, sink, apart=True)
+        return self._read(match, sink, ReadBuffer(sink), watch)
 
-    def _read(self, match: Match, sink: PayloadSink, *, apart: bool) -> Match:
+    def _read(
+        self, match: Match, sink: PayloadSink, buffer: ReadBuffer | None = None, watch: ReadWatch | None = None
+    ) -> Match:
         query = match.query
         if query is None or not self._pins.held(match):
             raise StoreError("this match was read or released before; match again")
-        count, reason = self._read_pieces(match.pieces, query, sink, ReadBuffer(sink) if apart else None)
+        count, reason = self._read_pieces(match.pieces, query, sink, buffer, watch)
         used = match.pieces[:count]
         with self._lock:
             self._touch([piece.key for piece in reversed(used)])  # leaves first, so that heads are the younger ones
@@ -120,15 +123,23 @@ class Store:
             if match.checkpoint is None:
                 self._stats.missed(reason)
                 return Match.of(query, used, reason, None, match.ticket)
-        return self._read(self._find(query, reason), sink, apart=apart)
+        return self._read(self._find(query, reason), sink, buffer, watch)
 
     def _read_pieces(
-        self, pieces: Sequence[Piece], query: Query, sink: PayloadSink, buffer: ReadBuffer | None
+        self,
+        pieces: Sequence[Piece],
+        query: Query,
+        sink: PayloadSink,
+        buffer: ReadBuffer | None,
+        watch: ReadWatch | None,
     ) -> tuple[int, str]:
         """Hand pieces to the sink; return how many it has now, and why not all."""
         parent, count = query.ns.root(), 0
         for piece in pieces:
+            is_watched = watch is not None and piece.tier != self._ram.name
             try:
+                if watch is not None and is_watched:
+                    watch.before(pieces[count:])
                 block: Block | None
                 if buffer is None:
                     block = self._fetch(piece.key)
@@ -143,7 +154,19 @@ class Store:
                 cut = piece.used < block.length
                 payload = {n: a[:, : piece.used] for n, a in block.payload.items()} if cut else block.payload
                 sink.take(payload, piece.start)
+            if watch is not None and is_watched:
+                watch.after(piece.length)
         return count, ""
+
+    def timed_read(self, ns: Namespace) -> tuple[int, float] | None:
+        """Read one block like those of ``ns`` from the first tier below RAM that can say how quick it is.
+
+        Returns its tokens and the seconds that took; None where no tier can. Nothing counts as used.
+        """
+        for tier in self._tiers:
+            if isinstance(tier, TimedTier) and (found := tier.timed_read(ns)) is not None:
+                return found
+        return None
 
     def read_checkpoint(self, match: Match) -> Payload | None:
         """Read the state at exactly ``match.tokens``; None when it proved bad or gone (then match again)."""

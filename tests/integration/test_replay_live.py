@@ -14,7 +14,9 @@ from kvlab.decoder import Decoder
 from kvlab.decoder.reuse.paged import policy_key
 from kvlab.models import LoadedModel
 from kvlab.policies import Policy
-from kvlab.replay import block_trace
+from kvlab.recording.recorder import Recorder
+from kvlab.replay import block_trace, replay_tiers
+from kvlab.replay.loaders.kvlab_events import trace_of_events
 from kvlab.replay.sized_block import TraceBlocks
 from kvlab.replay.tiers import ReplayTiers
 from kvlab.store import Namespace
@@ -77,11 +79,11 @@ def replayed(
 
 
 def served(
-    model: LoadedModel, policy: str, chains: list[list[int]], stored: list[int]
+    model: LoadedModel, policy: str, chains: list[list[int]], stored: list[int], recorder: Recorder | None = None
 ) -> tuple[list[dict[str, int]], list[int]]:
     """The same of the decoder; blocks are numbered as those of the trace are, by their first appearance."""
     found, victims = [], list[int]()
-    with Decoder(model, policy, retain=0) as decoder:
+    with Decoder(model, policy, recorder=recorder, retain=0) as decoder:
         store: Any = decoder.store
         space = Namespace(model.fingerprint, policy_key(Policy.parse(policy)), model.dtype, BLOCK)
         numbers: dict[bytes, int] = {}
@@ -115,7 +117,11 @@ def test_decoder_finds_the_tokens_and_loses_the_blocks_that_the_replay_says(
     policy = f"paged:block={BLOCK},reply=false|ram:ram={room * BLOCK * token_bytes},replace={replace}"
     found, victims, stored = replayed(chains, room, 0, replace)
     assert victims and any(found)
-    assert served(bundled, policy, chains, stored) == (found, victims)
+    recorder = Recorder()
+    assert served(bundled, policy, chains, stored, recorder) == (found, victims)
+    trace = trace_of_events("live", recorder)
+    recorded = [trace.chain(request).tolist() for request in range(len(trace))]
+    assert replayed(recorded, room, 0, replace)[:2] == (found, victims), "the record names the same blocks"
 
 
 def file_bytes(model: LoadedModel, folder: Path) -> int:
@@ -142,3 +148,24 @@ def test_decoder_finds_the_tokens_in_the_tiers_where_the_replay_finds_them(
     assert any(SSD.name in one for one in found) and any(RAM.name in one for one in found)
     served_tiers, _ = served(bundled, policy, chains, stored)
     assert served_tiers == found
+
+
+@pytest.mark.parametrize("ram", ["1GB", "100KB"])
+def test_replay_of_a_live_record_finds_the_tokens_that_the_decoder_found(
+    ram: str, bundled: LoadedModel, tmp_path: Path
+) -> None:
+    recorder, draw = Recorder(), np.random.default_rng(5)
+    prompts = [tokens_of([0, 1, 2 + one]) for one in range(3)]
+    policy = f"paged:block={BLOCK}|tiered:ram={ram},ssd=1GB,dir={tmp_path}"
+    with Decoder(bundled, policy, recorder=recorder, retain=0) as decoder:
+        for at in [0, 1, 0, 2, 1, 0, 2, 2]:
+            done = decoder.generate(prompts[at], max_tokens=7, tags={"conversation": str(at)})
+            assert decoder.store is not None
+            decoder.store.flush()
+            prompts[at] = [*prompts[at], *done.tokens, *draw.integers(20, 100, 21).tolist()]
+    trace = trace_of_events("live", recorder)
+    size = token_bytes_of(bundled)(Policy.parse("full"))
+    [counts] = replay_tiers(trace, ram, "1GB", token_bytes=size, workers=1, progress=False).counts
+    matched = recorder.frame("matched")
+    assert counts.cached.tolist() == matched["cached_tokens"].to_list()
+    assert any(counts.ssd_tokens) == (ram == "100KB")

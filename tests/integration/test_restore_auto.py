@@ -55,11 +55,35 @@ def _slow(monkeypatch: pytest.MonkeyPatch, seconds: float) -> None:
 def test_a_drive_that_is_quicker_than_computing_is_read_to_the_end(bundled: LoadedModel, tmp_path: Path) -> None:
     wanted = fill(bundled, tmp_path)
     with Decoder(bundled, policy(tmp_path, "auto"), retain=0) as decoder:
-        meter = decoder._scheduler.reuse._meter  # type: ignore[attr-defined]
-        for n in (100, 200, 400):
+        meter = decoder._scheduler.reuse._meter  # type: ignore[union-attr]
+        for n in (100, 200, 400, 800):
             meter.computed(0, n, float(n))  # a second a token: any drive is quicker
         done = decoder.generate(PROMPT, max_tokens=4)
     assert done.tokens == wanted and done.cached_tokens == len(PROMPT) - 1
+
+
+def test_a_slow_drive_is_left_alone_by_the_first_request_of_a_process(
+    bundled: LoadedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wanted = fill(bundled, tmp_path)
+    _slow(monkeypatch, SLOW_S)
+    with Decoder(bundled, policy(tmp_path, "auto"), retain=0) as decoder:
+        first = decoder.generate(PROMPT, max_tokens=4)
+    assert first.tokens == wanted
+    assert (first.miss, first.cached_tokens) == ("computed_sooner", 0)
+
+
+def test_blocks_that_are_read_for_the_second_time_are_left_alone_too(
+    bundled: LoadedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fill(bundled, tmp_path)
+    with Decoder(bundled, policy(tmp_path, "always"), retain=0) as decoder:
+        store = decoder.store
+        assert store is not None
+        decoder.generate(PROMPT, max_tokens=1)
+        _slow(monkeypatch, SLOW_S)
+        with Decoder(bundled, policy(tmp_path, "auto"), store=store, retain=0) as other:
+            assert other.generate(PROMPT, max_tokens=1).cached_tokens == 0
 
 
 def test_spec_says_restore_and_refuses_others() -> None:

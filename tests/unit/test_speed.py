@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from hypothesis import strategies as st
 
 import kvlab
 from kvlab.advising import AdviceError
-from kvlab.bench.cost import Samples, speed_of
+from kvlab.bench.cost import Samples, TimedRequest, speed_of
 from kvlab.errors import SpeedError
 from kvlab.speed import ROWS, Speed, fitted, read_speed
 
@@ -42,7 +43,7 @@ def test_a_file_has_the_same_words_and_a_name(tmp_path: Path) -> None:
 
 
 def test_rows_of_the_benchmark_are_read_back(tmp_path: Path) -> None:
-    values = dict(zip(ROWS, (400.0, 0.001, 20.0, 0.1, 0.01, 9e9, 1e9, 3e8, 2048), strict=True))
+    values = dict(zip(ROWS, (400.0, 0.001, 20.0, 0.1, 0.01, 9e9, 1e9, 3e8, 2048, 0.03, 0.5, 0.2), strict=True))
     rows = [
         {"metric": metric, "value": value, "unit": "", "model": "tiny", **({"tier": tier} if tier else {})}
         for (metric, tier), value in values.items()
@@ -52,8 +53,9 @@ def test_rows_of_the_benchmark_are_read_back(tmp_path: Path) -> None:
     file.write_text(json.dumps({"rows": rows, "provenance": {"device": "CPU"}}))
     found = read_speed(file)
     assert found == Speed(
-        1 / 400, 0.05, 0.1, 0.001 / 400 / 2, 0.0, 1e9, 9e9, 3e8, restore_s=0.01, token_bytes=2048, source="CPU, tiny"
-    )
+        1 / 400, 0.05, 0.1, 0.001 / 400 / 2, 0.03, 1e9, 9e9, 3e8,
+        restore_s=0.01, token_bytes=2048, prefill_share=0.5, busy_s=0.2, source="CPU, tiny",
+    )  # fmt: skip
 
 
 @pytest.mark.parametrize(
@@ -102,21 +104,39 @@ def test_samples_give_the_speed_that_made_them() -> None:
     wanted = Speed(0.002, 0.05, 0.1, 1e-7, 0.0, 1e9, 8e9, 3e8, restore_s=0.01, token_bytes=100, source="made")
     samples = Samples(steps=[0.05], written=[3e8])
     for n in (512, 1024, 2048, 3072, 4096):
-        samples.cold[n] = [wanted.base_s + wanted.prefill(0, n)] if n != 3072 else [99.0]
-    for size in (10**8, 4 * 10**8):
-        samples.restored["ram", size] = [wanted.restore(size, 0)]
-        samples.restored["ssd", size] = [wanted.restore(0, size)]
+        samples.note(TimedRequest(0, 0, 0, n), wanted.base_s + wanted.prefill(0, n) if n != 3072 else 99.0)
+    for start in (1_000, 4_000):
+        for more in (1, 33):
+            for tier, size in (("ram", start * 10**5), ("ssd", start * 10**5)):
+                restore = wanted.restore(size, 0) if tier == "ram" else wanted.restore(0, size)
+                sample = TimedRequest(size if tier == "ram" else 0, size if tier == "ssd" else 0, start, more)
+                samples.note(sample, wanted.base_s + restore + wanted.prefill(start, more))
+    for n in (16, 1024):
+        samples.beside[n] = [0.4 + wanted.prefill(0, n) / 0.5]
+    samples.crowded_steps = [0.07]
+    wanted = replace(wanted, beside_s=0.01, prefill_share=0.5, busy_s=0.4)
     found = speed_of(samples, 3072, token_bytes=100, source="made")
-    for name in ("token_s", "base_s", "token2_s", "memory", "ssd", "write", "restore_s", "step_s"):
+    for name in (
+        "prefill_share",
+        "busy_s",
+        "token_s",
+        "base_s",
+        "token2_s",
+        "memory",
+        "ssd",
+        "write",
+        "restore_s",
+        "step_s",
+    ):
         assert getattr(found, name) == pytest.approx(getattr(wanted, name), rel=1e-6), name
 
 
 def test_restores_that_look_quicker_than_nothing_are_fitted_without_a_latency() -> None:
-    samples = Samples(steps=[0.05], written=[3e8], cold={n: [n * 0.001] for n in (256, 512, 1024)})
-    restored: dict[tuple[str, int], list[float]] = {
-        ("ram", 100): [0.001], ("ram", 400): [0.008], ("ssd", 100): [0.01], ("ssd", 400): [0.08]
-    }  # fmt: skip
-    samples.restored = restored
+    samples = Samples(steps=[0.05], written=[3e8])
+    for n in (256, 512, 1024):
+        samples.note(TimedRequest(0, 0, 0, n), n * 0.001)
+    for tier, size, seconds in (("ram", 100, 0.001), ("ram", 400, 0.008), ("ssd", 100, 0.01), ("ssd", 400, 0.08)):
+        samples.note(TimedRequest(size if tier == "ram" else 0, size if tier == "ssd" else 0, size, 1), seconds)
     found = speed_of(samples, 0, token_bytes=1, source="made")
     assert found.restore_s == 0 and 0 < found.ssd < found.memory
 

@@ -10,6 +10,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
+import numpy as np
+
 from kvlab.decoder.request import Request
 from kvlab.errors import PolicyError
 from kvlab.models import LoadedModel
@@ -21,6 +23,10 @@ OnStored = Callable[[Request, int, int, float], None]
 
 OnDropped = Callable[[int, int], None]
 """Called when KV left memory of a reuse's own for good, with its sequences and its bytes."""
+
+
+OnChain = Callable[[Request, int, bool, np.ndarray], None]
+"""Called with the tokens of a block, whether blocks are kept, and the ids of a sequence's full ones, int64 ``[n]``."""
 
 
 class PrefixCache(ABC):
@@ -57,6 +63,7 @@ class PrefixCache(ABC):
         self.loaded, self.policy, self.store = loaded, policy, store
         self.on_stored: OnStored = lambda *_: None
         self.on_dropped: OnDropped = lambda *_: None
+        self.on_chain: OnChain | None = None
 
     def namespace(self, tenant: str = "") -> Namespace:
         """Return the namespace of this model's and this policy's blocks in the store, for one tenant.

@@ -22,6 +22,7 @@ from kvlab.decoder.prefill.segments import checkpoint_segments
 from kvlab.decoder.request import Request
 from kvlab.decoder.reuse.base import PrefixCache
 from kvlab.decoder.reuse.deposits import Deposits
+from kvlab.decoder.reuse.drive_timing import DriveTimer, time_prompts
 from kvlab.decoder.reuse.hot_sequence import HotSequence
 from kvlab.decoder.reuse.paged_rules import match_whole_pieces, opening_of_answers, tokens_to_store
 from kvlab.decoder.reuse.restore_meter import RestoreMeter
@@ -31,11 +32,14 @@ from kvlab.policies import Module, Paged, Policy, Scorer
 from kvlab.policies.slots import inner_fields
 from kvlab.policies.tiers import ALWAYS, AUTO
 from kvlab.store import Match, Namespace, Payload, Store
+from kvlab.store import keys as k
 
 MAX_BAD_CHECKPOINTS = 16
 """Bad checkpoints in a row after which a request is computed from its first token."""
 
 PACKAGE_NAME = __name__.partition(".")[0]
+BLOCK_ID_BYTES = 8
+"""Of a block's key that events hold: it names the block, and says nothing of its tokens."""
 CODE_DIGITS = 16
 """Digits of the digest of a module's code in a block key."""
 
@@ -71,6 +75,9 @@ class PagedPrefixCache(PrefixCache):
         self.keeps_parts = policy.retention.is_lossless and not self.wants_checkpoints
         may_compute = getattr(policy.tiers, "restore", ALWAYS) == AUTO and not self.wants_checkpoints
         self._meter = RestoreMeter() if may_compute else None
+        self._timer = DriveTimer(self._meter, store, self.namespace()) if self._meter is not None else None
+        if self._meter is not None and self._timer is not None and self._timer.run():
+            time_prompts(loaded, lambda: make_caches(loaded.model, policy), self._meter)
 
     def namespace(self, tenant: str = "") -> Namespace:
         return Namespace(self._fingerprint, self._policy_key, self.loaded.dtype, self._block, tenant)
@@ -95,6 +102,7 @@ class PagedPrefixCache(PrefixCache):
 
     def restore(self, request: Request, caches: Sequence[Any], live: int = 0) -> int:
         self._deposits.settle()  # so that KV of requests that have just ended is found
+        self._name_blocks(request, request.context, kept=False)
         started = time.perf_counter()
         limit = self.limit(request)
         match = self._match(request, limit)
@@ -149,10 +157,7 @@ class PagedPrefixCache(PrefixCache):
         """Load a match, or the best one that is left without bad blocks; return its checkpoint and the match."""
         corrupt = ""
         if self._meter is not None:
-            watched = self._meter.watched(loader, match.tokens)
-            match = self._store.read_into(match, watched)
-            watched.finish()
-            return None, match
+            return None, self._store.read_into(match, loader, self._meter.watch(len(request.context)))
         for _ in range(MAX_BAD_CHECKPOINTS):
             match = self._store.read_into(match, loader)
             if not self.wants_checkpoints:
@@ -187,6 +192,8 @@ class PagedPrefixCache(PrefixCache):
         if self._meter is not None and request.times:
             spent = request.times[0] - request.admitted - request.lookup_s - request.restore_s
             self._meter.computed(request.cached, len(request.prompt) - request.cached, spent)
+            if self._timer is not None and self._meter.is_due:
+                self._timer.start()
         own = serialize.own_layers(caches)
         if any(layer.retention.prompt_rows is not None for layer in own):
             self.keep_prompt(request, caches)
@@ -207,6 +214,8 @@ class PagedPrefixCache(PrefixCache):
         self._deposits.settle()
 
     def close(self) -> None:
+        if self._timer is not None:
+            self._timer.close()
         self._deposits.close()
 
     def _deposit(
@@ -222,6 +231,7 @@ class PagedPrefixCache(PrefixCache):
         most = tokens_to_store(self._reuse, len(tokens), request.prompt, self._opening)
         space, context = self.namespace(request.tenant), list(tokens[:most])
         checkpoint = checkpoint and most == len(tokens)
+        self._name_blocks(request, context, kept=True)
         kept = self._captured(rows) if len(context) > request.stored else None
         request.stored = max(request.stored, len(context))
         arrays, others = serialize.checkpoint_state(caches) if checkpoint else ({}, {})
@@ -244,6 +254,12 @@ class PagedPrefixCache(PrefixCache):
         """Return what cuts computed rows of ``tokens`` into blocks. Decoder thread; any thread may call the result."""
         memory = {name: np.asarray(array) for name, array in rows.items()}
         return lambda start, end: self._cut(memory, start, end)
+
+    def _name_blocks(self, request: Request, tokens: Sequence[int], *, kept: bool) -> None:
+        if self.on_chain is not None:
+            keys = k.chain_all(self.namespace(request.tenant).root(), k.as_tokens(tokens), self._block)
+            ids = np.frombuffer(b"".join(key[:BLOCK_ID_BYTES] for key in keys), "<i8")
+            self.on_chain(request, self._block, kept, ids)
 
     def _put(
         self,

@@ -11,14 +11,18 @@ import numpy as np
 
 from kvlab.speed import Speed
 from kvlab.store.errors import TierMiss
-from kvlab.store.read_buffers import ArraySpec, Payload, PayloadSink
+from kvlab.store.matches import Piece
+from kvlab.store.restore_choice import tokens_to_restore
+from kvlab.tiers import RAM
 
 PROMPTS = 32
 """Prompts whose time is remembered."""
 KEPT_SHARE = 0.9
 """Of what was known of the drive, after each block read: some ten blocks count."""
 PATIENCE = 16
-"""Requests that do not read before one tries again: the drive may be quicker by then."""
+"""Requests that do not read before the drive is timed again: it may be quicker by then."""
+COPY_TOKENS_PER_S = 1e12
+"""Of blocks that are in RAM already: nothing beside the others."""
 
 
 class ComputedSooner(TierMiss):
@@ -32,83 +36,113 @@ class RestoreMeter:
 
     def __init__(self) -> None:
         self._prompts: deque[tuple[int, int, float]] = deque(maxlen=PROMPTS)
-        self._bytes = self._seconds = 0.0
+        self._drive = 0.0, 0.0
         self._refused = 0
-        self._speed: Speed | None = None
+        self._prefill: Speed | None = None
 
     def computed(self, start: int, tokens: int, seconds: float) -> None:
         """Note that ``tokens`` of a prompt behind its first ``start`` took so long."""
         if tokens > 0 and seconds > 0:
             self._prompts.append((start, tokens, seconds))
-            self._speed = _fitted(list(self._prompts))
+            self._prefill = _fitted(list(self._prompts))
 
-    def read(self, size: int, seconds: float) -> None:
-        """Note that so many bytes were read below RAM in that time."""
-        self._bytes = KEPT_SHARE * self._bytes + size
-        self._seconds = KEPT_SHARE * self._seconds + seconds
+    def read(self, tokens: int, seconds: float) -> None:
+        """Note that so many tokens were read below RAM in that time."""
+        known_tokens, known_s = self._drive
+        self._drive = KEPT_SHARE * known_tokens + tokens, KEPT_SHARE * known_s + seconds
+        self._refused = 0
 
-    def is_worth_reading(self, start: int, tokens: int, size: int) -> bool:
-        """Tell whether to read ``tokens`` behind the first ``start``, of ``size`` bytes: no slower than computing them.
+    def timed(self, found: tuple[int, float] | None) -> None:
+        """Note tokens and seconds of a read for no request, in place of all that was known; None: nothing is known."""
+        self._drive, self._refused = found or (0.0, 0.0), 0
 
-        True while nothing is known of prompts or of the drive.
+    @property
+    def is_due(self) -> bool:
+        """Whether the drive should be timed: nothing is known of it, or it was refused for a while."""
+        return not self._drive[1] or self._refused >= PATIENCE
+
+    @property
+    def token_s(self) -> float:
+        """Seconds in which a token is read below RAM; 0 where nothing is known."""
+        tokens, seconds = self._drive
+        return seconds / tokens if tokens else 0.0
+
+    def worth_reading(self, at: int, runs: Sequence[tuple[str, int]], prompt_tokens: int) -> int:
+        """Return up to which token of a prompt to read, of which the first ``at`` are restored.
+
+        All while nothing is known of prompts or of the drive.
+
+        Args:
+            runs: what follows, as :func:`~kvlab.store.restore_choice.tokens_to_restore` takes it.
+            prompt_tokens: those of the whole prompt.
         """
-        if self._speed is None or not self._seconds:
-            return True
-        return size * self._seconds / self._bytes <= self._speed.prefill(start, tokens)
+        if self._prefill is None or not self.token_s:
+            return at + sum(size for _, size in runs)
+        speed = Speed(
+            self._prefill.token_s,
+            token2_s=self._prefill.token2_s,
+            ssd=1 / self.token_s,
+            memory=COPY_TOKENS_PER_S,
+        )
+        return tokens_to_restore(speed, [(RAM.name, at), *runs], prompt_tokens, 1)
 
     def refused(self) -> None:
-        """Note that a request did not read on; after some of them the drive's speed is forgotten, and tried again."""
+        """Note that a request did not read on."""
         self._refused += 1
-        if self._refused >= PATIENCE:
-            self._refused, self._bytes, self._seconds = 0, 0.0, 0.0
 
-    def watched(self, sink: PayloadSink, tokens: int, clock: Callable[[], float] = time.perf_counter) -> WatchedSink:
-        """Return a sink that hands on to ``sink`` what is read of a match of so many tokens, and ends it in time."""
-        return WatchedSink(self, sink, tokens, clock)
+    def watch(self, prompt_tokens: int, clock: Callable[[], float] = time.perf_counter) -> MeteredRead:
+        """Return what decides on the read of a match of a prompt of so many tokens."""
+        return MeteredRead(self, prompt_tokens, clock)
 
 
-class WatchedSink:
+class MeteredRead:
     """Measures the reads of one match, and ends them with ``ComputedSooner`` where the rest is computed sooner.
 
-    Before each block that is read below RAM for the first time it compares reading all that is left of the match with
-    computing it: a token costs the same to read wherever it stands and more to compute the deeper it stands, so that no
-    other end of the read is better than this one or that of the match.
+    Before the first block below RAM, and behind each one that took longer than expected, it looks for the best end of
+    the read by what is known then; so a drive that turns out to be slow costs the block that says so.
     """
 
-    def __init__(self, meter: RestoreMeter, sink: PayloadSink, tokens: int, clock: Callable[[], float]) -> None:
-        self._meter, self._sink, self._tokens, self._clock = meter, sink, tokens, clock
-        self._pending: tuple[float, int] | None = None
+    def __init__(self, meter: RestoreMeter, prompt_tokens: int, clock: Callable[[], float]) -> None:
+        self._meter, self._prompt_tokens, self._clock = meter, prompt_tokens, clock
+        self._started = self._expected_s = 0.0
+        self._until = -1
 
-    def targets(self, arrays: Sequence[ArraySpec], at: int) -> list[memoryview] | None:
-        """Return the sink's memory for a block. Raises ``ComputedSooner``."""
-        self.finish()
-        size = sum(array.nbytes for array in arrays)
-        tokens = arrays[0].shape[1] if arrays else 1
-        if not self._meter.is_worth_reading(at, self._tokens - at, size * (self._tokens - at) // tokens):
+    def before(self, pieces: Sequence[Piece]) -> None:
+        """Note that the first piece is about to be read. Raises ``ComputedSooner``."""
+        if pieces[0].start >= self._until:
+            self._decide(pieces)
+        self._started = self._clock()
+
+    def _decide(self, pieces: Sequence[Piece]) -> None:
+        at, runs = pieces[0].start, list[tuple[str, int]]()
+        for piece in pieces:
+            tokens = runs.pop()[1] if runs and runs[-1][0] == piece.tier else 0
+            runs.append((piece.tier, tokens + piece.used))
+        self._until, self._expected_s = self._meter.worth_reading(at, runs, self._prompt_tokens), self._meter.token_s
+        if self._until <= at:
             self._meter.refused()
             raise ComputedSooner(f"tokens from {at} on are computed sooner than read")
-        self._pending = self._clock(), size
-        return self._sink.targets(arrays, at)
 
-    def take(self, payload: Payload, at: int) -> None:
-        """Hand a block on."""
-        self.finish()
-        self._sink.take(payload, at)
-
-    def finish(self) -> None:
-        """Note the end of the block that was read last."""
-        if self._pending is not None:
-            started, size = self._pending
-            self._pending = None
-            self._meter.read(size, self._clock() - started)
+    def after(self, tokens: int) -> None:
+        """Note that the piece was read, a block of so many tokens."""
+        taken = self._clock() - self._started
+        self._meter.read(tokens, taken)
+        if taken > tokens * self._expected_s:
+            self._until = -1
 
 
 def _fitted(prompts: Sequence[tuple[int, int, float]]) -> Speed:
-    """Fit what a prompt costs besides, a token, and a token squared, to prompts that may start behind known tokens."""
+    """Fit what a prompt costs besides, a token, and a token squared, to prompts that may start behind known tokens.
+
+    Of fewer lengths fewer of the three are fitted: else the noise of two prompts would be taken for attention.
+    """
     starts, tokens, seconds = (np.array(column, float) for column in zip(*prompts, strict=True))
     columns = np.stack([np.ones(len(tokens)), tokens, (starts + tokens) ** 2 - starts**2], axis=1) / seconds[:, None]
     best, least = (0.0, float(np.median(seconds / tokens)), 0.0), math.inf
+    lengths = len(np.unique(np.stack([starts, tokens]), axis=1).T)
     for terms in ((0, 1, 2), (0, 1), (1, 2), (1,)):
+        if len(terms) >= max(2, lengths) and not (terms == (0, 1) and lengths == 2):
+            continue
         found, *_ = np.linalg.lstsq(columns[:, terms], np.ones(len(seconds)), rcond=None)
         error = float(((columns[:, terms] @ found - 1) ** 2).sum())
         if (found >= 0).all() and found[terms.index(1)] > 0 and error < least - 1e-12:

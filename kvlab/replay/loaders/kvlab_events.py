@@ -1,9 +1,11 @@
 """kvlab's own records of events: what a run, or a recorder, saved.
 
-Events hold the size of a prompt and what was found of it, not its tokens. So chains are inferred: a turn's prompt is
-taken to begin with the prompt of the turn before, up to the token at which a miss says that it ``diverged_at``; the
-first prompt of a conversation is taken to begin with as many tokens of the record's first conversation as it found
-cached. What a full tier had evicted by then is unknown: record with a tier that holds everything.
+A store's blocks are named in the events (``chained``): the chain of each prompt, what its answer added, and the tokens
+that were found in a block that went on otherwise. Where a record has no such names, of a policy without blocks or of an
+earlier kvlab, it holds the size of a prompt and what was found of it. So chains are inferred: a turn's prompt is taken
+to begin with the prompt of the turn before, up to the token at which a miss says that it ``diverged_at``; the first
+prompt of a conversation is taken to begin with as many tokens of the record's first conversation as it found cached.
+What a full tier had evicted by then is unknown: record with a tier that holds everything.
 """
 
 from __future__ import annotations
@@ -50,6 +52,8 @@ def trace_of_events(name: str, recorder: Recorder) -> BlockTrace:
     requests = _requests(recorder)
     if requests.is_empty():
         raise TraceError(f"{name}: the record holds no request; expected events of kind submitted")
+    if not (named := recorder.frame("chained")).is_empty():
+        return _named_trace(name, requests, named)
     chains = _Chains()
     numbers: dict[Any, int] = {}
     made = []
@@ -66,6 +70,43 @@ def trace_of_events(name: str, recorder: Recorder) -> BlockTrace:
         output_tokens=[answered for *_, answered, _ in made],
         sessions=[session for *_, session in made],
     )
+
+
+def _named_trace(name: str, requests: pl.DataFrame, named: pl.DataFrame) -> BlockTrace:
+    """Return the trace of the blocks that the events name: of the first lookup of each request, and of its end."""
+    size = int(named["block_tokens"][0])
+    asked, kept = (_chains_of(named.filter(pl.col("kept") == is_kept)) for is_kept in (False, True))
+    requests = requests.filter(pl.col("cached_tokens").is_not_null())  # others ended before they were looked up
+    chains, answers, tails = [], [], []
+    for request, cached in requests.select("request", "cached_tokens").iter_rows():
+        prompt = asked.get(request, [[]])[0]
+        stored = max(kept.get(request, [[]]), key=len)
+        chains.append(stored if stored[: len(prompt)] == prompt else prompt)
+        answers.append(len(chains[-1]) - len(prompt))
+        tails.append(divmod(cached, size))
+    times, sessions = requests["t"].to_numpy(), requests["conversation"].rank("dense").to_numpy()
+    return block_trace(
+        name,
+        size,
+        chains,
+        times=times - times[0],
+        input_tokens=requests["prompt_tokens"].to_numpy(),
+        output_tokens=requests["answered"].fill_null(0).to_numpy(),
+        sessions=sessions,
+        notes={
+            "answer_blocks": answers,
+            "tail_blocks": [blocks for blocks, _ in tails],
+            "tail_tokens": [tokens for _, tokens in tails],
+        },
+    )
+
+
+def _chains_of(named: pl.DataFrame) -> dict[int, list[list[int]]]:
+    """Return the chains of each request, one for each time that it was named."""
+    found: dict[int, list[list[int]]] = {}
+    for (request, _), one in named.group_by("request", "t", maintain_order=True):
+        found.setdefault(int(request), []).append(one.sort("place")["block"].to_list())
+    return found
 
 
 class _Chains:

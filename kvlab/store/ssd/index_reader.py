@@ -37,5 +37,18 @@ class IndexReader(SsdIndex):
         children = [Child(row[0], k.sortable(row[1])) for row in rows if row is not None]
         return max(children, key=lambda child: k.common(child.tokens, tokens), default=None)
 
+    def like(self, ns: k.Namespace) -> bytes | None:
+        """Return the key of a prompt's first block of the same model, policy, dtype and block size, of any tenant."""
+        roots = self.rows(
+            "SELECT root FROM namespaces WHERE model = ? AND policy = ? AND dtype = ? AND block = ?",
+            ns.model, ns.policy, ns.dtype, ns.block,
+        )  # fmt: skip
+        for (root,) in roots:
+            sql = f"SELECT key FROM blocks WHERE parent = ? AND kind = {BLOCK} AND owner IS NULL "
+            row = self.one(sql + "ORDER BY length(tokens) DESC LIMIT 1", root)
+            if row is not None:
+                return bytes(row[0])
+        return None
+
     def _set(self, sql: str, keys: Sequence[bytes]) -> set[bytes]:
         return {row[0] for row in self.among(sql, keys)}

@@ -23,6 +23,7 @@ from typing import Any, ClassVar, TypeVar
 from kvlab.errors import StoreError
 from kvlab.store.blocks import Block, Child
 from kvlab.store.errors import TierCorrupt, TierMiss, TierUnreadable
+from kvlab.store.keys import Namespace
 from kvlab.store.protocols import IsPinned, OnDropped
 from kvlab.store.read_buffers import ReadBuffer
 from kvlab.store.replacement import check_replacement
@@ -32,6 +33,7 @@ from kvlab.store.ssd.eviction import Evictor
 from kvlab.store.ssd.folder import ReadOnlyFolder, StoreFolder, folder_problems
 from kvlab.store.ssd.index_reader import IndexReader
 from kvlab.store.ssd.no_links import ForeignEntry
+from kvlab.store.ssd.page_cache import forget_pages
 from kvlab.store.ssd.write_transaction import WriteTransaction
 from kvlab.tiers import SSD
 
@@ -215,6 +217,18 @@ class SsdTier:
 
     def read_to(self, key: bytes, buffer: ReadBuffer) -> Block | None:
         return self._read(key, lambda path: blockfile.read_to(path, key, buffer))
+
+    def timed_read(self, ns: Namespace) -> tuple[int, float] | None:
+        layout = self._layout
+        key = self._query(lambda view: view.like(ns), None)
+        if layout is None or key is None:
+            return None
+        try:
+            forget_pages(layout.file(key))
+            started = time.perf_counter()
+            return blockfile.read(layout.file(key), key).length, time.perf_counter() - started
+        except UNREAD:  # whatever it is, the request that reads it will find out
+            return None
 
     def _read(self, key: bytes, read: Callable[[str], T]) -> T | Block:
         layout = self._layout

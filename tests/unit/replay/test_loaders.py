@@ -10,11 +10,12 @@ import tarfile
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
-from kvlab.recording.events import Finished, Matched, Submitted
+from kvlab.recording.events import Chained, Finished, Matched, Submitted
 from kvlab.recording.recorder import Recorder
-from kvlab.replay import BlockTrace, TraceError, load_trace, statistics
+from kvlab.replay import BlockTrace, TraceError, load_trace, replay_tiers, statistics
 from kvlab.replay.loaders import TraceSource, loaders
 from tests.replay_kit import SHARED, needs_traces
 
@@ -217,6 +218,25 @@ def record(path: Path) -> Path:
         recorder.emit(Matched(number, 100 + t, cached, {"ram": cached}, miss, 0.0))
         recorder.emit(Finished(number, 100 + t, "stop", 7, 0))
     return recorder.save(path)
+
+
+def test_events_that_name_blocks_give_the_chains_that_the_store_saw(tmp_path: Path) -> None:
+    recorder = Recorder()
+    named = [((5, 6), (5, 6, 7), 0), ((5, 6, 7, 8), (5, 6, 7, 8), 57), ((5, 9), (5, 9), 16)]
+    for request, (prompt, kept, cached) in enumerate(named):
+        tags = {"conversation": "ab"[request // 2]}
+        recorder.emit(Submitted(request, 10.0 + request, 16 * len(prompt) + 3, 8, tags))
+        recorder.emit(Chained(request, 10.1 + request, 16, False, np.array(prompt)))
+        recorder.emit(Matched(request, 10.1 + request, cached, {}, "", 0.0))
+        recorder.emit(Chained(request, 10.2 + request, 16, True, np.array(kept)))
+        recorder.emit(Finished(request, 10.3 + request, "stop", 6, 0))
+    trace = load_trace(recorder.save(tmp_path / "record.zarr"))
+    assert (trace.block_tokens, trace.times.tolist()) == (16, [0.0, 1.0, 2.0])
+    assert chains(trace) == [[0, 1, 2], [0, 1, 2, 3], [0, 4]]
+    assert trace.asked_blocks.tolist() == [2, 4, 2]
+    assert trace.input_tokens.tolist() == [35, 67, 35]
+    found = replay_tiers(trace, "inf", workers=1, progress=False).counts[0]
+    assert found.cached.tolist() == [0, 48 + 9, 16], "an answer's block, and 9 tokens of one that went on otherwise"
 
 
 def test_events_of_a_run_give_chains_by_conversation(tmp_path: Path) -> None:

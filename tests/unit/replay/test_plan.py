@@ -76,6 +76,10 @@ def test_frontier_has_less_of_one_where_it_has_more_of_the_other_and_ends_withou
     assert all(one.is_reached for one in found.frontier)
 
 
+def test_a_plan_of_a_policy_without_a_curve_tries_few_sizes() -> None:
+    assert len(plan(TRACE, "90%", "s3fifo", progress=False).trials) <= 22, "halving takes 31"
+
+
 def test_what_cannot_be_reached_says_what_can() -> None:
     with pytest.raises(TraceError, match="with RAM and SSD without limit it has .* ms at the 95th percentile"):
         plan(TRACE, "ttft_p95=1ms", token_bytes=1000, cost=COST, progress=False)
