@@ -25,12 +25,12 @@ MIN_TOKEN = 100
 """Token ids below are often control tokens."""
 
 
-def with_remote(policy: str, url: str, folder: str, restore: str = "always") -> Policy:
+def with_remote(policy: str, url: str, folder: str, wait_ms: int, restore: str = "always") -> Policy:
     """Return the policy with the remote as a tier, and its files in ``folder``."""
     given = Policy.parse(policy)
     tiers = given.tiers if isinstance(given.tiers, Tiered) else Tiered()
     others = [given.retention, given.codec] + ([given.reuse] if given.reuse.name != "none" else [])
-    return Policy(*others, replace(tiers, remote=url, dir=folder, restore=restore))
+    return Policy(*others, replace(tiers, remote=url, remote_wait=wait_ms, dir=folder, restore=restore))
 
 
 def without_tiers(policy: str) -> Policy:
@@ -51,21 +51,21 @@ class Orders:
     def __init__(self, model: LoadedModel) -> None:
         self.model = model
 
-    def loop(self, policy: str, url: str | None, turns: int) -> dict[str, Any]:
+    def loop(self, policy: str, url: str | None, turns: int, wait_ms: int = 50) -> dict[str, Any]:
         """Serve an agent's conversation; without ``url`` every prompt is computed as a whole."""
         prompts = Prompts(self.model, requests := Agent(1, 0, turns).requests())
         asked = [prompts.turn(request) for request in requests]
         with tempfile.TemporaryDirectory(prefix="kvlab-two-macs-") as folder:
-            own = without_tiers(policy) if url is None else with_remote(policy, url, folder)
+            own = without_tiers(policy) if url is None else with_remote(policy, url, folder, wait_ms)
             warm_up(self.model, own, asked)
             with Decoder(self.model, own) as decoder:
                 done = [decoder.generate(turn.prompt, max_tokens=turn.max_tokens) for turn in asked]
                 return {"turns": [told(one) for one in done], "store": figures(decoder)}
 
-    def fill(self, policy: str, url: str, lengths: list[int]) -> dict[str, Any]:
+    def fill(self, policy: str, url: str, lengths: list[int], wait_ms: int = 50) -> dict[str, Any]:
         """Compute a prompt of each length, and wait until the remote has it."""
         with tempfile.TemporaryDirectory(prefix="kvlab-two-macs-") as folder:
-            with Decoder(self.model, with_remote(policy, url, folder)) as decoder:
+            with Decoder(self.model, with_remote(policy, url, folder, wait_ms)) as decoder:
                 for length in lengths:
                     decoder.generate(random_prompt(self.model, length), max_tokens=1)
                     assert decoder.store is not None
@@ -73,7 +73,7 @@ class Orders:
                         raise RuntimeError(f"the remote did not take a prompt of {length} tokens")
                 return {"store": figures(decoder)}
 
-    def lengths(self, policy: str, url: str, lengths: list[int], repeats: int) -> dict[str, Any]:
+    def lengths(self, policy: str, url: str, lengths: list[int], repeats: int, wait_ms: int) -> dict[str, Any]:
         """Measure prompts that the remote has, and in turn with each of them the same one computed."""
         rows = []
         with Decoder(self.model, without_tiers(policy)) as alone:
@@ -82,7 +82,7 @@ class Orders:
                 for length in lengths:
                     prompt = random_prompt(self.model, length)
                     with tempfile.TemporaryDirectory(prefix="kvlab-two-macs-") as folder:
-                        with Decoder(self.model, with_remote(policy, url, folder)) as decoder:
+                        with Decoder(self.model, with_remote(policy, url, folder, wait_ms)) as decoder:
                             shared = decoder.generate(prompt, max_tokens=4)
                             stats = figures(decoder)
                     computed = alone.generate(prompt, max_tokens=4)
@@ -90,13 +90,13 @@ class Orders:
                     rows.append(row | told(shared) | stats | {"equal": shared.tokens == computed.tokens})
         return {"rows": rows}
 
-    def auto(self, policy: str, url: str, lengths: list[int], learn: list[int]) -> dict[str, Any]:
+    def auto(self, policy: str, url: str, lengths: list[int], learn: list[int], wait_ms: int) -> dict[str, Any]:
         """Let ``restore=auto`` learn from prompts of other lengths, then serve those that the remote has.
 
         Of ``learn`` the first half is unknown to the remote, so that it is computed; the other half is read.
         """
         with tempfile.TemporaryDirectory(prefix="kvlab-two-macs-") as folder:
-            with Decoder(self.model, with_remote(policy, url, folder, "auto"), retain=0) as decoder:
+            with Decoder(self.model, with_remote(policy, url, folder, wait_ms, "auto"), retain=0) as decoder:
                 for length in learn:
                     decoder.generate(random_prompt(self.model, length), max_tokens=1)
                 rows = [

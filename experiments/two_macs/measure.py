@@ -85,7 +85,7 @@ def measured(arguments: argparse.Namespace, rate: float, delay_ms: float) -> Row
     rows: Rows = []
     with network(arguments, rate, delay_ms) as (first, near, second, far):
         for policy in arguments.policies:
-            about = {"policy": policy, "mbit_per_s": rate, "delay_ms": delay_ms}
+            about = {"policy": policy, "mbit_per_s": rate, "delay_ms": delay_ms, "wait_ms": arguments.wait}
             for part in arguments.parts:
                 made = PART[part](arguments, policy, first, near, second, far)
                 rows += [{"part": part} | about | row for row in made]
@@ -99,7 +99,7 @@ def loop(arguments: argparse.Namespace, policy: str, first: Worker, near: str, s
     served = {
         "first": first("loop", policy=policy, url=near, turns=turns),
         "first again": first("loop", policy=policy, url=near, turns=turns),
-        "second": second("loop", policy=policy, url=far, turns=turns),
+        "second": second("loop", policy=policy, url=far, turns=turns, wait_ms=arguments.wait),
         "computed": second("loop", policy=policy, url=None, turns=turns),
     }
     return [
@@ -113,6 +113,7 @@ def lengths(arguments: argparse.Namespace, policy: str, first: Worker, near: str
     """Prompts of several lengths, read from the remote and computed in turns."""
     first("fill", policy=policy, url=near, lengths=arguments.lengths)
     asked = {"policy": policy, "url": far, "lengths": arguments.lengths, "repeats": arguments.repeats}
+    asked["wait_ms"] = arguments.wait
     rows: Rows = second("lengths", **asked)["rows"]
     return rows
 
@@ -121,6 +122,7 @@ def auto(arguments: argparse.Namespace, policy: str, first: Worker, near: str, s
     """What ``restore=auto`` does with each of these prompts."""
     first("fill", policy=policy, url=near, lengths=[*arguments.lengths, *KNOWN])
     asked = {"policy": policy, "url": far, "lengths": arguments.lengths, "learn": [*NEW, *KNOWN]}
+    asked["wait_ms"] = arguments.wait
     rows: Rows = second("auto", **asked)["rows"]
     return rows
 
@@ -147,7 +149,7 @@ def saved(path: Path, rows: Rows, facts: dict[str, Any]) -> None:
     """Write rows, in place of those of the same part, policy and line in the file."""
 
     def name(row: dict[str, Any]) -> tuple[Any, ...]:
-        return row["model"], row["part"], row["policy"], row["mbit_per_s"], row["delay_ms"]
+        return row["model"], row["part"], row["policy"], row["mbit_per_s"], row["delay_ms"], row["wait_ms"]
 
     old = json.loads(path.read_text())["rows"] if path.exists() else []
     new = {name(row) for row in rows}
@@ -163,6 +165,7 @@ def main(given: Sequence[str] | None = None) -> int:
     parser.add_argument("--policies", nargs="+", default=["full", "quantized:bits=4"])
     parser.add_argument("--rates", nargs="+", type=float, default=[1000.0], help="megabits a second")
     parser.add_argument("--delays", nargs="+", type=float, default=[0.0, 1.0, 10.0], help="milliseconds each way")
+    parser.add_argument("--wait", type=int, default=50, help="remote_wait of the second machine")
     parser.add_argument("--lengths", nargs="+", type=int, default=LENGTHS)
     parser.add_argument("--turns", type=int, default=5)
     parser.add_argument("--repeats", type=int, default=3)
