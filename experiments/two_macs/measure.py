@@ -72,7 +72,14 @@ def network(arguments: argparse.Namespace, rate: float, delay_ms: float) -> Iter
         stack.enter_context(running(one.start(server, **quiet)))
         far = f"{one.address}:{PORT}"
         if delay_ms:
-            proxy = [*pinned(other), sys.executable, str(HERE / "delay.py"), one.address, str(PORT), f"{delay_ms / 1e3}"]
+            proxy = [
+                *pinned(other),
+                sys.executable,
+                str(HERE / "delay.py"),
+                one.address,
+                str(PORT),
+                f"{delay_ms / 1e3}",
+            ]
             line = stack.enter_context(running(two.start(proxy, stdout=subprocess.PIPE, text=True)))
             far = f"127.0.0.1:{first_line(line.stdout)}"
         workers = [Worker(one, arguments.model, other), Worker(two, arguments.model, None)]

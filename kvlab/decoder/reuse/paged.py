@@ -22,6 +22,7 @@ from kvlab.decoder.reuse.base import PrefixCache
 from kvlab.decoder.reuse.deposits import Deposits
 from kvlab.decoder.reuse.hot_sequence import HotSequence
 from kvlab.decoder.reuse.paged_rules import match_whole_pieces, opening_of_answers, tokens_to_store
+from kvlab.decoder.reuse.remote_meter import RemoteMeter
 from kvlab.decoder.reuse.restore_meter import RestoreMeter
 from kvlab.errors import PolicyError
 from kvlab.models import LoadedModel, code_fingerprint
@@ -64,6 +65,7 @@ class PagedPrefixCache(PrefixCache):
         self.keeps_parts = policy.retention.is_lossless and not self.wants_checkpoints
         may_compute = getattr(policy.tiers, "restore", ALWAYS) == AUTO and not self.wants_checkpoints
         self._meter = RestoreMeter() if may_compute else None
+        self._remote = RemoteMeter(self._meter) if self._meter is not None else None
 
     def namespace(self, tenant: str = "") -> Namespace:
         return Namespace(self._fingerprint, self._policy_key, self.loaded.dtype, self._block, tenant)
@@ -137,10 +139,14 @@ class PagedPrefixCache(PrefixCache):
     ) -> tuple[serialize.Payload | None, Match]:
         """Load a match, or the best one that is left without bad blocks; return its checkpoint and the match."""
         corrupt = ""
-        if self._meter is not None:
-            watched = self._meter.watched(loader, match.tokens)
+        if self._meter is not None and self._remote is not None:
+            whole, match = match, self._remote.shortened(match)  # `whole` holds the pins of all its blocks
+            timed = self._remote.timed(match, loader)
+            watched = self._meter.watched(timed, match.tokens)
             match = self._store.read_into(match, watched)
             watched.finish()
+            timed.finish()
+            del whole
             return None, match
         for _ in range(MAX_BAD_CHECKPOINTS):
             match = self._store.read_into(match, loader)

@@ -47,6 +47,10 @@ class RestoreMeter:
         self._bytes = KEPT_SHARE * self._bytes + size
         self._seconds = KEPT_SHARE * self._seconds + seconds
 
+    def computing_s(self, start: int, tokens: int) -> float | None:
+        """Return the seconds that ``tokens`` behind the first ``start`` take; None while no prompt is known."""
+        return None if self._speed is None else self._speed.prefill(start, tokens)
+
     def is_worth_reading(self, start: int, tokens: int, size: int) -> bool:
         """Tell whether to read ``tokens`` behind the first ``start``, of ``size`` bytes: no slower than computing them.
 
