@@ -5,10 +5,12 @@ Each order opens decoders of its own, with RAM and SSD that are empty at first.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import random
 import sys
 import tempfile
+from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -51,6 +53,16 @@ class Orders:
     def __init__(self, model: LoadedModel) -> None:
         self.model = model
 
+    @contextlib.contextmanager
+    def machine(
+        self, policy: str, url: str, wait_ms: int, restore: str = "always", **settings: Any
+    ) -> Iterator[Decoder]:
+        """Yield a decoder of a machine that has nothing of its own yet."""
+        with tempfile.TemporaryDirectory(prefix="kvlab-two-macs-") as folder:
+            with_folder = with_remote(policy, url, folder, wait_ms, restore)
+            with Decoder(self.model, with_folder, **settings) as decoder:
+                yield decoder
+
     def loop(self, policy: str, url: str | None, turns: int, wait_ms: int = 50) -> dict[str, Any]:
         """Serve an agent's conversation; without ``url`` every prompt is computed as a whole."""
         prompts = Prompts(self.model, requests := Agent(1, 0, turns).requests())
@@ -64,14 +76,13 @@ class Orders:
 
     def fill(self, policy: str, url: str, lengths: list[int], wait_ms: int = 50) -> dict[str, Any]:
         """Compute a prompt of each length, and wait until the remote has it."""
-        with tempfile.TemporaryDirectory(prefix="kvlab-two-macs-") as folder:
-            with Decoder(self.model, with_remote(policy, url, folder, wait_ms)) as decoder:
-                for length in lengths:
-                    decoder.generate(random_prompt(self.model, length), max_tokens=1)
-                    assert decoder.store is not None
-                    if not decoder.store.flush():
-                        raise RuntimeError(f"the remote did not take a prompt of {length} tokens")
-                return {"store": figures(decoder)}
+        with self.machine(policy, url, wait_ms) as decoder:
+            for length in lengths:
+                decoder.generate(random_prompt(self.model, length), max_tokens=1)
+                assert decoder.store is not None
+                if not decoder.store.flush():
+                    raise RuntimeError(f"the remote did not take a prompt of {length} tokens")
+            return {"store": figures(decoder)}
 
     def lengths(self, policy: str, url: str, lengths: list[int], repeats: int, wait_ms: int) -> dict[str, Any]:
         """Measure prompts that the remote has, and in turn with each of them the same one computed."""
@@ -81,10 +92,9 @@ class Orders:
             for repeat in range(repeats):
                 for length in lengths:
                     prompt = random_prompt(self.model, length)
-                    with tempfile.TemporaryDirectory(prefix="kvlab-two-macs-") as folder:
-                        with Decoder(self.model, with_remote(policy, url, folder, wait_ms)) as decoder:
-                            shared = decoder.generate(prompt, max_tokens=4)
-                            stats = figures(decoder)
+                    with self.machine(policy, url, wait_ms) as decoder:
+                        shared = decoder.generate(prompt, max_tokens=4)
+                        stats = figures(decoder)
                     computed = alone.generate(prompt, max_tokens=4)
                     row = {"length": length, "repeat": repeat, "computed_ttft_ms": computed.ttft_ms}
                     rows.append(row | told(shared) | stats | {"equal": shared.tokens == computed.tokens})
@@ -95,15 +105,14 @@ class Orders:
 
         Of ``learn`` the first half is unknown to the remote, so that it is computed; the other half is read.
         """
-        with tempfile.TemporaryDirectory(prefix="kvlab-two-macs-") as folder:
-            with Decoder(self.model, with_remote(policy, url, folder, wait_ms, "auto"), retain=0) as decoder:
-                for length in learn:
-                    decoder.generate(random_prompt(self.model, length), max_tokens=1)
-                rows = [
-                    {"length": length} | told(decoder.generate(random_prompt(self.model, length), max_tokens=1))
-                    for length in lengths
-                ]
-                return {"rows": rows, "store": figures(decoder)}
+        with self.machine(policy, url, wait_ms, "auto", retain=0) as decoder:
+            for length in learn:
+                decoder.generate(random_prompt(self.model, length), max_tokens=1)
+            rows = [
+                {"length": length} | told(decoder.generate(random_prompt(self.model, length), max_tokens=1))
+                for length in lengths
+            ]
+            return {"rows": rows, "store": figures(decoder)}
 
 
 def told(done: Completion) -> dict[str, Any]:
