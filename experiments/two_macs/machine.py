@@ -41,17 +41,16 @@ def without_tiers(policy: str) -> Policy:
     return Policy(given.retention, given.codec)
 
 
-def random_prompt(model: LoadedModel, length: int) -> list[int]:
-    """Return the prompt of a length: no other length's prompt begins as it does."""
-    rng = random.Random(length)
-    return [rng.randrange(MIN_TOKEN, min(model.model.args.vocab_size, 40_000)) for _ in range(length)]
-
-
 class Orders:
     """What a machine can be told to do; each method's name is an order."""
 
     def __init__(self, model: LoadedModel) -> None:
         self.model = model
+
+    def prompt(self, length: int, number: int = 0) -> list[int]:
+        """Return a prompt of a length: no other one begins as it does."""
+        rng = random.Random(f"{length}/{number}")
+        return [rng.randrange(MIN_TOKEN, self.model.model.args.vocab_size) for _ in range(length)]
 
     @contextlib.contextmanager
     def machine(
@@ -78,7 +77,7 @@ class Orders:
         """Compute a prompt of each length, and wait until the remote has it."""
         with self.machine(policy, url, wait_ms) as decoder:
             for length in lengths:
-                decoder.generate(random_prompt(self.model, length), max_tokens=1)
+                decoder.generate(self.prompt(length), max_tokens=1)
                 assert decoder.store is not None
                 if not decoder.store.flush():
                     raise RuntimeError(f"the remote did not take a prompt of {length} tokens")
@@ -88,10 +87,10 @@ class Orders:
         """Measure prompts that the remote has, and in turn with each of them the same one computed."""
         rows = []
         with Decoder(self.model, without_tiers(policy)) as alone:
-            alone.generate(random_prompt(self.model, max(lengths) - 1), max_tokens=1)
+            alone.generate(self.prompt(max(lengths) - 1), max_tokens=1)
             for repeat in range(repeats):
                 for length in lengths:
-                    prompt = random_prompt(self.model, length)
+                    prompt = self.prompt(length)
                     with self.machine(policy, url, wait_ms) as decoder:
                         shared = decoder.generate(prompt, max_tokens=4)
                         stats = figures(decoder)
@@ -107,10 +106,9 @@ class Orders:
         """
         with self.machine(policy, url, wait_ms, "auto", retain=0) as decoder:
             for length in learn:
-                decoder.generate(random_prompt(self.model, length), max_tokens=1)
+                decoder.generate(self.prompt(length), max_tokens=1)
             rows = [
-                {"length": length} | told(decoder.generate(random_prompt(self.model, length), max_tokens=1))
-                for length in lengths
+                {"length": length} | told(decoder.generate(self.prompt(length), max_tokens=1)) for length in lengths
             ]
             return {"rows": rows, "store": figures(decoder)}
 
