@@ -32,8 +32,8 @@ Rows = list[dict[str, Any]]
 class Worker:
     """A machine.py in a namespace."""
 
-    def __init__(self, machine: Machine, model: str, cpu: int | None) -> None:
-        command = [*pinned(cpu), sys.executable, str(HERE / "machine.py"), model]
+    def __init__(self, machine: Machine, model: str) -> None:
+        command = [sys.executable, str(HERE / "machine.py"), model]
         self.process = machine.start(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
         first_line(self.process.stdout)
 
@@ -63,12 +63,12 @@ def running(process: subprocess.Popen[Any]) -> Iterator[subprocess.Popen[Any]]:
 def network(arguments: argparse.Namespace, rate: float, delay_ms: float) -> Iterator[tuple[Worker, str, Worker, str]]:
     """Yield both machines, each with the URL by which it reaches the server, which runs on the first one.
 
-    What is not the second machine's model takes the CPU ``arguments.other_cpu``.
+    Server and line take the CPU ``arguments.other_cpu``; the models compute one after the other.
     """
     with contextlib.ExitStack() as stack:
         one, two = stack.enter_context(two_machines(rate * 1e6))
         other, quiet = arguments.other_cpu, {"stdout": subprocess.DEVNULL}
-        server = [*pinned(other), "redis-server", "--port", str(PORT), "--bind", "0.0.0.0", *REDIS]
+        server = [*pinned(other), arguments.redis, "--port", str(PORT), "--bind", "0.0.0.0", *REDIS]
         stack.enter_context(running(one.start(server, **quiet)))
         far = f"{one.address}:{PORT}"
         if delay_ms:
@@ -82,7 +82,7 @@ def network(arguments: argparse.Namespace, rate: float, delay_ms: float) -> Iter
             ]
             line = stack.enter_context(running(two.start(proxy, stdout=subprocess.PIPE, text=True)))
             far = f"127.0.0.1:{first_line(line.stdout)}"
-        workers = [Worker(one, arguments.model, other), Worker(two, arguments.model, None)]
+        workers = [Worker(machine, arguments.model) for machine in (one, two)]
         for worker in workers:
             stack.enter_context(running(worker.process))
         yield workers[0], f"redis://127.0.0.1:{PORT}/0", workers[1], f"redis://{far}/0"
@@ -177,7 +177,8 @@ def main(given: Sequence[str] | None = None) -> int:
     parser.add_argument("--turns", type=int, default=5)
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS))
-    parser.add_argument("--other-cpu", type=int, help="CPU of everything but the second machine's model")
+    parser.add_argument("--other-cpu", type=int, help="CPU of the server and of the line's delay")
+    parser.add_argument("--redis", default="redis-server", help="the server's program")
     parser.add_argument("--out", type=Path, required=True)
     arguments = parser.parse_args(given)
     if os.geteuid() != 0:
@@ -185,7 +186,7 @@ def main(given: Sequence[str] | None = None) -> int:
     try:
         for rate in arguments.rates:
             for delay_ms in arguments.delays:
-                rows = [{"model": arguments.model} | row for row in measured(arguments, rate, delay_ms)]
+                rows = [{"model": Path(arguments.model).name} | row for row in measured(arguments, rate, delay_ms)]
                 saved(arguments.out, rows, provenance())
     except NoNamespaces as error:
         print(f"no network namespaces here: {error}", file=sys.stderr)
