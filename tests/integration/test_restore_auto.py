@@ -91,3 +91,25 @@ def test_spec_says_restore_and_refuses_others() -> None:
     assert "restore" not in str(Policy.parse("tiered:restore=always"))
     with pytest.raises(PolicyError, match="restore=never is unknown; write one of always, auto"):
         Policy.parse("tiered:restore=never")
+
+
+def shared(folder: Path, machine: str) -> str:
+    return f"{policy(folder / machine, 'auto')},remote=file://{folder}/remote,remote_wait=30000"
+
+
+@pytest.mark.parametrize(("block_s", "tier"), [(9.0, ""), (1e-6, "remote")])
+def test_a_remote_is_read_where_that_is_quicker_than_computing(
+    bundled: LoadedModel, tmp_path: Path, block_s: float, tier: str
+) -> None:
+    pytest.importorskip("obstore", reason="the extra `remote` is not installed")
+    with Decoder(bundled, shared(tmp_path, "first")) as decoder:
+        wanted = decoder.generate(PROMPT, max_tokens=4).tokens
+        assert decoder.store is not None and decoder.store.flush()
+    with Decoder(bundled, shared(tmp_path, "second"), retain=0) as decoder:
+        reuse = decoder._scheduler.reuse
+        for n in (100, 200, 400):
+            reuse._meter.computed(0, n, 0.001 * n)  # type: ignore[attr-defined]
+            reuse._remote.read(n, n * 1000, block_s * n)  # type: ignore[attr-defined]
+        done = decoder.generate(PROMPT, max_tokens=4)
+    assert done.tokens == wanted
+    assert (set(done.cached_by_tier), done.miss) == (({tier}, "") if tier else (set(), "computed_sooner"))

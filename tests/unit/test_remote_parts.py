@@ -294,6 +294,29 @@ def test_a_block_of_no_chain_is_read_alone_and_a_second_reading_asks_again() -> 
     assert requests.asked == [["x"], ["x"]]
 
 
+def test_a_child_that_was_found_apart_is_read_with_the_chain_before_it() -> None:
+    requests = Requests()
+    ahead = ReadAhead(requests)
+    ahead.found([("a", 10), ("b", 10)])
+    ahead.found([("other", 10), ("tail", 10)])  # the children of b that a lookup looked at
+    ahead.follows("b", "tail")
+    for name in ("a", "b", "tail"):
+        assert ahead.take(name).batch.result()[name] == name.encode()
+    assert requests.asked == [["a", "b", "tail"]] and ahead.held_bytes == 0
+
+
+@pytest.mark.parametrize(("parent", "child"), [("a", "tail"), ("b", "unknown"), ("unknown", "tail")])
+def test_a_child_of_another_place_is_read_alone(parent: str, child: str) -> None:
+    requests = Requests()
+    ahead = ReadAhead(requests)
+    ahead.found([("a", 10), ("b", 10)])
+    ahead.found([("tail", 10)])
+    ahead.follows(parent, child)
+    for name in ("a", "b", child):
+        ahead.take(name)
+    assert requests.asked == [["a", "b"], [child]]
+
+
 def test_what_an_unfinished_restore_left_makes_room() -> None:
     requests = Requests()
     ahead = ReadAhead(requests)

@@ -25,6 +25,7 @@ from kvlab.decoder.reuse.deposits import Deposits
 from kvlab.decoder.reuse.drive_timing import DriveTimer, time_prompts
 from kvlab.decoder.reuse.hot_sequence import HotSequence
 from kvlab.decoder.reuse.paged_rules import match_whole_pieces, opening_of_answers, tokens_to_store
+from kvlab.decoder.reuse.remote_meter import RemoteMeter
 from kvlab.decoder.reuse.restore_meter import RestoreMeter
 from kvlab.errors import PolicyError
 from kvlab.models import LoadedModel, code_fingerprint
@@ -75,6 +76,7 @@ class PagedPrefixCache(PrefixCache):
         self.keeps_parts = policy.retention.is_lossless and not self.wants_checkpoints
         may_compute = getattr(policy.tiers, "restore", ALWAYS) == AUTO and not self.wants_checkpoints
         self._meter = RestoreMeter() if may_compute else None
+        self._remote = RemoteMeter(self._meter) if self._meter is not None else None
         self._timer = DriveTimer(self._meter, store, self.namespace()) if self._meter is not None else None
         if self._meter is not None and self._timer is not None and self._timer.run():
             time_prompts(loaded, lambda: make_caches(loaded.model, policy), self._meter)
@@ -156,8 +158,13 @@ class PagedPrefixCache(PrefixCache):
     ) -> tuple[serialize.Payload | None, Match]:
         """Load a match, or the best one that is left without bad blocks; return its checkpoint and the match."""
         corrupt = ""
-        if self._meter is not None:
-            return None, self._store.read_into(match, loader, self._meter.watch(len(request.context)))
+        if self._meter is not None and self._remote is not None:
+            whole, match = match, self._remote.shortened(match)  # `whole` holds the pins of all its blocks
+            timed = self._remote.timed(match, loader)
+            match = self._store.read_into(match, timed, self._meter.watch(len(request.context)))
+            timed.finish()
+            del whole
+            return None, match
         for _ in range(MAX_BAD_CHECKPOINTS):
             match = self._store.read_into(match, loader)
             if not self.wants_checkpoints:

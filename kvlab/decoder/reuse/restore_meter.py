@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import time
 from collections import deque
@@ -13,7 +14,7 @@ from kvlab.speed import Speed
 from kvlab.store.errors import TierMiss
 from kvlab.store.matches import Piece
 from kvlab.store.restore_choice import tokens_to_restore
-from kvlab.tiers import RAM
+from kvlab.tiers import RAM, REMOTE
 
 PROMPTS = 32
 """Prompts whose time is remembered."""
@@ -55,6 +56,10 @@ class RestoreMeter:
     def timed(self, found: tuple[int, float] | None) -> None:
         """Note tokens and seconds of a read for no request, in place of all that was known; None: nothing is known."""
         self._drive, self._refused = found or (0.0, 0.0), 0
+
+    def computing_s(self, start: int, tokens: int) -> float | None:
+        """Return the seconds that ``tokens`` behind the first ``start`` take; None while no prompt is known."""
+        return None if self._prefill is None else self._prefill.prefill(start, tokens)
 
     @property
     def is_due(self) -> bool:
@@ -99,23 +104,26 @@ class MeteredRead:
     """Measures the reads of one match, and ends them with ``ComputedSooner`` where the rest is computed sooner.
 
     Before the first block below RAM, and behind each one that took longer than expected, it looks for the best end of
-    the read by what is known then; so a drive that turns out to be slow costs the block that says so.
+    the read by what is known then; so a drive that turns out to be slow costs the block that says so. What is in the
+    remote was decided on before, see :mod:`kvlab.decoder.reuse.remote_meter`.
     """
 
     def __init__(self, meter: RestoreMeter, prompt_tokens: int, clock: Callable[[], float]) -> None:
         self._meter, self._prompt_tokens, self._clock = meter, prompt_tokens, clock
         self._started = self._expected_s = 0.0
         self._until = -1
+        self._is_drive = True
 
     def before(self, pieces: Sequence[Piece]) -> None:
         """Note that the first piece is about to be read. Raises ``ComputedSooner``."""
-        if pieces[0].start >= self._until:
+        self._is_drive = pieces[0].tier != REMOTE.name
+        if self._is_drive and pieces[0].start >= self._until:
             self._decide(pieces)
         self._started = self._clock()
 
     def _decide(self, pieces: Sequence[Piece]) -> None:
         at, runs = pieces[0].start, list[tuple[str, int]]()
-        for piece in pieces:
+        for piece in itertools.takewhile(lambda one: one.tier != REMOTE.name, pieces):
             tokens = runs.pop()[1] if runs and runs[-1][0] == piece.tier else 0
             runs.append((piece.tier, tokens + piece.used))
         self._until, self._expected_s = self._meter.worth_reading(at, runs, self._prompt_tokens), self._meter.token_s
@@ -125,6 +133,8 @@ class MeteredRead:
 
     def after(self, tokens: int) -> None:
         """Note that the piece was read, a block of so many tokens."""
+        if not self._is_drive:
+            return
         taken = self._clock() - self._started
         self._meter.read(tokens, taken)
         if taken > tokens * self._expected_s:

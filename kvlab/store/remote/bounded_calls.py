@@ -39,9 +39,14 @@ class BoundedCalls:
         self.late = 0
 
     def connect(self, ping: Callable[[], None]) -> None:
-        """Connect before the first lookup, which would not wait so long; open the circuit where that fails."""
+        """Connect before the first lookup, which would not wait so long; open the circuit where that fails.
+
+        The first reads find connections, too: they are made meanwhile, and nothing waits for them.
+        """
         with contextlib.suppress(RemoteTrouble):
             self._wait(self._lookups.submit(ping), CONNECT_S, is_whole=True)
+            for _ in range(READ_THREADS):
+                self._reads.submit(ping)
 
     def ask(self, function: Callable[..., T], *arguments: Any, otherwise: T, begins: bool = False) -> T:
         """Return what a question of a lookup gives; ``otherwise`` where that takes too long or fails.

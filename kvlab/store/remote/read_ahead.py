@@ -52,6 +52,14 @@ class ReadAhead:
                     if self._places.get(name, (None, 0))[0] is old:
                         del self._places[name]
 
+    def follows(self, parent: str, child: str) -> None:
+        """Remember that ``child``, found apart, is read behind ``parent``, the last one of a chain that was found."""
+        with self._lock:
+            (chain, at), (others, place) = (self._places.get(name, ([], 0)) for name in (parent, child))
+            if others and at == len(chain) - 1:
+                chain.append(others[place])
+                self._places[child] = (chain, at + 1)
+
     def take(self, name: str) -> Awaited:
         """Return the block that is under way, or ask for it, and have those that follow it read meanwhile."""
         with self._lock:

@@ -40,6 +40,7 @@ class RedisClient:
             retry=Retry(NoBackoff(), 0),  # the circuit decides when to try again
             max_connections=MAX_CONNECTIONS,
             protocol=2,
+            driver_info=None,  # telling the server who asks costs each new connection two round trips
         )
 
     def sizes(self, names: Sequence[str]) -> dict[str, int]:

@@ -147,7 +147,10 @@ class RemoteTier:
         if not children:
             return None
         there = self._found([child.key for child in children], begins=False)  # a collection may name what has left
-        return next((child for child in children if child.key in there), None)
+        found = next((child for child in children if child.key in there), None)
+        if found is not None:
+            self._ahead.follows(self._block_name(parent), self._block_name(found.key))
+        return found
 
     def _child(self, parent: bytes, collection: str, member: str, record: bytes) -> Child | None:
         """Return the child that a member names; None for one that does not name itself, as a forged one would."""

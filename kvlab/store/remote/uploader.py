@@ -15,7 +15,7 @@ from kvlab.store.remote.errors import RemoteFull, RemoteTrouble
 
 BATCH_BYTES = 4 << 20
 """Bytes sent with one request; a larger block goes alone."""
-FULL_PAUSE_S = 5.0
+FULL_PAUSE_S = 3.0
 """Seconds without writes to a remote that does not take them."""
 MAX_ERRANDS = 4096
 """Deletions and uses that wait to be sent; what comes beyond is left to the remote's own replacement."""
