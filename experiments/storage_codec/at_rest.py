@@ -14,7 +14,6 @@ from typing import Any
 
 from kvlab.decoder import Decoder
 from kvlab.models import LoadedModel, load
-from kvlab.policies import Policy
 from kvlab.provenance import provenance
 
 ROOT = Path(__file__).parents[2]
@@ -26,7 +25,7 @@ MORE_TOKENS = 16
 
 def measured(loaded: LoadedModel, policy: str, prompt: list[int], folder: Path) -> dict[str, float]:
     """Store a prompt, start again, and ask with a few tokens more."""
-    spec = str(Policy.parse(policy) | f"tiered:dir={folder}") if policy != "full" else policy
+    spec = policy if policy == "full" else f"{policy}|tiered:dir={folder}"
     with Decoder(loaded, spec) as decoder:
         cold = decoder.generate(prompt, max_tokens=1)
         started = time.perf_counter()

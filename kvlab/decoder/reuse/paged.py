@@ -103,7 +103,7 @@ class PagedPrefixCache(PrefixCache):
         return self._store.stored(self.namespace(request.tenant), request.context[: self.limit(request)])
 
     def restore(self, request: Request, caches: Sequence[Any], live: int = 0) -> int:
-        self._deposits.settle()  # so that KV of requests that have just ended is found
+        self._await_deposits()
         self._name_blocks(request, request.context, kept=False)
         started = time.perf_counter()
         limit = self.limit(request)
@@ -138,6 +138,10 @@ class PagedPrefixCache(PrefixCache):
         request.restore_s = time.perf_counter() - looked_up
         state = sum(array.nbytes for array in (checkpoint or {}).values())
         return loader.nbytes(match.tokens) + state if match.tokens else 0
+
+    def _await_deposits(self) -> None:
+        """Wait for KV of requests that have just ended, so that it is found."""
+        self._deposits.settle()
 
     def _loader(self, caches: Sequence[Any], tokens: int) -> Loader:
         """Return what loads at most ``tokens`` stored tokens into caches."""

@@ -59,6 +59,12 @@ class PackedPagedPrefixCache(PagedPrefixCache):
         last = (len(context) - 1) // self._block * self._block
         return cut_at_counts(context, request.cached, [*range(0, last, self._every), last])
 
+    def _await_deposits(self) -> None:
+        """Wait for nothing: encoding takes so long that running sequences would notice.
+
+        A request has ended once its own blocks are stored, so that the next turn of a conversation finds them.
+        """
+
     def _loader(self, caches: Sequence[Any], tokens: int) -> PackedBlockLoader:
         return PackedBlockLoader(caches, tokens, self._blocks)
 
