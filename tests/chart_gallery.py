@@ -15,6 +15,7 @@ import polars as pl
 
 from kvlab import charts
 from kvlab.charts.colors import on_dark
+from kvlab.charts.policy_styles import method_of
 from kvlab.charts.ttft import PARTS
 from kvlab.results import Results, row
 
@@ -51,9 +52,22 @@ def gallery(policies: Sequence[str] = TEN, turns: int = 8) -> dict[str, Any]:
         "block_map": charts.block_map(blocks(turns)),
         "eviction_map": charts.eviction_map(evictions(turns), length=60 * turns, steps=max(4, turns)),
         "accuracy_by_kept_kv": charts.accuracy_by_kept_kv(kept_shares(policies), {"known": "question known"}),
+        "accuracy_by_method": charts.accuracy_by_method(by_method(policies), {"known": "question known"}),
         "waits_by_design": charts.waits_by_design(ranked(policies)),
         "eviction_map-one": charts.eviction_map(evictions(turns), layers=[0], heads=[0]),
     }
+
+
+def by_method(policies: Sequence[str]) -> pl.DataFrame:
+    """Return a summary of right answers with two budgets a method."""
+    methods = list(dict.fromkeys(map(method_of, policies)))
+    made = [
+        (workload, method, budget, share, max(0.0, share - 0.2), min(1.0, share + 0.2))
+        for workload in ("known", "unknown")
+        for place, method in enumerate(methods)
+        for budget, share in ((0.25, place / len(methods) / 2), (0.5, place / len(methods)))
+    ]
+    return pl.DataFrame(made, schema=["workload", "method", "budget", "accuracy", "low", "high"], orient="row")
 
 
 def kept_shares(policies: Sequence[str]) -> pl.DataFrame:

@@ -65,7 +65,7 @@ def main() -> None:
             print(policy, found[policy][-1], file=sys.stderr, flush=True)
     rows: list[dict[str, Any]] = [
         {
-            "policy": policy.partition("=")[0] if policy.startswith("kvtc") else policy,
+            "policy": policy.partition(":transform")[0],
             "tokens": len(prompt),
             **{name: statistics.median(one[name] for one in runs) for name in runs[0]},
             "ttft_restart_s_all": [one["ttft_restart_s"] for one in runs],

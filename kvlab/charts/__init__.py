@@ -16,6 +16,7 @@ from kvlab.charts.gaps import gaps_beside_a_long_prompt, token_gaps
 from kvlab.charts.hit_ratios import hit_ratio_by_capacity
 from kvlab.charts.kept import accuracy_by_kept_kv
 from kvlab.charts.live import kv_bytes_over_time
+from kvlab.charts.method_ranking import accuracy_by_method
 from kvlab.charts.pareto import quality_with_pareto
 from kvlab.charts.quality import accuracy_by_policy, quality_by_bytes, quality_by_live_bytes
 from kvlab.charts.ranking import waits_by_design
@@ -29,6 +30,7 @@ from kvlab.charts.turns import cached_tokens_by_turn, ttft_by_turn
 
 __all__ = [
     "accuracy_by_kept_kv",
+    "accuracy_by_method",
     "accuracy_by_policy", "block_map", "bytes_at_rest", "bytes_by_tier", "cached_tokens_by_turn", "eviction_map",
     "eviction_strips", "gaps_beside_a_long_prompt", "hit_ratio_by_capacity", "kl_by_position", "kv_bytes_over_time",
     "live_bytes_by_concurrency", "on_dark", "quality_by_bytes", "quality_by_live_bytes", "quality_with_pareto",

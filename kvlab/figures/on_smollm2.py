@@ -11,7 +11,7 @@ from kvlab.counts import counted
 from kvlab.figures.claim import Claim, pick
 from kvlab.figures.figure import Figure
 from kvlab.figures.number import Number
-from kvlab.figures.parts import over_full
+from kvlab.figures.parts import method_ranking, over_full
 from kvlab.figures.saved import Saved
 from kvlab.results.forced_summary import summarize_forced
 from kvlab.results.kept_share import accuracy_by_kept_share
@@ -20,6 +20,7 @@ SERVERS = {"tiered": "kvlab serve, tiered", "mlx-lm": "mlx_lm.server"}
 ALL_TURNS = ("cold", "warm")
 SHORT, LONG = "tools:bfcl", "tools:tau-bench"
 KNOWN, UNKNOWN = "needle:single", "needle:single,question=none"
+TITLES = {KNOWN: "question known", UNKNOWN: "question unknown"}
 
 
 def _servers(saved: Saved, workload: str) -> pl.DataFrame:
@@ -27,8 +28,7 @@ def _servers(saved: Saved, workload: str) -> pl.DataFrame:
 
 
 def _needles(saved: Saved) -> Any:
-    titles = {KNOWN: "question known", UNKNOWN: "question unknown"}
-    return charts.accuracy_by_kept_kv(accuracy_by_kept_share(saved.rows), titles)
+    return charts.accuracy_by_kept_kv(accuracy_by_kept_share(saved.rows), TITLES)
 
 
 def _tools(saved: Saved) -> Any:
@@ -152,6 +152,41 @@ ON_SMOLLM2: tuple[Figure, ...] = (
             "knorm-right": Number(pick("accuracy", "sum", policy="knorm", workload=KNOWN)),
             "snapkv-right": Number(pick("accuracy", "sum", policy="snapkv", workload=KNOWN)),
             "random-right": Number(pick("accuracy", "sum", policy="random", workload=KNOWN)),
+        },
+    ),
+    Figure(
+        name="needle-by-method",
+        title="Every eviction method on a needle in 1,000 tokens, SmolLM2-135M",
+        experiments=("methods",),
+        chart=lambda saved: method_ranking(saved.rows, TITLES),
+        metrics=frozenset({"accuracy", "kv_bytes_live"}),
+        claims=(
+            Claim("full finds the needle", pick("accuracy", policy="full", workload=KNOWN), at_least=0.95),
+            Claim(
+                "keydiff finds it with a quarter of the rows",
+                pick("accuracy", policy="keydiff:budget=0.25", workload=KNOWN),
+                at_least=0.8,
+            ),
+            Claim(
+                "Blocks that keydiff compresses one by one, half of each, answer nearly as well",
+                pick("accuracy", policy="local", workload=KNOWN),
+                at_least=0.7,
+            ),
+            Claim(
+                "random with half of the rows finds nothing",
+                pick("accuracy", policy="random", workload=KNOWN),
+                at_most=0.1,
+            ),
+        ),
+        shows="The needle in 1,000 tokens, under every method that needs no file. Two marks a method: a quarter and "
+        "half of the prompt's rows stay. [What the ranking says](../quality.md).",
+        numbers={
+            "asked": Number(pick("accuracy", "count", policy="full", workload=KNOWN)),
+            "keydiff-quarter": Number(pick("accuracy", "sum", policy="keydiff:budget=0.25", workload=KNOWN)),
+            "local-half": Number(pick("accuracy", "sum", policy="local", workload=KNOWN)),
+            "local-quarter": Number(pick("accuracy", "sum", policy="local:budget=0.25", workload=KNOWN)),
+            "snapkv-half": Number(pick("accuracy", "sum", policy="snapkv", workload=KNOWN)),
+            "random-half": Number(pick("accuracy", "sum", policy="random", workload=KNOWN)),
         },
     ),
     Figure(

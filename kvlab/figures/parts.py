@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Any
 
 import polars as pl
@@ -11,7 +12,8 @@ from kvlab import charts
 from kvlab.figures.claim import pick
 from kvlab.figures.number import Number
 from kvlab.figures.saved import Saved
-from kvlab.policies import Policy
+from kvlab.policies import Policy, Scorer
+from kvlab.results.kept_share import accuracy_by_kept_share
 from kvlab.results.rows import TOGETHER
 
 
@@ -27,6 +29,29 @@ def _setting(policy: str) -> str:
     lossy = parsed.codec if parsed.retention.name == "full" else parsed.retention
     values = [str(getattr(lossy, field.name)) for field in dataclasses.fields(lossy)]
     return f"{values[0]} bits" if lossy is parsed.codec and values else values[0] if values else ""
+
+
+def method_ranking(rows: pl.DataFrame, titles: Mapping[str, str]) -> Any:
+    """Draw right answers by method: the rows of policies that evict by scores, whose budget is a share."""
+    found = accuracy_by_kept_share(rows)
+    methods = {policy: method_and_budget(policy) for policy in found["policy"].unique()}
+    data = found.filter(pl.col("policy").is_in([policy for policy, one in methods.items() if one is not None]))
+    named = [methods[policy] or ("", 0.0) for policy in data["policy"]]
+    return charts.accuracy_by_method(
+        data.with_columns(
+            pl.Series("method", [name for name, _ in named]), pl.Series("budget", [budget for _, budget in named])
+        ),
+        titles,
+    )
+
+
+def method_and_budget(policy: str) -> tuple[str, float] | None:
+    """Return a scorer's name, with the scorer in its parentheses, and its budget; None for other policies."""
+    scorer = Policy.parse(policy).retention
+    if not isinstance(scorer, Scorer):
+        return None
+    inner = getattr(scorer, "scorer", None)
+    return (f"{scorer.name}({inner.name})" if inner is not None else scorer.name), float(scorer.budget)
 
 
 def together(saved: Saved) -> pl.DataFrame:

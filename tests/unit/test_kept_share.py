@@ -9,6 +9,7 @@ from kvlab import charts
 from kvlab.charts.method_channels import method_channels
 from kvlab.charts.policy_styles import policy_styles
 from kvlab.errors import RunError
+from kvlab.figures.parts import method_and_budget
 from kvlab.results import row
 from kvlab.results.kept_share import accuracy_by_kept_share
 from tests.chart_kit import frame, marks
@@ -74,3 +75,41 @@ def test_chart_can_be_drawn_and_refuses_an_empty_summary() -> None:
     assert vl_convert.vegalite_to_svg(chart.to_dict()).count("<path") > 8
     with pytest.raises(RunError, match="empty"):
         charts.accuracy_by_kept_kv(accuracy_by_kept_share(rows()).head(0))
+
+
+def test_ranking_has_a_panel_a_workload_and_the_best_method_on_top() -> None:
+    made = [
+        (workload, method, budget, share, share / 2, share)
+        for workload in (KNOWN, UNKNOWN)
+        for method, shares in (("random", (0.0, 0.1)), ("local(keydiff)", (0.5, 0.9)), ("knorm", (0.3, 0.2)))
+        for budget, share in zip((0.25, 0.5), shares, strict=True)
+    ]
+    columns = ["workload", "method", "budget", "accuracy", "low", "high"]
+    summary = pl.DataFrame(made, schema=columns, orient="row")
+    spec = charts.accuracy_by_method(summary, {UNKNOWN: "question unknown"}).to_dict()
+    assert [panel["title"]["text"] for panel in spec["hconcat"]] == [KNOWN, "question unknown"]
+    for panel in spec["hconcat"]:
+        rule, point = panel["layer"]
+        assert point["encoding"]["y"]["sort"] == ["local(keydiff)", "knorm", "random"]
+        assert (rule["encoding"]["x"]["field"], rule["encoding"]["x2"]["field"]) == ("low", "high")
+        assert point["encoding"]["shape"]["scale"]["domain"] == ["keeps 25% of the prompt", "keeps 50% of the prompt"]
+    with pytest.raises(RunError, match="nothing to draw"):
+        charts.accuracy_by_method(summary.head(0))
+    three = pl.concat([summary, summary.head(1).with_columns(pl.lit(0.75).alias("budget"))])
+    with pytest.raises(RunError, match="the rows have 3: filter them"):
+        charts.accuracy_by_method(three)
+
+
+@pytest.mark.parametrize(
+    ("policy", "found"),
+    [
+        ("local", ("local(keydiff)", 0.5)),
+        ("local(knorm):budget=0.25", ("local(knorm)", 0.25)),
+        ("pyramidkv:window=8,budget=0.25", ("pyramidkv", 0.25)),
+        ("knorm:budget=64", ("knorm", 64.0)),
+        ("full", None),
+        ("rotating", None),
+    ],
+)
+def test_a_policy_that_evicts_by_scores_has_a_method_and_a_budget(policy: str, found: tuple[str, float] | None) -> None:
+    assert method_and_budget(policy) == found
