@@ -11,7 +11,6 @@ import numpy as np
 
 from kvlab.caches.kv_buffer import GROWTH_ROWS
 from kvlab.caches.layer_cache import LayerCache
-from kvlab.caches.retention import BlockScores
 from kvlab.caches.serialize import (
     NONE,
     NUMBER,
@@ -129,7 +128,7 @@ class CacheLoader:
                 cache.restore({key: array[:, :, :tokens] for key, array in content.items()})
             elif isinstance(cache, LayerCache):
                 cache.begin_with_rows(content, tokens, length)
-                if isinstance(cache.retention, BlockScores) and name in positions:
+                if name in positions:
                     cache.retention.begin_with(positions[name][:, :, :length, 0])
             elif is_cuttable(cache):
                 cache.keys, cache.values, cache.offset = content["k"], content["v"], tokens

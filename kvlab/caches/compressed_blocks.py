@@ -15,7 +15,6 @@ import numpy as np
 
 from kvlab.caches.cache_loader import POSITIONS, CacheLoader
 from kvlab.caches.layer_cache import LayerCache
-from kvlab.caches.retention import BlockScores
 from kvlab.caches.serialize import ArrayDescription, Payload, PayloadError, cache_leaves
 
 
@@ -26,12 +25,10 @@ def compressed_rows(caches: Sequence[Any]) -> dict[str, mx.array]:
     """
     out: dict[str, mx.array] = {}
     for name, cache in cache_leaves(caches):
-        if isinstance(cache, LayerCache) and isinstance(cache.retention, BlockScores):
-            kept = cache.retention.kept
-            if kept is not None:
-                rows = cache.all_rows()
-                out |= {f"{name}:{key}": array[:, :, : kept.shape[2]] for key, array in rows.items()}
-                out[f"{name}:{POSITIONS}"] = kept[..., None]
+        if isinstance(cache, LayerCache) and (kept := cache.retention.kept) is not None:
+            rows = cache.all_rows()
+            out |= {f"{name}:{key}": array[:, :, : kept.shape[2]] for key, array in rows.items()}
+            out[f"{name}:{POSITIONS}"] = kept[..., None]
     return out
 
 

@@ -16,7 +16,7 @@ import pytest
 from mlx_lm.models.cache import KVCache
 
 from kvlab.caches import make_caches
-from kvlab.caches.retention import BlockScores
+from kvlab.caches.retention.block_scores import BlockScores
 from kvlab.caches.serialize import own_layers
 from kvlab.decoder import Decoder
 from kvlab.models import LoadedModel

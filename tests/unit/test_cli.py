@@ -15,7 +15,7 @@ from kvlab.bench import gemm
 from kvlab.cli.main import main, split_policies
 from kvlab.errors import KvlabError, PolicyError
 from kvlab.models import load
-from kvlab.policies import Policy, registry
+from kvlab.policies import parse_module, registry
 from kvlab.policies.slots import inner_fields, known_modules
 from tests.helpers import random_model_folder
 from tests.quantized import quantize_folder
@@ -53,7 +53,7 @@ def test_every_module_with_every_parameter_survives_the_list() -> None:
         given = ",".join(f"{key}={'none' if value is None else value}" for key, value in values.items())
         specs.append(info.name + (f"({inside})" if inside else "") + (f":{given}" if given else ""))
     assert split_policies([",".join(specs)]) == specs
-    assert [str(Policy.parse(spec)) for spec in split_policies([",".join(specs)])]
+    assert [str(parse_module(spec)) for spec in split_policies([",".join(specs)])]
 
 
 @pytest.mark.parametrize("text", ["", "full,,paged", "full;", ",full"])

@@ -114,6 +114,17 @@ class Retention(ABC):
     def evict(self, rows: KVBuffer, offset: int, scale: float) -> None:  # noqa: B027
         """Remove the rows that do not stay from ``rows``."""
 
+    @property
+    def kept(self) -> mx.array | None:
+        """True positions of the rows of complete blocks that are compressed, int32 ``[1, n_kv_heads, n]``; else None.
+
+        They are the first rows, and do not change.
+        """
+        return None
+
+    def begin_with(self, kept: mx.array) -> None:  # noqa: B027
+        """Start behind complete blocks whose rows have these positions, as :attr:`kept` gives them."""
+
     def check_all_scores(self) -> None:  # noqa: B027
         """Raise PolicyError where rows were chosen by scores that are NaN; waits for scores to be computed."""
 

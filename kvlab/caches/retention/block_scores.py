@@ -58,9 +58,7 @@ class BlockScores(TopScores):
 
     @property
     def kept(self) -> mx.array | None:
-        """True positions of the rows of complete blocks, int32 ``[1, n_kv_heads, n]``; None before the first."""
         return self._kept
 
     def begin_with(self, kept: mx.array) -> None:
-        """Start behind complete blocks whose rows have these positions, int32 ``[1, n_kv_heads, n]``."""
         self._kept = kept

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import functools
+import importlib
+import pkgutil
+from pathlib import Path
+
 from kvlab.caches.retention.base import LayerPlace, Retention
 from kvlab.errors import PolicyError
 from kvlab.policies import Module
@@ -9,6 +14,7 @@ from kvlab.policies import Module
 
 def make_retention(module: Module, place: LayerPlace) -> Retention:
     """Make the retention that carries out a policy's module. Raises PolicyError where there is none for it."""
+    _read_folder()
     pending, known = list(Retention.__subclasses__()), []
     while pending:
         cls = pending.pop(0)
@@ -22,3 +28,10 @@ def make_retention(module: Module, place: LayerPlace) -> Retention:
         f"'{module.name}' is a retention that the live caches do not know: derive {type(module).__name__} from "
         "kvlab.Scorer, or define a subclass of kvlab.caches.retention.Retention for it"
     )
+
+
+@functools.cache
+def _read_folder() -> None:
+    """Import all files of this folder: a retention is known once its class is defined."""
+    for file in pkgutil.iter_modules([str(Path(__file__).parent)]):
+        importlib.import_module(f"{__package__}.{file.name}")
