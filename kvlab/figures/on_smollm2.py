@@ -157,7 +157,7 @@ ON_SMOLLM2: tuple[Figure, ...] = (
     Figure(
         name="needle-by-method",
         title="Every eviction method on a needle in 1,000 tokens, SmolLM2-135M",
-        experiments=("methods",),
+        experiments=("methods", "methods_unknown"),
         chart=lambda saved: method_ranking(saved.rows, TITLES),
         metrics=frozenset({"accuracy", "kv_bytes_live"}),
         claims=(
@@ -187,6 +187,10 @@ ON_SMOLLM2: tuple[Figure, ...] = (
             "local-quarter": Number(pick("accuracy", "sum", policy="local:budget=0.25", workload=KNOWN)),
             "snapkv-half": Number(pick("accuracy", "sum", policy="snapkv", workload=KNOWN)),
             "random-half": Number(pick("accuracy", "sum", policy="random", workload=KNOWN)),
+            "keydiff-quarter-unknown": Number(pick("accuracy", "sum", policy="keydiff:budget=0.25", workload=UNKNOWN)),
+            "tova-half-unknown": Number(pick("accuracy", "sum", policy="tova", workload=UNKNOWN)),
+            "pyramidkv-half-unknown": Number(pick("accuracy", "sum", policy="pyramidkv:window=8", workload=UNKNOWN)),
+            "local-half-unknown": Number(pick("accuracy", "sum", policy="local", workload=UNKNOWN)),
         },
     ),
     Figure(
