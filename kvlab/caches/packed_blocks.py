@@ -13,6 +13,7 @@ import numpy as np
 from kvlab.caches.cache_loader import CacheLoader
 from kvlab.caches.serialize import ArrayDescription, Payload, PayloadError, as_bits, cache_leaves
 from kvlab.caches.storage_codec import PlainRows, StorageCodec
+from kvlab.caches.storage_codec.samples import SINKS
 from kvlab.errors import ModelError
 
 CODE = "all:code:uint8"
@@ -33,6 +34,10 @@ class PackedBlocks:
 
         ``rows`` are those of ``serialize.token_rows``. Raises ModelError for those of another model.
         """
+        if start >= end:
+            return []
+        if min(block, end - start) >= SINKS or start >= SINKS:
+            return self._plain_of(rows, start, end).blocks(block)
         return [self._plain_of(rows, at, min(at + block, end)) for at in range(start, end, block)]
 
     def _plain_of(self, rows: Mapping[str, mx.array], start: int, end: int) -> PlainRows:

@@ -233,3 +233,35 @@ def test_the_loader_of_packed_blocks_hands_on_what_the_usual_one_takes(llama: Lo
         found.append(serialize.token_rows(fresh))
     for name, exact in found[0].items():
         np.testing.assert_allclose(np.array(found[1][name]), np.array(exact), atol=0.02)
+
+
+@pytest.mark.parametrize(("start", "block"), [(0, 32), (0, 4), (0, 3), (0, 1), (32, 32), (64, 32), (3, 3)])
+def test_rows_cut_into_blocks_are_those_of_each_block_alone(
+    llama: LoadedModel, usual: Path, start: int, block: int
+) -> None:
+    codec = StorageCodec.of(llama.model, KVTransform.load(usual))
+    blocks = PackedBlocks(codec)
+    caches = make_caches(llama.model, f"kvtc:transform={usual}|ram")
+    mx.eval(llama.model(mx.array([PROMPT]), cache=caches))
+    rows = serialize.token_rows(caches)
+    made = [blocks.pack(one)[CODE].tobytes() for one in blocks.plain(rows, start, len(PROMPT), block)]
+    layers = range(len(codec.transform.layers))
+    spans = [(at, min(at + block, len(PROMPT))) for at in range(start, len(PROMPT), block)]
+    alone = [
+        blocks.pack(codec.plain([(rows[f"{i}:k"][:, :, a:b], rows[f"{i}:v"][:, :, a:b]) for i in layers], a))[CODE]
+        for a, b in spans
+    ]
+    assert made == [one.tobytes() for one in alone]
+    assert blocks.plain(rows, len(PROMPT), len(PROMPT), block) == []
+
+
+@pytest.mark.parametrize("tokens", [1, 3, 4, 5])
+def test_a_prompt_of_rows_that_stay_as_they_are_comes_back(llama: LoadedModel, usual: Path, tokens: int) -> None:
+    blocks = PackedBlocks(StorageCodec.of(llama.model, KVTransform.load(usual)))
+    caches = make_caches(llama.model, f"kvtc:transform={usual}|ram")
+    mx.eval(llama.model(mx.array([PROMPT[:tokens]]), cache=caches))
+    rows = serialize.token_rows(caches)
+    [plain] = blocks.plain(rows, 0, tokens, 32)
+    found = blocks.unpack(blocks.pack(plain))
+    for name, exact in serialize.as_bits(rows).items():
+        np.testing.assert_array_equal(found[name][:, :4], np.asarray(exact)[0, :, :4])

@@ -47,6 +47,17 @@ class PlainRows:
     first: bytes
     layers: tuple[tuple[int, tuple[np.ndarray, np.ndarray]], ...]
 
+    def blocks(self, block: int) -> list[PlainRows]:
+        """Return the rows block by block, from the first token on; a block holds all rows that stay as they are."""
+        kept = _whole(self.start, self.count)
+        found = []
+        for at in range(0, self.count, block):
+            end = min(at + block, self.count)
+            rows = slice(max(0, at - kept), end - kept)
+            layers = tuple((layer, (keys[rows], values[rows])) for layer, (keys, values) in self.layers)
+            found.append(PlainRows(self.start + at, end - at, self.dtype, b"" if at else self.first, layers))
+        return found
+
 
 @dataclass(frozen=True)
 class StorageCodec:

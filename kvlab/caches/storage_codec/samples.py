@@ -136,7 +136,8 @@ class _Tally:
 
 def by_token(rows: mx.array) -> np.ndarray:
     """Return rows ``[1, n_kv_heads, n, head_dim]`` as float32 ``[n, n_kv_heads * head_dim]``."""
-    return np.array(rows[0].astype(mx.float32)).transpose(1, 0, 2).reshape(rows.shape[2], -1)
+    _, heads, count, width = rows.shape
+    return np.array(rows[0].astype(mx.float32)).transpose(1, 0, 2).reshape(count, heads * width)
 
 
 def _newest(offset: int, rows: mx.array) -> mx.array:
