@@ -77,5 +77,8 @@ def accuracy_by_method(summary: pl.DataFrame, titles: Mapping[str, str] | None =
         )
         name = alt.TitleParams(panel, fontSize=13, color=SOFT_INK.light)
         drawn.append(alt.layer(bars, points, title=name))
-    note = ["Ranked by the mean of all marks; bars: 95 % confidence, by bootstrap over the questions."]
+    note = [
+        "Ranked by the mean of all marks; bars: 95 % confidence, by bootstrap over the questions",
+        "(rule of three at 0 % and 100 %).",
+    ]
     return styled(alt.hconcat(*drawn, spacing=18), "Right answers by method", note)
