@@ -35,13 +35,13 @@ class SnapKV(Scorer):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.window < 1:
-            raise PolicyError(f"snapkv: window={self.window} must be 1 or more")
+            raise PolicyError(f"{self.name}: window={self.window} must be 1 or more")
         if self.kernel < 1 or self.kernel % 2 == 0:
-            raise PolicyError(f"snapkv: kernel={self.kernel} must be odd, such as 5")
+            raise PolicyError(f"{self.name}: kernel={self.kernel} must be odd, such as 5")
         if self.pooling not in ("avg", "max"):
-            raise PolicyError(f"snapkv: pooling={self.pooling} is unknown; write avg or max")
+            raise PolicyError(f"{self.name}: pooling={self.pooling} is unknown; write avg or max")
         if self.budget > 1 and self.budget <= self.window:
-            raise PolicyError(f"snapkv: budget={self.budget} tokens must be above its window={self.window}")
+            raise PolicyError(f"{self.name}: budget={self.budget} tokens must be above its window={self.window}")
 
     def score(self, context: ScoreContext) -> mx.array:
         _, kv_heads, length, _ = context.keys.shape
