@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import queue
+import sys
 import time
 from collections.abc import Sequence
 from dataclasses import replace
@@ -340,7 +341,9 @@ class Scheduler:
         self._generator.prefill_step_size = self._prefill_budget.chunk(prefilling, paced)
         prefill = self._generator.prefill
         prefill.work, prefill.done = self._prefill_budget.work(paced), 0
-        chunks = (min(self._generator.prefill_step_size, request.to_compute) for request in self._active.values())
+        # Threads round sums otherwise: their number follows what is computed now, and not what is left of a prompt.
+        most = min(self._generator.prefill_step_size, self.reuse and self.reuse.piece_tokens or sys.maxsize)
+        chunks = (min(most, request.to_compute) for request in self._active.values())
         self._threads.choose(decoding or sum(chunks), beside=decoding > 0 and prefilling > 0)
         started = time.perf_counter()
         prefill.until = self._prefill_budget.until(started, paced)

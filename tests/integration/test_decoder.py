@@ -250,7 +250,7 @@ def test_events_report_each_phase_of_a_request(llama, tmp_path):
         decoder.generate(prompt, max_tokens=2)
     first = [event for event in log.events if event.request == completion.request]
     kinds = [type(event).__name__ for event in first]
-    assert kinds[:3] == ["Submitted", "Matched", "Prefilled"]
+    assert kinds[:4] == ["Submitted", "Chained", "Matched", "Prefilled"]
     assert kinds[-1] == "Finished"
     assert log.of(events.Submitted)[0].tags == {"turn": 1}
     assert log.of(events.Matched)[0].miss == "never_seen"

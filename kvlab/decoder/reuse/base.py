@@ -53,6 +53,9 @@ class PrefixCache(ABC):
     joins_running: bool = True
     """Whether a request may start from KV of another one that still runs, or wait for it."""
 
+    piece_tokens: int | None = None
+    """Most tokens between two cuts of a prompt; None where cuts say nothing of that."""
+
     places: int | None = None
     """Most requests that may run side by side; None is no limit of this reuse."""
 

@@ -36,6 +36,7 @@ class LocalPagedPrefixCache(PagedPrefixCache):
         self._block_rows = policy.retention.block_rows
         # Blocks of an answer were computed token by token, which rounds otherwise.
         self._reuse = replace(self._reuse, match="block", reply=False, checkpoint=self._block)
+        self.piece_tokens = self._block
         self.keeps_parts = not self.wants_checkpoints
         self._meter = None
 
