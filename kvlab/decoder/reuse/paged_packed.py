@@ -14,7 +14,7 @@ from kvlab.caches.packed_blocks import PackedBlockLoader, PackedBlocks
 from kvlab.caches.storage_codec import KVTransform, StorageCodec
 from kvlab.decoder.prefill.message_ends import cut_at_counts
 from kvlab.decoder.request import Request
-from kvlab.decoder.reuse.paged import BlockCutter, PagedPrefixCache
+from kvlab.decoder.reuse.paged import BlockCutter, PagedPrefixCache, policy_key
 from kvlab.decoder.reuse.paged_rules import match_whole_blocks
 from kvlab.errors import PolicyError
 from kvlab.models import LoadedModel
@@ -36,6 +36,8 @@ class PackedPagedPrefixCache(PagedPrefixCache):
             raise PolicyError(f"'{policy.codec}' packs no blocks: use it with paged as it is")
         policy.codec.digest()  # says what to write where there is no file
         transform = KVTransform.load(Path(policy.codec.transform or "").expanduser())
+        if policy_key(policy) != self._policy_key:
+            raise PolicyError(f"{policy.codec.transform} was written while it was read: start again")
         self._blocks = PackedBlocks(StorageCodec.of(loaded.model, transform))
         caches = make_caches(loaded.model, policy)
         loaded.model(mx.array([TRIAL_TOKENS]), cache=caches)
