@@ -34,12 +34,12 @@ LIVE = TierInfo("live", "live", "#7d8590")
 RAM = TierInfo("ram", "RAM", "#2f86ea")
 SSD = TierInfo("ssd", "SSD", "#297b5c")
 REMOTE = TierInfo("remote", "remote", "#8a5fc7")
-"""On the list once a policy names a remote: rows of others say nothing of it."""
+"""Shown only where a store holds it: rows of other policies say nothing of a remote."""
 
 UNDECLARED_COLOR = "#999120"
 """The colour of a tier that a recording names and this process has not declared."""
 
-_tiers: dict[str, TierInfo] = {tier.name: tier for tier in (LIVE, RAM, SSD)}
+_tiers: dict[str, TierInfo] = {tier.name: tier for tier in (LIVE, RAM, SSD, REMOTE)}
 
 
 def declare(tier: TierInfo) -> None:
@@ -52,9 +52,9 @@ def tiers() -> tuple[TierInfo, ...]:
     return tuple(_tiers.values())
 
 
-def tiers_at_rest() -> tuple[TierInfo, ...]:
-    """Return the tiers that a store keeps KV in: all but ``live``."""
-    return tuple(tier for tier in tiers() if tier is not LIVE)
+def tiers_at_rest(held: Iterable[str] = ()) -> tuple[TierInfo, ...]:
+    """Return RAM and SSD, which every table shows, and the other tiers named in ``held``, the fastest first."""
+    return tuple(tier for tier in tiers_named([RAM.name, SSD.name, *held]) if tier is not LIVE)
 
 
 def tiers_named(names: Iterable[str]) -> tuple[TierInfo, ...]:

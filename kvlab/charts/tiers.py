@@ -13,7 +13,7 @@ from kvlab.charts.colors import PAGE
 from kvlab.charts.live import MAX_POINTS, running_total
 from kvlab.charts.style import GREY, WIDTH, require, styled
 from kvlab.errors import RunError
-from kvlab.tiers import LIVE, tiers_at_rest, tiers_measured, tiers_named
+from kvlab.tiers import LIVE, tiers, tiers_at_rest, tiers_measured
 
 GONE = "gone"
 """Blocks that are nowhere any more: an outline without a colour."""
@@ -72,7 +72,7 @@ def block_map(blocks: pl.DataFrame, *, step: int | None = None) -> Any:
     if data.is_empty():
         raise RunError(f"no request {last}; there are 1 to {most}")
     present = [name for name in blocks["tier"].unique(maintain_order=True) if name != GONE]
-    colors = {tier.name: tier.color for tier in tiers_named([*(tier.name for tier in tiers_at_rest()), *present])}
+    colors = {tier.name: tier.color for tier in tiers_at_rest(present)}
     order = blocks["conversation"].unique(maintain_order=True).to_list()
     widest: Any = blocks["block"].max()
     # Runs of one tier as one rectangle: hundreds of blocks a conversation are few rows then.
@@ -106,7 +106,7 @@ def bytes_at_rest(steps: pl.DataFrame, *, step: int | None = None) -> Any:
 
     ``steps`` has ``step`` and a column of bytes for each tier, named as it is. Raises RunError where it has none.
     """
-    colors = {tier.name: tier.color for tier in tiers_at_rest() if tier.name in steps.columns}
+    colors = {tier.name: tier.color for tier in tiers() if tier is not LIVE and tier.name in steps.columns}
     require(steps, "step", *(colors or [tier.name for tier in tiers_at_rest()]))
     data = steps.select("step", *colors).unpivot(index="step", variable_name="tier", value_name="bytes")
     chart = (

@@ -192,7 +192,7 @@ def _store_bytes(decoder: Decoder) -> dict[str, int]:
     if not (held := decoder.tiers_bytes()):
         return {}
     written = int(decoder.store.stats()["bytes_written"]) if decoder.store is not None else 0
-    return {tier.metric: held.get(tier.name, 0) for tier in tiers_at_rest()} | {"bytes_written": written}
+    return {tier.metric: held.get(tier.name, 0) for tier in tiers_at_rest(held)} | {"bytes_written": written}
 
 
 def to_json(items: Iterable[Turn | ServedTurn]) -> list[dict[str, Any]]:

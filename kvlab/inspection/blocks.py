@@ -92,7 +92,7 @@ def follow_blocks(
                     "prompt_tokens": done.prompt_tokens,
                     "ttft_ms": done.ttft_ms,
                     "miss": done.miss,
-                    **{tier.name: held.get(tier.name, 0) for tier in tiers_at_rest()},
+                    **{tier.name: held.get(tier.name, 0) for tier in tiers_at_rest(held)},
                 }
             )
     schema = {"step": pl.Int64, "conversation": pl.String, "block": pl.Int64, "tier": pl.String}

@@ -171,8 +171,6 @@ def check_remote(tiered: Tiered) -> None:
     if tiered.remote_ttl is not None:
         object.__setattr__(tiered, "remote_ttl", format_seconds(parse_seconds(tiered.remote_ttl)))
     object.__setattr__(tiered, "holds", (*type(tiered).holds, REMOTE))
-    if REMOTE not in tiers():
-        declare(REMOTE)
 
 
 def check_folder(tiers: Tiered | Snapshot) -> None:

@@ -162,8 +162,7 @@ def _submitted_frame(cls: type[Event], events: list[Any]) -> pl.DataFrame:
 
 
 def _matched_frame(cls: type[Event], events: list[Any]) -> pl.DataFrame:
-    known = (tier.name for tier in tiers_at_rest())
-    tiers = dict.fromkeys([*known, *(tier for event in events for tier in event.by_tier)])
+    tiers = [tier.name for tier in tiers_at_rest(tier for event in events for tier in event.by_tier)]
     return _plain_frame(cls, events).with_columns(
         pl.Series(f"{tier}_tokens", [int(event.by_tier.get(tier, 0)) for event in events], pl.Int64) for tier in tiers
     )

@@ -18,7 +18,7 @@ from kvlab.server.access import Client
 from kvlab.server.computed_tokens import reason_for_computing
 from kvlab.server.limited_gauges import LimitedGauges
 from kvlab.server.tier_history import TierHistory
-from kvlab.tiers import RAM, SSD, tiers, tiers_at_rest
+from kvlab.tiers import LIVE, RAM, SSD, tiers_at_rest
 
 TTFT_BUCKETS_S = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
 TPOT_BUCKETS_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1)
@@ -155,13 +155,17 @@ class ServerMetrics:
             "uptime": round(now - self.began, 1),
             "now": now,
             "models": models,
-            "tiers": [dataclasses.asdict(tier) for tier in tiers()],
+            "tiers": [dataclasses.asdict(tier) for tier in (LIVE, *tiers_at_rest(self._held()))],
             "sees_all": client.sees_all,
             "history": self.history.columns() if client.sees_all else {},
             "live": live,
             "latest": latest[::-1],
             "totals": self._shown(client).totals(),
         }
+
+    def _held(self) -> set[str]:
+        """Return the names of the tiers at rest that any model's store holds."""
+        return {name for model in list(self._models.values()) for name in model.decoder.tiers_bytes()}
 
     def _counters(self, tenant: str) -> tuple[_Counters, ...]:
         return (self._all, self._own(tenant)) if tenant else (self._all,)
@@ -217,13 +221,13 @@ class _StoreCollector:
             grammars.add_metric([name], model.grammars.nbytes)
             most_grammars.add_metric([name], model.grammars.max_bytes)
             held = model.decoder.tiers_bytes()
-            for tier in tiers_at_rest() if held else ():
+            for tier in tiers_at_rest(held) if held else ():
                 rest.add_metric([name, tier.name], held.get(tier.name, 0))
             if model.decoder.store is None:
                 continue
             stats = model.decoder.store.stats()
             most_rest.add_metric([name, RAM.name], model.decoder.store.ram_budget)
-            for tier in tiers_at_rest():
+            for tier in tiers_at_rest(held):
                 blocks.add_metric([name, tier.name], stats.get(f"{tier.name}_blocks", 0))
             evictions.add_metric([name], _count(stats.get("evictions", 0)))
             spills.add_metric([name], _count(stats.get("spills", 0)))

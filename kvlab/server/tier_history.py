@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from kvlab.tiers import LIVE, tiers, tiers_at_rest
+from kvlab.tiers import LIVE, tiers_at_rest
 
 STEP_S = 5.0
 MAX_POINTS = 180
@@ -38,14 +38,13 @@ class TierHistory:
     def columns(self) -> dict[str, list[float]]:
         """Return ``at``, the times of all points and of now, and a list of bytes for each tier, oldest first."""
         points = [*self._points, (self._clock(), self._bytes())]
-        held = {tier.name: [float(point.get(tier.name, 0)) for _, point in points] for tier in tiers()}
+        names = [LIVE.name, *(tier.name for tier in tiers_at_rest(name for _, point in points for name in point))]
+        held = {name: [float(point.get(name, 0)) for _, point in points] for name in names}
         return {"at": [round(at, 1) for at, _ in points], **held}
 
     def _bytes(self) -> Mapping[str, int]:
-        found = dict.fromkeys((tier.name for tier in tiers()), 0)
+        found: Counter[str] = Counter()
         for model in list(self._models.values()):
             found[LIVE.name] += model.decoder.live_bytes()
-            held = model.decoder.tiers_bytes()
-            for tier in tiers_at_rest():
-                found[tier.name] += held.get(tier.name, 0)
+            found.update(model.decoder.tiers_bytes())
         return found

@@ -62,9 +62,9 @@ class StoreStats:
 def by_tier(figures: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
     """Merge the figures of tiers: bytes and blocks under the tier's name, counters added up, troubles in one line.
 
-    Every tier of ``kvlab.tiers`` has its bytes and blocks, 0 where the store lacks the tier.
+    RAM and SSD have their bytes and blocks always, 0 where the store lacks them; others where it has them.
     """
-    names = dict.fromkeys([*(tier.name for tier in tiers_at_rest()), *figures])
+    names = [tier.name for tier in tiers_at_rest(figures)]
     merged: dict[str, Any] = {}
     counters = Counter({"bytes_written": 0})
     troubles: list[str] = []

@@ -2,24 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 import kvlab
-from kvlab import tiers
 from kvlab.models import LoadedModel
-from kvlab.tiers import REMOTE
 
 pytest.importorskip("obstore", reason="the extra `remote` is not installed")
-
-
-@pytest.fixture(autouse=True)
-def undeclared() -> Iterator[None]:
-    """The remote is on the list of tiers while these tests run and no longer."""
-    yield
-    tiers._tiers.pop(REMOTE.name, None)
 
 
 def test_a_second_machine_reads_what_the_first_one_computed(bundled: LoadedModel, tmp_path: Path) -> None:

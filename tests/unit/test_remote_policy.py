@@ -2,25 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from kvlab import tiers
 from kvlab.errors import PolicyError
 from kvlab.policies import Policy, Tiered
 from kvlab.policies.durations import format_seconds, parse_seconds
 from kvlab.store.from_policy import open_store, store_config
 from kvlab.store.remote import RemoteConfig
 from kvlab.tiers import RAM, REMOTE, SSD
-
-
-@pytest.fixture(autouse=True)
-def undeclared() -> Iterator[None]:
-    """The remote is on the list of tiers while these tests run and no longer."""
-    yield
-    tiers._tiers.pop(REMOTE.name, None)
 
 
 @pytest.mark.parametrize(
@@ -78,14 +69,14 @@ def test_the_settings_reach_the_tier() -> None:
 
 def test_a_remote_is_a_tier_of_those_policies_only_that_name_one(tmp_path: Path) -> None:
     assert Tiered().holds == (RAM, SSD) and len(store_config(Tiered(), 16).below) == 1
-    assert REMOTE not in tiers.tiers()
     policy = Policy.parse(f"tiered:dir={tmp_path}/own,remote=file://{tmp_path}/shared")
     assert policy.tiers is not None and policy.tiers.holds == (RAM, SSD, REMOTE)  # type: ignore[attr-defined]
-    assert REMOTE in tiers.tiers()
     pytest.importorskip("obstore", reason="the extra `remote` is not installed")
     with open_store(policy) as store:  # type: ignore[union-attr]
         assert store.tiers_bytes() == {"ram": 0, "ssd": 0, "remote": 0}
     assert Tiered().holds == (RAM, SSD)
+    with open_store(Policy.parse(f"tiered:dir={tmp_path}/alone")) as store:  # type: ignore[union-attr]
+        assert not [name for name in store.stats() if name.startswith("remote")]
 
 
 def test_a_policy_in_another_folder_keeps_its_remote(tmp_path: Path) -> None:
