@@ -30,7 +30,7 @@ SIDEBAR = {
     "Begin": ("start", "models", "data", "concepts", "notebooks"),
     "Policies": ("policies", "write", "forced", "quality", "budgets", "limits"),
     "How it works": (
-        *("store", "two-macs", "live", "serving", "systems"),
+        *("store", "two-macs", "tensor-parallel", "live", "serving", "systems"),
         *("stack", "stack-rows", "stack-smollm2", "stack-smollm2-rows"),
         *("calibration", "audit", "advise", "replay", "experiments", "overnight", "figures/README"),
     ),

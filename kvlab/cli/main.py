@@ -37,6 +37,9 @@ adapter_option = click.option(
 out_option = click.option(
     "--out", metavar="DIR", type=click.Path(file_okay=False, path_type=Path), help="Run folder; else one in runs/."
 )
+RANK_SET_BY_LAUNCH = "MLX_RANK"
+"""What ``mlx.launch`` tells each process that it starts."""
+
 repeats_option = click.option(
     "--repeats", type=click.IntRange(min=1), help="Measurements of every policy, in turns: gives medians and ranges."
 )
@@ -74,6 +77,11 @@ class Lazy(click.Group):
 @click.version_option(__version__, prog_name="kvlab")
 def cli() -> None:
     """A laboratory for KV caching on MLX."""
+    if os.environ.get(RANK_SET_BY_LAUNCH):
+        raise KvlabError(
+            "a command of kvlab computes in one process; mlx.launch starts Python programs that load a model with "
+            "tensor_parallel=True"
+        )
 
 
 @cli.command()

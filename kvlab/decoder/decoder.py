@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import queue
 import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -14,6 +13,9 @@ from kvlab.caches import Batching, check_model, forget_results_of_another
 from kvlab.decoder.config import DecoderConfig
 from kvlab.decoder.context_limit import leading_tokens
 from kvlab.decoder.event_emitter import EventEmitter, EventSink
+from kvlab.decoder.inbox import AgreedInbox, Inbox
+from kvlab.decoder.rank_scheduler import RankScheduler
+from kvlab.decoder.ranks import ranks_of
 from kvlab.decoder.request import Processor, Request, Sampler, check_request
 from kvlab.decoder.reuse import nothing_at_rest
 from kvlab.decoder.scheduler import Scheduler
@@ -70,7 +72,8 @@ class Decoder:
         self.limit = self.config.limit(0 if self.config.context is None else leading_tokens(loaded))
         self._emitter = EventEmitter(recorder)
         self._owns_store = store is None
-        self._inbox: queue.SimpleQueue[Request | int | None] = queue.SimpleQueue()
+        self._ranks = ranks_of(loaded, self.policy)
+        self._inbox = Inbox() if self._ranks is None else AgreedInbox(self._ranks)
         self.store = store or open_store(self.policy)
         try:
             self._scheduler = self._new_scheduler()
@@ -86,9 +89,10 @@ class Decoder:
         """Make a scheduler for the model as it is now. Raises ModelError where the policy cannot be used with it."""
         forget_results_of_another(self.loaded.model, self.loaded.fingerprint)
         check_model(self.loaded.model, self.policy)
-        return Scheduler(
-            self.loaded, self.policy, self.store, self._emitter, self.config, self._inbox, limit=self.limit
-        )
+        given = (self.loaded, self.policy, self.store, self._emitter, self.config)
+        if self._ranks is None:
+            return Scheduler(*given, self._inbox, limit=self.limit)
+        return RankScheduler(*given, self._inbox, limit=self.limit, ranks=self._ranks)
 
     def _serve(self) -> None:
         """Serve until the inbox says to end, with another scheduler each time that the model was changed."""

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import queue
 import sys
 import time
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, ClassVar
 
 import mlx.core as mx
 from mlx_lm.generate import StopSequences
@@ -22,6 +21,7 @@ from kvlab.decoder.config import FAIR, NONE, PACED, DecoderConfig
 from kvlab.decoder.context_limit import ContextLimit
 from kvlab.decoder.event_emitter import EventEmitter
 from kvlab.decoder.fair_share import KEPT_SHARE, PATIENCE_S, Shares
+from kvlab.decoder.inbox import Inbox
 from kvlab.decoder.memory_budget import LiveMemoryBudget, measure
 from kvlab.decoder.prefill.batch_generator import ChunkedBatchGenerator
 from kvlab.decoder.prefill.budget import PrefillBudget
@@ -55,6 +55,9 @@ class Scheduler:
         retained_bytes: bytes of them that only sequences hold which have ended.
     """
 
+    one_stream: ClassVar[bool] = False
+    """Whether prompts are computed on the stream of decoding, whatever the backend prefers."""
+
     def __init__(
         self,
         loaded: LoadedModel,
@@ -62,7 +65,7 @@ class Scheduler:
         store: Store | None,
         emitter: EventEmitter,
         config: DecoderConfig,
-        inbox: queue.SimpleQueue[Request | int | None],
+        inbox: Inbox,
         *,
         limit: ContextLimit | None = None,
     ) -> None:
@@ -152,6 +155,7 @@ class Scheduler:
             prefill_batch_size=self._config.prefill_batch,
             prefill_step_size=self._prefill_step,
             prompts_first=self._config.interleave == NONE,
+            one_stream=self.one_stream,
         )
 
     def run(self, requests: Sequence[Request] = ()) -> list[Request] | None:
@@ -162,7 +166,7 @@ class Scheduler:
         """
         for request in requests:
             self._waiting.put(request)
-        with mx.stream(self._backend.prefill_stream(self._generator.stream)):
+        with mx.stream(self._generator.prefill_stream):
             return self._run()
 
     def _run(self) -> list[Request] | None:
@@ -176,7 +180,7 @@ class Scheduler:
                 if self._active:
                     self._step()
             except Exception as error:  # noqa: BLE001 - any error of the model ends the requests it computed
-                self._fail_all(error)
+                self._survive(error)
         for request in [] if is_open else [*self._waiting, *self._active.values()]:
             self._cancel(request)
         self._release_processors()
@@ -210,11 +214,7 @@ class Scheduler:
         idle = not self._active and not self._waiting
         if idle:
             self._release_processors()
-        while True:
-            try:
-                message = self.inbox.get(block=idle)
-            except queue.Empty:
-                break
+        for message in self.inbox.read(wait=idle):
             if message is None:
                 return False
             if isinstance(message, Request):
@@ -223,7 +223,6 @@ class Scheduler:
                 requests = [*self._waiting, *self._active.values()]
                 for request in (request for request in requests if request.number == message):
                     self._cancel_safely(request)
-            idle = False
         if self.reuse:
             self.reuse.set_busy(True)
         return True
@@ -256,8 +255,7 @@ class Scheduler:
                 self._insert(request)
                 self._release(self._config.max_concurrency - len(self._active))
             except Exception as error:  # noqa: BLE001 - an error of one request must not end the others
-                self._drop(request)
-                request.stream.fail(error)
+                self._fail_one(request, error)
 
     def _has_place(self, request: Request) -> bool:
         """Return whether a place is free for the request."""
@@ -495,6 +493,15 @@ class Scheduler:
             self._fail_all(error)
             if not request.stream.done:
                 request.stream.fail(error)
+
+    def _fail_one(self, request: Request, error: Exception) -> None:
+        """End a request that could not start."""
+        self._drop(request)
+        request.stream.fail(error)
+
+    def _survive(self, error: Exception) -> None:
+        """Go on after an error of a step."""
+        self._fail_all(error)
 
     def _fail_all(self, error: Exception) -> None:
         for request in list(self._active.values()):

@@ -9,6 +9,7 @@ from kvlab.models.kv_dtype import DTYPES, kv_dtype
 from kvlab.models.loaded import LoadedModel, for_template
 from kvlab.models.loading import WeightsReport, load, report_weights, weight_bytes
 from kvlab.models.source import ModelLike, ModelSource, with_adapter, with_dtype
+from kvlab.models.tensor_parallel import group_of
 
 __all__ = [
     "BUNDLED",
@@ -23,6 +24,7 @@ __all__ = [
     "evaluate_arrays",
     "evaluate_own_arrays",
     "for_template",
+    "group_of",
     "is_gguf",
     "kv_dtype",
     "load",

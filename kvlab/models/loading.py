@@ -22,6 +22,7 @@ from kvlab.models.kv_dtype import DTYPES, kv_dtype
 from kvlab.models.loaded import LoadedModel, first_line
 from kvlab.models.pairs import wrap_pair
 from kvlab.models.source import ModelSource
+from kvlab.models.tensor_parallel import split_over_ranks
 
 SWITCH = "KVLAB_DEQUANTIZE"
 
@@ -32,6 +33,7 @@ def load(
     adapter: str | Path | None = None,
     dtype: str | None = None,
     dequantize: bool | None = None,
+    tensor_parallel: bool = False,
 ) -> LoadedModel:
     """Load a model: a name that ``kvlab models`` lists, a folder, a Hugging Face id, or a GGUF file.
 
@@ -46,13 +48,18 @@ def load(
         dequantize: expand quantized weights (True), or leave them as they are (False). By default they are expanded
             where they would be computed with in float32 on the CPU, on which products with quantized weights are slow,
             and where memory allows; never on a GPU. ``KVLAB_DEQUANTIZE=0`` (or 1) replaces that default.
+        tensor_parallel: each of the ranks that ``mlx.launch`` started computes a part of every layer; one rank alone
+            computes all.
 
     Raises:
         ModelError: it cannot be found or loaded.
     """
     if isinstance(model, LoadedModel | tuple):
-        if adapter is not None or dtype is not None or dequantize is not None:
-            raise ModelError("this model is loaded already; give adapter, dtype and dequantize with a name or a folder")
+        if adapter is not None or dtype is not None or dequantize is not None or tensor_parallel:
+            raise ModelError(
+                "this model is loaded already; give adapter, dtype, dequantize and tensor_parallel with a name or a "
+                "folder"
+            )
         return model if isinstance(model, LoadedModel) else wrap_pair(model)
     source = ModelSource.of(model, adapter)
     dtype = dtype or source.dtype
@@ -69,6 +76,8 @@ def load(
             network.set_dtype(DTYPES[wanted])
         if expand:
             dequantize_weights(network, wanted)
+        if tensor_parallel:
+            split_over_ranks(network, name)
         evaluate_arrays(network)
     except (RuntimeError, ValueError) as error:  # weights are read only now: a file may be cut
         raise _cannot_load(name, path, error) from error

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
 from kvlab.store.keys import Namespace
+
+OTHER_RANK = "other_rank"
+"""Why tokens are computed which another rank of a split model does not have at rest."""
 
 
 @dataclass(frozen=True)
@@ -37,8 +40,8 @@ class Match:
 
     ``tokens`` is its length, ``by_tier`` the same by tier name. ``miss`` says why the rest must be computed: "" when
     all was found, else ``never_seen``, ``evicted``, ``diverged_at=<position>``, ``no_checkpoint``, ``corrupt``,
-    ``unreadable`` or ``other_policy``. ``checkpoint`` is the key of the state at exactly ``tokens`` where one was asked
-    for and found.
+    ``unreadable``, ``other_rank`` or ``other_policy``. ``checkpoint`` is the key of the state at exactly ``tokens``
+    where one was asked for and found.
     """
 
     tokens: int
@@ -57,6 +60,18 @@ class Match:
             by_tier[piece.tier] += piece.used
         tokens = sum(piece.used for piece in pieces)
         return cls(tokens, tuple(pieces), dict(by_tier), miss, checkpoint, ticket, query)
+
+    def shortened(self, tokens: int) -> Match:
+        """Return the first ``tokens`` of the match; all blocks stay pinned until it is read or released."""
+        if tokens >= self.tokens:
+            return self
+        pieces = tuple(
+            replace(piece, used=min(piece.used, tokens - piece.start)) for piece in self.pieces if piece.start < tokens
+        )
+        by_tier: Counter[str] = Counter()
+        for piece in pieces:
+            by_tier[piece.tier] += piece.used
+        return replace(self, tokens=tokens, pieces=pieces, by_tier=dict(by_tier), miss=OTHER_RANK)
 
 
 @dataclass(frozen=True)

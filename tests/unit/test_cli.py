@@ -105,6 +105,14 @@ def test_an_error_of_kvlab_is_one_line_and_status_2(
     assert capsys.readouterr() == ("", "kvlab: first second\n")
 
 
+def test_a_command_refuses_to_be_one_of_several_ranks(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("MLX_RANK", "1")
+    assert main(["policies"]) == 2
+    assert "computes in one process" in capsys.readouterr().err
+
+
 def test_interruption_is_status_130(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     def interrupt(**_: Any) -> None:
         raise KeyboardInterrupt

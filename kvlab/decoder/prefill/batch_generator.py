@@ -31,6 +31,7 @@ class ChunkedBatchGenerator(BatchGenerator):
         backend: chooses streams, and decides where a chunk can be interrupted.
         layerwise: see :class:`ChunkedPrefill`.
         prompts_first: sequences decode only while there is no prompt to compute.
+        one_stream: prompts are computed on the stream of decoding, whatever the backend prefers.
         options: BatchGenerator's.
     """
 
@@ -43,6 +44,7 @@ class ChunkedBatchGenerator(BatchGenerator):
         layerwise: LayerwiseModel | None,
         *,
         prompts_first: bool = False,
+        one_stream: bool = False,
         **options: Any,
     ) -> None:
         super().__init__(model, **options)
@@ -56,6 +58,7 @@ class ChunkedBatchGenerator(BatchGenerator):
         self.prefill.backend, self.prefill.layerwise, self.prefill.stream = backend, layerwise, self.stream
         self._prompt_batch = self.prefill
         self._begun: list[Any] = []
+        self._one_stream = one_stream
         self._prompts_first = prompts_first
 
     def first_token(self, uid: int | None) -> int:
@@ -63,12 +66,17 @@ class ChunkedBatchGenerator(BatchGenerator):
         batch = self._generation_batch
         return int(batch._next_tokens[batch.uids.index(uid)].item())
 
+    @property
+    def prefill_stream(self) -> Any:
+        """The stream for prompts, and for all other work except decoding. Read it on the thread that computes."""
+        return self.stream if self._one_stream else self._backend.prefill_stream(self.stream)
+
     def next(self) -> Responses:
         """Run a round; return the progress of prompts, and the generated tokens.
 
         Progress is reported once a chunk has gone through all layers.
         """
-        self.prefill.stream = self._backend.prefill_stream(self.stream)
+        self.prefill.stream = self.prefill_stream
         responses = super().next()
         if mx.get_cache_memory() > MAX_FREED_BYTES:
             mx.clear_cache()

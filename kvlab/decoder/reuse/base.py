@@ -59,6 +59,9 @@ class PrefixCache(ABC):
     places: int | None = None
     """Most requests that may run side by side; None is no limit of this reuse."""
 
+    agree: Callable[[int], int] = staticmethod(lambda tokens: tokens)
+    """Returns how many restored tokens all ranks of a split model have, of which this one has so many."""
+
     nbytes: int = 0
     """Bytes of KV at rest in memory of its own, beside the store. Any thread may read it."""
 

@@ -107,7 +107,8 @@ class PagedPrefixCache(PrefixCache):
         self._name_blocks(request, request.context, kept=False)
         started = time.perf_counter()
         limit = self.limit(request)
-        match = self._match(request, limit)
+        found = self._match(request, limit)  # holds the pins of all its blocks
+        match = found.shortened(self.agree(found.tokens))
         request.miss = match.miss
         if live:
             request.cached, request.by_tier = live, {"live": live}
@@ -123,6 +124,7 @@ class PagedPrefixCache(PrefixCache):
         looked_up = time.perf_counter()
         loader = self._loader(caches, limit)
         checkpoint, match = self._read(request, limit, match, loader)
+        match = match.shortened(self.agree(match.tokens))
         request.miss = match.miss
         if match.tokens:
             try:

@@ -14,7 +14,8 @@ from mlx.utils import tree_flatten
 from kvlab.decoder import Decoder
 from kvlab.decoder.context_limit import ContextError
 from kvlab.decoder.event_emitter import EventSink
-from kvlab.models import LoadedModel
+from kvlab.errors import ModelError
+from kvlab.models import LoadedModel, group_of
 from kvlab.policies import Policy
 from kvlab.server.errors import ApiError
 from kvlab.server.generation.answer_memory import AnswerMemory
@@ -38,9 +39,14 @@ MESSAGE_PARSERS = {"harmony": HarmonyParser, "muse-spark": MuseParser}
 
 
 class ServedModel:
-    """Answers requests with one model under one policy. Close it to free its memory."""
+    """Answers requests with one model under one policy. Close it to free its memory.
+
+    Raises ModelError for a model that is split over ranks.
+    """
 
     def __init__(self, loaded: LoadedModel, policy: Policy, settings: Settings, sink: EventSink | None = None) -> None:
+        if group_of(loaded.model) is not None:
+            raise ModelError(f"{loaded.name} is split over ranks: a server has one process; load it whole")
         self.loaded, self.policy = loaded, policy
         self.name = loaded.name  # a pool may replace it by the name that clients use
         self.decoder = Decoder(
