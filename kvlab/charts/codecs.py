@@ -43,14 +43,13 @@ def kl_by_stored_bytes(summary: pl.DataFrame) -> Any:
     def up(kl: float) -> float:
         return HEIGHT * (1 - math.log(kl / bottom) / math.log(top / bottom))
 
-    domain = {"domain": methods}
     color = alt.Color(
         "method:N", title=None, legend=legend_of(methods, points=True),
-        scale=alt.Scale(**domain, range=[tone.light for tone in TONES[: len(methods)]]),
+        scale=alt.Scale(domain=methods, range=[tone.light for tone in TONES[: len(methods)]]),
     )  # fmt: skip
     shape = alt.Shape(
         "method:N", title=None, legend=legend_of(methods, points=True),
-        scale=alt.Scale(**domain, range=list(SHAPES[: len(methods)])),
+        scale=alt.Scale(domain=methods, range=list(SHAPES[: len(methods)])),
     )  # fmt: skip
     height: dict[str, Any] = {
         "title": "KL from full (nats, logarithmic)",
