@@ -28,7 +28,7 @@ NOTEBOOKS = HERE.parent / "notebooks"
 
 SIDEBAR = {
     "Begin": ("start", "models", "data", "concepts", "notebooks"),
-    "Policies": ("policies", "write", "forced", "quality", "budgets", "limits"),
+    "Policies": ("policies", "write", "forced", "quality", "codecs", "budgets", "limits"),
     "How it works": (
         *("store", "two-macs", "tensor-parallel", "live", "serving", "systems"),
         *("stack", "stack-rows", "stack-smollm2", "stack-smollm2-rows"),

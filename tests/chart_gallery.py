@@ -53,6 +53,7 @@ def gallery(policies: Sequence[str] = TEN, turns: int = 8) -> dict[str, Any]:
         "eviction_map": charts.eviction_map(evictions(turns), length=60 * turns, steps=max(4, turns)),
         "accuracy_by_kept_kv": charts.accuracy_by_kept_kv(kept_shares(policies), {"known": "question known"}),
         "accuracy_by_method": charts.accuracy_by_method(by_method(policies), {"known": "question known"}),
+        "kl_by_stored_bytes": charts.kl_by_stored_bytes(of_codecs()),
         "waits_by_design": charts.waits_by_design(ranked(policies)),
         "eviction_map-one": charts.eviction_map(evictions(turns), layers=[0], heads=[0]),
     }
@@ -68,6 +69,16 @@ def by_method(policies: Sequence[str]) -> pl.DataFrame:
         for budget, share in ((0.25, place / len(methods) / 2), (0.5, place / len(methods)))
     ]
     return pl.DataFrame(made, schema=["workload", "method", "budget", "accuracy", "low", "high"], orient="row")
+
+
+def of_codecs() -> pl.DataFrame:
+    """Return a summary of codecs at bytes of which several are nearly equal."""
+    made = [
+        (method, f"{method} {bits}", (bits + 0.25 * place) / 16, 3.0**-bits, 2.0 * 3.0**-bits, 0.5 * 3.0**-bits)
+        for place, method in enumerate(("quantized", "rotated", "kivi", "turboquant"))
+        for bits in (2, 3, 4, 6)
+    ]
+    return pl.DataFrame(made, schema=["method", "label", "share", "kl", "high", "low"], orient="row")
 
 
 def kept_shares(policies: Sequence[str]) -> pl.DataFrame:

@@ -8,6 +8,7 @@ a part of its policies, give all of them as ``among`` (`Results.policies`). Rows
 with the range.
 """
 
+from kvlab.charts.codecs import kl_by_stored_bytes
 from kvlab.charts.colors import on_dark
 from kvlab.charts.concurrency import live_bytes_by_concurrency, throughput_by_concurrency
 from kvlab.charts.eviction_strips import eviction_strips
@@ -32,7 +33,8 @@ __all__ = [
     "accuracy_by_kept_kv",
     "accuracy_by_method",
     "accuracy_by_policy", "block_map", "bytes_at_rest", "bytes_by_tier", "cached_tokens_by_turn", "eviction_map",
-    "eviction_strips", "gaps_beside_a_long_prompt", "hit_ratio_by_capacity", "kl_by_position", "kv_bytes_over_time",
+    "eviction_strips", "gaps_beside_a_long_prompt", "hit_ratio_by_capacity", "kl_by_position", "kl_by_stored_bytes",
+    "kv_bytes_over_time",
     "live_bytes_by_concurrency", "on_dark", "quality_by_bytes", "quality_by_live_bytes", "quality_with_pareto",
     "recompute_causes", "throughput_by_concurrency", "tier_sizes", "token_gaps", "tools_by_policy",
     "ttft_after_restart", "ttft_by_turn", "ttft_parts", "ttft_waterfall",
