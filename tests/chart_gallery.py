@@ -53,6 +53,7 @@ def gallery(policies: Sequence[str] = TEN, turns: int = 8) -> dict[str, Any]:
         "eviction_map": charts.eviction_map(evictions(turns), length=60 * turns, steps=max(4, turns)),
         "accuracy_by_kept_kv": charts.accuracy_by_kept_kv(kept_shares(policies), {"known": "question known"}),
         "accuracy_by_method": charts.accuracy_by_method(by_method(policies), {"known": "question known"}),
+        "measures_by_method": charts.measures_by_method(by_measure(policies), "Distance by method"),
         "waits_by_design": charts.waits_by_design(ranked(policies)),
         "eviction_map-one": charts.eviction_map(evictions(turns), layers=[0], heads=[0]),
     }
@@ -68,6 +69,18 @@ def by_method(policies: Sequence[str]) -> pl.DataFrame:
         for budget, share in ((0.25, place / len(methods) / 2), (0.5, place / len(methods)))
     ]
     return pl.DataFrame(made, schema=["workload", "method", "budget", "accuracy", "low", "high"], orient="row")
+
+
+def by_measure(policies: Sequence[str]) -> pl.DataFrame:
+    """Return a summary of two measures with two budgets a method, one below and one above all others."""
+    methods = ["oracle", *dict.fromkeys(map(method_of, policies)), "random"]
+    made = [
+        (measure, method, budget, value, value / 2, min(1.0, 2 * value))
+        for measure in ("flips", "KL")
+        for place, method in enumerate(dict.fromkeys(methods))
+        for budget, value in ((0.25, 0.02 * (place + 1)), (0.5, 0.01 * (place + 1)))
+    ]
+    return pl.DataFrame(made, schema=["measure", "method", "budget", "value", "low", "high"], orient="row")
 
 
 def kept_shares(policies: Sequence[str]) -> pl.DataFrame:
