@@ -101,5 +101,4 @@ def _panel(
         strokeDash=[3, 4], strokeWidth=1, opacity=0.8
     )
     lines = frame.encode(x=alt.X("value:Q", **across), color=color)
-    name = alt.TitleParams(measure, fontSize=13, color=SOFT_INK.light)
-    return alt.layer(lines, bars, points, title=name)
+    return alt.layer(lines, bars, points, title=alt.TitleParams(measure, fontSize=13, color=SOFT_INK.light))
