@@ -124,7 +124,7 @@ def measured(
             path = scores_of(method, loaded, item.forced, folder / f"{method}-{index}.npz")
             for budget in budgets:
                 spec = str(Policy.parse(f"{method}:budget={budget},scores={path}"))
-                specs[spec] = (f"{method}:budget={budget}", budget)
+                specs[spec] = (str(Policy.parse(f"{method}:budget={budget}")), budget)
         single = TeacherForcedRunner(alone(index), loaded, concurrency=1, shared=shared, folder=folder, progress=False)
         found = single.run([Policy.parse(spec) for spec in specs])
         rows += [_named(row, workload.name, *specs[row["policy"]]) for row in found.rows]
