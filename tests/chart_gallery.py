@@ -54,6 +54,7 @@ def gallery(policies: Sequence[str] = TEN, turns: int = 8) -> dict[str, Any]:
         "accuracy_by_kept_kv": charts.accuracy_by_kept_kv(kept_shares(policies), {"known": "question known"}),
         "accuracy_by_method": charts.accuracy_by_method(by_method(policies), {"known": "question known"}),
         "kl_by_stored_bytes": charts.kl_by_stored_bytes(of_codecs()),
+        "measures_by_method": charts.measures_by_method(by_measure(policies), "Distance by method"),
         "waits_by_design": charts.waits_by_design(ranked(policies)),
         "eviction_map-one": charts.eviction_map(evictions(turns), layers=[0], heads=[0]),
     }
@@ -79,6 +80,18 @@ def of_codecs() -> pl.DataFrame:
         for bits in (2, 3, 4, 6)
     ]
     return pl.DataFrame(made, schema=["method", "label", "share", "kl", "high", "low"], orient="row")
+
+
+def by_measure(policies: Sequence[str]) -> pl.DataFrame:
+    """Return a summary of two measures with two budgets a method, one below and one above all others."""
+    methods = ["oracle", *dict.fromkeys(map(method_of, policies)), "random"]
+    made = [
+        (measure, method, budget, value, value / 2, min(1.0, 2 * value))
+        for measure in ("flips", "KL")
+        for place, method in enumerate(dict.fromkeys(methods))
+        for budget, value in ((0.25, 0.02 * (place + 1)), (0.5, 0.01 * (place + 1)))
+    ]
+    return pl.DataFrame(made, schema=["measure", "method", "budget", "value", "low", "high"], orient="row")
 
 
 def kept_shares(policies: Sequence[str]) -> pl.DataFrame:

@@ -17,6 +17,7 @@ from kvlab.charts.gaps import gaps_beside_a_long_prompt, token_gaps
 from kvlab.charts.hit_ratios import hit_ratio_by_capacity
 from kvlab.charts.kept import accuracy_by_kept_kv
 from kvlab.charts.live import kv_bytes_over_time
+from kvlab.charts.method_measures import measures_by_method
 from kvlab.charts.method_ranking import accuracy_by_method
 from kvlab.charts.pareto import quality_with_pareto
 from kvlab.charts.quality import accuracy_by_policy, quality_by_bytes, quality_by_live_bytes
@@ -35,7 +36,7 @@ __all__ = [
     "accuracy_by_policy", "block_map", "bytes_at_rest", "bytes_by_tier", "cached_tokens_by_turn", "eviction_map",
     "eviction_strips", "gaps_beside_a_long_prompt", "hit_ratio_by_capacity", "kl_by_position", "kl_by_stored_bytes",
     "kv_bytes_over_time",
-    "live_bytes_by_concurrency", "on_dark", "quality_by_bytes", "quality_by_live_bytes", "quality_with_pareto",
+    "live_bytes_by_concurrency", "measures_by_method", "on_dark", "quality_by_bytes", "quality_by_live_bytes", "quality_with_pareto",
     "recompute_causes", "throughput_by_concurrency", "tier_sizes", "token_gaps", "tools_by_policy",
     "ttft_after_restart", "ttft_by_turn", "ttft_parts", "ttft_waterfall",
     "waits_by_design",

@@ -1,4 +1,4 @@
-"""The figures of the docs: those of the bundled model are declared here, those of a real one beside it."""
+"""The figures of the docs: those of the bundled model are declared here, the others in files beside this one."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from kvlab.figures.claim import Claim, pick
 from kvlab.figures.figure import Figure
 from kvlab.figures.number import Number
 from kvlab.figures.on_codecs import ON_CODECS
+from kvlab.figures.on_methods import ON_METHODS
 from kvlab.figures.on_smollm2 import ON_SMOLLM2
 from kvlab.figures.on_stack import ON_STACK
 from kvlab.figures.parts import over_full, quality_chart, together
@@ -263,7 +264,7 @@ ON_BUNDLED: tuple[Figure, ...] = (
 )
 
 
-FIGURES: tuple[Figure, ...] = (*ON_BUNDLED, *ON_SMOLLM2, *ON_CODECS, *ON_STACK)
+FIGURES: tuple[Figure, ...] = (*ON_BUNDLED, *ON_SMOLLM2, *ON_CODECS, *ON_METHODS, *ON_STACK)
 
 
 def chosen(names: tuple[str, ...]) -> tuple[Figure, ...]:

@@ -19,6 +19,7 @@ from kvlab.figures.build import Place
 from kvlab.figures.claim import pick
 from kvlab.figures.figure import Figure
 from kvlab.figures.number import Number
+from kvlab.figures.on_methods import ON_METHODS
 from kvlab.figures.on_smollm2 import ON_SMOLLM2
 from kvlab.figures.pages import check_pages, fill, texts_of
 from kvlab.figures.saved import Saved
@@ -144,7 +145,7 @@ def test_figures_writes_pages_and_check_leaves_them(
     assert main(["figures"]) == 0 and "-->0.10<!--" in place.pages[0].read_text()
 
 
-@pytest.mark.parametrize("figure", ON_SMOLLM2, ids=lambda figure: figure.name)
+@pytest.mark.parametrize("figure", [*ON_SMOLLM2, *ON_METHODS], ids=lambda figure: figure.name)
 def test_a_figure_of_a_real_model_draws_and_says_all_it_declares(figure: Figure) -> None:
     """Rows are made of what its claims and numbers pick, so that no error waits at the end of a long measurement."""
     said = [part for one in (*figure.claims, *figure.numbers.values()) for part in (one.of, one.to) if part]

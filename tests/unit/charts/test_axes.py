@@ -100,7 +100,7 @@ def test_ten_policies_are_all_named_in_every_chart_of_policies() -> None:
         svg: Any = vl_convert.vegalite_to_svg(chart.to_dict())
         texts = re.sub(r"</?tspan[^>]*>", "", svg)
         texts = "".join(re.findall(r"<text[^>]*>([^<]*)</text>", texts))
-        by_method = ("quality_by_live_bytes", "accuracy_by_kept_kv", "accuracy_by_method")
+        by_method = ("quality_by_live_bytes", "accuracy_by_kept_kv", "accuracy_by_method", "measures_by_method")
         wanted = {method_of(policy) for policy in TEN} if name in by_method else labels
         assert [label for label in wanted if label not in texts] == [], name
         assert "…" not in texts, name

@@ -1,0 +1,97 @@
+"""The figure of all eviction methods that needs no right answer: their distance from `full` on pages of text."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import polars as pl
+
+from kvlab import charts
+from kvlab.figures.claim import Claim, pick
+from kvlab.figures.figure import Figure
+from kvlab.figures.number import Number
+from kvlab.figures.parts import method_and_budget
+from kvlab.figures.saved import Saved
+from kvlab.results.forced_summary import summarize_forced
+
+
+def by_method(rows: pl.DataFrame, measures: Sequence[str]) -> pl.DataFrame:
+    """Return `measure`, `method`, `budget`, `value`, `low`, `high` of these measures, in their order.
+
+    The budget is that of the rows: a method with a threshold has none of its own.
+    """
+    budgets = dict(rows.select("policy", "budget").unique().iter_rows())
+    made = []
+    for measure in measures:
+        found = summarize_forced(rows).filter(pl.col("measure") == measure)
+        for policy, value, low, high in found.select("policy", "value", "low", "high").iter_rows():
+            if (method := method_and_budget(policy)) is not None:
+                budget = method[1] if budgets[policy] is None else float(budgets[policy])
+                made.append((measure, method[0], budget, value, low, high))
+    return pl.DataFrame(made, schema=["measure", "method", "budget", "value", "low", "high"], orient="row")
+
+
+def _kl(saved: Saved) -> Any:
+    return charts.measures_by_method(by_method(saved.rows, ["KL"]), "KL from full by method")
+
+
+QUARTER = "budget=0.25"
+SPECS = {
+    **{
+        method: (f"{method}:{QUARTER}", method)
+        for method in ("oracle", "kvzip", "h2o", "snapkv", "tova", "expected", "compactor", "keydiff", "knorm", "cur")
+    },
+    "local-keydiff": (f"local:{QUARTER}", "local"),
+    "sepllm": (f"sepllm:{QUARTER}", "sepllm"),
+    "triattention": (f"triattention:{QUARTER}", "triattention"),
+    "random": (f"random:{QUARTER}", "random"),
+}
+"""Methods whose numbers the docs name, with a quarter and with half of the rows."""
+
+
+KL_BY_METHOD = Figure(
+    name="kl-by-method",
+    title="Every eviction method by its distance from full, SmolLM2-135M",
+    experiments=("methods_kl",),
+    chart=_kl,
+    metrics=frozenset({"kl", "top1", "kv_bytes_live", "prompt_tokens"}),
+    claims=(
+        Claim(
+            "With half of the rows, oracle is at most half as far from full as kvzip",
+            pick("kl", policy="oracle"),
+            pick("kl", policy="kvzip"),
+            at_most=0.5,
+            tolerance=0.3,
+        ),
+        Claim(
+            "With a quarter, kvzip is nearer than snapkv",
+            pick("kl", policy="kvzip:budget=0.25"),
+            pick("kl", policy="snapkv:budget=0.25"),
+            at_most=0.8,
+            tolerance=0.2,
+        ),
+        Claim(
+            "With a quarter, h2o is at most half as far as keydiff, which keeps needles best",
+            pick("kl", policy="h2o:budget=0.25"),
+            pick("kl", policy="keydiff:budget=0.25"),
+            at_most=0.5,
+            tolerance=0.3,
+        ),
+        Claim(
+            "With half, random is at least 1.2 times as far as knorm",
+            pick("kl", policy="random"),
+            pick("kl", policy="knorm"),
+            at_least=1.2,
+            tolerance=0.2,
+        ),
+    ),
+    shows="800 tokens of eight pages each; rows are evicted at their end, and the next 32 tokens are led through every "
+    "method. To the left is nearer to `full`. [What the ranking says](../quality.md).",
+    numbers={
+        "pages": Number(pick("prompt_tokens", "count", policy="full")),
+        **{f"{name}-quarter": Number(pick("kl", policy=quarter)) for name, (quarter, _) in SPECS.items()},
+        **{f"{name}-half": Number(pick("kl", policy=half)) for name, (_, half) in SPECS.items()},
+    },
+)
+ON_METHODS: tuple[Figure, ...] = (KL_BY_METHOD,)
