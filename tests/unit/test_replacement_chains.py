@@ -139,6 +139,4 @@ def test_superseded_knows_a_conversation_again_that_it_had_evicted() -> None:
     gone = [(0,), (2,), (1, 0), (1, 1), (3,)]  # here all of it
     assert victims("superseded", gone, 5) == [(1, 0)]
     assert victims("superseded", [*gone, (1, 0), (4,)], 5) == [(1, 0), (0,), (2,)]
-    assert victims("superseded", [*gone, (1, 2), (4,)], 5) == [(1, 0), (1, 1), (0,)], (
-        "a new branch, not one that is back"
-    )
+    assert victims("superseded", [*gone, (1, 2), (4,)], 5) == [(1, 0), (0,), (1, 1)], "a new branch is not one back"
