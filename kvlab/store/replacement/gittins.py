@@ -13,8 +13,8 @@ A list of the keys that LRU would hold runs beside it. While the policy is behin
 it is never farther behind LRU than that leeway, one request, and the keys that LRU holds and it does not, at most a
 capacity. It is not strictly never below: no policy without a view of the future is that unless it is LRU, since its
 first other choice may be the next key. Without leeway it would follow LRU for good once it is one hit behind. A bound
-without the capacity can be had by differing from LRU only in as many keys as it has hit more, or also in a share of
-LRU's hits; both were tried, and left a quarter to all of the gain behind.
+without the capacity can be had by differing from LRU only in as many keys as it has hit more; that was tried, and left
+a quarter to a half of what is gained.
 
 Limits: a policy is not told of requests, so their ends are derived: a touched key continues a request if it is the
 parent of the key touched last, an admitted one if its parent is the end of the request so far. Requests that interleave
