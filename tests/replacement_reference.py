@@ -493,6 +493,8 @@ REFERENCES: dict[str, Callable[[Trace, int], int]] = {
     "lru": lru,
     "ttl": lru,
     "tail_lru": lru,
+    "shortest": lru,
+    "superseded": lru,
     "lfu": lfu,
     "clock": clock,
     "sieve": sieve,
@@ -503,7 +505,8 @@ REFERENCES: dict[str, Callable[[Trace, int], int]] = {
     "wtinylfu": wtinylfu,
     "belady": belady,
 }
-"""By kvlab's name. Without ends of lives and without costs, ``ttl`` and ``tail_lru`` are ``lru``."""
+"""By kvlab's name. Without ends of lives, costs and chains, ``ttl``, ``tail_lru``, ``shortest`` and ``superseded``
+are ``lru``."""
 
 
 def s3fifo_libcachesim(trace: Trace, capacity: int) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ Examples:
   kvlab replay runs/2026-01-01 --kv-bytes 131072 --capacity 2GB,8GB --json
   kvlab replay sessions.tar.xz --ram 2GB,8GB --ssd 0,100GB --cost cost.json
   kvlab replay sessions.tar.xz --ram 8GB --ssd 100GB --kv-bytes 147456 --cost prefill=450,ssd=3GB --restore auto
+  kvlab replay sessions.tar.xz --replace lru,lfu,arc --scheduler tcp://mac-1:8786
   kvlab replay sessions.tar.xz --plan 95% --kv-bytes 147456
   kvlab replay sessions.tar.xz --plan ttft_p95=2s --cost cost.json
 """
@@ -67,6 +69,11 @@ Examples:
     help="Share of the blocks that policies but lru are replayed with.",
 )
 @click.option("--workers", type=click.IntRange(min=1), metavar="N", help="Processes; else one a core.")
+@click.option(
+    "--scheduler",
+    metavar="ADDRESS",
+    help="Replays on Dask: local:N for N processes here, or a scheduler such as tcp://host:8786.",
+)
 @import_option
 @json_option
 def replay(
@@ -87,6 +94,7 @@ def replay(
     plain: bool,
     sample: float,
     workers: int | None,
+    scheduler: str | None,
     imports: tuple[Path, ...],
     as_json: bool,
 ) -> None:
@@ -97,6 +105,8 @@ def replay(
     sized = {"capacity": capacity, "plain": plain or None, "sample": sample if sample < 1 else None}
     tiered = {"ssd": ssd, "cost": cost, "restore": restore, "admit": admit, "endurance": endurance}
     tiered |= {"concurrency": concurrency}
+    if scheduler is not None:
+        _check_spread({"plan": plan, "causes": causes or None, "workers": workers})
     _check_kind({"plan": plan, "causes": causes or None, "ram": ram}, sized, tiered)
     common: dict[str, Any] = {"format": format}
     sizes: dict[str, Any] = {"token_bytes": kv_bytes or 0}
@@ -110,10 +120,13 @@ def replay(
             return replays.recompute_causes(replays.load_trace(trace, format))
         if plan is not None:
             return replays.plan(trace, plan, replace, **common, **sizes, **tiers)
-        if ram is not None:
-            return replays.replay_tiers(trace, ram, replace=replace, workers=workers, **common, **sizes, **tiers)
-        given: dict[str, Any] = {} if capacity is None else {"capacity": capacity}
-        return replays.replay(trace, replace, plain=plain, sample=sample, workers=workers, **given, **common, **sizes)
+        with contextlib.ExitStack() as stack:
+            client = None if scheduler is None else stack.enter_context(_connected(scheduler))
+            spread: dict[str, Any] = {"workers": workers, "client": client}
+            if ram is not None:
+                return replays.replay_tiers(trace, ram, replace=replace, **spread, **common, **sizes, **tiers)
+            given: dict[str, Any] = {} if capacity is None else {"capacity": capacity}
+            return replays.replay(trace, replace, plain=plain, sample=sample, **spread, **given, **common, **sizes)
 
     made: list[Any] = []
 
@@ -127,6 +140,25 @@ def replay(
         table(results.table, list(results.table[0]))
 
     answer(as_json, work, show)
+
+
+def _connected(scheduler: str) -> contextlib.AbstractContextManager[Any]:
+    """Connect to the cluster of ``--scheduler``. Raises RunError."""
+    from kvlab.experiments.dask_cluster import SchedulerChoice, connected
+
+    return connected(SchedulerChoice.parse(scheduler))
+
+
+def _check_spread(others: Mapping[str, Any]) -> None:
+    """Raise ``UsageError`` for options that leave a cluster nothing to do, or that choose processes here."""
+    reasons = {
+        "plan": "--plan replays one size after the other, each found from those before",
+        "causes": "--causes replays nothing",
+        "workers": "--workers is the number of processes of this machine",
+    }
+    for name, value in others.items():
+        if value is not None:
+            raise click.UsageError(f"{reasons[name]}: leave --scheduler out, or --{name}")
 
 
 def _check_kind(kinds: Mapping[str, Any], of_one_tier: Mapping[str, Any], of_two: Mapping[str, Any]) -> None:

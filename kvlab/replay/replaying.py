@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -18,6 +19,9 @@ from kvlab.replay.statistics import statistics
 from kvlab.replay.tasks import ReplayTask, run_tasks
 from kvlab.replay.trace import BlockTrace
 
+if TYPE_CHECKING:
+    from distributed import Client
+
 DEFAULT_CAPACITIES = ("1%", "2%", "5%", "10%", "20%", "50%")
 
 
@@ -31,6 +35,7 @@ def replay(
     token_bytes: int = 0,
     sample: float = 1.0,
     workers: int | None = None,
+    client: Client | None = None,
     progress: bool = True,
 ) -> ReplayResults:
     """Replay a trace through one tier, with each policy at each capacity.
@@ -46,6 +51,7 @@ def replay(
         token_bytes: bytes of KV a token, which capacities in bytes need.
         sample: share of the blocks that policies other than LRU are replayed with; 1 is exact.
         workers: processes; else as many as there are cores.
+        client: of a Dask cluster, whose workers replay in place of processes of this machine.
         progress: show a bar.
 
     Raises:
@@ -65,7 +71,11 @@ def replay(
         policy_class(name)
     capacities = [read_capacity(text, loaded, token_bytes=token_bytes) for text in texts]
     tasks = [ReplayTask(name, one, sample) for name in names if name != LRU for one in capacities]
-    done = dict(zip(tasks, run_tasks(loaded, tasks, workers=workers, progress=progress), strict=True)) if tasks else {}
+    done = (
+        dict(zip(tasks, run_tasks(loaded, tasks, workers=workers, client=client, progress=progress), strict=True))
+        if tasks
+        else {}
+    )
     curve = np.empty(0, np.int64)
     if LRU in names:
         distances = stack_distances(loaded)

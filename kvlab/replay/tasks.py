@@ -10,17 +10,21 @@ from collections.abc import Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, wait
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 import numpy as np
 from tqdm.auto import tqdm
 
 from kvlab.replay.capacity import Capacity
 from kvlab.replay.counts import ReplayCounts
+from kvlab.replay.distributed_tasks import run_on, without_trace
 from kvlab.replay.orders import policy_class
 from kvlab.replay.sampling import simulate_sampled
 from kvlab.replay.simulation import Told, simulate
 from kvlab.replay.trace import BlockTrace
+
+if TYPE_CHECKING:
+    from distributed import Client
 
 MIN_PARALLEL_BLOCKS = 500_000
 """Less work than this, in blocks times tasks, is done before other processes have started."""
@@ -73,13 +77,19 @@ class ReplayTask:
 
 
 def run_tasks(
-    trace: BlockTrace, tasks: Sequence[Task[C]], *, workers: int | None = None, progress: bool = True
+    trace: BlockTrace,
+    tasks: Sequence[Task[C]],
+    *,
+    workers: int | None = None,
+    client: Client | None = None,
+    progress: bool = True,
 ) -> list[C]:
     """Replay all tasks; the counts are in their order.
 
     Args:
         workers: processes; else as many as there are cores. Policies that were defined outside of kvlab are replayed in
             this process, since others cannot know them.
+        client: of a Dask cluster, whose workers replay in place of processes of this machine.
         progress: show a bar on stderr.
     """
     count = min(len(tasks), workers or os.cpu_count() or 1)
@@ -93,10 +103,14 @@ def run_tasks(
         disable=not progress,
         mininterval=0.5,
     ) as bar:
-        if count <= 1 or small:
+        if client is None and (count <= 1 or small):
             return [task.run(trace, bar.update) for task in tasks]
         others = [task for task in tasks if task not in own]
-        done = dict(zip(others, _in_processes(trace, others, count, bar.update), strict=True)) if others else {}
+        done: dict[Task[C], C] = {}
+        if others and client is not None:
+            done = dict(zip(others, run_on(client, trace, others, bar.update), strict=True))
+        elif others:
+            done = dict(zip(others, _in_processes(trace, others, count, bar.update), strict=True))
         return [done[task] if task in done else task.run(trace, bar.update) for task in tasks]
 
 
@@ -131,10 +145,8 @@ def _begin(folder: str, queue: Any) -> None:
 
 
 def _run(task: Task[Any]) -> tuple[Any, dict[str, Any]]:
-    """Return the class of the counts and their fields; the trace stays here."""
-    counts = task.run(_here["trace"], _here["told"])
-    own = {field.name: getattr(counts, field.name) for field in fields(counts) if field.name != "trace"}
-    return type(counts), own
+    """Run a task here; the trace stays."""
+    return without_trace(task, _here["trace"], _here["told"])
 
 
 def _arrays(trace: BlockTrace) -> dict[str, np.ndarray]:

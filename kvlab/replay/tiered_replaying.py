@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from kvlab.policies import parse_bytes
 from kvlab.replay.capacity import Capacity, read_capacity
@@ -21,6 +22,9 @@ from kvlab.replay.tiered_results import DEFAULT_ENDURANCE_BYTES, TieredResults
 from kvlab.replay.tiered_simulation import RestoreRule, simulate_tiers
 from kvlab.replay.trace import BlockTrace
 from kvlab.speed import Speed, read_speed
+
+if TYPE_CHECKING:
+    from distributed import Client
 
 ALWAYS, AUTO = "always", "auto"
 NO_SSD = "0"
@@ -56,6 +60,7 @@ def replay_tiers(
     endurance: str | int = DEFAULT_ENDURANCE_BYTES,
     concurrency: int | None = None,
     workers: int | None = None,
+    client: Client | None = None,
     progress: bool = True,
 ) -> TieredResults:
     """Replay a trace through RAM over SSD, with each policy at each pair of sizes.
@@ -73,6 +78,7 @@ def replay_tiers(
         endurance: bytes that may be written to the drive, such as ``600TB``.
         concurrency: requests that are served side by side; else one after the other, and answers hold nobody up.
         workers: processes; else as many as there are cores.
+        client: of a Dask cluster, whose workers replay in place of processes of this machine.
         progress: show a bar.
 
     Raises:
@@ -101,7 +107,7 @@ def replay_tiers(
     ]
     if not tasks:
         raise TraceError("nothing to replay: name a policy such as lru, and the size of RAM such as --ram 8GB")
-    done = run_tasks(loaded, tasks, workers=workers, progress=progress)
+    done = run_tasks(loaded, tasks, workers=workers, client=client, progress=progress)
     return TieredResults(
         loaded, statistics(loaded), tuple(done), token_bytes, speed, parse_bytes(endurance), concurrency
     )

@@ -107,7 +107,7 @@ def served(
     return found, victims
 
 
-@pytest.mark.parametrize("replace", ["lru", "s3fifo", "sieve", "gdsf", "lfu"])
+@pytest.mark.parametrize("replace", ["lru", "s3fifo", "sieve", "gdsf", "lfu", "shortest", "superseded"])
 @pytest.mark.parametrize("room", [9, 17])
 def test_decoder_finds_the_tokens_and_loses_the_blocks_that_the_replay_says(
     replace: str, room: int, bundled: LoadedModel

@@ -23,7 +23,22 @@ Path = tuple[int, ...]
 """A block, named by the way to it from the root; its parent is the way without the last step."""
 
 NAMES = (*REPLACEMENTS, "belady")
-ASKS_ONCE = ("fifo", "lru", "lfu", "sieve", "clock", "slru", "arc", "lirs", "wtinylfu", "ttl", "tail_lru", "belady")
+ASKS_ONCE = (
+    "fifo",
+    "lru",
+    "lfu",
+    "sieve",
+    "clock",
+    "slru",
+    "arc",
+    "lirs",
+    "wtinylfu",
+    "ttl",
+    "tail_lru",
+    "shortest",
+    "superseded",
+    "belady",
+)
 """Policies that do not ask again for a key that has descendants."""
 
 
@@ -67,6 +82,7 @@ class Tier:
         for one in blocks[len(there) :]:
             if not self._make_space(self.size(one)):
                 break
+            self.policy.link(one, one[:-1], len(one) - 1)
             self.policy.admit(one, self.size(one), self.cost)
             self.held[one] = self.size(one)
         self.pinned = set()

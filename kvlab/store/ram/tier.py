@@ -69,6 +69,7 @@ class RamTier:
         nbytes = block.nbytes
         entry = self._entries[block.key] = RamEntry(block, nbytes, dirty, block.used, block.uses)
         self.held += nbytes
+        self._order.link(block.key, block.parent, block.start)
         self._order.admit(block.key, max(nbytes, 1), block.cost, block.uses)
         self._below[block.parent] += 1
         if block.kind == CHECKPOINT:

@@ -19,10 +19,11 @@ def any_key(_key: Hashable) -> bool:
 class Replacement(ABC):
     """Orders the resident keys of one tier by when they should leave; holds no payloads.
 
-    The owner calls ``admit`` when a key enters, ``touch`` when it is used again, ``victim`` to learn which key should
-    leave next and ``remove`` when a key has left, for any reason. ``size`` is in the same unit as ``capacity`` (bytes
-    in a tier, 1 a block on plain traces); ``cost`` is what recomputing the block takes, in a unit that all keys share;
-    ``uses`` is how often a key was used already, for one that is loaded back after a restart.
+    The owner calls ``link`` and then ``admit`` when a key enters, ``touch`` when it is used again, ``victim`` to learn
+    which key should leave next and ``remove`` when a key has left, for any reason. Keys without chains are not linked.
+    ``size`` is in the same unit as ``capacity`` (bytes in a tier, 1 a block on plain traces); ``cost`` is what
+    recomputing the block takes, in a unit that all keys share; ``uses`` is how often a key was used already, for one
+    that is loaded back after a restart.
 
     ``admit`` of a resident key and ``touch`` or ``remove`` of an absent one raise ``KeyError``. None is thread-safe.
     """
@@ -55,6 +56,9 @@ class Replacement(ABC):
 
     def expect(self, key: Hashable, size: int = 1) -> None:  # noqa: B027 - few policies look ahead
         """Note that an absent key is about to be admitted, before space is made for it."""
+
+    def link(self, key: Hashable, parent: Hashable, start: int) -> None:  # noqa: B027 - few policies look at chains
+        """Note what an absent key that is admitted next stands behind: its parent, and the tokens before it."""
 
     def expired(self, evictable: Evictable = any_key) -> Hashable | None:
         """Return a key whose time is over, among those that ``evictable`` accepts, or None; it stays resident."""

@@ -8,15 +8,18 @@ replaces. The index is that of :mod:`kvlab.store.return_rates`: the hits that ke
 that time. Time is counted in requests, ages in half octaves, so no number has the scale of a trace. What was evicted is
 remembered and counts, too, so that the policy does not only see what it kept.
 
-A list of the keys that LRU would hold runs beside it. While the policy has hit less than that in total, it evicts as
-LRU does. So it can fall behind LRU only by what it loses before it has followed LRU for about one capacity. Where it
-has nothing to gain it was seen to end up to 0.5% behind; it is not strictly never below. No policy without a view of
-the future is that unless it is LRU: its first other choice may be the next key. A bound can be had: differing from LRU
-only by as many keys as it has hit more; that was tried, and left a quarter to a half of what is gained.
+A list of the keys that LRU would hold runs beside it. While the policy is behind what that has hit, by more than
+``LEEWAY_KEYS`` and ``LEEWAY`` of it, it evicts as LRU does, and comes to hold the same keys. So with keys of one size
+it is never farther behind LRU than that leeway, one request, and the keys that LRU holds and it does not, at most a
+capacity. It is not strictly never below: no policy without a view of the future is that unless it is LRU, since its
+first other choice may be the next key. Without leeway it would follow LRU for good once it is one hit behind. A bound
+without the capacity can be had by differing from LRU only in as many keys as it has hit more; that was tried, and left
+a quarter to a half of what is gained.
 
-Limits: a policy is not told of requests, so their ends are derived: a touched key continues a request if it stood
-before the key touched last, an admitted one if its cost a byte rises. Requests that interleave are cut into
-parts, which makes classes coarser and no result wrong. Blocks are taken to be of one size, and to cost the same.
+Limits: a policy is not told of requests, so their ends are derived: a touched key continues a request if it is the
+parent of the key touched last, an admitted one if its parent is the end of the request so far. Requests that interleave
+are cut into parts, which makes classes coarser and no result wrong. Blocks are taken to be of one size, and to cost the
+same.
 """
 
 from __future__ import annotations
@@ -34,6 +37,8 @@ GAPS, TURNS = 16, 6
 """Gap bins of one and a half octaves, and bins of continuations of one octave."""
 GHOST_CAPACITIES = 8
 """Evicted keys that are remembered, for each resident one."""
+LEEWAY, LEEWAY_KEYS = 0.0005, 4
+"""Share of LRU's hits, and keys of the mean size, by which the policy may be behind and still try something else."""
 MIN_RETURNS = 64.0
 """Returns of runs that must be seen before their indices count: until then it is LRU."""
 MIN_REQUESTS, REFRESH_SHARE = 32, 1 / 32
@@ -60,7 +65,10 @@ class _Request:
 
     touched: list[Hashable] = field(default_factory=list)
     admitted: list[Hashable] = field(default_factory=list)
-    depth_cost: float = -math.inf
+
+    def end(self) -> Hashable | None:
+        """Return the key that the next one of this request stands behind; None before the first one."""
+        return self.admitted[-1] if self.admitted else self.touched[0] if self.touched else None
 
     def chain(self) -> list[Hashable]:
         return [*reversed(self.touched), *self.admitted]
@@ -77,6 +85,7 @@ class Gittins(Replacement):
         self._parents: dict[Hashable, Hashable] = {}
         self._ghosts: OrderedDict[Hashable, None] = OrderedDict()
         self._run_of: dict[Hashable, _Run] = {}
+        self._linked: tuple[Hashable, Hashable] = (None, None)
         self._request = _Request()
         self._open: set[Hashable] = set()
         self._now = self._refreshed = 0
@@ -92,18 +101,18 @@ class Gittins(Replacement):
         self._lru = _ShadowLru(capacity)
         self._ahead = 0
 
+    def link(self, key: Hashable, parent: Hashable, start: int) -> None:
+        self._linked = (key, parent)
+
     def admit(self, key: Hashable, size: int = 1, cost: float = 1.0, uses: int = 1) -> None:
         require_absent(key, key in self._sizes)
-        request, depth_cost = self._request, cost / max(size, 1)
-        if request.admitted and depth_cost <= request.depth_cost:
+        linked, parent = self._linked
+        if linked != key or parent != self._request.end():
             self._end_request()
-            request = self._request
-        if request.admitted:
-            self._parents[key] = request.admitted[-1]
-        elif request.touched:
-            self._parents[key] = request.touched[0]
+        request = self._request
+        if linked == key:
+            self._parents[key] = parent
         request.admitted.append(key)
-        request.depth_cost = depth_cost
         self._open.add(key)
         self._sizes[key] = max(size, 1)
         self._ghosts.pop(key, None)
@@ -117,7 +126,6 @@ class Gittins(Replacement):
             self._end_request()
         self._request.touched.append(key)
         self._open.add(key)
-        self._ahead += self._sizes[key]
 
     def victim(self, evictable: Evictable = any_key) -> Hashable | None:
         key = self._lowest(evictable)
@@ -161,7 +169,7 @@ class Gittins(Replacement):
             self._shrink(run, 1)
 
     def _lowest(self, evictable: Evictable) -> Hashable | None:
-        if self._ahead < 0 or self._rates.returned < MIN_RETURNS:
+        if self._ahead < -self._lru.leeway() or self._rates.returned < MIN_RETURNS:
             return self._oldest(evictable)
         while self._filled:
             key = self._first(self._groups[self._filled[0][1]], evictable)
@@ -254,12 +262,13 @@ class Gittins(Replacement):
 
     def _end_request(self) -> None:
         """Learn from the request in progress, and make runs of its keys."""
-        chain, self._request = self._request.chain(), _Request()
+        chain, touched, self._request = self._request.chain(), self._request.touched, _Request()
         self._open.clear()
         if not chain:
             return
         self._now += 1
-        self._ahead -= self._lru.use(chain, self._sizes)
+        # Both at once: hits of a request in progress alone would look like a lead.
+        self._ahead += sum(self._sizes[key] for key in touched) - self._lru.use(chain, self._sizes)
         self._grow_older()
         gap, turns, is_continued, start = 0, 1, False, 0
         while start < len(chain):
@@ -333,11 +342,15 @@ class Gittins(Replacement):
 
 
 class _ShadowLru:
-    """Holds the keys that LRU would hold, by last use."""
+    """Holds the keys that LRU would hold, by last use; ``hits`` are the bytes that it would have hit so far."""
 
     def __init__(self, capacity: int) -> None:
-        self._capacity, self._held = capacity, 0
+        self._capacity, self._held, self.hits = capacity, 0, 0
         self._keys: OrderedDict[Hashable, int] = OrderedDict()
+
+    def leeway(self) -> float:
+        """Return the bytes by which a policy may have hit less and still not follow LRU."""
+        return LEEWAY * self.hits + LEEWAY_KEYS * self._held / max(1, len(self._keys))
 
     def use(self, chain: list[Hashable], sizes: dict[Hashable, int]) -> int:
         """Use a chain; return the bytes of its prefix that LRU would hit."""
@@ -353,4 +366,5 @@ class _ShadowLru:
             self._held += size
         while self._held > self._capacity and len(self._keys) > 1:
             self._held -= self._keys.popitem(last=False)[1]
+        self.hits += hits
         return hits

@@ -85,12 +85,13 @@ class Evictor:
             self._parents.clear()
             self._below.clear()
         rows = self._folder.index.rows(
-            "SELECT id, key, parent, bytes, cost, uses, used FROM blocks WHERE id > ? ORDER BY used", self._last
+            "SELECT id, key, parent, start, bytes, cost, uses, used FROM blocks WHERE id > ? ORDER BY used", self._last
         )
-        for at, key, parent, nbytes, cost, uses, used in rows:
+        for at, key, parent, start, nbytes, cost, uses, used in rows:
             self._last = max(self._last, at)
             if key in self._order:  # it left and was stored again
                 self._forget(self._order, key, evicted=False)
+            self._order.link(key, parent, start)
             self._order.admit(key, nbytes, cost, uses)
             self._used[key], self._parents[key] = used, parent
             self._below[parent] += 1

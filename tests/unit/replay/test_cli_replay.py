@@ -56,3 +56,24 @@ def test_wrong_input_ends_with_status_2_and_one_line(
 def test_a_missing_file_ends_with_status_2(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["replay", "nowhere.jsonl"]) == 2
     assert "nowhere.jsonl: no such file" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        (["--plan"], "one size after the other"),
+        (["--causes"], "replays nothing"),
+        (["--workers", "2"], "processes of this machine"),
+    ],
+)
+def test_a_scheduler_is_refused_where_it_has_nothing_to_spread(
+    options: list[str], says: str, trace: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["replay", trace, "--scheduler", "local:2", *options]) == 2
+    assert says in capsys.readouterr().err
+
+
+def test_a_wrong_scheduler_is_one_line_that_names_both_forms(trace: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["replay", trace, "--scheduler", "mac-1:8786"]) == 2
+    said = capsys.readouterr().err
+    assert "local:N" in said and "tcp://host:8786" in said and said.count("\n") == 1

@@ -62,7 +62,11 @@ def test_leaves_leave_before_their_parents() -> None:
 
 
 @settings(max_examples=40, deadline=None)
-@given(chains=FULL, capacity=st.integers(5, 14), replace=st.sampled_from(["lru", "sieve", "gdsf"]))
+@given(
+    chains=FULL,
+    capacity=st.integers(5, 14),
+    replace=st.sampled_from(["lru", "sieve", "gdsf", "shortest", "superseded"]),
+)
 def test_a_replay_hits_what_the_live_store_hits(chains: list[list[int]], capacity: int, replace: str) -> None:
     trace = block_trace("made", BLOCK, chains)
     found = simulate(trace, replace, Capacity("", BLOCKS, capacity, 0.0)).hit_blocks

@@ -85,7 +85,7 @@ def served(store: Store, space: Namespace, contents: list[int]) -> list[str]:
     chains=CHAINS,
     ram=st.integers(1, 8),
     ssd=st.integers(1, 12),
-    replace=st.sampled_from(["lru", "s3fifo", "sieve", "gdsf", "lfu"]),
+    replace=st.sampled_from(["lru", "s3fifo", "sieve", "gdsf", "lfu", "shortest", "superseded"]),
     admit=st.integers(1, 2),
 )
 def test_every_block_is_found_in_the_tier_where_the_live_store_finds_it(
