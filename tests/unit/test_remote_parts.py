@@ -23,7 +23,6 @@ from kvlab.store.remote.circuit import Circuit
 from kvlab.store.remote.client import StoredBlock
 from kvlab.store.remote.errors import RemoteDown, RemoteFull
 from kvlab.store.remote.read_ahead import AHEAD_BYTES, BATCH_BYTES, ReadAhead
-from kvlab.store.remote.read_pace import ReadPace
 from kvlab.store.remote.sealing import (
     BLOCKS,
     CHILDREN,
@@ -470,16 +469,3 @@ def test_the_chain_unused_for_longest_leaves_first() -> None:
     assert set(client.values) == {f"{BLOCKS}new{at}" for at in range(3)}
     assert remove_surplus(client, keep=None, unused_s=50.0).removed == 0  # type: ignore[arg-type]
     assert remove_surplus(client, keep=1000, ttl_s=0.5).removed == 3  # type: ignore[arg-type]
-
-
-def test_a_read_may_take_some_times_what_the_slowest_of_the_last_took() -> None:
-    pace = ReadPace(0.05)
-    assert pace.wait_s(1_000_000) == pytest.approx(0.05 + 0.1)  # nothing is known: 10 MB/s
-    pace.note(1_000_000, 0.01)
-    pace.note(0, 5.0)  # found nothing
-    assert pace.wait_s(3_000_000) == pytest.approx(0.05 + 4 * 0.03)
-    pace.note(1_000_000, 1.0)
-    assert pace.wait_s(1_000_000) == pytest.approx(0.05 + 0.1)  # never longer than that
-    for _ in range(16):
-        pace.note(2_000_000, 0.002)
-    assert pace.wait_s(1_000_000) == pytest.approx(0.05 + 0.004)

@@ -28,13 +28,14 @@ from kvlab.store.remote.circuit import Circuit
 from kvlab.store.remote.client import RemoteClient, check_url, connect
 from kvlab.store.remote.errors import RemoteTrouble
 from kvlab.store.remote.read_ahead import ReadAhead
-from kvlab.store.remote.read_pace import ReadPace
 from kvlab.store.remote.sealing import OtherSecret, Sealing, sealing_from_environment
 from kvlab.store.remote.uploader import Upload, Uploader
 from kvlab.tiers import REMOTE
 
 DEFAULT_WAIT_S = 0.05
 DEFAULT_QUEUE_BYTES = 64 << 20
+MIN_BYTES_PER_S = 20e6
+"""A block that comes more slowly is late: it may take ``wait_s`` and its bytes at this rate."""
 FLUSH_S = 10.0
 """Longest time that a flush waits for a remote that takes blocks."""
 AVOID_S = 30.0
@@ -98,8 +99,7 @@ class RemoteTier:
         self._circuit = Circuit(config.url, client.ping, config.wait_s, self._on_back)
         self._calls = BoundedCalls(self._circuit, config.wait_s)
         self._uploads = Uploader(client, self._circuit, config.queue_bytes, self._after_batch)
-        self._ahead = ReadAhead(lambda wanted: self._calls.start(self._read_timed, wanted))
-        self._pace = ReadPace(config.wait_s)
+        self._ahead = ReadAhead(lambda wanted: self._calls.start(client.read, wanted))
         self._lock = threading.Lock()
         self._known: OrderedDict[bytes, None] = OrderedDict()
         self._avoided: dict[bytes, float] = {}
@@ -199,12 +199,12 @@ class RemoteTier:
             raise TierUnreadable(f"{key.hex()}: {self._circuit.trouble}")
         try:
             awaited = self._ahead.take(name)
-            wait_s = self._pace.wait_s(awaited.batch_bytes)
+            wait_s = self._config.wait_s + 2 * awaited.batch_bytes / MIN_BYTES_PER_S
             data = self._calls.result(awaited.batch, wait_s).get(name)
             try:
                 return self._verified(name, key, data)
             except BadBlock:  # read it again: the fault may be in memory or on the way
-                again = self._calls.result(self._calls.start(self._read_timed, [name]), wait_s).get(name)
+                again = self._calls.result(self._calls.start(self._client.read, [name]), wait_s).get(name)
                 return self._verified(name, key, again)
         except RemoteTrouble as error:
             self._ahead.forget()
@@ -214,13 +214,6 @@ class RemoteTier:
         except BadBlock as error:
             self._set_aside(key, name, again or b"", error)
             raise TierCorrupt(f"{key.hex()}: {error}") from None
-
-    def _read_timed(self, names: Sequence[str]) -> dict[str, bytes]:
-        """Read blocks on a thread of the reads, and note what that took."""
-        started = time.perf_counter()
-        found = self._client.read(list(names))
-        self._pace.note(sum(map(len, found.values())), time.perf_counter() - started)
-        return found
 
     def read_to(self, key: bytes, buffer: ReadBuffer) -> Block | None:
         """Do as :meth:`read`: the bytes have come over a network already, into memory of their own."""
