@@ -133,7 +133,9 @@ def measured(orders: Orders, server: Server, policy: str, fault: str, lengths: l
     """Yield a row for each request under a fault: its time and that of computing it, then the time of its return."""
     begin, end = FAULTS[fault]
     with orders.machine(policy, server.url, WAIT_MS) as decoder, Decoder(orders.model, policy) as alone:
+        decoder.generate(orders.prompt(lengths[0], 2 * NEW), max_tokens=1)  # computed: it learns how long that takes
         decoder.generate(orders.prompt(lengths[0]), max_tokens=1)
+        decoder.store.flush()
         begin(server)
         if fault == "hangs while it is read":
             stop_at_reading(decoder, server)

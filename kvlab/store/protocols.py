@@ -120,6 +120,23 @@ class TimedTier(Protocol):
         ...
 
 
+@runtime_checkable
+class AwaitedTier(Protocol):
+    """Is a tier that may have to be waited for, such as one behind a network."""
+
+    def read_within(self, key: bytes, most_s: float) -> Block:
+        """Do as :meth:`Tier.read`; after about ``most_s`` seconds the block is not worth waiting for, and a miss."""
+        ...
+
+
+class Patience(Protocol):
+    """Says during the read of a match how long its blocks are worth waiting for."""
+
+    def left_s(self, start: int) -> float:
+        """Return the seconds that the block at position ``start`` may be waited for."""
+        ...
+
+
 class ReadWatch(Protocol):
     """Decides during the read of a match how much of it is read."""
 

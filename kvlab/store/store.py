@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import threading
 from collections.abc import Callable, Sequence
 from types import TracebackType
@@ -18,7 +19,7 @@ from kvlab.store.keys import Namespace
 from kvlab.store.lookup import Lookup
 from kvlab.store.matches import Match, Piece, Put, Query, Report
 from kvlab.store.pins import Pins
-from kvlab.store.protocols import ReadWatch, Tier, TimedTier
+from kvlab.store.protocols import AwaitedTier, Patience, ReadWatch, Tier, TimedTier
 from kvlab.store.ram.insertion import RamInserter
 from kvlab.store.ram.tier import RamTier
 from kvlab.store.read_buffers import Payload, PayloadList, PayloadSink, ReadBuffer
@@ -95,23 +96,35 @@ class Store:
         found = self._read(match, kept)
         return kept.payloads[: len(found.pieces)], found
 
-    def read_into(self, match: Match, sink: PayloadSink, watch: ReadWatch | None = None) -> Match:
+    def missed(self, reason: str) -> None:
+        """Count a match that was found, and then cut by the caller, among the misses, with the reason."""
+        with self._lock:
+            self._stats.missed(reason)
+
+    def read_into(
+        self, match: Match, sink: PayloadSink, watch: ReadWatch | None = None, patience: Patience | None = None
+    ) -> Match:
         """Hand the payloads of a match to ``sink``, each cut to its used tokens; return the match they make up.
 
         That is ``match`` itself, unless a block proved bad or gone, or ``watch`` ended the read: then it is shorter,
         with ``miss`` saying why, and for a match with a checkpoint it is the next best one, which ``sink`` gets from
         the beginning. Blocks read from below RAM are kept there from their second reading on: the first costs no
-        memory.
+        memory. ``patience`` bounds the wait for tiers behind a network.
         """
-        return self._read(match, sink, ReadBuffer(sink), watch)
+        return self._read(match, sink, ReadBuffer(sink), watch, patience)
 
     def _read(
-        self, match: Match, sink: PayloadSink, buffer: ReadBuffer | None = None, watch: ReadWatch | None = None
+        self,
+        match: Match,
+        sink: PayloadSink,
+        buffer: ReadBuffer | None = None,
+        watch: ReadWatch | None = None,
+        patience: Patience | None = None,
     ) -> Match:
         query = match.query
         if query is None or not self._pins.held(match):
             raise StoreError("this match was read or released before; match again")
-        count, reason = self._read_pieces(match.pieces, query, sink, buffer, watch)
+        count, reason = self._read_pieces(match.pieces, query, sink, buffer, watch, patience)
         used = match.pieces[:count]
         with self._lock:
             self._touch([piece.key for piece in reversed(used)])  # leaves first, so that heads are the younger ones
@@ -123,7 +136,7 @@ class Store:
             if match.checkpoint is None:
                 self._stats.missed(reason)
                 return Match.of(query, used, reason, None, match.ticket)
-        return self._read(self._find(query, reason), sink, buffer, watch)
+        return self._read(self._find(query, reason), sink, buffer, watch, patience)
 
     def _read_pieces(
         self,
@@ -132,6 +145,7 @@ class Store:
         sink: PayloadSink,
         buffer: ReadBuffer | None,
         watch: ReadWatch | None,
+        patience: Patience | None,
     ) -> tuple[int, str]:
         """Hand pieces to the sink; return how many it has now, and why not all."""
         parent, count = query.ns.root(), 0
@@ -145,7 +159,8 @@ class Store:
                     block = self._fetch(piece.key)
                 else:
                     buffer.start, buffer.wanted = piece.start, piece.used
-                    block = self._fetch_to(piece.key, buffer)
+                    most_s = patience.left_s(piece.start) if patience is not None else math.inf
+                    block = self._fetch_to(piece.key, buffer, most_s)
                 self._check_piece(block, piece, parent, query)
             except TierMiss as error:
                 return count, error.reason
@@ -315,25 +330,31 @@ class Store:
             raise StoreError("the store is closed")
         return Query(ns, k.as_tokens(tokens), checkpoint)
 
-    def _fetch(self, key: bytes) -> Block:
+    def _fetch(self, key: bytes, most_s: float = math.inf) -> Block:
         """Read a block from the fastest tier that has it; keep one from below in RAM if that takes no waiting."""
         with self._lock:
             entry = self._ram.get(key)
         if entry is not None:
             return entry.block
-        block = self._from_below(lambda tier: tier.read(key))
+        block = self._from_below(
+            lambda tier: tier.read_within(key, most_s) if isinstance(tier, AwaitedTier) else tier.read(key)
+        )
         with self._lock:
             self._inserter.keep(block)
         return block
 
-    def _fetch_to(self, key: bytes, buffer: ReadBuffer) -> Block | None:
+    def _fetch_to(self, key: bytes, buffer: ReadBuffer, most_s: float) -> Block | None:
         """Do as :meth:`_fetch`, but read a block from below for the first time into ``buffer``; None: into its sink."""
         with self._lock:
             entry = self._ram.get(key)
             is_again = entry is None and self._inserter.is_wanted(key)
         if entry is not None:
             return entry.block
-        return self._fetch(key) if is_again else self._from_below(lambda tier: tier.read_to(key, buffer))
+        if is_again:
+            return self._fetch(key, most_s)
+        return self._from_below(
+            lambda tier: tier.read_within(key, most_s) if isinstance(tier, AwaitedTier) else tier.read_to(key, buffer)
+        )
 
     def _from_below(self, read: Callable[[Tier], T]) -> T:
         error = TierMiss("no tier has it")

@@ -6,6 +6,7 @@ go on, part within a block, or come back after a restart; layers with a sliding 
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -25,8 +26,10 @@ from kvlab.errors import ModelError, PolicyError
 from kvlab.models import LoadedModel
 from kvlab.policies import Policy
 from kvlab.store import commands
+from kvlab.store.remote import commands as remote_commands
 from tests.architectures import load_recipe
 from tests.integration.test_decoder import conversation
+from tests.remote_kit import redis_program, redis_server
 
 FINE, USUAL = 0.002, 0.3
 TEXT = [token for seed in range(8) for token in conversation(40 + seed, 128)]
@@ -265,3 +268,34 @@ def test_a_prompt_of_rows_that_stay_as_they_are_comes_back(llama: LoadedModel, u
     found = blocks.unpack(blocks.pack(plain))
     for name, exact in serialize.as_bits(rows).items():
         np.testing.assert_array_equal(found[name][:, :4], np.asarray(exact)[0, :, :4])
+
+
+@pytest.mark.parametrize("kind", ["file", "redis"])
+def test_a_second_machine_reads_blocks_from_a_remote_as_the_first_from_its_own(
+    llama: LoadedModel, usual: Path, tmp_path: Path, kind: str
+) -> None:
+    """Tenants stay apart there, and what is left after pruning is of use."""
+    pytest.importorskip("obstore" if kind == "file" else "redis", reason="the extra `remote` is not installed")
+    with contextlib.ExitStack() as stack:
+        if kind == "file":
+            url = f"file://{tmp_path}/remote"
+        elif redis_program() is None:
+            pytest.skip("no redis-server here")
+        else:
+            url = stack.enter_context(redis_server(tmp_path)).url
+
+        def machine(name: str, tenant: str = "") -> tuple[tuple[int, ...], int, dict[str, int]]:
+            tiers = f"tiered:dir={tmp_path}/{name},remote={url},remote_wait=30000"
+            with Decoder(llama, f"kvtc:transform={usual}|{tiers}|paged:block=32,live=false", retain=0) as decoder:
+                done = decoder.generate(PROMPT, max_tokens=12, tenant=tenant)
+                assert decoder.store is not None and decoder.store.flush()
+                return tuple(done.tokens), done.cached_tokens, dict(done.cached_by_tier)
+
+        assert machine("first")[1:] == (0, {})
+        again, cached, tiers = machine("first")
+        assert cached >= len(PROMPT) // 32 * 32 and set(tiers) == {"ssd"}
+        assert machine("second") == (again, cached, {"remote": cached})
+        assert machine("third", tenant="other")[1:] == (0, {})
+        assert {row["metric"]: row["value"] for row in remote_commands.verify(url)}["corrupt"] == 0
+        remote_commands.prune(url, keep=0)
+        assert machine("fourth")[1:] == (0, {}), "pruned blocks are misses"

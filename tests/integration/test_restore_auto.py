@@ -111,5 +111,7 @@ def test_a_remote_is_read_where_that_is_quicker_than_computing(
             reuse._meter.computed(0, n, 0.001 * n)  # type: ignore[attr-defined]
             reuse._remote.read(n, n * 1000, block_s * n)  # type: ignore[attr-defined]
         done = decoder.generate(PROMPT, max_tokens=4)
+        assert decoder.store is not None
+        assert decoder.store.stats()["misses"] == ({} if tier else {"computed_sooner": 1})
     assert done.tokens == wanted
     assert (set(done.cached_by_tier), done.miss) == (({tier}, "") if tier else (set(), "computed_sooner"))

@@ -25,6 +25,7 @@ from kvlab.decoder.reuse.deposits import Deposits
 from kvlab.decoder.reuse.drive_timing import DriveTimer, time_prompts
 from kvlab.decoder.reuse.hot_sequence import HotSequence
 from kvlab.decoder.reuse.paged_rules import match_whole_pieces, opening_of_answers, tokens_to_store
+from kvlab.decoder.reuse.read_patience import MIN_TOKENS_FOR_SPEED, ReadPatience
 from kvlab.decoder.reuse.remote_meter import RemoteMeter
 from kvlab.decoder.reuse.restore_meter import RestoreMeter
 from kvlab.errors import PolicyError
@@ -34,6 +35,7 @@ from kvlab.policies.slots import inner_fields
 from kvlab.policies.tiers import ALWAYS, AUTO
 from kvlab.store import Match, Namespace, Payload, Store
 from kvlab.store import keys as k
+from kvlab.tiers import REMOTE
 
 MAX_BAD_CHECKPOINTS = 16
 """Bad checkpoints in a row after which a request is computed from its first token."""
@@ -77,6 +79,8 @@ class PagedPrefixCache(PrefixCache):
         may_compute = getattr(policy.tiers, "restore", ALWAYS) == AUTO and not self.wants_checkpoints
         self._meter = RestoreMeter() if may_compute else None
         self._remote = RemoteMeter(self._meter) if self._meter is not None else None
+        self._waits = REMOTE.name in store.tiers_bytes()
+        self._speed = self._meter if self._meter is not None else RestoreMeter()
         self._timer = DriveTimer(self._meter, store, self.namespace()) if self._meter is not None else None
         if self._meter is not None and self._timer is not None and self._timer.run():
             time_prompts(loaded, lambda: make_caches(loaded.model, policy), self._meter)
@@ -167,12 +171,15 @@ class PagedPrefixCache(PrefixCache):
         if self._meter is not None and self._remote is not None:
             whole, match = match, self._remote.shortened(match)  # `whole` holds the pins of all its blocks
             timed = self._remote.timed(match, loader)
-            match = self._store.read_into(match, timed, self._meter.watch(len(request.context)))
+            if match is not whole:
+                self._store.missed(match.miss)
+            patience = ReadPatience(self._speed, match)
+            match = self._store.read_into(match, timed, self._meter.watch(len(request.context)), patience)
             timed.finish()
             del whole
             return None, match
         for _ in range(MAX_BAD_CHECKPOINTS):
-            match = self._store.read_into(match, loader)
+            match = self._store.read_into(match, loader, patience=ReadPatience(self._speed, match))
             if not self.wants_checkpoints:
                 return None, match
             checkpoint = self._store.read_checkpoint(match)
@@ -202,10 +209,11 @@ class PagedPrefixCache(PrefixCache):
         self._deposit(request, caches, request.prompt[: request.compress_after], rows)
 
     def keep(self, request: Request, caches: Sequence[Any], tokens: Sequence[int]) -> None:
-        if self._meter is not None and request.times:
+        computed = len(request.prompt) - request.cached
+        if request.times and (self._meter is not None or (self._waits and computed >= MIN_TOKENS_FOR_SPEED)):
             spent = request.times[0] - request.admitted - request.lookup_s - request.restore_s
-            self._meter.computed(request.cached, len(request.prompt) - request.cached, spent)
-            if self._timer is not None and self._meter.is_due:
+            self._speed.computed(request.cached, computed, spent)
+            if self._meter is not None and self._timer is not None and self._meter.is_due:
                 self._timer.start()
         own = serialize.own_layers(caches)
         if any(layer.retention.prompt_rows is not None for layer in own):

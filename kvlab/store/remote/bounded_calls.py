@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import threading
 import time
 from collections.abc import Callable
@@ -75,9 +76,18 @@ class BoundedCalls:
         """Begin to read; the result is waited for with :meth:`result`."""
         return self._reads.submit(function, *arguments)
 
-    def result(self, future: Future[T], wait_s: float) -> T:
-        """Return the result of a read. Raises ``RemoteTrouble``, also where it takes longer than ``wait_s``."""
-        return self._wait(future, wait_s, is_whole=True)
+    def result(self, future: Future[T], wait_s: float, most_s: float = math.inf) -> T:
+        """Return the result of a read. Raises ``RemoteTrouble``, also where it takes longer than ``wait_s``.
+
+        So it does after ``most_s``, the time that the result is worth; the remote may be well then, and is asked at once.
+        """
+        if most_s >= wait_s or future.done():
+            return self._wait(future, wait_s, is_whole=True)
+        try:
+            return self._wait(future, most_s, is_whole=False)
+        except RemoteTrouble as error:
+            self._circuit.trip(str(error), look_at_once=True)
+            raise
 
     def _wait(self, future: Future[T], wait_s: float, *, is_whole: bool) -> T:
         try:

@@ -34,16 +34,22 @@ class Circuit:
         self.trouble = ""
         self.trips = 0
 
-    def trip(self, trouble: str) -> None:
-        """Open, and begin to look whether the remote is back. Does nothing where it is open."""
+    def trip(self, trouble: str, *, look_at_once: bool = False) -> None:
+        """Open, and begin to look whether the remote is back. Does nothing where it is open.
+
+        ``look_at_once`` is for a remote that may be well: it is asked without a pause, and closed when it answers.
+        """
         with self._lock:
             if self.is_open or self._ended.is_set():
                 return
             steady = time.monotonic() - self._closed_at > STEADY_S
-            self._pause_s = PROBE_S if steady else min(2 * self._pause_s, MAX_PROBE_S)
+            if not look_at_once:
+                self._pause_s = PROBE_S if steady else min(2 * self._pause_s, MAX_PROBE_S)
             self.is_open, self.trouble, self.trips = True, trouble, self.trips + 1
             warn, self._warned = not self._warned, True
-            self._probe = threading.Thread(target=self._look, name="kvlab-remote-probe", daemon=True)
+            self._probe = threading.Thread(
+                target=self._look, args=(0.0 if look_at_once else self._pause_s,), name="kvlab-remote-probe", daemon=True
+            )
             self._probe.start()
         if warn:
             log.warning("kvlab store: %s: %s; going on without it until it is back", self._name, trouble)
@@ -55,8 +61,9 @@ class Circuit:
         if probe is not None and probe is not threading.current_thread():
             probe.join(timeout=1.0)
 
-    def _look(self) -> None:
-        while not self._ended.wait(self._pause_s):
+    def _look(self, pause_s: float) -> None:
+        while not self._ended.wait(pause_s):
+            pause_s = self._pause_s
             try:
                 self._ping()  # connects anew, which may take longer than an answer
                 started = time.monotonic()

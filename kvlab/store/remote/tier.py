@@ -7,6 +7,7 @@ allows, and a remote that is later than that is left alone until it answers in t
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from collections import Counter, OrderedDict
@@ -191,7 +192,12 @@ class RemoteTier:
     # -- reading --------------------------------------------------------------------------------------------------
 
     def read(self, key: bytes) -> Block:
+        return self.read_within(key, math.inf)
+
+    def read_within(self, key: bytes, most_s: float) -> Block:
+        """Do as :meth:`read`, and wait no longer than ``most_s``, but for ``wait_s``, which any answer may take."""
         name = self._block_name(key)
+        most_s = max(most_s, self._config.wait_s)
         queued = self._uploads.pending(name)
         if queued is not None:
             return decode(self._sealing.open(name, queued.data), key)
@@ -200,11 +206,11 @@ class RemoteTier:
         try:
             awaited = self._ahead.take(name)
             wait_s = self._config.wait_s + 2 * awaited.batch_bytes / MIN_BYTES_PER_S
-            data = self._calls.result(awaited.batch, wait_s).get(name)
+            data = self._calls.result(awaited.batch, wait_s, most_s).get(name)
             try:
                 return self._verified(name, key, data)
             except BadBlock:  # read it again: the fault may be in memory or on the way
-                again = self._calls.result(self._calls.start(self._client.read, [name]), wait_s).get(name)
+                again = self._calls.result(self._calls.start(self._client.read, [name]), wait_s, most_s).get(name)
                 return self._verified(name, key, again)
         except RemoteTrouble as error:
             self._ahead.forget()
