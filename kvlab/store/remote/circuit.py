@@ -48,7 +48,10 @@ class Circuit:
             self.is_open, self.trouble, self.trips = True, trouble, self.trips + 1
             warn, self._warned = not self._warned, True
             self._probe = threading.Thread(
-                target=self._look, args=(0.0 if look_at_once else self._pause_s,), name="kvlab-remote-probe", daemon=True
+                target=self._look,
+                args=(0.0 if look_at_once else self._pause_s,),
+                name="kvlab-remote-probe",
+                daemon=True,
             )
             self._probe.start()
         if warn:
