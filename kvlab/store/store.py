@@ -336,9 +336,7 @@ class Store:
             entry = self._ram.get(key)
         if entry is not None:
             return entry.block
-        block = self._from_below(
-            lambda tier: tier.read_within(key, most_s) if isinstance(tier, AwaitedTier) else tier.read(key)
-        )
+        block = self._from_below(key, most_s, lambda tier: tier.read(key))
         with self._lock:
             self._inserter.keep(block)
         return block
@@ -352,15 +350,13 @@ class Store:
             return entry.block
         if is_again:
             return self._fetch(key, most_s)
-        return self._from_below(
-            lambda tier: tier.read_within(key, most_s) if isinstance(tier, AwaitedTier) else tier.read_to(key, buffer)
-        )
+        return self._from_below(key, most_s, lambda tier: tier.read_to(key, buffer))
 
-    def _from_below(self, read: Callable[[Tier], T]) -> T:
+    def _from_below(self, key: bytes, most_s: float, read: Callable[[Tier], T]) -> T | Block:
         error = TierMiss("no tier has it")
         for tier in self._tiers:
             try:
-                return read(tier)
+                return tier.read_within(key, most_s) if isinstance(tier, AwaitedTier) else read(tier)
             except TierMiss as miss:
                 error = miss
         raise error

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import shutil
+import subprocess
 import time
 from collections.abc import Iterator
 from dataclasses import replace
@@ -16,7 +19,17 @@ from kvlab.store import Namespace
 from kvlab.store.remote.client import connect
 from kvlab.store.remote.sealing import BLOCKS, ROOT
 from kvlab.store.ssd.tier import SsdConfig
-from tests.remote_kit import needs_redis, redis_server, s3_service, settled, shared, until
+from tests.remote_kit import (
+    free_port,
+    needs_redis,
+    redis_program,
+    redis_server,
+    s3_service,
+    settled,
+    shared,
+    until,
+    wait_for_port,
+)
 from tests.store_kit import BLOCK, MB, NS, fetch, payloads, put, rows, same, sound
 
 TALK = list(range(1000, 1000 + 5 * BLOCK + 3))
@@ -217,6 +230,67 @@ def test_a_clock_that_is_wrong_ends_no_block_s_life(
         os.utime(file, (time.time() - 4000,) * 2)
     with shared(url, ttl_s=3600.0) as store:
         assert fetch(store, TALK).tokens == 0
+
+
+@needs_redis
+@pytest.mark.parametrize("off", ["-400d", "+400d"])
+def test_a_redis_server_whose_clock_is_wrong_keeps_lives_and_budget(off: str, tmp_path: Path) -> None:
+    """Lives and idle times are spans of the server's own clock; no time of a client goes to it."""
+    pytest.importorskip("redis", reason="the extra `remote` is not installed")
+    if not (library := next(Path("/usr/lib").rglob("libfaketime.so.1"), None)):
+        pytest.skip("no libfaketime here")
+    with pytest.MonkeyPatch.context() as patch, contextlib.ExitStack() as stack:
+        patch.setenv("LD_PRELOAD", str(library))
+        patch.setenv("FAKETIME", off)
+        server = stack.enter_context(redis_server(tmp_path))
+        patch.undo()
+        assert abs(server.direct().time()[0] - time.time()) > 86_400, "the server's clock is right"
+        filled(server.url, ttl_s=3600.0)
+        with shared(server.url, ttl_s=3600.0) as store:
+            assert fetch(store, TALK).tokens == len(TALK)
+        client = connect(server.url, None)
+        size = sum(block.nbytes for block in client.blocks(BLOCKS))
+        assert max(block.unused_s for block in client.blocks(BLOCKS)) < 600.0
+        with shared(server.url, ttl_s=3600.0, budget=3 * size) as store:
+            for n in range(1, 6):
+                put(store, [n * 100_000 + token for token in TALK])
+                assert store.flush()
+                settled(store)
+        assert 0 < sum(block.nbytes for block in client.blocks(BLOCKS)) <= 3 * size + size // 2
+        with shared(server.url, ttl_s=0.2) as store:
+            put(store, other := [900_000 + token for token in TALK])
+            assert store.flush()
+            until(store, lambda _: store.stored(NS, other) == 0)
+        client.close()
+
+
+@needs_redis
+def test_blocks_pass_a_line_with_tls_and_an_unknown_certificate_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("redis", reason="the extra `remote` is not installed")
+    if (openssl := shutil.which("openssl")) is None:
+        pytest.skip("no openssl here to make a certificate")
+    key, certificate, port = tmp_path / "key.pem", tmp_path / "cert.pem", free_port()
+    made = [openssl, "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", "/CN=localhost"]
+    made += ["-addext", "subjectAltName=DNS:localhost", "-keyout", str(key), "-out", str(certificate)]
+    subprocess.run(made, check=True, capture_output=True)
+    program = redis_program()
+    assert program is not None
+    if b"tls-cert-file" not in Path(program).resolve().read_bytes():
+        pytest.skip("this server was built without TLS")
+    options = ["--tls-port", str(port), "--tls-cert-file", str(certificate), "--tls-key-file", str(key)]
+    with redis_server(tmp_path, *options, "--tls-auth-clients", "no"):
+        wait_for_port(port)
+        url = f"rediss://localhost:{port}/0"
+        with shared(url) as store:
+            put(store, TALK)
+            store.flush()
+            assert "certificate" in store.stats()["trouble"].lower()
+        monkeypatch.setenv("SSL_CERT_FILE", str(certificate))
+        filled(url)
+        with shared(url) as store:
+            assert fetch(store, TALK).tokens == len(TALK) and store.stats()["trouble"] == ""
 
 
 @needs_redis

@@ -10,7 +10,7 @@ from kvlab.decoder.reuse.restore_meter import RestoreMeter
 from kvlab.store import Match
 from kvlab.tiers import REMOTE
 
-WAIT_SHARE = 0.15
+WAIT_SHARE = 0.1
 """Of the time that computing the awaited tokens takes: what a read that ends without them may cost."""
 MIN_TOKENS_FOR_SPEED = 16
 """Tokens of a prompt whose time tells a speed: of fewer, most of it is spent on the weights once."""

@@ -79,8 +79,7 @@ class BoundedCalls:
     def result(self, future: Future[T], wait_s: float, most_s: float = math.inf) -> T:
         """Return the result of a read. Raises ``RemoteTrouble``, also where it takes longer than ``wait_s``.
 
-        So it does after ``most_s``, the time that the result is worth; the remote may be well then, and is asked
-        at once.
+        So it does after ``most_s``, the time that the result is worth; the remote may be well then, and is asked anew.
         """
         if most_s >= wait_s or future.done():
             return self._wait(future, wait_s, is_whole=True)

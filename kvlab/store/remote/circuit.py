@@ -47,12 +47,8 @@ class Circuit:
                 self._pause_s = PROBE_S if steady else min(2 * self._pause_s, MAX_PROBE_S)
             self.is_open, self.trouble, self.trips = True, trouble, self.trips + 1
             warn, self._warned = not self._warned, True
-            self._probe = threading.Thread(
-                target=self._look,
-                args=(0.0 if look_at_once else self._pause_s,),
-                name="kvlab-remote-probe",
-                daemon=True,
-            )
+            first = (0.0 if look_at_once else self._pause_s,)
+            self._probe = threading.Thread(target=self._look, args=first, name="kvlab-remote-probe", daemon=True)
             self._probe.start()
         if warn:
             log.warning("kvlab store: %s: %s; going on without it until it is back", self._name, trouble)
