@@ -108,15 +108,15 @@ def test_kv_of_a_mac_s_weights_comes_back_as_it_was(
 def test_a_block_from_the_remote_is_bit_for_bit_the_one_that_was_computed(
     bundled: LoadedModel, url: str, policy: str, tmp_path: Path
 ) -> None:
-    """So is a block that a third machine computed without a remote, from the same turns.
-
-    Lossy or not: whatever tells the second machine's answers from a prompt computed as a whole, the first one has too.
-    """
+    """What tells the second machine's lossy answers from a prompt that is computed as a whole, the first one has too."""
     turns = [[11, *turn] for turn in TURNS]
-    rows = []
-    for name, remote in (("first", url), ("second", url), ("third", None)):
-        with Machine(bundled, policy, tmp_path / name, remote) as machine:
-            answers = machine.answers(turns)
-            payloads, match = machine.store.read(machine.store.match(machine.decoder.namespace(), turns[-1]))
-            rows.append((answers, match.tokens, [{n: a.tobytes() for n, a in one.items()} for one in payloads]))
-    assert rows[0] == rows[1] == rows[2] and rows[0][1] == len(turns[-1])
+
+    def held(machine: Machine) -> tuple[int, list[dict[str, bytes]]]:
+        payloads, match = machine.store.read(machine.store.match(machine.decoder.namespace(), turns[-1]))
+        return match.tokens, [{name: array.tobytes() for name, array in one.items()} for one in payloads]
+
+    with Machine(bundled, policy, tmp_path / "first", url) as first:
+        answers, computed = first.answers(turns), held(first)
+    with Machine(bundled, policy, tmp_path / "second", url) as second:
+        assert held(second) == computed and computed[0] == len(turns[-1])
+        assert second.answers(turns) == answers

@@ -6,6 +6,7 @@ import importlib
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import polars as pl
@@ -110,7 +111,9 @@ def test_rows_recordings_charts_and_the_server_know_the_new_tier(own: Any) -> No
 
     recorder = Recorder()
     recorder.emit(events.Matched(0, 1.0, 64, {"ram": 64}, "", 0.0))
-    assert recorder.frame("matched")["attic_tokens"].to_list() == [0]
+    assert "attic_tokens" not in recorder.frame("matched").columns  # of a policy without one
+    recorder.emit(events.Matched(1, 1.0, 64, {"ram": 60, "attic": 4}, "", 0.0))
+    assert recorder.frame("matched")["attic_tokens"].to_list() == [0, 4]
 
     times = pl.DataFrame({"policy": ["attic"], "request": [0], "t": [1.0]})
     submitted = times.with_columns(pl.lit(0.0).alias("t"), pl.lit("c").alias("conversation"), pl.lit(1).alias("turn"))
@@ -122,8 +125,16 @@ def test_rows_recordings_charts_and_the_server_know_the_new_tier(own: Any) -> No
     steps = pl.DataFrame({"step": [1], "ram": [1], "attic": [2]})
     assert own.ATTIC.color in str(charts.bytes_at_rest(steps).to_dict())
 
-    state = ServerMetrics({}).state(Client("", sees_all=True))
-    assert state["tiers"][-1] == {"name": "attic", "label": "attic", "color": own.ATTIC.color}
+    def shown(**held: int) -> list[dict[str, str]]:
+        decoder = SimpleNamespace(tiers_bytes=lambda: held, live_bytes=lambda: 0)
+        models: dict[str, Any] = {}
+        metrics = ServerMetrics(models)
+        models["one"] = SimpleNamespace(decoder=decoder, policy="attic", context=0, nbytes=0)
+        tiers: list[dict[str, str]] = metrics.state(Client("", sees_all=True))["tiers"]
+        return tiers
+
+    assert shown(attic=3)[-1] == {"name": "attic", "label": "attic", "color": own.ATTIC.color}
+    assert [tier["name"] for tier in shown(ram=3)] == ["live", "ram", "ssd"]
 
 
 def test_dashboard_names_no_tier_at_rest() -> None:
