@@ -108,7 +108,7 @@ def test_kv_of_a_mac_s_weights_comes_back_as_it_was(
 def test_a_block_from_the_remote_is_bit_for_bit_the_one_that_was_computed(
     bundled: LoadedModel, url: str, policy: str, tmp_path: Path
 ) -> None:
-    """What tells the second machine's lossy answers from a prompt that is computed as a whole, the first one has too."""
+    """What tells the second machine's lossy answers from those of one that computes all, the first one has too."""
     turns = [[11, *turn] for turn in TURNS]
 
     def held(machine: Machine) -> tuple[int, list[dict[str, bytes]]]:

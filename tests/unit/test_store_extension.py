@@ -126,10 +126,12 @@ def test_rows_recordings_charts_and_the_server_know_the_new_tier(own: Any) -> No
     assert own.ATTIC.color in str(charts.bytes_at_rest(steps).to_dict())
 
     def shown(**held: int) -> list[dict[str, str]]:
-        decoder = SimpleNamespace(tiers_bytes=lambda: held, live_bytes=lambda: 0)
+        decoder = SimpleNamespace(tiers_bytes=lambda: held, live_bytes=int, retained_bytes=int, store=None)
+        answers = SimpleNamespace(budget=0, file_budget=0, nbytes=0, file_bytes=0)
+        others = {"grammars": SimpleNamespace(nbytes=0, max_bytes=0), "prompts": SimpleNamespace(answers=answers)}
         models: dict[str, Any] = {}
         metrics = ServerMetrics(models)
-        models["one"] = SimpleNamespace(decoder=decoder, policy="attic", context=0, nbytes=0)
+        models["one"] = SimpleNamespace(decoder=decoder, policy="attic", context=0, nbytes=0, **others)
         tiers: list[dict[str, str]] = metrics.state(Client("", sees_all=True))["tiers"]
         return tiers
 
