@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import shutil
 import subprocess
@@ -230,38 +229,6 @@ def test_a_clock_that_is_wrong_ends_no_block_s_life(
         os.utime(file, (time.time() - 4000,) * 2)
     with shared(url, ttl_s=3600.0) as store:
         assert fetch(store, TALK).tokens == 0
-
-
-@needs_redis
-@pytest.mark.parametrize("off", ["-400d", "+400d"])
-def test_a_redis_server_whose_clock_is_wrong_keeps_lives_and_budget(off: str, tmp_path: Path) -> None:
-    """Lives and idle times are spans of the server's own clock; no time of a client goes to it."""
-    pytest.importorskip("redis", reason="the extra `remote` is not installed")
-    if not (library := next(Path("/usr/lib").rglob("libfaketime.so.1"), None)):
-        pytest.skip("no libfaketime here")
-    with pytest.MonkeyPatch.context() as patch, contextlib.ExitStack() as stack:
-        patch.setenv("LD_PRELOAD", str(library))
-        patch.setenv("FAKETIME", off)
-        server = stack.enter_context(redis_server(tmp_path))
-        patch.undo()
-        assert abs(server.direct().time()[0] - time.time()) > 86_400, "the server's clock is right"
-        filled(server.url, ttl_s=3600.0)
-        with shared(server.url, ttl_s=3600.0) as store:
-            assert fetch(store, TALK).tokens == len(TALK)
-        client = connect(server.url, None)
-        size = sum(block.nbytes for block in client.blocks(BLOCKS))
-        assert max(block.unused_s for block in client.blocks(BLOCKS)) < 600.0
-        with shared(server.url, ttl_s=3600.0, budget=3 * size) as store:
-            for n in range(1, 6):
-                put(store, [n * 100_000 + token for token in TALK])
-                assert store.flush()
-                settled(store)
-        assert 0 < sum(block.nbytes for block in client.blocks(BLOCKS)) <= 3 * size + size // 2
-        with shared(server.url, ttl_s=0.2) as store:
-            put(store, other := [900_000 + token for token in TALK])
-            assert store.flush()
-            until(store, lambda _: store.stored(NS, other) == 0)
-        client.close()
 
 
 @needs_redis
