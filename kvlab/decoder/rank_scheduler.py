@@ -33,6 +33,7 @@ class RankScheduler(Scheduler):
     """
 
     one_stream: ClassVar[bool] = True
+    follows_time: ClassVar[bool] = False
 
     def __init__(
         self,
@@ -55,10 +56,6 @@ class RankScheduler(Scheduler):
                     "rest; write full"
                 )
             self.reuse.agree = ranks.least
-
-    @property
-    def _can_take_places(self) -> bool:
-        return False  # it follows the time that a request has waited
 
     def _run(self) -> list[Request] | None:
         try:

@@ -142,6 +142,14 @@ class Request:
             "restore_ms": 1e3 * self.restore_s,
         }
 
+    def hand_out(self, token: int, end_tokens: frozenset[int], *, early: bool = False) -> None:
+        """Push a token to the stream, once; end tokens are not pushed. ``early``: it is not among ``tokens`` yet."""
+        place = len(self.tokens) + 1 if early else len(self.tokens)
+        if place > self.pushed:
+            self.pushed = place
+            if token not in end_tokens:
+                self.stream.push(token)
+
     @property
     def number(self) -> int:
         """Number of the request in its decoder."""

@@ -12,17 +12,15 @@ import mlx.core as mx
 from mlx_lm.generate import StopSequences
 
 from kvlab.backends import Backend, current
-from kvlab.caches import SequentialModel, batching, can_share, make_caches, own_caches
-from kvlab.caches.context_shift import ContextShift, check_layers
-from kvlab.caches.factory import layerwise_model
-from kvlab.caches.serialize import has_state, own_layers
+from kvlab.caches import SequentialModel
+from kvlab.caches.serialize import own_layers
 from kvlab.decoder.admission import Admission
+from kvlab.decoder.cache_maker import CacheMaker
 from kvlab.decoder.config import FAIR, NONE, PACED, DecoderConfig
 from kvlab.decoder.context_limit import ContextLimit
 from kvlab.decoder.event_emitter import EventEmitter
-from kvlab.decoder.fair_share import KEPT_SHARE, PATIENCE_S, Shares
 from kvlab.decoder.inbox import Inbox
-from kvlab.decoder.memory_budget import LiveMemoryBudget, measure
+from kvlab.decoder.places import Places
 from kvlab.decoder.prefill.batch_generator import ChunkedBatchGenerator
 from kvlab.decoder.prefill.budget import PrefillBudget
 from kvlab.decoder.prefill.segments import checkpoint_segments, checkpoints_of, cut_at
@@ -57,6 +55,8 @@ class Scheduler:
 
     one_stream: ClassVar[bool] = False
     """Whether prompts are computed on the stream of decoding, whatever the backend prefers."""
+    follows_time: ClassVar[bool] = True
+    """Whether who gets a place may depend on how long a request has waited."""
 
     def __init__(
         self,
@@ -84,72 +84,49 @@ class Scheduler:
             if self.reuse.places is not None:
                 most = min(config.max_concurrency, self.reuse.places)
                 self._config = config = replace(config, max_concurrency=most)
-        # Sharing needs rows that stay as they are, and a hook in every layer.
-        keeps_all = policy.retention.is_lossless and (self.reuse is not None or policy.lossless)
         self._limit = limit or config.limit()
-        owns = self.reuse is not None or self._backend.owns_attention or self._limit.shifts
-        self._own = keeps_all and owns and can_share(loaded.model)
-        self.batching = batching(loaded.model, own=self._own or not policy.lossless)
-        # Chunks begin at segment ends. Prompts are cut in the same places without a store, or answers would differ.
-        self._needs_segments = self.reuse is None and has_state(make_caches(loaded.model, policy))
-        self._layerwise = layerwise_model(loaded.model) if self._own else None
-        self._prefixes = PrefixTree() if self._own and self.reuse is not None and self.reuse.joins_running else None
-        self._context_shift = self._make_context_shift()
-        self.budget = self._make_budget(config.live_bytes)
-        depth = self._layerwise.depth if self._layerwise else 1
+        self._caches = CacheMaker(
+            loaded,
+            policy,
+            config,
+            self._backend,
+            keeps_kv=self.reuse is not None,
+            shifts=self._limit.shifts,
+            record=emitter.sink is not None,
+        )
+        self.batching = self._caches.batching
+        joins = self.reuse is not None and self.reuse.joins_running
+        self._prefixes = PrefixTree() if self._caches.owns and joins else None
+        self._context_shift = self._caches.context_shift(self._limit)
+        # A preempted request continues later from KV at rest.
+        can_preempt = self.reuse is not None and policy.retention.is_lossless
+        self.budget = self._caches.budget(preempts=can_preempt)
+        layerwise = self._caches.layerwise
         self._prefill_budget = PrefillBudget(
-            self._prefill_step, depth, preemptible=self._layerwise is not None and self._backend.is_preemptible
+            self._prefill_step,
+            layerwise.depth if layerwise else 1,
+            preemptible=layerwise is not None and self._backend.is_preemptible,
         )
         self.inbox = inbox
         self._waiting = Admission(self.budget, self._prefixes, self.reuse, is_fair=config.admission == FAIR)
+        self._places = Places(
+            config.max_concurrency,
+            is_fair=self._waiting.is_fair,
+            can_preempt=can_preempt,
+            may_take=self.follows_time,
+        )
         self._active: dict[int, Request] = {}
         self.live_bytes = self.retained_bytes = self.steps = 0
         self._threads = self._backend.threads(loaded.model)
         self._generator = self._new_generator()
         self.watch.has_changed()  # trials note what they find on the model: looked at now, not at the first request
 
-    @property
-    def _can_preempt(self) -> bool:
-        """Whether a running request can leave its place, and continue later from KV at rest."""
-        return self.reuse is not None and self._policy.retention.is_lossless
-
-    @property
-    def _can_take_places(self) -> bool:
-        """Whether a waiting request may get the place of a running one."""
-        return self._can_preempt and self._waiting.is_fair
-
-    def _make_context_shift(self) -> ContextShift | None:
-        """Return what moves rows at the context limit; None where answers end there. Raises ModelError."""
-        if self._limit.context is None or not self._limit.shifts:
-            return None
-        check_layers(self._make_caches(1), self._policy)
-        return ContextShift(self._loaded.model, self._limit.context)
-
-    def _make_budget(self, live_memory: int | None) -> LiveMemoryBudget | None:
-        if live_memory is None:
-            return None
-        cost = measure(self._loaded, self._make_caches(2))
-        return LiveMemoryBudget(live_memory, cost, self._policy.retention, preempts=self._can_preempt)
-
-    def _make_caches(self, prompt_tokens: int, request: Request | None = None) -> list[Any]:
-        """Make empty caches for one sequence; ``request``, if known, gives its tokens to scorers."""
-        model, record = self._loaded.model, self._emitter.sink is not None
-        token_ids = None if request is None else lambda: request.context
-        if not self._own:
-            return make_caches(model, self._policy, prompt_tokens=prompt_tokens, record=record, token_ids=token_ids)
-        rule = self._backend.buckets
-        if self._config.live_bytes is not None:  # padding is memory that no request asked for
-            rule = replace(rule, buckets=None)
-        return own_caches(
-            model, self._policy, prompt_tokens=prompt_tokens, record=record, backend=self._backend, buckets=rule
-        )
-
     def _new_generator(self) -> ChunkedBatchGenerator:
         model = self._loaded.model
         return ChunkedBatchGenerator(
             model if self.batching else SequentialModel(model),
             self._backend,
-            self._layerwise,
+            self._caches.layerwise,
             stop_tokens=[[token] for token in self._loaded.eos],
             completion_batch_size=self._config.max_concurrency,
             prefill_batch_size=self._config.prefill_batch,
@@ -235,12 +212,11 @@ class Scheduler:
             self.reuse.settle()
 
     def _admit(self) -> None:
-        is_full = len(self._active) >= self._config.max_concurrency
-        if not self._waiting or (is_full and not self._can_take_places):
+        if not self._waiting or (self._places.free(self._active) <= 0 and not self._places.may_take):
             return
         for request in self._waiting.in_turn(self._active):
-            has_place = self._has_place(request)
-            taken = None if has_place else self._place_to_take(request)
+            has_place = self._places.has_one_for(request, self._active)
+            taken = None if has_place else self._places.to_take(request, self._active)
             if not has_place and taken is None:
                 return
             if self._waiting.waits_for_prefix(request, self._active):
@@ -253,23 +229,9 @@ class Scheduler:
             request.admitted = request.admitted or time.perf_counter()
             try:
                 self._insert(request)
-                self._release(self._config.max_concurrency - len(self._active))
+                self._release(self._places.free(self._active))
             except Exception as error:  # noqa: BLE001 - an error of one request must not end the others
                 self._fail_one(request, error)
-
-    def _has_place(self, request: Request) -> bool:
-        """Return whether a place is free for the request."""
-        free = self._config.max_concurrency - len(self._active)
-        if not self._waiting.is_fair:
-            return free > 0
-        kept = 0 if self._can_preempt else self._config.max_concurrency // KEPT_SHARE
-        return free > kept or (free > 0 and not Shares(self._active.values()).holds_place(request))
-
-    def _place_to_take(self, request: Request) -> Request | None:
-        """Return a running request that gives its place to this one, which has waited long enough; else None."""
-        if not self._can_take_places or time.perf_counter() - request.submitted < PATIENCE_S:
-            return None
-        return Shares(self._active.values()).over_share(request)
 
     def _make_room(self, request: Request) -> bool:
         """Return whether the request may start, after releasing retained sequences if needed."""
@@ -301,10 +263,10 @@ class Scheduler:
 
     def _insert(self, request: Request) -> None:
         context = request.begin()
-        caches = self._make_caches(len(request.prompt) if self._own else request.compress_after, request)
+        caches = self._caches.make_for(request)
         request.caches, request.layers = caches, own_layers(caches)
         segments = [context]
-        if self._needs_segments:
+        if self._caches.needs_segments:
             segments = checkpoint_segments(context, 0, self._loaded.eos, Paged().checkpoint)
         if self.reuse:
             live = self._prefixes.join(request, self.reuse.limit(request)) if self._prefixes else 0
@@ -379,7 +341,9 @@ class Scheduler:
         self._emitter.prefill(request, *prompt.progress)
         if prompt.end_of_prompt:
             request.is_decoding = True
-            self._hand_out_first(request)
+            token = self._generator.first_token(request.uid)  # sampled now, one round before mlx-lm reports it
+            request.times.append(time.perf_counter())
+            request.hand_out(token, self._loaded.eos, early=True)
         elif prompt.end_of_segment and self.reuse and self.reuse.wants_checkpoints and self._is_same_model():
             caches, tokens = self._generator.extract_cache([prompt.uid])[prompt.uid]
             self.reuse.keep_checkpoint(request, caches, tokens)
@@ -405,7 +369,7 @@ class Scheduler:
         wanted = self._emitter.sink is not None or response.finish_reason is not None
         kv_bytes = self._kv_bytes(request, share) if wanted else 0
         self._emitter.token(request, kv_bytes)
-        self._hand_out(request, response.token)
+        request.hand_out(response.token, self._loaded.eos)
         has_prompt = any(layer.retention.prompt_rows is not None for layer in request.layers)
         if self.reuse and has_prompt and self._is_same_model():
             self.reuse.keep_prompt(request, request.caches)
@@ -424,20 +388,6 @@ class Scheduler:
             if len(self._active) < 2 or not reported:
                 return
             self._preempt(max(reported, key=lambda request: request.rank))
-
-    def _hand_out_first(self, request: Request) -> None:
-        """Hand out the first token when it is sampled, one round before mlx-lm reports it."""
-        token = self._generator.first_token(request.uid)
-        request.times.append(time.perf_counter())
-        self._hand_out(request, token, early=True)
-
-    def _hand_out(self, request: Request, token: int, *, early: bool = False) -> None:
-        """Push a token to the stream, once; end tokens are not pushed."""
-        place = len(request.tokens) + 1 if early else len(request.tokens)
-        if place > request.pushed:
-            request.pushed = place
-            if token not in self._loaded.eos:
-                request.stream.push(token)
 
     def _finish(self, request: Request, reason: str, kv_bytes: int, caches: Any, tokens: Any) -> None:
         """End a request: store its KV, retain or drop its caches, and end its stream once the KV can be found."""

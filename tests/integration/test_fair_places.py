@@ -6,7 +6,7 @@ from typing import Any
 import mlx.core as mx
 import pytest
 
-from kvlab.decoder import Decoder, Stream, scheduler
+from kvlab.decoder import Decoder, Stream, places
 from kvlab.recording import events
 from tests.integration.test_decoder import Log, conversation, uncached
 
@@ -14,7 +14,7 @@ from tests.integration.test_decoder import Log, conversation, uncached
 @pytest.fixture
 def impatient(monkeypatch):
     """Places are taken at once: a fast machine ends the answers sooner than a request loses its patience."""
-    monkeypatch.setattr(scheduler, "PATIENCE_S", 0)
+    monkeypatch.setattr(places, "PATIENCE_S", 0)
 
 
 class Gate:
