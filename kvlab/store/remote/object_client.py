@@ -169,7 +169,8 @@ def _opened(url: str) -> Any:
 
 def _may_use_http() -> bool:
     """Tell whether the environment allows connections without TLS, which options given here would overrule."""
-    return any(os.environ.get(name, "").lower() in ("true", "1") for name in ("AWS_ALLOW_HTTP", "AZURE_ALLOW_HTTP"))
+    names = ("AWS_ALLOW_HTTP", "AZURE_ALLOW_HTTP", "GOOGLE_ALLOW_HTTP")
+    return any(os.environ.get(name, "").lower() in ("true", "1") for name in names)
 
 
 @contextlib.contextmanager

@@ -18,6 +18,7 @@ from redis.retry import Retry
 
 from kvlab.store.remote.client import SOCKET_TIMEOUT_S, StoredBlock
 from kvlab.store.remote.errors import RemoteDown, RemoteFull, RemoteRefused, RemoteTrouble
+from kvlab.store.remote.ticket_parser import TicketParser
 
 PASSWORD_VARIABLE = "KVLAB_REMOTE_PASSWORD"
 MAX_CONNECTIONS = 16
@@ -40,6 +41,7 @@ class RedisClient:
             retry=Retry(NoBackoff(), 0),  # the circuit decides when to try again
             max_connections=MAX_CONNECTIONS,
             protocol=2,
+            parser_class=TicketParser,
             driver_info=None,  # telling the server who asks costs each new connection two round trips
         )
 
