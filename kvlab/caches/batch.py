@@ -12,6 +12,12 @@ import mlx.core as mx
 
 from kvlab.caches.codecs.tiled_attention import TilePace
 
+MAX_JOINED_BYTES = 4 << 20
+"""Bytes of rows that sequences join for attention, after which a batch waits: MLX would allocate those of all first.
+
+Below, waiting costs more than the memory is worth.
+"""
+
 
 class BatchLayerCache:
     """The layer caches of several sequences, with mlx-lm's batch protocol. Owns no arrays.
@@ -53,12 +59,14 @@ class BatchLayerCache:
         if self._is_lone:
             return self.sequences[0].attend(queries, scale=scale, mask=mask, sinks=sinks)  # type: ignore[no-any-return]
         outs: list[mx.array | None] = []
-        pace = TilePace()
+        pace, joined = TilePace(), 0
         for i, (sequence, real) in enumerate(zip(self.sequences, self.claim(queries.shape[2]), strict=True)):
             out = sequence.attend(queries[i : i + 1, :, :real], scale=scale, mask=mask, sinks=sinks) if real else None
-            if out is not None and getattr(sequence, "joins_rows", False):
-                pace.next_tile(out)  # joined rows of at most two sequences are in memory
             outs.append(out)
+            joined += getattr(sequence, "joined_nbytes", 0)
+            if out is not None and joined >= MAX_JOINED_BYTES:
+                pace.next_tile(out)
+                joined = 0
         width = next((out.shape[-1] for out in outs if out is not None), queries.shape[-1])
         return mx.concatenate([self._padded(out, queries, width) for out in outs])
 

@@ -356,6 +356,11 @@ class LayerCache:
         """
         return bool(self.prefixes) and not self.retention.keeps_all
 
+    @property
+    def joined_nbytes(self) -> int:
+        """Bytes of working memory that joined rows take in an attention."""
+        return self.rows.nbytes + sum(prefix.nbytes for prefix in self.prefixes) if self.joins_rows else 0
+
     def _in_parts(self, heads: int) -> bool:
         rows = self._shared_rows
         shares = bool(rows) and self.backend.shares_attention(1, rows)

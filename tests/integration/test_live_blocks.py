@@ -1,7 +1,7 @@
 """Live sequences under ``local`` whose prompts begin with the same blocks hold one copy of the rows that stayed.
 
 Class of inputs: prompts that part at any block, in any order of arrival, of ends and of cancellations; all codecs that
-``local`` takes; float32, 16 bits and 4-bit weights; plain models and one whose other layers have a sliding window.
+``local`` takes; float32, 16 bits and 4-bit weights; plain models and those with windows or recurrent state beside.
 """
 
 from __future__ import annotations
@@ -19,13 +19,15 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from kvlab.caches import LayerCache
+from kvlab.caches import LayerCache, batch
 from kvlab.caches.compressed_blocks import compressed_rows
 from kvlab.decoder import Completion, Decoder
 from kvlab.models import LoadedModel
-from tests.architectures import load_recipe
+from tests.conftest import MakeModel
+from tests.helpers import FOUR_BITS, SIXTEEN_BITS, Weights
 from tests.integration.test_decoder import conversation
 from tests.lab import busy
+from tests.zoo.builder import small_model
 
 BLOCK, ROWS = 32, 8
 LOCAL = "local(keydiff):budget=0.25,block=32"
@@ -82,8 +84,8 @@ def watched(loaded: LoadedModel, policy: str, count: int = 0, **options: Any) ->
     # Whole blocks, one prompt at a time: cut otherwise, products are rounded otherwise.
     with Decoder(loaded, policy, interleave="none", prefill_prompts=1, **options) as decoder:
         yield decoder, Watched(decoder, count)
-        assert decoder.live_bytes() == 0
-        assert not tree(decoder)._requests
+    assert decoder.live_bytes() == 0  # measured once the last step has ended, behind the last result
+    assert not tree(decoder)._requests
 
 
 def tree(decoder: Decoder) -> Any:
@@ -102,7 +104,10 @@ def answers(decoder: Decoder, prompts: Sequence[Sequence[int]], tokens: int = 6,
 
 
 @pytest.mark.parametrize("codec", ["", "|quantized:bits=4"])
-def test_eight_agents_hold_one_prompt_and_eight_tails(llama: LoadedModel, codec: str) -> None:
+def test_eight_agents_hold_one_prompt_and_eight_tails(
+    llama: LoadedModel, codec: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(batch, "MAX_JOINED_BYTES", 1)  # less than the rows of one sequence of this model
     prompts = agents(8, 2048)
     with watched(llama, f"{LOCAL}{codec}|ram", 8) as (decoder, seen):
         gc.collect()
@@ -116,7 +121,7 @@ def test_eight_agents_hold_one_prompt_and_eight_tails(llama: LoadedModel, codec:
     most = 2 * BLOCK + 2 * len(prompts[-1]) // BLOCK + 256  # rows of a tail, with storage ahead
     assert 0 < tails <= 8 * most * head / (2048 // BLOCK * ROWS)
     assert seen.held == pytest.approx(seen.told, abs=8 * 2 * len(seen.shared))
-    # Working memory is that of a few layers, whatever the number of sequences: eight copies would be 8 * head.
+    # Working memory is that of two layers of two sequences: eight copies would be 8 * head.
     assert max(seen.peaks[1:]) - before < seen.held[-1] + 2 * head + 200_000
 
 
@@ -125,7 +130,7 @@ def alone_under(loaded: LoadedModel, policy: str) -> Callable[[tuple[int, ...]],
     @functools.cache
     def answer(prompt: tuple[int, ...]) -> tuple[tuple[int, ...], Rows]:
         with watched(loaded, policy) as (decoder, seen):
-            done = decoder.generate(list(prompt), max_tokens=70)
+            done = decoder.generate(list(prompt), max_tokens=40)
         return tuple(done.tokens), seen.rows[prompt]
 
     return answer
@@ -134,19 +139,19 @@ def alone_under(loaded: LoadedModel, policy: str) -> Callable[[tuple[int, ...]],
 TRUNK, BRANCH = conversation(1, 130), conversation(2, 96)
 PROMPTS = [
     tuple(TRUNK + BRANCH[:branch] + conversation(20 + i, tail))
-    for i, (branch, tail) in enumerate([(0, 20), (0, 75), (96, 10), (96, 64), (60, 31), (34, 1)])
+    for i, (branch, tail) in enumerate([(0, 75), (96, 10), (96, 64), (60, 31), (34, 1)])
 ]
 
 
-@settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=8, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     order=st.lists(
-        st.tuples(st.sampled_from(PROMPTS), st.integers(1, 70), st.one_of(st.none(), st.integers(0, 20))),
+        st.tuples(st.sampled_from(PROMPTS), st.integers(1, 40), st.one_of(st.none(), st.integers(0, 20))),
         min_size=2,
-        max_size=7,
+        max_size=6,
     ),
     together=st.integers(2, 4),
-    codec=st.sampled_from(["", "|quantized:bits=4", "|rotated", "|turboquant"]),
+    codec=st.sampled_from(["", "|quantized:bits=4", "|turboquant"]),
 )
 def test_sequences_that_join_and_leave_in_any_order_answer_as_alone(
     llama: LoadedModel, order: list[tuple[tuple[int, ...], int, int | None]], together: int, codec: str
@@ -168,15 +173,18 @@ def test_sequences_that_join_and_leave_in_any_order_answer_as_alone(
             assert seen.rows[prompt] == rows
 
 
-def test_rows_in_16_bits_and_under_4_bit_weights_are_those_of_each_alone(mac_model: LoadedModel) -> None:
-    policy = f"{LOCAL}|ram"
+@pytest.mark.parametrize(("model", "weights"), [("llama", SIXTEEN_BITS[0]), ("qwen3", FOUR_BITS[0])])
+def test_rows_in_16_bits_and_under_4_bit_weights_are_those_of_each_alone(
+    make_model: MakeModel, model: str, weights: Weights
+) -> None:
+    policy, loaded = f"{LOCAL}|ram", make_model(model, weights)
     prompts = agents(3, 128)
-    with watched(mac_model, policy, 3) as (decoder, seen):
+    with watched(loaded, policy, 3) as (decoder, seen):
         done = answers(decoder, prompts, 8, sampler=seen.sample)
     assert [dict(one.cached_by_tier) for one in done] == [{}, {"live": 128}, {"live": 128}]
     assert seen.shared and seen.shared[-1] > 0
     for prompt in prompts:
-        assert seen.rows[tuple(prompt)] == alone_under(mac_model, policy)(tuple(prompt))[1]
+        assert seen.rows[tuple(prompt)] == alone_under(loaded, policy)(tuple(prompt))[1]
 
 
 def test_blocks_from_the_ssd_are_shared_after_a_restart(llama: LoadedModel, tmp_path: Path) -> None:
@@ -192,8 +200,10 @@ def test_blocks_from_the_ssd_are_shared_after_a_restart(llama: LoadedModel, tmp_
     assert seen.shared[-1] == 256 // BLOCK * ROWS * 2 * 2 * (2 * 64 * 4 + 4)  # layers, heads; K, V and a position
 
 
-def test_layers_beside_a_sliding_window_share_what_is_restored(tmp_path: Path) -> None:
-    loaded, policy = load_recipe("gemma3", tmp_path), f"{LOCAL}|paged:block=32,checkpoint=128|ram"
+@pytest.mark.parametrize("name", ["gemma3_text", "jamba"])
+def test_layers_beside_others_share_what_is_restored_with_these(name: str) -> None:
+    """The other layers have a sliding window, or recurrent state, also in a model that is computed one by one."""
+    loaded, policy = small_model(name), f"{LOCAL}|paged:block=32,checkpoint=128|ram"
     prompts = [[token % loaded.vocab_size for token in prompt] for prompt in agents(3, 256)]
     with watched(loaded, policy, 3) as (decoder, seen):
         done = answers(decoder, prompts, 8, sampler=seen.sample)
