@@ -10,6 +10,14 @@ from typing import Any
 
 import mlx.core as mx
 
+from kvlab.caches.codecs.tiled_attention import TilePace
+
+MAX_JOINED_BYTES = 4 << 20
+"""Bytes of rows that sequences join for attention, after which a batch waits: MLX would allocate those of all first.
+
+Below, waiting costs more than the memory is worth.
+"""
+
 
 class BatchLayerCache:
     """The layer caches of several sequences, with mlx-lm's batch protocol. Owns no arrays.
@@ -50,11 +58,15 @@ class BatchLayerCache:
         """Compute attention ``[batch, n_heads, n, v_head_dim]``; rows of padding are zeros."""
         if self._is_lone:
             return self.sequences[0].attend(queries, scale=scale, mask=mask, sinks=sinks)  # type: ignore[no-any-return]
-        reals = self.claim(queries.shape[2])
-        outs: list[mx.array | None] = [
-            sequence.attend(queries[i : i + 1, :, :real], scale=scale, mask=mask, sinks=sinks) if real else None
-            for i, (sequence, real) in enumerate(zip(self.sequences, reals, strict=True))
-        ]
+        outs: list[mx.array | None] = []
+        pace, joined = TilePace(), 0
+        for i, (sequence, real) in enumerate(zip(self.sequences, self.claim(queries.shape[2]), strict=True)):
+            out = sequence.attend(queries[i : i + 1, :, :real], scale=scale, mask=mask, sinks=sinks) if real else None
+            outs.append(out)
+            joined += getattr(sequence, "joined_nbytes", 0)
+            if out is not None and joined >= MAX_JOINED_BYTES:
+                pace.next_tile(out)
+                joined = 0
         width = next((out.shape[-1] for out in outs if out is not None), queries.shape[-1])
         return mx.concatenate([self._padded(out, queries, width) for out in outs])
 

@@ -104,7 +104,7 @@ class CacheLoader:
         """Hand the rows of the first ``tokens`` to the cuttable leaves, and the state of ``checkpoint`` to the others.
 
         Args:
-            length: rows of these tokens that there are; None: one for each.
+            length: rows of these tokens that there are, behind those of prefixes; None: one for each.
 
         Raises:
             PayloadError: these payloads are of other caches; nothing was filled.
@@ -124,7 +124,7 @@ class CacheLoader:
         for (name, cache), content in zip(self._leaves, filled, strict=True):
             if is_cuttable(cache) and not content:
                 continue
-            if isinstance(cache, LayerCache) and cache.offset:
+            if isinstance(cache, LayerCache) and cache.offset and length is None:
                 cache.restore({key: array[:, :, :tokens] for key, array in content.items()})
             elif isinstance(cache, LayerCache):
                 cache.begin_with_rows(content, tokens, length)

@@ -38,6 +38,8 @@ class CascadeSequence(Protocol):
     def state(self) -> list[mx.array]: ...
     @property
     def nbytes(self) -> int: ...
+    @property
+    def nbytes_beside_rows(self) -> int: ...
     def move_to_bucket(self, bucket: LengthBucket, blank: Mapping[str, mx.array]) -> None: ...
     def leave_bucket(self) -> None: ...
     def evict_in_bucket(self, queries: mx.array, scale: float) -> None: ...
@@ -165,9 +167,9 @@ class CascadeBatch(BatchLayerCache):
 
     @property
     def nbytes(self) -> int:
-        """Bytes of all own rows, without prefixes, which other batches may share."""
-        apart = sum(sequence.nbytes for sequence in self.sequences if not sequence.is_in_bucket)
-        return apart + sum(bucket.nbytes for bucket in self._buckets)
+        """Bytes of buckets, and of the sequences as they count theirs."""
+        beside = sum(one.nbytes_beside_rows if one.is_in_bucket else one.nbytes for one in self.sequences)
+        return beside + sum(bucket.nbytes for bucket in self._buckets)
 
     def _uses_buckets(self, count: int) -> bool:
         """Return whether ``count`` tokens of each sequence are computed in buckets: those of a decode step are."""

@@ -25,7 +25,7 @@ def compressed_rows(caches: Sequence[Any]) -> dict[str, mx.array]:
     """
     out: dict[str, mx.array] = {}
     for name, cache in cache_leaves(caches):
-        if isinstance(cache, LayerCache) and (kept := cache.retention.kept) is not None:
+        if isinstance(cache, LayerCache) and (kept := cache.kept_positions()) is not None:
             rows = cache.all_rows()
             out |= {f"{name}:{key}": array[:, :, : kept.shape[2]] for key, array in rows.items()}
             out[f"{name}:{POSITIONS}"] = kept[..., None]
@@ -83,15 +83,16 @@ def unpacked(payload: Payload) -> dict[str, np.ndarray]:
 
 
 class CompressedBlockLoader:
-    """Loads compressed blocks into empty caches, as :class:`CacheLoader` does those with a row for each token.
+    """Loads compressed blocks into caches, as :class:`CacheLoader` does those with a row for each token.
 
     Args:
         tokens: the most tokens that will be stored in the caches.
+        held: tokens with which the caches begin already, in prefixes that they share: whole blocks.
     """
 
-    def __init__(self, caches: Sequence[Any], tokens: int, block: int, block_rows: int) -> None:
+    def __init__(self, caches: Sequence[Any], tokens: int, block: int, block_rows: int, held: int = 0) -> None:
         self._caches = caches
-        self._block, self._block_rows = block, block_rows
+        self._block, self._block_rows, self._held = block, block_rows, held
         self._loader = CacheLoader(caches, self._rows(tokens))
         self._problem = ""
 
@@ -99,6 +100,8 @@ class CompressedBlockLoader:
         """Copy the rows of the block whose first token is at ``at``; ``at=0`` starts from the beginning."""
         if at == 0:
             self._problem = ""
+        if at < self._held:
+            return
         try:
             self._loader.take(unpacked(payload), self._rows(at))
         except PayloadError as error:
@@ -108,7 +111,7 @@ class CompressedBlockLoader:
         """Return None: bytes at rest are in another order than rows in memory."""
 
     def nbytes(self, tokens: int) -> int:
-        """Return the bytes of the rows of ``tokens`` tokens."""
+        """Return the bytes of the rows of ``tokens`` tokens, without those that the caches held already."""
         return self._loader.nbytes(self._rows(tokens))
 
     def finish(self, tokens: int, checkpoint: Payload | None) -> None:
@@ -122,4 +125,4 @@ class CompressedBlockLoader:
         self._loader.finish(tokens, checkpoint, self._rows(tokens))
 
     def _rows(self, tokens: int) -> int:
-        return tokens // self._block * self._block_rows
+        return (tokens - self._held) // self._block * self._block_rows

@@ -182,26 +182,36 @@ class LayerCache:
     @property
     def state(self) -> list[mx.array]:
         """Every array of this cache, for ``mx.eval``."""
-        shared = [array for prefix in self.prefixes for array in prefix.arrays.values()]
+        shared = [array for prefix in self.prefixes for array in prefix.state]
         return [*self.rows.state, *shared, *self.retention.state]
 
     @property
     def nbytes(self) -> int:
         """Bytes of all arrays of this layer: rows with unused capacity, positions, and queries for scorers.
 
-        A bucket counts in equal shares. Prefixes, which other sequences may share, do not count.
+        A bucket counts in equal shares, and so do compressed blocks. Other prefixes, which their owner counts, do not.
         """
         rows = self.rows.nbytes if self._bucket is None else self._bucket.nbytes // len(self._bucket.lengths)
-        return rows + self.retention.nbytes
+        return rows + self.nbytes_beside_rows
+
+    @property
+    def nbytes_beside_rows(self) -> int:
+        """Bytes of positions and queries, and this sequence's equal share of the compressed blocks in its prefixes."""
+        compressed = (prefix for prefix in self.prefixes if prefix.positions is not None)
+        return self.retention.nbytes + sum(prefix.share_nbytes for prefix in compressed)
 
     @property
     def shared_nbytes(self) -> int:
-        """This sequence's equal share of the bytes of its prefixes."""
-        return sum(prefix.nbytes // max(1, prefix.users) for prefix in self.prefixes)
+        """This sequence's equal share of the bytes of its prefixes that are not compressed."""
+        return sum(prefix.share_nbytes for prefix in self.prefixes if prefix.positions is None)
 
     def size(self) -> int:
         """Return the number of rows, prefixes included."""
-        return self.offset if self.retention.keeps_all else self.length
+        return self.offset if self.retention.keeps_all else self._shared_rows + self.length
+
+    @property
+    def _shared_rows(self) -> int:
+        return sum(prefix.length for prefix in self.prefixes)
 
     def empty(self) -> bool:
         """Return whether there are no tokens yet."""
@@ -261,9 +271,16 @@ class LayerCache:
         return self.offset - self.rows.length + self.rows.capacity
 
     def begin_with(self, prefixes: tuple[SharedPrefix, ...]) -> None:
-        """Start an empty sequence with rows of other sequences."""
+        """Start an empty sequence with rows of other sequences, or drop own first rows, which are equal to them."""
         self.set_prefixes(prefixes)
-        self.offset = sum(prefix.length for prefix in prefixes)
+        if self.offset:
+            self.leave_bucket()
+            self.retention.give_first(self._shared_rows)
+            self._drop_first_rows(self._shared_rows)
+            return
+        self.offset = sum(prefix.tokens for prefix in prefixes)
+        if prefixes and (positions := prefixes[0].positions) is not None:
+            self.retention.begin_with(positions[:, :, :0])
 
     def set_prefixes(self, prefixes: tuple[SharedPrefix, ...]) -> None:
         """Replace the prefixes by others with the same rows, split differently."""
@@ -286,17 +303,25 @@ class LayerCache:
         self.leave_bucket()
         self.rows.reserve(tokens)
 
-    def share_first(self, length: int) -> SharedPrefix:
-        """Turn the first ``length`` own rows into a prefix that others may share; it follows the present prefixes."""
+    def share_first(self, tokens: int) -> SharedPrefix:
+        """Turn the own rows of the first ``tokens`` into a prefix that others may share, behind the present ones.
+
+        Of compressed blocks, ``tokens`` are whole ones.
+        """
         self.leave_bucket()
-        used = self.rows.used()
-        prefix = SharedPrefix(self.codec, {name: array[:, :, :length] for name, array in used.items()})
-        self.rows = KVBuffer(self.codec, {name: mx.contiguous(array[:, :, length:]) for name, array in used.items()})
+        rows = self.retention.rows_of(tokens)
+        first = {name: array[:, :, :rows] for name, array in self.rows.used().items()}
+        prefix = SharedPrefix(self.codec, first, tokens, self.retention.give_first(rows))
+        self._drop_first_rows(rows)
         self.prefixes = (*self.prefixes, prefix)
         return prefix
 
+    def _drop_first_rows(self, count: int) -> None:
+        used = self.rows.used()
+        self.rows = KVBuffer(self.codec, {name: mx.contiguous(array[:, :, count:]) for name, array in used.items()})
+
     def all_rows(self) -> dict[str, mx.array]:
-        """Return the rows of all tokens, ``[1, n_kv_heads, offset, width]``, under a retention that keeps them all."""
+        """Return all rows, those of prefixes first, ``[1, n_kv_heads, rows, width]``."""
         own = self.rows.used() if self._bucket is None else self._bucket.rows(self)
         return join_rows([*(prefix.arrays for prefix in self.prefixes), *([own] if own else [])])
 
@@ -318,11 +343,26 @@ class LayerCache:
         mask = self.retention.mask(self.rows.length, self.offset, count)
         if isinstance(mask, mx.array) and mask.shape[1] > 1:  # from KV heads to query heads
             mask = mx.repeat(mask, queries.shape[1] // mask.shape[1], axis=1)
+        if self.joins_rows:
+            return KVBuffer(self.codec, self.all_rows()).attend(self.backend, queries, (), scale, mask, sinks)
         prefixes = [prefix.arrays for prefix in self.prefixes]
         return self.rows.attend(self.backend, queries, prefixes, scale, mask, sinks)
 
+    @property
+    def joins_rows(self) -> bool:
+        """Whether attention joins the rows of prefixes and own ones: over two pieces, sums would be rounded otherwise.
+
+        So do compressed blocks, which must be those that a sequence alone computes, bit for bit.
+        """
+        return bool(self.prefixes) and not self.retention.keeps_all
+
+    @property
+    def joined_nbytes(self) -> int:
+        """Bytes of working memory that joined rows take in an attention."""
+        return self.rows.nbytes + sum(prefix.nbytes for prefix in self.prefixes) if self.joins_rows else 0
+
     def _in_parts(self, heads: int) -> bool:
-        rows = sum(prefix.length for prefix in self.prefixes)
+        rows = self._shared_rows
         shares = bool(rows) and self.backend.shares_attention(1, rows)
         return shares or self.backend.composes(heads * self.rows.length)
 
@@ -331,11 +371,19 @@ class LayerCache:
     @property
     def has_evicted(self) -> bool:
         """Whether rows have been evicted."""
-        return not self.retention.keeps_all and self.length < self.offset
+        return not self.retention.keeps_all and self._shared_rows + self.length < self.offset
+
+    def kept_positions(self) -> mx.array | None:
+        """Return true positions of all rows of compressed blocks, int32 ``[1, n_kv_heads, n]``; None without any."""
+        shared = [prefix.positions for prefix in self.prefixes if prefix.positions is not None]
+        own = [] if self.retention.kept is None else [self.retention.kept]
+        return mx.concatenate([*shared, *own], axis=2) if shared else self.retention.kept
 
     def positions(self) -> mx.array:
         """Return the true positions of the rows, see :meth:`kvlab.caches.retention.Retention.positions`."""
-        return self.retention.positions(self.length, self.offset)
+        own = self.retention.positions(self.length, self.offset)
+        shared = [prefix.positions for prefix in self.prefixes if prefix.positions is not None]
+        return mx.concatenate([*shared, own], axis=2) if shared else own
 
 
 def rows_to_allocate(tokens: int) -> int:

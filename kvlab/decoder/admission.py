@@ -28,6 +28,9 @@ class Admission:
 
     Attributes:
         is_fair: clients share the places evenly; else they go by priority and age.
+
+    Args:
+        prefixes: those that live requests share; None: those of ``reuse``, if any.
     """
 
     def __init__(
@@ -39,7 +42,8 @@ class Admission:
         is_fair: bool = True,
     ) -> None:
         self.is_fair = is_fair
-        self._budget, self._prefixes, self._reuse = budget, prefixes, reuse
+        self._budget, self._reuse = budget, reuse
+        self._prefixes = reuse.prefixes if prefixes is None and reuse is not None else prefixes
         self._waiting: deque[Request] = deque()
 
     def __iter__(self) -> Iterator[Request]:

@@ -29,7 +29,7 @@ class PrefixNode:
     @property
     def length(self) -> int:
         """Number of tokens."""
-        return self.layers[0].length
+        return self.layers[0].tokens
 
     @property
     def nbytes(self) -> int:
@@ -42,33 +42,44 @@ class PrefixTree:
 
     The path of a request is a list of nodes. A request that diverges within a node splits it; one that diverges within
     rows of another's own turns the common ones into a node. Decoder thread only.
+
+    Args:
+        piece: tokens that are shared together or not at all, as those of a compressed block.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, piece: int = 1) -> None:
+        self._piece = piece
         self._requests: list[Request] = []
         self._retained: list[Request] = []
 
     def source(self, request: Request, limit: int) -> tuple[Request | None, int]:
-        """Return the live request with the longest common prefix, and its length in tokens, at most ``limit``.
+        """Return the live request with the longest common prefix, and its length in whole pieces, at most ``limit``.
 
         Its prefill need not have computed all of that prefix yet.
         """
         best, longest = None, 0
         context = np.array(request.context[:limit], np.int32)
         for other in self._requests:
-            if other.tenant == request.tenant and (common := common_prefix(context, other.context_array)) > longest:
+            if not other.layers or other.tenant != request.tenant:
+                continue
+            if (common := common_prefix(context, other.context_array)) > longest:
                 best, longest = other, common
-        return best, longest
+        return best, longest // self._piece * self._piece
 
     def join(self, request: Request, limit: int) -> int:
-        """Let the request's empty layers begin with rows of its source; return the number of tokens, 0 for none."""
+        """Let the request's layers begin with rows of its source; return the number of tokens, 0 for none.
+
+        The layers are empty, or hold ``limit`` tokens already and drop those that the source has too.
+        """
         source, common = self.source(request, limit)
         self._requests.append(request)
         if source is None:
             return 0
         if self._can_take_over(source, common):
             return self._take_over(request, source, common)
-        nodes = self._nodes(source, min(common, source.computed))
+        nodes = self._nodes(source, min(common, source.computed) // self._piece * self._piece)
+        if not nodes:
+            return 0
         for node in nodes:
             node.requests.append(request)
         request.path = nodes
@@ -87,6 +98,11 @@ class PrefixTree:
                 node.requests.remove(request)
             self._count(request.path)
             request.path = []
+
+    def remove_ended(self) -> None:
+        """Remove the requests that have dropped their layers, where no one else removes them."""
+        for request in [request for request in self._requests if not request.layers]:
+            self.remove(request)
 
     def retain(self, request: Request, tokens: Sequence[int], *, room: int) -> None:
         """Retain the rows of a request that has ended with ``tokens``, until one continues it or :meth:`release_one`.

@@ -116,14 +116,25 @@ class Retention(ABC):
 
     @property
     def kept(self) -> mx.array | None:
-        """True positions of the rows of complete blocks that are compressed, int32 ``[1, n_kv_heads, n]``; else None.
+        """True positions of own rows of complete blocks that are compressed, int32 ``[1, n_kv_heads, n]``; else None.
 
         They are the first rows, and do not change.
         """
         return None
 
     def begin_with(self, kept: mx.array) -> None:  # noqa: B027
-        """Start behind complete blocks whose rows have these positions, as :attr:`kept` gives them."""
+        """Start behind complete blocks whose rows have these positions, as :attr:`kept` gives them.
+
+        Rows that are in prefixes are left out: behind such alone, there are none.
+        """
+
+    def rows_of(self, tokens: int) -> int:
+        """Return how many rows the first ``tokens`` of a sequence have; whole blocks, where these are compressed."""
+        return tokens
+
+    def give_first(self, rows: int) -> mx.array | None:
+        """Give the first ``rows`` rows away to a prefix; return their positions, None where each token has its row."""
+        return None
 
     def check_all_scores(self) -> None:  # noqa: B027
         """Raise PolicyError where rows were chosen by scores that are NaN; waits for scores to be computed."""

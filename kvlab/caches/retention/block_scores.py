@@ -37,7 +37,7 @@ class BlockScores(TopScores):
         first = offset - self._block
         self._kept = mx.concatenate([*before, kept + first], axis=2)
         if self.place.record:
-            self.evictions.append(Eviction(left + first, self._kept.shape[2], offset))
+            self.evictions.append(Eviction(left + first, self.rows_of(offset), offset))
         rows.keep_of_last(self._block, kept)
 
     def _best(self, rows: KVBuffer, offset: int, scale: float) -> tuple[mx.array, mx.array]:
@@ -62,3 +62,12 @@ class BlockScores(TopScores):
 
     def begin_with(self, kept: mx.array) -> None:
         self._kept = kept
+
+    def rows_of(self, tokens: int) -> int:
+        return tokens // self._block * self._block_rows
+
+    def give_first(self, rows: int) -> mx.array | None:
+        if (kept := self._kept) is None:
+            return None
+        self._kept = mx.contiguous(kept[:, :, rows:])
+        return kept[:, :, :rows]

@@ -12,6 +12,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from kvlab.decoder.prefix_tree import PrefixTree
 from kvlab.decoder.request import Request
 from kvlab.errors import PolicyError
 from kvlab.models import LoadedModel
@@ -52,6 +53,9 @@ class PrefixCache(ABC):
 
     joins_running: bool = True
     """Whether a request may start from KV of another one that still runs, or wait for it."""
+
+    prefixes: PrefixTree | None = None
+    """Prefixes that this reuse has live requests share: others wait until they are computed, and not until at rest."""
 
     piece_tokens: int | None = None
     """Most tokens between two cuts of a prompt; None where cuts say nothing of that."""

@@ -130,7 +130,7 @@ class PagedPrefixCache(PrefixCache):
         checkpoint, match = self._read(request, limit, match, loader)
         match = match.shortened(self.agree(match.tokens))
         request.miss = match.miss
-        if match.tokens:
+        if match.tokens > live:  # of a match with bad blocks, less may be left than is live
             try:
                 loader.finish(match.tokens, checkpoint)
             except serialize.PayloadError as error:
@@ -143,7 +143,7 @@ class PagedPrefixCache(PrefixCache):
         request.lookup_s = looked_up - started
         request.restore_s = time.perf_counter() - looked_up
         state = sum(array.nbytes for array in (checkpoint or {}).values())
-        return loader.nbytes(match.tokens) + state if match.tokens else 0
+        return loader.nbytes(match.tokens) + state if match.tokens > live else 0
 
     def _await_deposits(self) -> None:
         """Wait for KV of requests that have just ended, so that it is found."""

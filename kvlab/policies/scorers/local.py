@@ -28,7 +28,8 @@ class Local(WrappingScorer):
     Other methods evict at the end of the prompt, so that what stays depends on all of it and no other prompt can begin
     with it. Here a block is compressed as soon as it is complete, and later tokens see only the rows that stayed. The
     compressed block is therefore a function of the tokens up to its end: it is stored, restored and shared under the
-    same keys as a block of complete rows, at ``budget`` times the bytes, live and at rest.
+    same keys as a block of complete rows, at ``budget`` times the bytes, live and at rest. Live sequences whose prompts
+    begin with the same blocks hold them once.
 
     Scores see the rows, and the queries, of one block; the newest rows that a scorer protects are those of the block.
     Tokens behind the last complete block keep all their rows. Only blocks of prompts are stored: those of an answer
