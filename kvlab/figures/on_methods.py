@@ -36,6 +36,13 @@ def _kl(saved: Saved) -> Any:
     return charts.measures_by_method(by_method(saved.rows, ["KL"]), "KL from full by method")
 
 
+FLIPS = ("name flips", "argument flips")
+
+
+def _flips(saved: Saved) -> Any:
+    return charts.measures_by_method(by_method(saved.rows, FLIPS), "Tool-call tokens flipped by method")
+
+
 QUARTER = "budget=0.25"
 SPECS = {
     **{
@@ -94,4 +101,24 @@ KL_BY_METHOD = Figure(
         **{f"{name}-half": Number(pick("kl", policy=half)) for name, (_, half) in SPECS.items()},
     },
 )
-ON_METHODS: tuple[Figure, ...] = (KL_BY_METHOD,)
+TOOLS_BY_METHOD = Figure(
+    name="tools-by-method",
+    title="Every eviction method by the tokens of tool calls that it flips, SmolLM2-135M",
+    experiments=("methods_tools",),
+    chart=_flips,
+    metrics=frozenset({"kl", "tool_flip", "kv_bytes_live", "prompt_tokens"}),
+    claims=(),
+    shows="Calls of BFCL; rows are evicted once, at the end of the prompt, and the call is led through what is left. A "
+    "flip: the most probable token is another one than that of `full`. To the left is nearer to `full`. "
+    "[What the ranking says](../quality.md).",
+)
+TOOLS_BY_METHOD_BUNDLED = Figure(
+    name="tools-by-method-bundled",
+    title="Every eviction method by the tokens of tool calls that it flips, the bundled model",
+    experiments=("methods_tools_bundled",),
+    chart=_flips,
+    metrics=frozenset({"kl", "tool_flip", "kv_bytes_live", "prompt_tokens"}),
+    claims=(),
+    shows="Calls of an agent behind conversations of eight turns. [What the ranking says](../quality.md).",
+)
+ON_METHODS: tuple[Figure, ...] = (KL_BY_METHOD, TOOLS_BY_METHOD, TOOLS_BY_METHOD_BUNDLED)
