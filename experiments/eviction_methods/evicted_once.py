@@ -1,4 +1,4 @@
-"""Evict once, at the end of a prompt that is computed once for all methods, and lead or decode an answer behind it."""
+"""Evict once, at the end of a prompt that is computed once for all methods, and lead an answer behind it."""
 
 from __future__ import annotations
 
@@ -118,15 +118,3 @@ def led(loaded: LoadedModel, caches: list[Any], logits: mx.array, answer: Sequen
         behind = loaded.model(mx.array([list(answer[:-1])]), cache=caches)[0]
         found = mx.concatenate([found, behind.astype(mx.float32)])
     return found - mx.logsumexp(found, axis=-1, keepdims=True)
-
-
-def decoded(loaded: LoadedModel, caches: list[Any], logits: mx.array, max_tokens: int) -> list[int]:
-    """Decode greedily behind caches, up to an end token, which is left out, or ``max_tokens``."""
-    found: list[int] = []
-    while len(found) < max_tokens:
-        best = int(logits.argmax().item())
-        if best in loaded.eos:
-            break
-        found.append(best)
-        logits = loaded.model(mx.array([[best]]), cache=caches)[0, -1]
-    return found
