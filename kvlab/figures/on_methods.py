@@ -11,7 +11,7 @@ from kvlab import charts
 from kvlab.figures.claim import Claim, pick
 from kvlab.figures.figure import Figure
 from kvlab.figures.number import Number
-from kvlab.figures.on_smollm2 import KNOWN, TITLES, UNKNOWN
+from kvlab.figures.on_smollm2 import KNOWN, TITLES
 from kvlab.figures.parts import method_and_budget, method_ranking
 from kvlab.figures.saved import Saved
 from kvlab.results.forced_summary import summarize_forced
