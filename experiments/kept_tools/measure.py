@@ -1,6 +1,8 @@
 """Measure which rows of a tool prompt each method keeps, and how much of what a call reads there: docs/quality.md.
 
-The calls are those of experiments/methods_tools.toml. FOLDER holds `bfcl/` as for tools.toml.
+    PYTHONPATH=experiments/eviction_methods python experiments/kept_tools/measure.py MODEL --data FOLDER
+
+The calls are those of experiments/methods_tools.toml, and what evicts lies beside it. FOLDER holds `bfcl/`.
 """
 
 from __future__ import annotations
@@ -13,10 +15,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import mlx.core as mx
 import numpy as np
+from evicted_once import evicted, prompt_pass
 
-from kvlab.caches import make_caches
 from kvlab.caches.later_attention import continuation_attention
 from kvlab.caches.serialize import own_layers
 from kvlab.experiments.forced_answers import ForcedItem, forced_items
@@ -51,12 +52,11 @@ def measured(loaded: LoadedModel, item: ForcedItem, methods: Sequence[str]) -> l
     read = np.stack(
         [np.asarray(one) for one in continuation_attention(loaded.model, prompt, item.forced.answer).layers]
     )
-    rows = []
+    whole, rows = prompt_pass(loaded, prompt), []
     for method in methods:
         for budget in BUDGETS:
             spec = f"{method}{',' if ':' in method else ':'}budget={budget}"
-            caches = make_caches(loaded.model, spec, prompt_tokens=len(prompt), token_ids=lambda: prompt)
-            mx.eval(loaded.model(mx.array([prompt]), cache=caches))
+            caches, _ = evicted(loaded, whole, spec)
             kept = np.zeros(read.shape, bool)
             for layer, cache in enumerate(own_layers(caches)):
                 for head, row in enumerate(np.array(cache.positions()[0])):
