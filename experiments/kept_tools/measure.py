@@ -2,7 +2,7 @@
 
     PYTHONPATH=experiments/eviction_methods python experiments/kept_tools/measure.py MODEL --data FOLDER
 
-The calls are those of experiments/methods_tools.toml, and what evicts lies beside it. FOLDER holds `bfcl/`.
+The calls are those of experiments/eviction_methods/tools.py, for any model. FOLDER holds `bfcl/`.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 from evicted_once import evicted, prompt_pass
+from tools import calls
 
 from kvlab.caches.later_attention import continuation_attention
 from kvlab.caches.serialize import own_layers
@@ -25,14 +26,13 @@ from kvlab.experiments.prompts import Prompts
 from kvlab.models import LoadedModel, load
 from kvlab.policies.scorers.sepllm import SepLLM
 from kvlab.provenance import provenance
-from kvlab.workloads.tools import Tools
 
 METHODS = (
     "keydiff", "adakv(keydiff)", "knorm", "tova", "snapkv", "adakv(snapkv)", "criticalkv(snapkv)", "pyramidkv:window=8",
     "h2o", "expected", "lagkv", "cur", "compactor", "random",
 )  # fmt: skip
 BUDGETS = (0.25, 0.5)
-ITEMS, LATEST = 12, 32
+LATEST = 32
 
 
 def name_places(loaded: LoadedModel, item: ForcedItem) -> list[int]:
@@ -78,13 +78,13 @@ def measured(loaded: LoadedModel, item: ForcedItem, methods: Sequence[str]) -> l
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", help="a folder or name of a model, such as smollm2-135m")
-    parser.add_argument("--data", type=Path, required=True)
-    parser.add_argument("--calls", type=int, default=ITEMS)
+    parser.add_argument("--data", type=Path, default=Path("."))
+    parser.add_argument("--calls", type=int, help="the first ones only")
     parser.add_argument("--out", type=Path, help="file of the rows, in JSON")
     args = parser.parse_args()
     warnings.simplefilter("ignore")
     loaded = load(args.model, dtype="float32")
-    requests = Tools(args.data / "bfcl", n=ITEMS).requests()
+    _, requests = calls(args.model, args.data)
     methods = (*METHODS, str(SepLLM.for_tokenizer(loaded.tokenizer)))
     found: dict[tuple[str, float], list[dict[str, Any]]] = {}
     for item in forced_items(requests, Prompts(loaded, requests))[: args.calls]:
@@ -97,7 +97,7 @@ def main() -> None:
         for (method, budget), some in found.items()
     ]
     if args.out:
-        facts = {"provenance": provenance(loaded), "calls": args.calls, "rows": rows}
+        facts = {"provenance": provenance(loaded), "calls": len(next(iter(found.values()))), "rows": rows}
         args.out.write_text(json.dumps(facts, indent=1, default=str) + "\n")
     for row in rows:
         print(f"{row['method']:20s} {row['budget']:.2f}", *(f"{name} {row[name]:.2f}" for name in names))
