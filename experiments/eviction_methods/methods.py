@@ -44,17 +44,16 @@ def with_budget(method: str, budget: float) -> str:
     return f"{method}{',' if ':' in method else ':'}budget={budget}"
 
 
-def of_model(loaded: LoadedModel, folder: Path, budget: float, prompts: Sequence[Sequence[int]]) -> dict[str, str]:
+def of_model(loaded: LoadedModel, folder: Path, budget: float, threshold: float) -> dict[str, str]:
     """Return the specs of all methods that run on any prompt, by the name that their rows have.
 
-    ``triattention`` is calibrated on a text that is not measured. The threshold of ``dms`` is the one that keeps
-    ``budget`` of the rows of ``prompts``, all layers, heads and prompts together.
+    ``triattention`` is calibrated on a text that is not measured. ``dms`` has the ``threshold`` that keeps ``budget``
+    of the rows of all prompts.
     """
     centres = folder / "centres.npz"
     if not centres.exists():
         texts = [loaded.encode(path.read_text(encoding="utf-8")) for path in sorted(CALIBRATION.glob("*.md"))]
         save_centres(centres, query_centres(loaded.model, texts))
-    threshold = keydiff_threshold(loaded, prompts, budget)
     dms = f"dms(keydiff):threshold={threshold:.4f},recent={RECENT}"
     return {
         **{spec: spec for spec in (with_budget(method, budget) for method in PLAIN)},
@@ -64,9 +63,14 @@ def of_model(loaded: LoadedModel, folder: Path, budget: float, prompts: Sequence
     }
 
 
-def keydiff_threshold(loaded: LoadedModel, prompts: Sequence[Sequence[int]], budget: float) -> float:
-    """Return the score of keydiff above which ``budget`` of all rows are, the latest ``RECENT`` among these."""
-    scores, wanted = [], 0.0
+def keydiff_thresholds(
+    loaded: LoadedModel, prompts: Sequence[Sequence[int]], budgets: Sequence[float]
+) -> dict[float, float]:
+    """Return for each budget the score of keydiff above which this share of all rows is, layers and heads together.
+
+    The latest ``RECENT`` rows of each prompt stay in any case, and count.
+    """
+    scores, wanted = [], dict.fromkeys(budgets, 0.0)
     for prompt in prompts:
         caches = make_caches(loaded.model, "knorm:budget=1.0")  # rows as they are, in caches that can be read
         mx.eval(loaded.model(mx.array([list(prompt)]), cache=caches))
@@ -75,9 +79,10 @@ def keydiff_threshold(loaded: LoadedModel, prompts: Sequence[Sequence[int]], bud
             at = mx.broadcast_to(mx.arange(keys.shape[2]), keys.shape[:3])
             place = ScoreContext(keys, values, at, None, 1.0, layer, len(caches), keys.shape[2])
             scores.append(np.array(KeyDiff().score(place))[..., :-RECENT].ravel())
-            wanted += keys.shape[1] * max(0.0, budget * len(prompt) - RECENT)
+            for budget in budgets:
+                wanted[budget] += keys.shape[1] * max(0.0, budget * len(prompt) - RECENT)
     ranked = np.sort(np.concatenate(scores))[::-1]
-    return float(ranked[min(len(ranked) - 1, round(wanted))])
+    return {budget: float(ranked[min(len(ranked) - 1, round(count))]) for budget, count in wanted.items()}
 
 
 def scores_of(method: str, loaded: LoadedModel, forced: ForcedAnswer, path: Path) -> Path:
@@ -113,8 +118,8 @@ def measured(
     runner = TeacherForcedRunner(workload, loaded, concurrency=at_once, shared=shared, folder=folder)
     prompts = [item.forced.prompt for item in runner.items]
     names: dict[str, tuple[str, float | None]] = {"full": ("full", None)}
-    for budget in budgets:
-        found = of_model(loaded, folder, budget, prompts)
+    for budget, threshold in keydiff_thresholds(loaded, prompts, budgets).items():
+        found = of_model(loaded, folder, budget, threshold)
         names |= {str(Policy.parse(spec)): (str(Policy.parse(name)), budget) for name, spec in found.items()}
     results = runner.run([Policy.parse(spec) for spec in names])
     rows = [_named(row, workload.name, *names[row["policy"]]) for row in results.rows]

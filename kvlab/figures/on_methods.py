@@ -36,6 +36,18 @@ def _kl(saved: Saved) -> Any:
     return charts.measures_by_method(by_method(saved.rows, ["KL"]), "KL from full by method")
 
 
+FLIPS = ("name flips", "argument flips")
+
+
+def _flips(saved: Saved) -> Any:
+    found = by_method(saved.rows, FLIPS)
+    return charts.measures_by_method(found, "Only a second pass, kvzip, keeps the names of tool calls")
+
+
+def _flips_of_bundled(saved: Saved) -> Any:
+    return charts.measures_by_method(by_method(saved.rows, FLIPS), "Most methods flip nothing, knorm more than random")
+
+
 QUARTER = "budget=0.25"
 SPECS = {
     **{
@@ -94,4 +106,99 @@ KL_BY_METHOD = Figure(
         **{f"{name}-half": Number(pick("kl", policy=half)) for name, (_, half) in SPECS.items()},
     },
 )
-ON_METHODS: tuple[Figure, ...] = (KL_BY_METHOD,)
+CALLS = ("oracle", "kvzip", "h2o", "snapkv", "expected", "keydiff", "lagkv", "tova", "knorm", "cur", "random")
+"""Methods whose flips the docs name, with a quarter and with half of the rows."""
+
+
+def _flipped(kind: str) -> dict[str, Number]:
+    """Return the share of flipped tokens of a kind, in percent, of each method that the docs name."""
+    budgets = {"quarter": ":budget=0.25", "half": ""}
+    return {
+        f"{method}-{kind}-{name}": Number(pick("tool_flip", policy=f"{method}{budget}", kind=kind), scale=100)
+        for method in CALLS
+        for name, budget in budgets.items()
+    }
+
+
+TOOLS_BY_METHOD = Figure(
+    name="tools-by-method",
+    title="Every eviction method by the tokens of tool calls that it flips, SmolLM2-135M",
+    experiments=("methods_tools",),
+    chart=_flips,
+    metrics=frozenset({"kl", "tool_flip", "kv_bytes_live", "prompt_tokens"}),
+    claims=(
+        Claim(
+            "With a quarter of the rows, kvzip flips at most half as many tokens of arguments as snapkv",
+            pick("tool_flip", policy="kvzip:budget=0.25", kind="argument"),
+            pick("tool_flip", policy="snapkv:budget=0.25", kind="argument"),
+            at_most=0.5,
+            tolerance=0.3,
+        ),
+        Claim(
+            "With half, kvzip flips no token of a name in a hundred",
+            pick("tool_flip", policy="kvzip", kind="name"),
+            at_most=0.01,
+            tolerance=0.5,
+        ),
+        Claim(
+            "With half, random flips at least three times as many tokens of arguments as snapkv",
+            pick("tool_flip", policy="random", kind="argument"),
+            pick("tool_flip", policy="snapkv", kind="argument"),
+            at_least=3,
+            tolerance=0.3,
+        ),
+        Claim(
+            "With half, snapkv flips no fewer tokens of names than random",
+            pick("tool_flip", policy="snapkv", kind="name"),
+            pick("tool_flip", policy="random", kind="name"),
+            at_least=1,
+            tolerance=0.2,
+        ),
+    ),
+    shows="Calls of BFCL; rows are evicted once, at the end of the prompt, and the call is led through what is left. A "
+    "flip: the most probable token is another one than that of `full`. To the left is nearer to `full`. "
+    "[What the ranking says](../quality.md).",
+    numbers={
+        "calls": Number(pick("prompt_tokens", "count", policy="full")),
+        "tokens": Number(pick("prompt_tokens", policy="full"), digits=3),
+        **_flipped("name"),
+        **_flipped("argument"),
+    },
+)
+TOOLS_BY_METHOD_BUNDLED = Figure(
+    name="tools-by-method-bundled",
+    title="Every eviction method by the tokens of tool calls that it flips, the bundled model",
+    experiments=("methods_tools_bundled",),
+    chart=_flips_of_bundled,
+    metrics=frozenset({"kl", "tool_flip", "kv_bytes_live", "prompt_tokens"}),
+    claims=(
+        Claim(
+            "With half of the rows, knorm flips at least three times as many tokens of names as random",
+            pick("tool_flip", policy="knorm", kind="name"),
+            pick("tool_flip", policy="random", kind="name"),
+            at_least=3,
+            tolerance=0.3,
+        ),
+        Claim(
+            "With a quarter, snapkv flips no token of a name in a hundred",
+            pick("tool_flip", policy="snapkv:budget=0.25", kind="name"),
+            at_most=0.01,
+            tolerance=0.5,
+        ),
+        Claim(
+            "With a quarter, kvzip flips at least one token of a name in twenty",
+            pick("tool_flip", policy="kvzip:budget=0.25", kind="name"),
+            at_least=0.05,
+            tolerance=0.3,
+        ),
+    ),
+    shows="Calls at the eighth turn of an agent's conversations, led through what every method leaves of the prompt. "
+    "[What the ranking says](../quality.md).",
+    numbers={
+        "calls": Number(pick("prompt_tokens", "count", policy="full")),
+        "tokens": Number(pick("prompt_tokens", policy="full"), digits=4),
+        **_flipped("name"),
+        **_flipped("argument"),
+    },
+)
+ON_METHODS: tuple[Figure, ...] = (KL_BY_METHOD, TOOLS_BY_METHOD, TOOLS_BY_METHOD_BUNDLED)
