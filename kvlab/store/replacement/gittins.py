@@ -1,81 +1,36 @@
-"""Least Gittins index leaves first: what returns least per block and time, judged by how turns like it returned.
+"""Least Gittins index leaves first, where that hits more than LRU: what returns least per block and time.
 
-Gittins, "Bandit processes and dynamic allocation indices", JRSS B 1979; the return is learnt by class and age as in LHD
-(Beckmann, Chen & Cidon, "LHD: Improving cache hit rate by maximizing hit density", NSDI 2018). A request uses a chain
-of blocks. Blocks that it takes from one earlier request, or that are new, are a run of one class: by the gap since that
-earlier use, by how often the run was continued, and whether it is the end of the chain, which a next turn often
-replaces. The index is that of :mod:`kvlab.store.return_rates`: the hits that keeping a block for some time brings, over
-that time. Time is counted in requests, ages in half octaves, so no number has the scale of a trace. What was evicted is
-remembered and counts, too, so that the policy does not only see what it kept.
+The order is that of :mod:`kvlab.store.gittins_order`. Two virtual tiers take every request: one evicts in that order,
+one as LRU does. The policy holds what LRU's tier holds until the other tier leads: until it has hit so much more than
+LRU, in all and since its lowest lead. Then the policy comes to hold what that tier holds. When it loses a quarter of
+such a lead against LRU by doing so, it comes to hold what LRU's tier holds again, and asks for twice the lead next
+time.
 
-A list of the keys that LRU would hold runs beside it. While the policy is behind what that has hit, by more than
-``LEEWAY_KEYS`` and ``LEEWAY`` of it, it evicts as LRU does, and comes to hold the same keys. So with keys of one size
-it is never farther behind LRU than that leeway, one request, and the keys that LRU holds and it does not, at most a
-capacity. It is not strictly never below: no policy without a view of the future is that unless it is LRU, since its
-first other choice may be the next key. Without leeway it would follow LRU for good once it is one hit behind. A bound
-without the capacity can be had by differing from LRU only in as many keys as it has hit more; that was tried, and left
-a quarter to a half of what is gained.
-
-Limits: a policy is not told of requests, so their ends are derived: a touched key continues a request if it is the
-parent of the key touched last, an admitted one if its parent is the end of the request so far. Requests that interleave
-are cut into parts, which makes classes coarser and no result wrong. Blocks are taken to be of one size, and to cost the
-same.
+So it is behind LRU only where a lead that was shown has turned into a loss, and then by a quarter of that lead, and
+what is lost until both hold the same keys. It is not strictly never below: no policy without a view of the future is
+that unless it is LRU, since its first other choice may be the next key.
 """
 
 from __future__ import annotations
 
-import heapq
-import math
-from collections import OrderedDict
 from collections.abc import Hashable
-from dataclasses import dataclass, field
 
+from kvlab.store.eviction_order import EvictionOrder, require_resident
+from kvlab.store.gittins_order import GittinsOrder
 from kvlab.store.replacement.base import Evictable, Replacement, any_key, require_absent
-from kvlab.store.return_rates import AGE_STARTS, AGES, ReturnRates, age_bin
+from kvlab.store.replacement.lru import Lru
+from kvlab.store.virtual_tier import VirtualTier
 
-GAPS, TURNS = 16, 6
-"""Gap bins of one and a half octaves, and bins of continuations of one octave."""
-GHOST_CAPACITIES = 8
-"""Evicted keys that are remembered, for each resident one."""
-LEEWAY, LEEWAY_KEYS = 0.0005, 4
-"""Share of LRU's hits, and keys of the mean size, by which the policy may be behind and still try something else."""
-MIN_RETURNS = 64.0
-"""Returns of runs that must be seen before their indices count: until then it is LRU."""
-MIN_REQUESTS, REFRESH_SHARE = 32, 1 / 32
-"""Indices are computed anew after so many requests, and after this share of all requests."""
-
-
-@dataclass(slots=True, eq=False)
-class _Run:
-    """Keys, the deepest last, that one request used and no later one has; ``left`` of the ``length`` keys remain."""
-
-    kind: int
-    turns: int
-    born: int
-    length: int
-    keys: list[Hashable]
-    left: int
-    age: int = 0
-    is_parked: bool = False
-
-
-@dataclass(slots=True)
-class _Request:
-    """What is known of the request in progress: keys touched, the deepest first, and keys admitted after them."""
-
-    touched: list[Hashable] = field(default_factory=list)
-    admitted: list[Hashable] = field(default_factory=list)
-
-    def end(self) -> Hashable | None:
-        """Return the key that the next one of this request stands behind; None before the first one."""
-        return self.admitted[-1] if self.admitted else self.touched[0] if self.touched else None
-
-    def chain(self) -> list[Hashable]:
-        return [*reversed(self.touched), *self.admitted]
+LEAD, LEAD_KEYS = 1 / 16, 8
+"""Share of the capacity, and keys of the mean size, that are a lead."""
+LOSS = 1 / 4
+"""Share of a lead that may be lost against LRU before LRU is followed again."""
+MOST_EVICTED_AHEAD = 16
+"""Keys that a virtual tier evicts before the policy does, at most, until one may leave."""
 
 
 class Gittins(Replacement):
-    """Evicts the deepest key of the run with the lowest index; of equal indices, the older run first."""
+    """Evicts what the virtual tier that it follows does not hold, and then what that would evict next."""
 
     name = "gittins"
 
@@ -83,23 +38,17 @@ class Gittins(Replacement):
         super().__init__(capacity)
         self._sizes: dict[Hashable, int] = {}
         self._parents: dict[Hashable, Hashable] = {}
-        self._ghosts: OrderedDict[Hashable, None] = OrderedDict()
-        self._run_of: dict[Hashable, _Run] = {}
         self._linked: tuple[Hashable, Hashable] = (None, None)
-        self._request = _Request()
+        self._touched: list[Hashable] = []
+        self._admitted: list[Hashable] = []
         self._open: set[Hashable] = set()
-        self._now = self._refreshed = 0
-        self._due: list[tuple[int, int, _Run]] = []
-        self._made = 0
-        self._rates = ReturnRates(2 * GAPS * TURNS)
-        self._groups: dict[int, OrderedDict[_Run, None]] = {}
-        self._listed: dict[_Run, None] = {}
-        self._by_time: list[tuple[int, int, _Run]] = []
-        self._parked: dict[_Run, None] = {}
-        self._rank: dict[int, int] = {}
-        self._filled: list[tuple[int, int]] = []
-        self._lru = _ShadowLru(capacity)
-        self._ahead = 0
+        self._by_use = EvictionOrder()
+        self._lru = VirtualTier(capacity, Lru(capacity))
+        self._gittins = VirtualTier(capacity, GittinsOrder(capacity))
+        self._follows = False
+        self._surplus = EvictionOrder()
+        self._hits = self._start = self._lowest_lead = 0
+        self._caution = 1
 
     def link(self, key: Hashable, parent: Hashable, start: int) -> None:
         self._linked = (key, parent)
@@ -107,55 +56,53 @@ class Gittins(Replacement):
     def admit(self, key: Hashable, size: int = 1, cost: float = 1.0, uses: int = 1) -> None:
         require_absent(key, key in self._sizes)
         linked, parent = self._linked
-        if linked != key or parent != self._request.end():
+        if linked != key or parent != self._end():
             self._end_request()
-        request = self._request
         if linked == key:
             self._parents[key] = parent
-        request.admitted.append(key)
+        self._admitted.append(key)
         self._open.add(key)
         self._sizes[key] = max(size, 1)
-        self._ghosts.pop(key, None)
+        self._by_use.place(key)
 
     def touch(self, key: Hashable) -> None:
         if key not in self._sizes:
             raise KeyError(key)
-        request = self._request
-        is_next = request.touched and not request.admitted and self._parents.get(request.touched[-1]) == key
+        is_next = self._touched and not self._admitted and self._parents.get(self._touched[-1]) == key
         if not is_next or key in self._open:
             self._end_request()
-        self._request.touched.append(key)
+        self._touched.append(key)
         self._open.add(key)
+        self._by_use.place(key)
 
     def victim(self, evictable: Evictable = any_key) -> Hashable | None:
-        key = self._lowest(evictable)
-        if key is None and self._parked:
-            self._unpark()
-            key = self._lowest(evictable)
-        if key is None and self._open:
-            self._end_request()
-            key = self._lowest(evictable)
-        return key
+        if not self._follows:
+            return self._by_use.first(evictable)
+        key = self._surplus.first(evictable)
+        for _ in range(MOST_EVICTED_AHEAD):
+            if key is not None or (ahead := self._gittins.evict(self._open)) is None:
+                break
+            if ahead in self._sizes:
+                self._surplus.place(ahead)
+                key = self._surplus.first(evictable)
+        return self._by_use.first(evictable) if key is None else key
 
     def remove(self, key: Hashable, evicted: bool = True) -> None:
-        if key not in self._sizes:
-            raise KeyError(key)
+        require_resident(key, key in self._sizes)
         if key in self._open:
             self._end_request()
         del self._sizes[key]
         self._parents.pop(key, None)
-        if evicted:
-            self._ghosts[key] = None
-            if len(self._ghosts) > GHOST_CAPACITIES * (len(self._sizes) + 1):
-                self._forget(self._ghosts.popitem(last=False)[0])
-        else:
-            self._forget(key)
+        self._by_use.remove(key)
+        if key in self._surplus:
+            self._surplus.remove(key)
+        if not evicted:
+            self._lru.forget(key)
+            self._gittins.forget(key)
 
     def freed(self, key: Hashable) -> None:
-        run = self._run_of.get(key)
-        if run is not None and run.is_parked:
-            self._parked.pop(run, None)
-            self._list(run)
+        self._by_use.freed(key)
+        self._surplus.freed(key)
 
     def __contains__(self, key: object) -> bool:
         return key in self._sizes
@@ -163,208 +110,45 @@ class Gittins(Replacement):
     def __len__(self) -> int:
         return len(self._sizes)
 
-    def _forget(self, key: Hashable) -> None:
-        run = self._run_of.pop(key, None)
-        if run is not None:
-            self._shrink(run, 1)
-
-    def _lowest(self, evictable: Evictable) -> Hashable | None:
-        if self._ahead < -self._lru.leeway() or self._rates.returned < MIN_RETURNS:
-            return self._oldest(evictable)
-        while self._filled:
-            key = self._first(self._groups[self._filled[0][1]], evictable)
-            if key is not None:
-                return key
-            heapq.heappop(self._filled)
-        return None
-
-    def _first(self, group: OrderedDict[_Run, None], evictable: Evictable) -> Hashable | None:
-        """Return the first key of a group that may leave."""
-        while group:
-            key = self._leaf(next(iter(group)), evictable)
-            if key is not None:
-                return key
-        return None
-
-    def _leaf(self, run: _Run, evictable: Evictable) -> Hashable | None:
-        """Return the deepest key of a listed run if it may leave; else take the run off the lists."""
-        key = self._deepest(run)
-        if key is not None and evictable(key):
-            return key
-        self._unlist(run)
-        if key is not None:
-            run.is_parked = True
-            self._parked[run] = None
-        return None
-
-    def _oldest(self, evictable: Evictable) -> Hashable | None:
-        """Return the key that LRU would evict among those that may leave."""
-        while self._by_time:
-            run = self._by_time[0][2]
-            key = self._leaf(run, evictable) if run in self._listed else None
-            if key is not None:
-                return key
-            heapq.heappop(self._by_time)
-        return None
-
-    def _deepest(self, run: _Run) -> Hashable | None:
-        keys = run.keys
-        while keys:
-            key = keys[-1]
-            if key in self._sizes and self._run_of.get(key) is run and key not in self._open:
-                return key
-            keys.pop()
-        return None
-
-    def _list(self, run: _Run) -> None:
-        run.is_parked = False
-        place = run.kind * AGES + run.age
-        group = self._groups.setdefault(place, OrderedDict())
-        if not group:
-            heapq.heappush(self._filled, (self._rank_of(place), place))
-        group[run] = None
-        if run not in self._listed:
-            self._listed[run] = None
-            self._made += 1
-            heapq.heappush(self._by_time, (run.born, self._made, run))
-
-    def _rank_of(self, place: int) -> int:
-        """Return the rank of a class and age; what is not ranked yet leaves last, the oldest first."""
-        return self._rank.get(place, (self._rates.kinds + 1) * AGES - place % AGES)
-
-    def _unlist(self, run: _Run) -> None:
-        group = self._groups.get(run.kind * AGES + run.age)
-        if group is not None:
-            group.pop(run, None)
-        self._listed.pop(run, None)
-
-    def _unpark(self) -> None:
-        runs = [*self._listed, *self._parked]
-        self._parked.clear()
-        self._groups.clear()
-        self._filled.clear()
-        self._listed.clear()
-        self._by_time.clear()
-        for run in sorted(runs, key=lambda run: run.born):
-            self._list(run)
-
-    def _count(self, run: _Run, sign: float) -> None:
-        """Add a run to those at risk at its age, or take it away."""
-        self._rates.count(run.kind, run.age, run.born, sign * run.left / run.length)
-
-    def _shrink(self, run: _Run, keys: int) -> None:
-        self._count(run, -1.0)
-        run.left -= keys
-        self._count(run, 1.0)
-        if run.left <= 0:
-            self._unlist(run)
-            self._parked.pop(run, None)
+    def _end(self) -> Hashable | None:
+        """Return the key that the next one of the request in progress stands behind; None before the first one."""
+        return self._admitted[-1] if self._admitted else self._touched[0] if self._touched else None
 
     def _end_request(self) -> None:
-        """Learn from the request in progress, and make runs of its keys."""
-        chain, touched, self._request = self._request.chain(), self._request.touched, _Request()
-        self._open.clear()
+        """Take the request in progress to both virtual tiers, and choose which one to follow."""
+        chain = [*reversed(self._touched), *self._admitted]
         if not chain:
             return
-        self._now += 1
-        # Both at once: hits of a request in progress alone would look like a lead.
-        self._ahead += sum(self._sizes[key] for key in touched) - self._lru.use(chain, self._sizes)
-        self._grow_older()
-        gap, turns, is_continued, start = 0, 1, False, 0
-        while start < len(chain):
-            run, end = self._run_of.get(chain[start]), start + 1
-            while end < len(chain) and self._run_of.get(chain[end]) is run:
-                end += 1
-            if run is not None:
-                gap, turns = self._learn(run, end - start), run.turns + 1
-                is_continued = run.left <= end - start
-                if run.left > 0 and run.is_parked:
-                    self._parked.pop(run, None)
-                    self._list(run)
-            elif not is_continued:
-                gap, turns = 0, 1
-            is_last = end == len(chain)
-            self._start(chain[start : end - is_last], gap, turns, 0)
-            if is_last:
-                self._start(chain[end - 1 :], gap, turns, 1)
-            start = end
-        if self._now - self._refreshed >= MIN_REQUESTS + self._now * REFRESH_SHARE:
-            self._refresh()
+        # All at once: hits of a request in progress alone would look like a lead.
+        self._hits += sum(self._sizes[key] for key in self._touched)
+        self._touched, self._admitted = [], []
+        self._open.clear()
+        root = self._parents.get(chain[0])
+        self._lru.use(chain, self._sizes, root)
+        left = self._gittins.use(chain, self._sizes, root)
+        if self._follows:
+            self._update_surplus([*left, *chain])
+        self._choose()
 
-    def _learn(self, run: _Run, used: int) -> int:
-        """Count the return of so many keys of a run; return the bin of the gap."""
-        at = self._rates.learn(run.kind, self._now - run.born, used / run.length)
-        self._shrink(run, used)
-        return 1 + at // 3
-
-    def _start(self, keys: list[Hashable], gap: int, turns: int, end: int) -> None:
-        if not keys:
-            return
-        kind = (end * GAPS + min(gap, GAPS - 1)) * TURNS + min((turns - 1).bit_length(), TURNS - 1)
-        run = _Run(kind, turns, self._now, len(keys), keys, len(keys))
+    def _update_surplus(self, keys: list[Hashable]) -> None:
+        """Note which of the keys the policy holds, and the followed tier does not."""
         for key in keys:
-            self._run_of[key] = run
-        self._count(run, 1.0)
-        self._list(run)
-        self._await(run)
+            is_surplus = key in self._sizes and key not in self._gittins
+            if is_surplus and key not in self._surplus:
+                self._surplus.place(key)
+            elif not is_surplus and key in self._surplus:
+                self._surplus.remove(key)
 
-    def _await(self, run: _Run) -> None:
-        self._made += 1  # unique, so that runs themselves are never compared
-        heapq.heappush(self._due, (run.born + math.ceil(AGE_STARTS[run.age + 1]), self._made, run))
-
-    def _grow_older(self) -> None:
-        """Move the runs whose time has come to the bin of their age."""
-        while self._due and self._due[0][0] <= self._now:
-            run = heapq.heappop(self._due)[2]
-            if run.left <= 0:
-                continue
-            is_listed = run in self._listed
-            if is_listed:
-                self._groups[run.kind * AGES + run.age].pop(run, None)
-            share, age = run.left / run.length, age_bin(self._now - run.born)
-            self._count(run, -1.0)
-            self._rates.aged(run.kind, run.age, age, share)
-            run.age = age
-            self._count(run, 1.0)
-            if is_listed:
-                self._list(run)
-            if age < AGES - 1:
-                self._await(run)
-
-    def _refresh(self) -> None:
-        """Compute the indices of all classes at all ages, and sort by them."""
-        self._refreshed = self._now
-        self._by_time = [entry for entry in self._by_time if entry[2] in self._listed]
-        heapq.heapify(self._by_time)
-        self._rank = self._rates.ranks(self._now)
-        self._filled = [(self._rank_of(place), place) for place, group in self._groups.items() if group]
-        heapq.heapify(self._filled)
-
-
-class _ShadowLru:
-    """Holds the keys that LRU would hold, by last use; ``hits`` are the bytes that it would have hit so far."""
-
-    def __init__(self, capacity: int) -> None:
-        self._capacity, self._held, self.hits = capacity, 0, 0
-        self._keys: OrderedDict[Hashable, int] = OrderedDict()
-
-    def leeway(self) -> float:
-        """Return the bytes by which a policy may have hit less and still not follow LRU."""
-        return LEEWAY * self.hits + LEEWAY_KEYS * self._held / max(1, len(self._keys))
-
-    def use(self, chain: list[Hashable], sizes: dict[Hashable, int]) -> int:
-        """Use a chain; return the bytes of its prefix that LRU would hit."""
-        hits = 0
-        for key in chain:
-            if key not in self._keys:
-                break
-            hits += self._keys[key]
-        for key in reversed(chain):
-            self._held -= self._keys.pop(key, 0)
-            size = sizes.get(key, 1)
-            self._keys[key] = size
-            self._held += size
-        while self._held > self._capacity and len(self._keys) > 1:
-            self._held -= self._keys.popitem(last=False)[1]
-        self.hits += hits
-        return hits
+    def _choose(self) -> None:
+        """Change over to the other virtual tier where that has shown, or lost, enough."""
+        lead, ahead = self._gittins.hits - self._lru.hits, self._hits - self._lru.hits
+        needed = self._caution * (LEAD * self.capacity + LEAD_KEYS * self._lru.mean_size)
+        if not self._follows:
+            self._lowest_lead = min(self._lowest_lead, lead)
+            if min(lead, lead - self._lowest_lead) >= needed:
+                self._follows, self._start = True, min(ahead, 0)
+                self._update_surplus(list(self._by_use))
+        elif ahead < self._start - LOSS * needed:
+            self._follows, self._lowest_lead = False, lead
+            self._caution *= 2
+            self._surplus = EvictionOrder()
