@@ -1,4 +1,4 @@
-"""Evict once, at the end of a prompt that is computed once for all methods, and lead an answer behind it."""
+"""Evict once, at the end of a prompt that is computed once for all methods, and lead or decode an answer behind it."""
 
 from __future__ import annotations
 
@@ -7,8 +7,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import mlx.core as mx
+import numpy as np
 
 from kvlab.caches import make_caches
+from kvlab.caches.batch import BatchLayerCache
 from kvlab.caches.kv_buffer import KVBuffer
 from kvlab.caches.observed_layers import observed_caches
 from kvlab.caches.retention.base import Mask, Retention
@@ -118,3 +120,36 @@ def led(loaded: LoadedModel, caches: list[Any], logits: mx.array, answer: Sequen
         behind = loaded.model(mx.array([list(answer[:-1])]), cache=caches)[0]
         found = mx.concatenate([found, behind.astype(mx.float32)])
     return found - mx.logsumexp(found, axis=-1, keepdims=True)
+
+
+def first_part(prompt: PromptPass, count: int) -> PromptPass:
+    """Return the pass of the first ``count`` tokens of a prompt; the logits of a shorter one are not known, and NaN."""
+    if count == len(prompt.tokens):
+        return prompt
+    layers = tuple((q[:, :, :count], k[:, :, :count], v[:, :, :count], scale) for q, k, v, scale in prompt.layers)
+    return PromptPass(prompt.tokens[:count], layers, mx.full(prompt.logits.shape, mx.nan, prompt.logits.dtype))
+
+
+def decoded(
+    loaded: LoadedModel, made: Sequence[tuple[list[Any], mx.array]], later: Sequence[int], max_tokens: int
+) -> list[list[int]]:
+    """Decode greedily behind the caches and logits of several prompts of one length, side by side.
+
+    ``later`` are tokens that follow each prompt, such as a question. An answer ends before an end token, or after
+    ``max_tokens``.
+    """
+    layers = [BatchLayerCache(list(same)) for same in zip(*(own_layers(caches) for caches, _ in made), strict=True)]
+    logits = mx.stack([one for _, one in made])
+    if later:
+        logits = loaded.model(mx.array([list(later)] * len(made)), cache=layers)[:, -1]
+    found: list[list[int]] = [[] for _ in made]
+    open_ones = set(range(len(made)))
+    for _ in range(max_tokens):
+        best = [int(token) for token in np.array(logits.argmax(axis=-1))]
+        open_ones -= {index for index in open_ones if best[index] in loaded.eos}
+        for index in open_ones:
+            found[index].append(best[index])
+        if not open_ones:
+            break
+        logits = loaded.model(mx.array(best)[:, None], cache=layers)[:, -1]
+    return found

@@ -11,7 +11,8 @@ from kvlab import charts
 from kvlab.figures.claim import Claim, pick
 from kvlab.figures.figure import Figure
 from kvlab.figures.number import Number
-from kvlab.figures.parts import method_and_budget
+from kvlab.figures.on_smollm2 import KNOWN, TITLES
+from kvlab.figures.parts import method_and_budget, method_ranking
 from kvlab.figures.saved import Saved
 from kvlab.results.forced_summary import summarize_forced
 
@@ -201,4 +202,20 @@ TOOLS_BY_METHOD_BUNDLED = Figure(
         **_flipped("argument"),
     },
 )
-ON_METHODS: tuple[Figure, ...] = (KL_BY_METHOD, TOOLS_BY_METHOD, TOOLS_BY_METHOD_BUNDLED)
+NEEDLE_BY_METHOD = Figure(
+    name="needle-by-own-scores",
+    title="Methods with scores of their own on a needle in 1,000 tokens, SmolLM2-135M",
+    experiments=("methods_needle",),
+    chart=lambda saved: method_ranking(saved.rows, TITLES),
+    metrics=frozenset({"accuracy", "kv_bytes_live"}),
+    claims=(
+        Claim(
+            "oracle finds the needle with a quarter of the rows",
+            pick("accuracy", policy="oracle:budget=0.25", workload=KNOWN),
+            at_least=0.9,
+        ),
+    ),
+    shows="Rows are evicted once, at the end of the prompt (or of the text before the question), and none while the "
+    "answer is decoded. [What the ranking says](../quality.md).",
+)
+ON_METHODS: tuple[Figure, ...] = (KL_BY_METHOD, TOOLS_BY_METHOD, TOOLS_BY_METHOD_BUNDLED, NEEDLE_BY_METHOD)

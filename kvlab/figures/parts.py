@@ -32,14 +32,18 @@ def _setting(policy: str) -> str:
 
 
 def method_ranking(rows: pl.DataFrame, titles: Mapping[str, str]) -> Any:
-    """Draw right answers by method: the rows of policies that evict by scores, whose budget is a share."""
-    found = accuracy_by_kept_share(rows)
+    """Draw right answers by method: the rows of policies that evict by scores, whose budget is a share.
+
+    The budget is that of the rows, where they have one: a method with a threshold has none of its own.
+    """
+    found, budgets = accuracy_by_kept_share(rows), dict(rows.select("policy", "budget").unique().iter_rows())
     methods = {policy: method_and_budget(policy) for policy in found["policy"].unique()}
     data = found.filter(pl.col("policy").is_in([policy for policy, one in methods.items() if one is not None]))
-    named = [methods[policy] or ("", 0.0) for policy in data["policy"]]
+    named = [(methods[policy] or ("", 0.0), budgets[policy]) for policy in data["policy"]]
     return charts.accuracy_by_method(
         data.with_columns(
-            pl.Series("method", [name for name, _ in named]), pl.Series("budget", [budget for _, budget in named])
+            pl.Series("method", [name for (name, _), _ in named]),
+            pl.Series("budget", [budget if of_rows is None else of_rows for (_, budget), of_rows in named]),
         ),
         titles,
     )

@@ -76,3 +76,19 @@ def test_all_rows_give_the_distributions_of_the_model(once: Any, bundled: Loaded
     plain = bundled.model(mx.array([tokens[:-1]]))[0, TOKENS - 1 :].astype(mx.float32)
     wanted = plain - mx.logsumexp(plain, axis=-1, keepdims=True)
     np.testing.assert_allclose(np.array(found), np.array(wanted), atol=1e-3)
+
+
+def test_prompts_side_by_side_are_decoded_as_each_alone(once: Any, bundled: LoadedModel, tokens: list[int]) -> None:
+    whole = once.prompt_pass(bundled, tokens[:TOKENS])
+    prompt, question = once.first_part(whole, TOKENS - 10), tokens[TOKENS - 10 : TOKENS]
+    policies = ("knorm:budget=1.0", "snapkv:budget=0.25,window=8", "adakv(keydiff):budget=0.5")
+    answers = once.decoded(bundled, [once.evicted(bundled, prompt, one) for one in policies], question, 8)
+    for policy, answer in zip(policies, answers, strict=True):
+        caches, _ = once.evicted(bundled, prompt, policy)
+        logits = bundled.model(mx.array([question]), cache=caches)[0, -1]
+        alone: list[int] = []
+        while len(alone) < 8 and (best := int(logits.argmax().item())) not in bundled.eos:
+            alone.append(best)
+            logits = bundled.model(mx.array([[best]]), cache=caches)[0, -1]
+        assert answer == alone and alone, policy
+    assert once.decoded(bundled, [(caches, whole.logits)], (), 1)[0] == [int(whole.logits.argmax().item())]
