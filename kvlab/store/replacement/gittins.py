@@ -3,10 +3,9 @@
 The order is that of :mod:`kvlab.store.gittins_order`. Two virtual tiers take every request: one evicts in that order,
 one as LRU does. The policy holds what LRU's tier holds until the other tier leads: until it has hit so much more than
 LRU, in all and since its lowest lead. Then the policy comes to hold what that tier holds. When it loses a quarter of
-such a lead against LRU by doing so, it comes to hold what LRU's tier holds again, and asks for twice the lead next
-time.
+such a lead against LRU, it comes to hold what LRU's tier holds again, and asks for twice the lead next time.
 
-So it is behind LRU only where a lead that was shown has turned into a loss, and then by a quarter of that lead, and
+So it is behind LRU only where leads that were shown have turned into losses, and then by a quarter of the last one, and
 what is lost until both hold the same keys. It is not strictly never below: no policy without a view of the future is
 that unless it is LRU, since its first other choice may be the next key.
 """
@@ -47,7 +46,7 @@ class Gittins(Replacement):
         self._gittins = VirtualTier(capacity, GittinsOrder(capacity))
         self._follows = False
         self._surplus = EvictionOrder()
-        self._hits = self._start = self._lowest_lead = 0
+        self._hits = self._lowest_lead = 0
         self._caution = 1
 
     def link(self, key: Hashable, parent: Hashable, start: int) -> None:
@@ -146,9 +145,9 @@ class Gittins(Replacement):
         if not self._follows:
             self._lowest_lead = min(self._lowest_lead, lead)
             if min(lead, lead - self._lowest_lead) >= needed:
-                self._follows, self._start = True, min(ahead, 0)
+                self._follows = True
                 self._update_surplus(list(self._by_use))
-        elif ahead < self._start - LOSS * needed:
+        elif ahead < -LOSS * needed:
             self._follows, self._lowest_lead = False, lead
             self._caution *= 2
             self._surplus = EvictionOrder()
