@@ -11,7 +11,7 @@ from kvlab import charts
 from kvlab.figures.claim import Claim, pick
 from kvlab.figures.figure import Figure
 from kvlab.figures.number import Number
-from kvlab.figures.on_smollm2 import KNOWN, TITLES
+from kvlab.figures.on_smollm2 import KNOWN, TITLES, UNKNOWN
 from kvlab.figures.parts import method_and_budget, method_ranking
 from kvlab.figures.saved import Saved
 from kvlab.results.forced_summary import summarize_forced
@@ -202,7 +202,21 @@ TOOLS_BY_METHOD_BUNDLED = Figure(
         **_flipped("argument"),
     },
 )
-NEEDLE_BY_METHOD = Figure(
+
+
+def _found() -> dict[str, Number]:
+    """Return right answers of the methods that the docs name, in prompts, with a quarter and with half of the rows."""
+    return {
+        f"{method}-{name}{'' if workload == KNOWN else '-unknown'}": Number(
+            pick("accuracy", "sum", policy=f"{method}{budget}", workload=workload)
+        )
+        for method in ("oracle", "kvzip", "triattention", "sepllm", "random")
+        for name, budget in (("quarter", ":budget=0.25"), ("half", ""))
+        for workload in (KNOWN, UNKNOWN)
+    }
+
+
+NEEDLE_BY_OWN_SCORES = Figure(
     name="needle-by-own-scores",
     title="Methods with scores of their own on a needle in 1,000 tokens, SmolLM2-135M",
     experiments=("methods_needle",),
@@ -214,8 +228,19 @@ NEEDLE_BY_METHOD = Figure(
             pick("accuracy", policy="oracle:budget=0.25", workload=KNOWN),
             at_least=0.9,
         ),
+        Claim(
+            "kvzip finds it with a quarter, and without knowing the question",
+            pick("accuracy", policy="kvzip:budget=0.25", workload=UNKNOWN),
+            at_least=0.9,
+        ),
+        Claim(
+            "sepllm does not find it with a quarter",
+            pick("accuracy", policy="sepllm:budget=0.25", workload=KNOWN),
+            at_most=0.3,
+        ),
     ),
     shows="Rows are evicted once, at the end of the prompt (or of the text before the question), and none while the "
     "answer is decoded. [What the ranking says](../quality.md).",
+    numbers={"asked": Number(pick("accuracy", "count", policy="full", workload=KNOWN)), **_found()},
 )
-ON_METHODS: tuple[Figure, ...] = (KL_BY_METHOD, TOOLS_BY_METHOD, TOOLS_BY_METHOD_BUNDLED, NEEDLE_BY_METHOD)
+ON_METHODS: tuple[Figure, ...] = (KL_BY_METHOD, TOOLS_BY_METHOD, TOOLS_BY_METHOD_BUNDLED, NEEDLE_BY_OWN_SCORES)
