@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import gc
+import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,6 +20,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from kvlab.backends.x86 import blas_threads
 from kvlab.caches import LayerCache, batch
 from kvlab.caches.compressed_blocks import compressed_rows
 from kvlab.decoder import Completion, Decoder
@@ -32,6 +34,12 @@ from tests.zoo.builder import small_model
 BLOCK, ROWS = 32, 8
 LOCAL = "local(keydiff):budget=0.25,block=32"
 Rows = dict[str, bytes]
+
+
+@pytest.fixture(autouse=True)
+def one_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Threads of products follow what is computed side by side, and round sums otherwise."""
+    monkeypatch.setattr(blas_threads, "MIN_MULTIPLICATIONS_FOR_ALL_CORES", math.inf)
 
 
 class Watched:

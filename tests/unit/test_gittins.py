@@ -70,13 +70,13 @@ def loops(seed: int) -> BlockTrace:
 
 @pytest.mark.parametrize("seed", [1, 2])
 @pytest.mark.parametrize("kind", [agents, chats, scans, loops])
-def test_gittins_is_hardly_ever_behind_lru(kind: Callable[[int], BlockTrace], seed: int) -> None:
+def test_gittins_is_not_behind_lru_but_for_a_few_blocks(kind: Callable[[int], BlockTrace], seed: int) -> None:
+    """Its rules would let it be farther behind; traffic of these kinds does not bring that about."""
     trace = kind(seed)
     for text in CAPACITIES:
         capacity = read_capacity(text, trace)
         hits, lru = (simulate(trace, name, capacity).hits for name in ("gittins", "lru"))
-        assert hits >= lru - LOSS * (LEAD * capacity.amount + LEAD_KEYS) - int(trace.lengths.max())
-        assert hits >= 0.99 * lru, f"{trace.name} at {text}: {hits} against {lru}"
+        assert hits >= lru - LEAD_KEYS, f"{trace.name} at {text}: {hits} against {lru}"
 
 
 def walk(seed: int, step: int, requests: int = 2000) -> BlockTrace:

@@ -2,8 +2,12 @@
 
 The order is that of :mod:`kvlab.store.gittins_order`. Two virtual tiers take every request: one evicts in that order,
 one as LRU does. The policy holds what LRU's tier holds until the other tier leads: until it has hit so much more than
-LRU, in all and since its lowest lead. Then the policy comes to hold what that tier holds. When it loses a quarter of
-such a lead against LRU, it comes to hold what LRU's tier holds again, and asks for twice the lead next time.
+LRU, in all and since its lowest lead, and so much more than chance gives. Then the policy comes to hold what that tier
+holds. When it loses a quarter of such a lead against LRU, it comes to hold what LRU's tier holds again, and asks for
+twice the lead next time.
+
+What chance gives is the root of the sum of squares of the leads of all requests: the standard deviation of their sum if
+neither order were better (a paired test, as McNemar's of 1947 is for single hits).
 
 So it is behind LRU only where leads that were shown have turned into losses, and then by a quarter of the last one, and
 what is lost until both hold the same keys. It is not strictly never below: no policy without a view of the future is
@@ -12,6 +16,7 @@ that unless it is LRU, since its first other choice may be the next key.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Hashable
 
 from kvlab.store.eviction_order import EvictionOrder, require_resident
@@ -22,6 +27,8 @@ from kvlab.store.virtual_tier import VirtualTier
 
 LEAD, LEAD_KEYS = 1 / 16, 8
 """Share of the capacity, and keys of the mean size, that are a lead."""
+DEVIATIONS = 2
+"""Standard deviations of what chance gives that a lead has besides."""
 LOSS = 1 / 4
 """Share of a lead that may be lost against LRU before LRU is followed again."""
 MOST_EVICTED_AHEAD = 16
@@ -46,7 +53,8 @@ class Gittins(Replacement):
         self._gittins = VirtualTier(capacity, GittinsOrder(capacity))
         self._follows = False
         self._surplus = EvictionOrder()
-        self._hits = self._lowest_lead = 0
+        self._hits = self._lead = self._lowest_lead = 0
+        self._squares = 0
         self._caution = 1
 
     def link(self, key: Hashable, parent: Hashable, start: int) -> None:
@@ -141,10 +149,13 @@ class Gittins(Replacement):
     def _choose(self) -> None:
         """Change over to the other virtual tier where that has shown, or lost, enough."""
         lead, ahead = self._gittins.hits - self._lru.hits, self._hits - self._lru.hits
+        self._squares += (lead - self._lead) ** 2
+        self._lead = lead
         needed = self._caution * (LEAD * self.capacity + LEAD_KEYS * self._lru.mean_size)
         if not self._follows:
             self._lowest_lead = min(self._lowest_lead, lead)
-            if min(lead, lead - self._lowest_lead) >= needed:
+            by_chance = self._caution * DEVIATIONS * math.sqrt(self._squares)
+            if min(lead, lead - self._lowest_lead) >= needed and lead >= by_chance:
                 self._follows = True
                 self._update_surplus(list(self._by_use))
         elif ahead < -LOSS * needed:
