@@ -48,8 +48,8 @@ class _Run:
 
 
 @dataclass(slots=True)
-class _Request:
-    """What is known of the request in progress: keys touched, the deepest first, and keys admitted after them."""
+class OpenRequest:
+    """What is known of a request in progress: keys touched, the deepest first, and keys admitted after them."""
 
     touched: list[Hashable] = field(default_factory=list)
     admitted: list[Hashable] = field(default_factory=list)
@@ -59,6 +59,7 @@ class _Request:
         return self.admitted[-1] if self.admitted else self.touched[0] if self.touched else None
 
     def chain(self) -> list[Hashable]:
+        """Return all of its keys, parents first."""
         return [*reversed(self.touched), *self.admitted]
 
 
@@ -72,7 +73,7 @@ class GittinsOrder(Replacement):
         self._ghosts: OrderedDict[Hashable, None] = OrderedDict()
         self._run_of: dict[Hashable, _Run] = {}
         self._linked: tuple[Hashable, Hashable] = (None, None)
-        self._request = _Request()
+        self._request = OpenRequest()
         self._open: set[Hashable] = set()
         self._now = self._refreshed = 0
         self._due: list[tuple[int, int, _Run]] = []
@@ -229,7 +230,7 @@ class GittinsOrder(Replacement):
 
     def _end_request(self) -> None:
         """Learn from the request in progress, and make runs of its keys."""
-        chain, self._request = self._request.chain(), _Request()
+        chain, self._request = self._request.chain(), OpenRequest()
         self._open.clear()
         if not chain:
             return

@@ -20,7 +20,7 @@ import math
 from collections.abc import Hashable
 
 from kvlab.store.eviction_order import EvictionOrder, require_resident
-from kvlab.store.gittins_order import GittinsOrder
+from kvlab.store.gittins_order import GittinsOrder, OpenRequest
 from kvlab.store.replacement.base import Evictable, Replacement, any_key, require_absent
 from kvlab.store.replacement.lru import Lru
 from kvlab.store.virtual_tier import VirtualTier
@@ -45,8 +45,7 @@ class Gittins(Replacement):
         self._sizes: dict[Hashable, int] = {}
         self._parents: dict[Hashable, Hashable] = {}
         self._linked: tuple[Hashable, Hashable] = (None, None)
-        self._touched: list[Hashable] = []
-        self._admitted: list[Hashable] = []
+        self._request = OpenRequest()
         self._open: set[Hashable] = set()
         self._by_use = EvictionOrder()
         self._lru = VirtualTier(capacity, Lru(capacity))
@@ -63,11 +62,11 @@ class Gittins(Replacement):
     def admit(self, key: Hashable, size: int = 1, cost: float = 1.0, uses: int = 1) -> None:
         require_absent(key, key in self._sizes)
         linked, parent = self._linked
-        if linked != key or parent != self._end():
+        if linked != key or parent != self._request.end():
             self._end_request()
         if linked == key:
             self._parents[key] = parent
-        self._admitted.append(key)
+        self._request.admitted.append(key)
         self._open.add(key)
         self._sizes[key] = max(size, 1)
         self._by_use.place(key)
@@ -75,10 +74,11 @@ class Gittins(Replacement):
     def touch(self, key: Hashable) -> None:
         if key not in self._sizes:
             raise KeyError(key)
-        is_next = self._touched and not self._admitted and self._parents.get(self._touched[-1]) == key
+        request = self._request
+        is_next = request.touched and not request.admitted and self._parents.get(request.touched[-1]) == key
         if not is_next or key in self._open:
             self._end_request()
-        self._touched.append(key)
+        self._request.touched.append(key)
         self._open.add(key)
         self._by_use.place(key)
 
@@ -117,18 +117,14 @@ class Gittins(Replacement):
     def __len__(self) -> int:
         return len(self._sizes)
 
-    def _end(self) -> Hashable | None:
-        """Return the key that the next one of the request in progress stands behind; None before the first one."""
-        return self._admitted[-1] if self._admitted else self._touched[0] if self._touched else None
-
     def _end_request(self) -> None:
         """Take the request in progress to both virtual tiers, and choose which one to follow."""
-        chain = [*reversed(self._touched), *self._admitted]
+        request, self._request = self._request, OpenRequest()
+        chain = request.chain()
         if not chain:
             return
         # All at once: hits of a request in progress alone would look like a lead.
-        self._hits += sum(self._sizes[key] for key in self._touched)
-        self._touched, self._admitted = [], []
+        self._hits += sum(self._sizes[key] for key in request.touched)
         self._open.clear()
         root = self._parents.get(chain[0])
         self._lru.use(chain, self._sizes, root)
