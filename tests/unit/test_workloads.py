@@ -6,6 +6,7 @@ import gc
 import json
 import lzma
 from collections.abc import Iterator
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from kvlab.cli.main import cli
 from kvlab.errors import WorkloadError
 from kvlab.experiments import run
 from kvlab.experiments.config import read_experiment
+from kvlab.experiments.prompts import Prompts
 from kvlab.models import LoadedModel
 from kvlab.workloads import Workload, WorkloadRequest, load_workload, names_with_option, workload_names
 from kvlab.workloads.base import assistant, cut_turns, user
@@ -24,6 +26,8 @@ from kvlab.workloads.registry import known_workloads
 
 TAU = Path(__file__).resolve().parents[3] / "shared" / "data" / "tau-bench"
 GENERATED = ("agent", "retrieval", "chat")
+RETRIEVAL = "retrieval:question=WHEN"
+RETRIEVALS = ("retrieval", "retrieval:question=none")
 TOOL = {"type": "function", "function": {"name": "add", "parameters": {"type": "object", "properties": {}}}}
 TALK = [{"role": "user", "content": "Hello."}, {"role": "assistant", "content": "Hello to you."}]
 
@@ -95,6 +99,18 @@ def test_retrieval_has_the_length_asked_for(tokens: int, bundled: LoadedModel) -
     for counting in (count, None):
         request = load_workload("retrieval", tokens=tokens, count=counting).requests()[0]
         assert count(rendered(bundled, request)) == pytest.approx(tokens, rel=0.05)
+
+
+def test_retrieval_asks_the_same_where_the_question_is_unseen(bundled: LoadedModel) -> None:
+    known, unknown = (load_workload(spec, n=3, turns=2, tokens=400) for spec in RETRIEVALS)
+    assert unknown.name == RETRIEVALS[1]
+    for one, other in zip(known.requests(), unknown.requests(), strict=True):
+        assert replace(other, unseen="") == one
+        asked = one.messages[-1]["content"]
+        assert asked.endswith(other.unseen) and (len(other.unseen) < len(asked) / 4 or other.turn == 2)
+        turn = Prompts(bundled, [other]).turn(other)
+        assert turn.compress_after is not None
+        assert bundled.decode(turn.prompt[turn.compress_after :]).strip().startswith(other.unseen)
 
 
 @pytest.mark.parametrize("name", GENERATED)
@@ -196,7 +212,7 @@ def test_defined_workload_is_run_swept_and_followed_by_name(
 def test_command_line_lists_the_workloads_and_who_takes_tokens() -> None:
     described = {option.name: getattr(option, "help", "") for option in cli.commands["compare"].params}
     assert all(
-        name in described["workload"] for name in ("agent", "chat", "needle:TASK", "retrieval", "transcript:FILE")
+        name in described["workload"] for name in ("agent", "chat", "needle:TASK", RETRIEVAL, "transcript:FILE")
     )
     others = {name for name, cls in known_workloads().items() if not cls.__module__.startswith("kvlab.")}
     named = described["tokens"].removeprefix("Length of a prompt; for ").removesuffix(".").split(", ")
@@ -205,13 +221,14 @@ def test_command_line_lists_the_workloads_and_who_takes_tokens() -> None:
 
 
 def test_every_workload_file_of_the_folder_is_imported() -> None:
-    assert {"agent", "chat", "needle:TASK", "retrieval", "transcript:FILE"} <= set(workload_names())
+    assert {"agent", "chat", "needle:TASK", RETRIEVAL, "transcript:FILE"} <= set(workload_names())
 
 
 @pytest.mark.parametrize(
     "arguments",
     [{"spec": "transcript"}, {"spec": "agent:3"}, {"spec": "chat", "tokens": 5}, {"spec": "agent", "turns": 0}]
-    + [{"spec": "retrieval", "tokens": 3}, {"spec": "chat", "n": 0}],
+    + [{"spec": "retrieval", "tokens": 3}, {"spec": "chat", "n": 0}]
+    + [{"spec": "retrieval:none"}, {"spec": "retrieval:question=before"}],
 )
 def test_bad_settings_are_refused_in_one_line(arguments: dict[str, Any]) -> None:
     with pytest.raises(WorkloadError) as error:
