@@ -9,16 +9,13 @@ are the prompt, rows are evicted at its end, and the 32 tokens that follow are l
 
 from __future__ import annotations
 
-import argparse
-import sys
-import tempfile
 from pathlib import Path
 
-from methods import document, measured
+from command import Measured, arguments, run
+from methods import measured
 
 from kvlab.decoder.shared_prompts import opened
-from kvlab.errors import KvlabError
-from kvlab.models import load
+from kvlab.models import LoadedModel
 from kvlab.workloads.base import WorkloadRequest
 from kvlab.workloads.forced import TEXT, TeacherForced, TextRequest
 
@@ -44,23 +41,14 @@ class Pages(TeacherForced):
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", default="smollm2-135m")
-    parser.add_argument("--json", action="store_true")
-    parser.add_argument("--sample", action="store_true")
-    asked = parser.parse_args()
+    asked = arguments(__doc__).parse_args()
     paths = sorted(TEXTS.glob("*.md"))[: 1 if asked.sample else None]
-    try:
-        loaded = load(asked.model)
-        with tempfile.TemporaryDirectory(prefix="kvlab-methods-") as folder, opened("2GB") as shared:
-            rows, facts = measured(
-                loaded, Pages(paths), lambda index: Pages([paths[index]]), BUDGETS, Path(folder), shared, len(paths)
-            )
-    except KvlabError as error:
-        print(error, file=sys.stderr)
-        sys.exit(2)
-    if asked.json:
-        print(document("methods_kl", rows, facts))
+
+    def of_pages(loaded: LoadedModel, folder: Path) -> Measured:
+        with opened("2GB") as shared:
+            return measured(loaded, Pages(paths), lambda i: Pages([paths[i]]), BUDGETS, folder, shared, len(paths))
+
+    run("methods_kl", asked, of_pages)
 
 
 if __name__ == "__main__":

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
 import numpy as np
+from command import Row
 
 from kvlab.caches import make_caches
 from kvlab.caches.later_attention import continuation_attention, repeat_attention
@@ -25,8 +25,6 @@ from kvlab.policies.scorers.saved_scores import save_scores
 from kvlab.policies.scorers.sepllm import SepLLM
 from kvlab.policies.scorers.triattention import save_centres
 from kvlab.workloads import Workload
-
-Row = dict[str, Any]
 
 PLAIN = (
     "keydiff", "adakv(keydiff)", "local(keydiff)", "knorm", "local(knorm)", "tova", "snapkv", "adakv(snapkv)",
@@ -153,7 +151,3 @@ def _kept(rows: Iterable[Row]) -> list[Row]:
         and (row["metric"] != "prompt_tokens" or row["policy"] == "full")
         and row["metric"] != "text"
     ]
-
-
-def document(command: str, rows: Sequence[Row], provenance: Mapping[str, Any]) -> str:
-    return json.dumps({"command": command, "provenance": provenance, "rows": rows}, default=str)

@@ -9,24 +9,22 @@ are evicted once at its end, and the call is led through what every method leave
 
 from __future__ import annotations
 
-import argparse
 import os
-import sys
-import tempfile
 import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import mlx.core as mx
 import numpy as np
+from command import Measured, Row, arguments, run
 from evicted_once import PromptPass, evicted, kept_bytes, led, prompt_pass
-from methods import OF_PROMPT, Row, document, keydiff_thresholds, of_model, scores_of
+from methods import OF_PROMPT, keydiff_thresholds, of_model, scores_of
 from tqdm import tqdm
 
-from kvlab.errors import KvlabError, PolicyWarning
+from kvlab.errors import PolicyWarning
 from kvlab.experiments.forced_answers import ForcedItem, forced_items
 from kvlab.experiments.prompts import Prompts
-from kvlab.models import BUNDLED, LoadedModel, load
+from kvlab.models import BUNDLED, LoadedModel
 from kvlab.policies import Policy
 from kvlab.provenance import provenance
 from kvlab.results import row
@@ -103,27 +101,21 @@ def measured(loaded: LoadedModel, workload: str, items: Sequence[ForcedItem], co
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = arguments(__doc__)
     parser.add_argument("--data", type=Path, default=Path(os.environ.get("KVLAB_TOOL_DATA", ".")))
-    parser.add_argument("--model", default="smollm2-135m")
-    parser.add_argument("--json", action="store_true")
-    parser.add_argument("--sample", action="store_true")
     asked = parser.parse_args()
-    try:
-        loaded = load(asked.model)
+
+    def of_calls(loaded: LoadedModel, folder: Path) -> Measured:
         workload, requests = calls(asked.model, asked.data)
         prompts = Prompts(loaded, requests)
         items = forced_items(requests, prompts)
-        with tempfile.TemporaryDirectory(prefix="kvlab-methods-") as folder, warnings.catch_warnings():
+        with warnings.catch_warnings():
             warnings.simplefilter("ignore", PolicyWarning)  # windows that fill the budget of a short prompt
-            rows = measured(loaded, workload, items, SAMPLE if asked.sample else len(items), Path(folder))
-    except KvlabError as error:
-        print(error, file=sys.stderr)
-        sys.exit(2)
-    if asked.json:
+            rows = measured(loaded, workload, items, SAMPLE if asked.sample else len(items), folder)
         facts = provenance(loaded, seed=0, workload=workload, concurrency=1, **prompts.facts)
-        rows = [{**one, "model": loaded.name} for one in rows]
-        print(document("methods_tools", rows, facts))
+        return [{**one, "model": loaded.name} for one in rows], facts
+
+    run("methods_tools", asked, of_calls)
 
 
 if __name__ == "__main__":
