@@ -248,4 +248,30 @@ NEEDLE_BY_OWN_SCORES = Figure(
     "answer is decoded. [What the ranking says](../quality.md).",
     numbers={"asked": Number(pick("accuracy", "count", policy="full", workload=KNOWN)), **_found()},
 )
-ON_METHODS: tuple[Figure, ...] = (KL_BY_METHOD, TOOLS_BY_METHOD, TOOLS_BY_METHOD_BUNDLED, NEEDLE_BY_OWN_SCORES)
+BUNDLED_KNOWN, BUNDLED_UNKNOWN = "retrieval", "retrieval:question=none"
+NEEDLE_BY_METHOD_BUNDLED = Figure(
+    name="needle-by-method-bundled",
+    title="Every eviction method on a fact in 700 tokens, the bundled model",
+    experiments=("methods_needle_bundled",),
+    chart=lambda saved: method_ranking(
+        saved.rows, {BUNDLED_KNOWN: "question known", BUNDLED_UNKNOWN: "question unknown"}
+    ),
+    metrics=frozenset({"accuracy", "kv_bytes_live"}),
+    claims=(
+        Claim(
+            "full finds the fact where the question comes later, too",
+            pick("accuracy", policy="full", workload=BUNDLED_UNKNOWN),
+            at_least=0.95,
+        ),
+    ),
+    shows="One fact of a document of facts and filler is asked for. Rows are evicted once, at the end of the prompt "
+    "(or of the document, before the question). [What the ranking says](../quality.md).",
+    numbers={"asked": Number(pick("accuracy", "count", policy="full", workload=BUNDLED_KNOWN))},
+)
+ON_METHODS: tuple[Figure, ...] = (
+    KL_BY_METHOD,
+    TOOLS_BY_METHOD,
+    TOOLS_BY_METHOD_BUNDLED,
+    NEEDLE_BY_OWN_SCORES,
+    NEEDLE_BY_METHOD_BUNDLED,
+)
