@@ -249,6 +249,19 @@ NEEDLE_BY_OWN_SCORES = Figure(
     numbers={"asked": Number(pick("accuracy", "count", policy="full", workload=KNOWN)), **_found()},
 )
 BUNDLED_KNOWN, BUNDLED_UNKNOWN = "retrieval", "retrieval:question=none"
+BUNDLED_QUARTERS = {
+    **{
+        method: f"{method}:{QUARTER}"
+        for method in (
+            "keydiff", "local", "cur", "compactor", "lagkv", "random", "h2o", "snapkv", "criticalkv", "expected",
+            "tova", "knorm", "kvzip",
+        )
+    },
+    "adakv-keydiff": f"adakv(keydiff):{QUARTER}",
+    "local-knorm": f"local(knorm):{QUARTER}",
+    "pyramidkv": f"pyramidkv:{QUARTER},window=8",
+}  # fmt: skip
+"""Methods whose right answers the docs name, with a quarter of the rows."""
 NEEDLE_BY_METHOD_BUNDLED = Figure(
     name="needle-by-method-bundled",
     title="Every eviction method on a fact in 700 tokens, the bundled model",
@@ -263,10 +276,34 @@ NEEDLE_BY_METHOD_BUNDLED = Figure(
             pick("accuracy", policy="full", workload=BUNDLED_UNKNOWN),
             at_least=0.95,
         ),
+        Claim(
+            "snapkv finds it with a quarter of the rows where it knows the question",
+            pick("accuracy", policy=f"snapkv:{QUARTER}", workload=BUNDLED_KNOWN),
+            at_least=0.9,
+        ),
+        Claim(
+            "keydiff finds it with a quarter where nothing knows the question",
+            pick("accuracy", policy=f"keydiff:{QUARTER}", workload=BUNDLED_UNKNOWN),
+            at_least=0.9,
+        ),
+        Claim(
+            "knorm finds it less often than random does, with half of the rows",
+            pick("accuracy", policy="knorm", workload=BUNDLED_KNOWN),
+            pick("accuracy", policy="random", workload=BUNDLED_KNOWN),
+            at_most=0.5,
+            tolerance=0.5,
+        ),
     ),
     shows="One fact of a document of facts and filler is asked for. Rows are evicted once, at the end of the prompt "
     "(or of the document, before the question). [What the ranking says](../quality.md).",
-    numbers={"asked": Number(pick("accuracy", "count", policy="full", workload=BUNDLED_KNOWN))},
+    numbers={
+        "asked": Number(pick("accuracy", "count", policy="full", workload=BUNDLED_KNOWN)),
+        **{
+            f"{method}-quarter{suffix}": Number(pick("accuracy", "sum", policy=policy, workload=workload))
+            for method, policy in BUNDLED_QUARTERS.items()
+            for suffix, workload in (("", BUNDLED_KNOWN), ("-unknown", BUNDLED_UNKNOWN))
+        },
+    },
 )
 ON_METHODS: tuple[Figure, ...] = (
     KL_BY_METHOD,

@@ -21,6 +21,11 @@ def table_behind(text: str) -> list[tuple[str, ...]]:
     return LINE.findall(behind[: behind.index("\n- **")])
 
 
+BUNDLED = re.compile(
+    r"^\| `(.+?)` \| (\d+) % \| <!.*?-->\d+<!.*?--> \| (\d+) % \| (\d+) % \| <!.*?-->\d+<!.*?--> \|$", re.MULTILINE
+)
+
+
 def saved(name: str) -> list[dict[str, Any]]:
     rows: list[dict[str, Any]] = json.loads((ROOT / f"experiments/rows/{name}.json").read_text())["rows"]
     return rows
@@ -42,3 +47,15 @@ def test_the_table_of_tool_calls_says_what_the_rows_say(method: str) -> None:
     assert [int(one) for one in shown] == [
         round(100 * found[name]) for name in ("first_token", "latest", "name", "read")
     ]
+
+
+def test_the_table_of_the_bundled_model_says_what_the_rows_say() -> None:
+    known, unknown = (
+        {row["method"]: row for row in saved(name) if row["budget"] == 0.25}
+        for name in ("kept_needle_bundled", "kept_needle_bundled_unknown")
+    )
+    table = BUNDLED.findall((ROOT / "docs/quality.md").read_text())
+    assert {method for method, *_ in table} == set(known) - {"adakv(snapkv)"}
+    for method, *shown in table:
+        wanted = (unknown[method]["read_of_digits"], known[method]["read_of_digits"], known[method]["question"])
+        assert [int(one) for one in shown] == [round(100 * one) for one in wanted], method

@@ -211,9 +211,7 @@ def test_defined_workload_is_run_swept_and_followed_by_name(
 
 def test_command_line_lists_the_workloads_and_who_takes_tokens() -> None:
     described = {option.name: getattr(option, "help", "") for option in cli.commands["compare"].params}
-    assert all(
-        name in described["workload"] for name in ("agent", "chat", "needle:TASK", RETRIEVAL, "transcript:FILE")
-    )
+    assert all(name in described["workload"] for name in ("agent", "chat", "needle:TASK", RETRIEVAL, "transcript:FILE"))
     others = {name for name, cls in known_workloads().items() if not cls.__module__.startswith("kvlab.")}
     named = described["tokens"].removeprefix("Length of a prompt; for ").removesuffix(".").split(", ")
     told = [name for name in named if name not in others]  # other tests may have imported workloads of a script
@@ -228,7 +226,7 @@ def test_every_workload_file_of_the_folder_is_imported() -> None:
     "arguments",
     [{"spec": "transcript"}, {"spec": "agent:3"}, {"spec": "chat", "tokens": 5}, {"spec": "agent", "turns": 0}]
     + [{"spec": "retrieval", "tokens": 3}, {"spec": "chat", "n": 0}]
-    + [{"spec": "retrieval:none"}, {"spec": "retrieval:question=before"}],
+    + [{"spec": "retrieval:later"}, {"spec": "retrieval:question=before"}],
 )
 def test_bad_settings_are_refused_in_one_line(arguments: dict[str, Any]) -> None:
     with pytest.raises(WorkloadError) as error:
