@@ -42,11 +42,12 @@ class Pages(TeacherForced):
 
 def main() -> None:
     asked = arguments(__doc__).parse_args()
-    paths = sorted(TEXTS.glob("*.md"))[: 1 if asked.sample else None]
+    every = sorted(TEXTS.glob("*.md"))
+    paths = every[:1] if asked.sample else every
 
     def of_pages(loaded: LoadedModel, folder: Path) -> Measured:
         with opened("2GB") as shared:
-            return measured(loaded, Pages(paths), lambda i: Pages([paths[i]]), BUDGETS, folder, shared, len(paths))
+            return measured(loaded, Pages(paths), lambda i: Pages([paths[i]]), BUDGETS, folder, shared, len(every))
 
     run("methods_kl", asked, of_pages)
 
