@@ -10,10 +10,10 @@ import pytest
 
 from kvlab.replay import BlockTrace, block_trace, read_capacity, simulate
 from kvlab.store.replacement import make
-from kvlab.store.replacement.gittins import LEAD, LEAD_KEYS, LOSS
+from kvlab.store.replacement.gittins import LEAD, LEAD_KEYS, LOSS, Gittins
 from kvlab.store.return_rates import AGES, gittins_indices
 
-CAPACITIES = ("2%", "10%", "50%")
+CAPACITIES = ("2%", "5%", "10%", "50%")
 
 
 def agents(seed: int, requests: int = 500) -> BlockTrace:
@@ -68,15 +68,29 @@ def loops(seed: int) -> BlockTrace:
     return block_trace("loops", 1, [[key] for _ in range(15) for key in range(150 + seed)])
 
 
-@pytest.mark.parametrize("seed", [1, 2])
-@pytest.mark.parametrize("kind", [agents, chats, scans, loops])
-def test_gittins_is_not_behind_lru_but_for_a_few_blocks(kind: Callable[[int], BlockTrace], seed: int) -> None:
-    """Its rules would let it be farther behind; traffic of these kinds does not bring that about."""
+@pytest.mark.parametrize(
+    ("kind", "seed"),
+    [(agents, 1), (chats, 1), (scans, 1), (loops, 1), (chats, 21), (chats, 27), (agents, 26)],
+    ids=lambda one: getattr(one, "__name__", str(one)),
+)
+def test_gittins_is_not_behind_lru(kind: Callable[[int], BlockTrace], seed: int) -> None:
+    """Its rules would let it be behind by little; traffic of these kinds does not bring that about."""
     trace = kind(seed)
     for text in CAPACITIES:
         capacity = read_capacity(text, trace)
         hits, lru = (simulate(trace, name, capacity).hits for name in ("gittins", "lru"))
-        assert hits >= lru - LEAD_KEYS, f"{trace.name} at {text}: {hits} against {lru}"
+        assert hits >= lru, f"{trace.name} at {text}: {hits} against {lru}"
+
+
+@pytest.mark.parametrize(("most", "now", "follows"), [(0, 0, True), (0, -4, False), (100, 47, True), (100, 46, False)])
+def test_gittins_gives_back_no_more_than_half_of_what_it_gained(most: int, now: int, follows: bool) -> None:
+    policy = Gittins(96)
+    policy._follows, policy._hits = True, 1000
+    for ahead in (most, now):
+        policy._lru.hits = policy._hits - ahead
+        policy._choose()
+    assert policy._follows is follows
+    assert policy._caution == (1 if follows else 2)
 
 
 def walk(seed: int, step: int, requests: int = 2000) -> BlockTrace:

@@ -2,16 +2,18 @@
 
 The order is that of :mod:`kvlab.store.gittins_order`. Two virtual tiers take every request: one evicts in that order,
 one as LRU does. The policy holds what LRU's tier holds until the other tier leads: until it has hit so much more than
-LRU, in all and since its lowest lead, and so much more than chance gives. Then the policy comes to hold what that tier
-holds. When it loses a quarter of such a lead against LRU, it comes to hold what LRU's tier holds again, and asks for
+LRU, in all and since its lowest lead, as is worth the risk beside the capacity and what LRU misses, and far more than
+chance gives. Then the policy comes to hold what that tier holds. The hits that it gains on LRU may fall by a quarter of
+such a lead, below half of the most that it has gained: then it comes to hold what LRU's tier holds again, and asks for
 twice the lead next time.
 
 What chance gives is the root of the sum of squares of the leads of all requests: the standard deviation of their sum if
-neither order were better (a paired test, as McNemar's of 1947 is for single hits).
+neither order were better (a paired test, as McNemar's of 1947 is for single hits). The question is asked after every
+request, so that two or three deviations would come about by chance.
 
-So it is behind LRU only where leads that were shown have turned into losses, and then by a quarter of the last one, and
-what is lost until both hold the same keys. It is not strictly never below: no policy without a view of the future is
-that unless it is LRU, since its first other choice may be the next key.
+So it is behind LRU only where a lead that was shown turns into a loss before half of it is gained, and then by a
+quarter of it, and what is lost until both hold the same keys. It is not strictly never below: no policy without a view
+of the future is that unless it is LRU, since its first other choice may be the next key.
 """
 
 from __future__ import annotations
@@ -27,10 +29,12 @@ from kvlab.store.virtual_tier import VirtualTier
 
 LEAD, LEAD_KEYS = 1 / 16, 8
 """Share of the capacity, and keys of the mean size, that are a lead."""
-DEVIATIONS = 2
+DEVIATIONS = 4
 """Standard deviations of what chance gives that a lead has besides."""
-LOSS = 1 / 4
-"""Share of a lead that may be lost against LRU before LRU is followed again."""
+MISSES = 1 / 64
+"""Share of LRU's misses that a lead has besides: less is not worth the risk."""
+LOSS, KEPT = 1 / 4, 1 / 2
+"""LRU is followed again where this share of a lead is lost from this share of what was gained on LRU."""
 MOST_EVICTED_AHEAD = 16
 """Keys that a virtual tier evicts before the policy does, at most, until one may leave."""
 
@@ -52,8 +56,8 @@ class Gittins(Replacement):
         self._gittins = VirtualTier(capacity, GittinsOrder(capacity))
         self._follows = False
         self._surplus = EvictionOrder()
-        self._hits = self._lead = self._lowest_lead = 0
-        self._squares = 0
+        self._hits = self._lead = self._lowest_lead = self._most_ahead = 0
+        self._used = self._squares = 0
         self._caution = 1
 
     def link(self, key: Hashable, parent: Hashable, start: int) -> None:
@@ -125,6 +129,7 @@ class Gittins(Replacement):
             return
         # All at once: hits of a request in progress alone would look like a lead.
         self._hits += sum(self._sizes[key] for key in request.touched)
+        self._used += sum(self._sizes.get(key, 0) for key in chain)
         self._open.clear()
         root = self._parents.get(chain[0])
         self._lru.use(chain, self._sizes, root)
@@ -151,10 +156,14 @@ class Gittins(Replacement):
         if not self._follows:
             self._lowest_lead = min(self._lowest_lead, lead)
             by_chance = self._caution * DEVIATIONS * math.sqrt(self._squares)
-            if min(lead, lead - self._lowest_lead) >= needed and lead >= by_chance:
-                self._follows = True
+            by_misses = self._caution * MISSES * (self._used - self._lru.hits)
+            if min(lead, lead - self._lowest_lead) >= needed and lead >= max(by_chance, by_misses):
+                self._follows, self._most_ahead = True, ahead
                 self._update_surplus(list(self._by_use))
-        elif ahead < -LOSS * needed:
+            return
+        self._most_ahead = max(self._most_ahead, ahead)
+        kept = KEPT * self._most_ahead if self._most_ahead > 0 else self._most_ahead
+        if ahead < kept - LOSS * needed:
             self._follows, self._lowest_lead = False, lead
             self._caution *= 2
             self._surplus = EvictionOrder()
