@@ -41,7 +41,7 @@ class Pages(TeacherForced):
 
 
 def _is_alone(one: Row) -> bool:
-    """Say whether a row comes from one page alone; the pages of all others are led side by side, in a sample as well."""
+    """Say whether a row comes from one page alone; all others are of pages led side by side, in a sample as well."""
     return str(one["policy"]).partition(":")[0] in OF_PROMPT
 
 
