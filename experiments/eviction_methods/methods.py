@@ -129,8 +129,8 @@ def measured(
                 spec = str(Policy.parse(f"{method}:budget={budget},scores={path}"))
                 specs[spec] = (str(Policy.parse(f"{method}:budget={budget}")), budget)
         single = TeacherForcedRunner(alone(index), loaded, concurrency=1, shared=shared, folder=folder, progress=False)
-        found = single.run([Policy.parse(spec) for spec in specs])
-        rows += [_named(row, workload.name, *specs[row["policy"]]) for row in found.rows]
+        alone_results = single.run([Policy.parse(spec) for spec in specs])
+        rows += [_named(row, workload.name, *specs[row["policy"]]) for row in alone_results.rows]
         for method in OF_PROMPT:
             (folder / f"{method}-{index}.npz").unlink()
     return _kept(rows), results.provenance
