@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import polars as pl
 
@@ -52,7 +53,8 @@ def confirm(figures: Sequence[Figure], place: Place, stores: Path, *, progress: 
         if found := differences(kept.rows, fresh):
             more = f", and {len(found) - DIFFERENCES_SHOWN} more" if len(found) > DIFFERENCES_SHOWN else ""
             shown = "; ".join(found[:DIFFERENCES_SHOWN])
-            problems.append(f"{name}: the code as it is gives other rows ({shown}{more}); kvlab figures --rerun")
+            why = _other_machine(kept.provenance, fresh.provenance)
+            problems.append(f"{name}: the code as it is gives other rows ({shown}{more}){why}; kvlab figures --rerun")
             continue
         rows.sign(place.rows, name, now, {"commit": at, "time": _now(), **count})
         print(f"{name}: {confirmed_part(count)} gave the saved rows again")
@@ -72,6 +74,14 @@ def _again(path: Path, folder: Path, kept: pl.DataFrame, *, progress: bool) -> t
     fresh = store.results(few)
     shutil.rmtree(folder, ignore_errors=True)
     return fresh, {"cells": len(few), "of": len(cells)}
+
+
+def _other_machine(kept: Mapping[str, Any], fresh: Mapping[str, Any]) -> str:
+    """Say where rows were computed on another device, or by other BLAS kernels, which round otherwise; else empty."""
+    for fact in ("device", "blas"):
+        if kept.get(fact) and kept.get(fact) != fresh.get(fact):
+            return f", but the saved ones come from {kept[fact]}, and these from {fresh.get(fact)}, which may be why"
+    return ""
 
 
 def sample(cells: Sequence[Cell]) -> list[Cell]:
