@@ -11,8 +11,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from command import Measured, Row, arguments, run
-from methods import OF_PROMPT, measured
+from command import Measured, arguments, run
+from methods import measured
 
 from kvlab.decoder.shared_prompts import opened
 from kvlab.models import LoadedModel
@@ -40,22 +40,13 @@ class Pages(TeacherForced):
         ]  # fmt: skip
 
 
-def _is_alone(one: Row) -> bool:
-    """Say whether a row comes from one page alone; all others are of pages led side by side, in a sample as well."""
-    return str(one["policy"]).partition(":")[0] in OF_PROMPT
-
-
 def main() -> None:
     asked = arguments(__doc__).parse_args()
-    every = sorted(TEXTS.glob("*.md"))
-    paths = every[:1] if asked.sample else every
+    paths = sorted(TEXTS.glob("*.md"))[: 1 if asked.sample else None]
 
     def of_pages(loaded: LoadedModel, folder: Path) -> Measured:
         with opened("2GB") as shared:
-            rows, facts = measured(
-                loaded, Pages(paths), lambda i: Pages([paths[i]]), BUDGETS, folder, shared, len(every)
-            )
-        return [one if _is_alone(one) else {**one, "n": len(every)} for one in rows], facts
+            return measured(loaded, Pages(paths), lambda i: Pages([paths[i]]), BUDGETS, folder, shared, len(paths))
 
     run("methods_kl", asked, of_pages)
 
