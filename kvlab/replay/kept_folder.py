@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from kvlab.replay.ordered_ram import OrderedRam
@@ -60,10 +61,11 @@ class KeptFolder:
         return set()
 
     def read(self, key: bytes) -> Block:
+        """Return a block as its file would: how often it was used is not in it."""
         entry = self._held.get(key)
         if entry is None:
             raise TierMiss("it has left")
-        return entry.block
+        return replace(entry.block, uses=1)
 
     def read_to(self, key: bytes, buffer: ReadBuffer) -> Block | None:
         return self.read(key)

@@ -75,6 +75,7 @@ class ReplayTiers:
                 self.ram.touch(key)
         self.ssd.touch(keys[::-1])
         self._pinned = frozenset()
+        self._settle()
 
     def end(self, chain: Sequence[int], computed: Sequence[int] = ()) -> None:
         """Store what no tier has of a chain, parents first, and write what is due.
@@ -87,8 +88,7 @@ class ReplayTiers:
         new = [one for one, key in zip(chain, self._keys(chain), strict=True) if key not in self.ram]
         names, block = self._blocks.keys, self._blocks.block
         self._inserter.add([block(one) for one in new if names[one] not in self.ssd])
-        if self._writer is not None:
-            self._writer.settle()
+        self._settle()
 
     @property
     def evictions(self) -> int:
@@ -99,6 +99,11 @@ class ReplayTiers:
     def written(self) -> int:
         """The size of the blocks that were written to SSD."""
         return self.ssd.written
+
+    def _settle(self) -> None:
+        """Write what is due: after a reading, too, which may be the use that admits a block to SSD."""
+        if self._writer is not None:
+            self._writer.settle()
 
     def _keys(self, chain: Sequence[int]) -> list[bytes]:
         names = self._blocks.keys

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from kvlab.replay import block_trace
@@ -73,6 +73,7 @@ def served(store: Store, space: Namespace, contents: list[int]) -> list[str]:
     tokens = np.repeat(np.array(contents, np.int32), BLOCK)
     match = store.match(space, tokens)
     store.read_into(match, PayloadList())
+    settled(store)  # a decoder computes the rest meanwhile
     start = store.stored(space, tokens)
     payloads = [{"kv": np.zeros((1, BLOCK, 1), np.uint8)} for _ in range(len(contents) - start // BLOCK)]
     store.put(space, tokens, start, payloads)
@@ -87,6 +88,13 @@ def served(store: Store, space: Namespace, contents: list[int]) -> list[str]:
     ssd=st.integers(1, 12),
     replace=st.sampled_from(["lru", "s3fifo", "sieve", "gdsf", "lfu", "shortest", "superseded"]),
     admit=st.integers(1, 2),
+)
+@example(  # a block that comes back from SSD has the uses of its new stay only
+    chains=[[2], [1, 2], [1], [0], [0], [0, 0, 0], [1, 1], [1], [2], [1]], ram=2, ssd=2, replace="lfu", admit=2
+)
+@example(chains=[[2], [2], [1], [1], [2, 2], [1], [2], [1, 0], [0], [1, 2, 0]], ram=2, ssd=2, replace="gdsf", admit=2)
+@example(  # a reading admits a block to SSD before the request's own blocks are stored
+    chains=[[1], [0, 0], [1, 2], [0, 2], [2, 0], [1, 2]], ram=3, ssd=1, replace="lru", admit=2
 )
 def test_every_block_is_found_in_the_tier_where_the_live_store_finds_it(
     chains: list[list[int]], ram: int, ssd: int, replace: str, admit: int
